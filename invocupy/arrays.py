@@ -1,0 +1,161 @@
+"""Which library an array belongs to, which arrays are accepted, and moving them.
+
+The type of the arguments decides where work runs: NumPy arrays stay on the CPU, CuPy arrays on
+their GPU. CuPy is looked up in ``sys.modules`` only, so that nobody who passes NumPy arrays
+imports it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def is_cupy(array: Any) -> bool:
+    """Whether ``array`` is a CuPy array, without importing CuPy."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def namespace(array: Any) -> Any:
+    """The module (``numpy`` or ``cupy``) whose functions work on ``array``."""
+    return sys.modules["cupy"] if is_cupy(array) else np
+
+
+def on_device(array: Any) -> AbstractContextManager[Any]:
+    """A context in which new arrays are made on the device of ``array``."""
+    return array.device if is_cupy(array) else nullcontext()  # type: ignore[no-any-return]
+
+
+def check(**arrays: Any) -> None:
+    """Refuse what is not an array, not floating, or not on one device with the others.
+
+    Parameters
+    ----------
+    **arrays
+        The arguments by the names under which the caller knows them.
+
+    Raises
+    ------
+    TypeError
+        For lists and other non-arrays, masked arrays, other dtypes than float16, bfloat16
+        (CuPy only), float32 and float64, and a mix of libraries.
+    ValueError
+        For CuPy arrays on different devices.
+    """
+    first_name, first = next(iter(arrays.items()))
+    for name, array in arrays.items():
+        if not (isinstance(array, np.ndarray) or is_cupy(array)):
+            raise TypeError(
+                f"{name} must be a NumPy or CuPy array, got {type(array).__name__}: "
+                "convert it with numpy.asarray or cupy.asarray"
+            )
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, and the mask would be ignored: "
+                "fill it first, for example with .filled(0)"
+            )
+        if array.dtype.name not in FLOATS:
+            raise TypeError(
+                f"{name} has dtype {array.dtype}, but only floating dtypes work "
+                f"({', '.join(FLOATS)}): convert it with .astype('float32')"
+            )
+        if array.dtype.name == "bfloat16" and not is_cupy(array):
+            raise TypeError(
+                f"{name} is a bfloat16 NumPy array, but bfloat16 works on the GPU only: "
+                "convert it with .astype('float32')"
+            )
+        if is_cupy(array) != is_cupy(first):
+            raise TypeError(
+                f"{first_name} is a {_library(first)} array and {name} a {_library(array)} array: "
+                "move one of them with invocupy.to_device"
+            )
+        if is_cupy(array) and array.device != first.device:
+            raise ValueError(
+                f"{first_name} is on {first.device} and {name} on {array.device}: "
+                "move one of them to the other's device"
+            )
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> None:
+    """Refuse an ``out`` that is not exactly a writeable array for the result, apart from the inputs."""
+    x = next(iter(inputs.values()))
+    if not isinstance(out, type(x)) and not (is_cupy(out) and is_cupy(x)):
+        if not isinstance(out, np.ndarray) or is_cupy(x):
+            raise TypeError(f"out must be a {_library(x)} array like x, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out is a masked array: give a plain array")
+    if is_cupy(out) and out.device != x.device:
+        raise ValueError(f"out is on {out.device}, but x is on {x.device}")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}"
+        )
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only: give a writeable array")
+    for name, array in inputs.items():
+        if namespace(x).shares_memory(out, array):
+            raise ValueError(f"out overlaps {name}: give an array with memory of its own")
+
+
+def contiguous(array: Any, dtype: Any) -> Any:
+    """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one."""
+    if is_cupy(array):
+        return namespace(array).ascontiguousarray(array, dtype)
+    return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)
+
+
+def to_device(array: Any, device: str) -> Any:
+    """Move an array to ``"cpu"``, ``"cuda"`` or ``"cuda:i"``; the array itself if it is there.
+
+    Raises
+    ------
+    ValueError
+        For another device name.
+    RuntimeError
+        If CuPy or a GPU is missing.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cpu" and not number:
+        return array.get() if is_cupy(array) else np.asarray(array)
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:i', got {device!r}")
+    cupy = require_cupy()
+    if is_cupy(array) and (not number or array.device.id == int(number)):
+        return array
+    with cupy.cuda.Device(int(number)) if number else nullcontext():
+        return cupy.asarray(array)
+
+
+def require_cupy() -> Any:
+    """Import CuPy, or say in one sentence what is missing.
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is not installed or finds no GPU.
+    """
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(
+            "CUDA needs CuPy, which is not installed: pip install 'invocupy[cuda13x]' "
+            "(or cuda12x, as your driver has it), or use device='cpu'"
+        ) from error
+    if not cupy.cuda.is_available():
+        raise RuntimeError("CUDA needs a GPU and its driver, and CuPy finds none: use device='cpu'")
+    return cupy
+
+
+def device_of(array: Any) -> str:
+    """``"cpu"`` or ``"cuda:i"``."""
+    return f"cuda:{array.device.id}" if is_cupy(array) else "cpu"
+
+
+def _library(array: Any) -> str:
+    return "CuPy" if is_cupy(array) else "NumPy"

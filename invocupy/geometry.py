@@ -1,0 +1,189 @@
+"""Sizes of one involution: the only place where they are computed and where shape errors are raised.
+
+The same rules serve convolution and pooling through :func:`pair`, :func:`padding_pair` and
+:func:`output_size`.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import astuple, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+IntOrPair: TypeAlias = int | tuple[int, int]
+Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """Read an option given as one integer or as a (vertical, horizontal) pair of them."""
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            raise TypeError
+        numbers = tuple(operator.index(item) for item in items)
+    except TypeError:
+        numbers = ()
+    if len(numbers) != 2 or min(numbers) < minimum:
+        raise ValueError(
+            f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}"
+        )
+    return numbers[0], numbers[1]
+
+
+def padding_pair(
+    value: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """Read a padding option: an integer, a pair, ``"same"`` or ``"valid"``."""
+    if not isinstance(value, str):
+        return pair("padding", value, 0)
+    if value == "valid":
+        return 0, 0
+    if value != "same":
+        raise ValueError(f"padding must be 'same', 'valid', an integer or a pair, got {value!r}")
+    if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
+        raise ValueError(
+            f"padding='same' needs an odd kernel size, got {kernel_size[0]}x{kernel_size[1]}: "
+            "an even kernel has no centre, so give the padding as an integer or a pair"
+        )
+    return dilation[0] * (kernel_size[0] - 1) // 2, dilation[1] * (kernel_size[1] - 1) // 2
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; negative if nothing fits."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """All sizes of one involution, checked.
+
+    Build it with :meth:`of`, which raises ``ValueError`` for shapes and options that do not fit
+    together. Every field is a plain ``int``; the order of the fields is the order of
+    :meth:`record`, the struct that the CUDA source receives by value.
+
+    Examples
+    --------
+    >>> g = Geometry.of((2, 32, 7, 7), (2, 2, 3, 3, 4, 4), stride=2)
+    >>> g.out_shape, g.kernel_shape, g.channels_per_group
+    ((2, 32, 4, 4), (2, 2, 3, 3, 4, 4), 16)
+    """
+
+    batch: int
+    channels: int
+    groups: int
+    height: int
+    width: int
+    kernel_h: int
+    kernel_w: int
+    out_h: int
+    out_w: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+
+    @classmethod
+    def of(
+        cls,
+        x_shape: tuple[int, ...],
+        kernel_shape: tuple[int, ...],
+        stride: IntOrPair = 1,
+        padding: Padding = "same",
+        dilation: IntOrPair = 1,
+    ) -> Geometry:
+        """Check the shapes of ``x`` (N, C, H, W) and ``kernel`` (N, G, Kh, Kw, Ho, Wo).
+
+        Raises
+        ------
+        ValueError
+            Naming the argument, the rule, the values and the way out.
+        """
+        x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
+        if len(x_shape) != 4:
+            raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x_shape}")
+        if len(kernel_shape) != 6:
+            raise ValueError(
+                f"kernel must have 6 dimensions (N, G, Kh, Kw, Ho, Wo), got shape {kernel_shape}: "
+                "reshape a flat (N, G*Kh*Kw, Ho, Wo) array first"
+            )
+        batch, channels, height, width = x_shape
+        kernel_batch, groups, kernel_h, kernel_w, kernel_out_h, kernel_out_w = kernel_shape
+        if kernel_batch != batch:
+            raise ValueError(
+                f"kernel must have the batch size of x: kernel {kernel_shape} has {kernel_batch}, "
+                f"x {x_shape} has {batch}"
+            )
+        if groups < 1 or channels % groups:
+            raise ValueError(
+                f"kernel must have a number of groups that divides the channels of x: "
+                f"kernel {kernel_shape} has G={groups}, x {x_shape} has C={channels}"
+            )
+        if kernel_h < 1 or kernel_w < 1:
+            raise ValueError(
+                f"kernel must have at least one tap, got Kh={kernel_h}, Kw={kernel_w} "
+                f"in shape {kernel_shape}"
+            )
+        stride_h, stride_w = pair("stride", stride, 1)
+        dilation_h, dilation_w = pair("dilation", dilation, 1)
+        pad_h, pad_w = padding_pair(padding, (kernel_h, kernel_w), (dilation_h, dilation_w))
+        out_h = output_size(height, kernel_h, stride_h, pad_h, dilation_h)
+        out_w = output_size(width, kernel_w, stride_w, pad_w, dilation_w)
+        options = (
+            f"kernel size {kernel_h}x{kernel_w}, stride ({stride_h}, {stride_w}), "
+            f"padding ({pad_h}, {pad_w}), dilation ({dilation_h}, {dilation_w})"
+        )
+        if out_h < 0 or out_w < 0:
+            raise ValueError(
+                f"x of {height}x{width} is too small for {options}: "
+                "give more padding or a smaller kernel"
+            )
+        if (kernel_out_h, kernel_out_w) != (out_h, out_w):
+            raise ValueError(
+                f"kernel has {kernel_out_h}x{kernel_out_w} positions, but x of {height}x{width} "
+                f"with {options} gives {out_h}x{out_w}: make one kernel for each output position "
+                "(a stride needs ceil-mode pooling before the kernel generator)"
+            )
+        return cls(
+            batch, channels, groups, height, width, kernel_h, kernel_w, out_h, out_w,
+            stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+        )  # fmt: skip
+
+    @property
+    def channels_per_group(self) -> int:
+        """C / G: how many channels share one kernel."""
+        return self.channels // self.groups
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, H, W)."""
+        return self.batch, self.channels, self.height, self.width
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int, int, int]:
+        """(N, G, Kh, Kw, Ho, Wo)."""
+        return self.batch, self.groups, self.kernel_h, self.kernel_w, self.out_h, self.out_w
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """(N, C, Ho, Wo)."""
+        return self.batch, self.channels, self.out_h, self.out_w
+
+    def record(self) -> np.void:
+        """The fields as one structured scalar of 15 ``int32``, passed by value to the CUDA source.
+
+        Raises
+        ------
+        ValueError
+            If a single size does not fit 32 bits (offsets into arrays are 64-bit everywhere).
+        """
+        values = astuple(self)
+        if max(values) > np.iinfo(np.int32).max:
+            raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
+        return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
+
+
+RECORD = np.dtype([(field.name, np.int32) for field in fields(Geometry)])
