@@ -1,0 +1,36 @@
+"""Image sets as arrays, and batches of them that resume exactly.
+
+``cifar`` reads CIFAR-10 where it lies, ``shapes`` draws a set that needs no file and no network,
+``batches`` cuts either into normalised, augmented batches. Images are uint8 (N, 3, 32, 32) and
+labels int64 (N,) everywhere.
+"""
+
+from __future__ import annotations
+
+from invocupy.data.batches import Batches, cutout, random_crop, random_flip
+from invocupy.data.cifar import (
+    CIFAR10_CLASSES,
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    DataError,
+    DownloadError,
+    cifar10,
+)
+from invocupy.data.shapes import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
+
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "SHAPES10_CLASSES",
+    "SHAPES10_MEAN",
+    "SHAPES10_STD",
+    "Batches",
+    "DataError",
+    "DownloadError",
+    "cifar10",
+    "cutout",
+    "random_crop",
+    "random_flip",
+    "shapes10",
+]

@@ -1,0 +1,282 @@
+"""Batches that depend on (seed, epoch, sample number) alone, and augmentation.
+
+One table of random numbers is drawn an epoch, a row a sample. Its first column orders the
+samples, the others drive the augmentation. So a batch is the same whether the epoch is run
+through or resumed at its step, on one device or cut over many.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from invocupy.arrays import namespace, on_device
+
+Augment = Callable[[Any, Any], Any]
+
+_COLUMNS = 8  # random numbers a sample and epoch for augmentation
+
+
+class Batches:
+    """A data set cut into normalised batches, in an order drawn from a seed.
+
+    Parameters
+    ----------
+    images : uint8 array (N, C, H, W)
+        NumPy, or CuPy for a set that stays on the GPU; never written.
+    labels : integer array (N,)
+        Of the same library and device.
+    batch_size
+        Images a batch; the last one of an epoch may have fewer.
+    seed
+        From 0; with the epoch it decides order and augmentation.
+    shuffle
+        Draw a new order each epoch. Otherwise the order is that of ``images``.
+    augment
+        Functions ``f(images, random) -> images`` applied in turn to a batch: uint8 (B, C, H, W)
+        and float64 (B, 8), uniform in [0, 1), with the samples' rows of the epoch's table. Columns
+        0, 1 belong to ``random_crop``, 2 to ``random_flip``, 3, 4 to ``cutout``; 5 to 7 are free.
+        Bind options with ``functools.partial``.
+    mean, std
+        One number a channel, for pixels in units of 0..1.
+    drop_last
+        Leave out a last batch that is not full.
+
+    Raises
+    ------
+    TypeError
+        If images or labels have the wrong dtype or belong to different libraries.
+    ValueError
+        If shapes, sizes or the numbers of channels do not fit.
+
+    Examples
+    --------
+    >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
+    >>> images, labels = shapes10(100, seed=0)
+    >>> batches = Batches(images, labels, 40, mean=SHAPES10_MEAN, std=SHAPES10_STD)
+    >>> len(batches), [x.shape for x, _ in batches.epoch(0, start=1)]
+    (3, [(40, 3, 32, 32), (20, 3, 32, 32)])
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        augment: Sequence[Augment] = (),
+        mean: Sequence[float],
+        std: Sequence[float],
+        drop_last: bool = False,
+    ) -> None:
+        xp = namespace(images)
+        if not (isinstance(images, xp.ndarray) and isinstance(labels, xp.ndarray)):
+            raise TypeError(
+                "images and labels must be arrays of one library, NumPy or CuPy, got "
+                f"{type(images).__name__} and {type(labels).__name__}"
+            )
+        if images.dtype != np.uint8 or labels.dtype.kind not in "iu":
+            raise TypeError(
+                f"images must be uint8 and labels integers, got {images.dtype} and {labels.dtype}"
+            )
+        if images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "images must have shape (N, C, H, W) and labels (N,), "
+                f"got {images.shape} and {labels.shape}"
+            )
+        channels = images.shape[1]
+        if len(mean) != channels or len(std) != channels or min(std, default=1) <= 0:
+            raise ValueError(
+                f"mean and std must have {channels} numbers, one a channel, and std positive "
+                f"ones, got {tuple(mean)} and {tuple(std)}"
+            )
+        self.images, self.labels = images, labels
+        self.batch_size, self.seed = operator.index(batch_size), operator.index(seed)
+        if self.batch_size < 1 or self.seed < 0:
+            raise ValueError(
+                "batch_size must be at least 1 and seed at least 0, "
+                f"got {self.batch_size} and {self.seed}"
+            )
+        if drop_last and len(images) < self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} with drop_last leaves nothing of {len(images)} "
+                "images: give a smaller one"
+            )
+        self.shuffle, self.augment, self.drop_last = shuffle, tuple(augment), drop_last
+        # x = (pixel / 255 - mean) / std = pixel * scale + shift
+        spread = np.asarray(std, np.float64).reshape(channels, 1, 1)
+        scale = (1 / (255 * spread)).astype(np.float32)
+        shift = (-np.asarray(mean, np.float64).reshape(channels, 1, 1) / spread).astype(np.float32)
+        with on_device(images):
+            self._scale, self._shift = xp.asarray(scale), xp.asarray(shift)
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
+        """The batches of one epoch from step ``start`` on.
+
+        Parameters
+        ----------
+        epoch
+            From 0.
+        start
+            The first step wanted, 0 to ``len(self)``: what was left of an interrupted epoch.
+
+        Yields
+        ------
+        x : float32 array (B, C, H, W)
+            Normalised, C-contiguous, new memory, of the library and device of the images.
+        labels : array (B,)
+            Of the dtype of the labels given.
+
+        Raises
+        ------
+        ValueError
+            If ``epoch`` or ``start`` is out of range.
+        """
+        epoch, start = operator.index(epoch), operator.index(start)
+        if epoch < 0 or not 0 <= start <= len(self):
+            raise ValueError(
+                f"epoch must be at least 0 and start from 0 to {len(self)}, "
+                f"got {epoch} and {start}"
+            )
+        return self._steps(epoch, start)
+
+    def _steps(self, epoch: int, start: int) -> Iterator[tuple[Any, Any]]:
+        xp = namespace(self.images)
+        order, table = self._draw(epoch)
+        for step in range(start, len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            with on_device(self.images):
+                # (B, 1 + 8): numbers and random rows in one transfer; float64 holds both exactly
+                sheet = xp.asarray(np.column_stack([index, table[index]]))
+                rows = sheet[:, 0].astype(np.int64)
+                batch = self.images[rows]
+                for function in self.augment:
+                    batch = function(batch, sheet[:, 1:])
+                x = batch.astype(np.float32, order="C")
+                x *= self._scale
+                x += self._shift
+                labels = self.labels[rows]
+            yield x, labels
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order (N,) and random numbers (N, 8) of an epoch.
+
+        Philox words and a stable sort of them, not ``Generator.permutation``: NumPy promises the
+        former for all its versions, so that a run resumes under another one, too.
+        """
+        n = len(self.images)
+        bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
+        words = bits.random_raw(n * (1 + _COLUMNS)).reshape(n, 1 + _COLUMNS)
+        order = np.argsort(words[:, 0], kind="stable") if self.shuffle else np.arange(n)
+        return order, (words[:, 1:] >> np.uint64(11)) * 2.0**-53
+
+
+def random_crop(images: Any, random: Any, *, pad: int = 4) -> Any:
+    """Move each image by up to ``pad`` pixels each way; black comes in at the edges.
+
+    The crop of He et al., arXiv 1512.03385, section 4.2: pad on all sides, cut the old size out.
+
+    Parameters
+    ----------
+    images : uint8 array (B, C, H, W)
+    random : float array (B, 8)
+        Columns 0 and 1: row and column offset, ``floor(random * (2 * pad + 1))``.
+    pad
+        Pixels added on each side.
+
+    Returns
+    -------
+    uint8 array (B, C, H, W)
+
+    Examples
+    --------
+    >>> image = np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)
+    >>> random_crop(image, np.array([[0.9, 0.5]]), pad=1)[0, 0]
+    array([[3, 4, 5],
+           [6, 7, 8],
+           [0, 0, 0]], dtype=uint8)
+    """
+    xp = namespace(images)
+    n, channels, height, width = images.shape
+    padded = xp.zeros((n, channels, height + 2 * pad, width + 2 * pad), images.dtype)
+    padded[:, :, pad : pad + height, pad : pad + width] = images
+    offset = (random[:, :2] * (2 * pad + 1)).astype(np.int64)
+    rows = offset[:, 0, None] + xp.arange(height)  # (B, H)
+    columns = offset[:, 1, None] + xp.arange(width)  # (B, W)
+    return padded[
+        xp.arange(n)[:, None, None, None],
+        xp.arange(channels)[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+def random_flip(images: Any, random: Any) -> Any:
+    """Mirror each image left to right with probability one half.
+
+    Parameters
+    ----------
+    images : uint8 array (B, C, H, W)
+    random : float array (B, 8)
+        Column 2: mirrored below 0.5.
+
+    Returns
+    -------
+    uint8 array (B, C, H, W)
+
+    Examples
+    --------
+    >>> image = np.array([[[[1, 2, 3]]]], np.uint8)
+    >>> random_flip(image, np.array([[0.0, 0.0, 0.2]])).tolist()
+    [[[[3, 2, 1]]]]
+    """
+    xp = namespace(images)
+    return xp.where((random[:, 2] < 0.5)[:, None, None, None], images[..., ::-1], images)
+
+
+def cutout(images: Any, random: Any, *, size: int = 8, fill: int = 127) -> Any:
+    """Cover a square of each image, as DeVries and Taylor, arXiv 1708.04552.
+
+    The square's centre is uniform over the image, so that part of it may fall outside.
+
+    Parameters
+    ----------
+    images : uint8 array (B, C, H, W)
+    random : float array (B, 8)
+        Columns 3 and 4: the centre, ``floor(random * (H, W))``.
+    size
+        Side of the square in pixels.
+    fill
+        Pixel value put there; the default is about the mean of usual images, which is what the
+        paper's zero after normalisation is.
+
+    Returns
+    -------
+    uint8 array (B, C, H, W)
+
+    Examples
+    --------
+    >>> image = np.zeros((1, 1, 3, 4), np.uint8)
+    >>> cutout(image, np.array([[0, 0, 0, 0.5, 0.99]]), size=2, fill=9)[0, 0]
+    array([[0, 0, 9, 9],
+           [0, 0, 9, 9],
+           [0, 0, 0, 0]], dtype=uint8)
+    """
+    xp = namespace(images)
+    height, width = images.shape[2:]
+    top = (random[:, 3] * height).astype(np.int64)[:, None] - size // 2  # (B, 1)
+    left = (random[:, 4] * width).astype(np.int64)[:, None] - size // 2
+    i, j = xp.arange(height), xp.arange(width)
+    in_rows, in_columns = (i >= top) & (i < top + size), (j >= left) & (j < left + size)
+    covered = in_rows[:, None, :, None] & in_columns[:, None, None, :]  # (B, 1, H, W)
+    return xp.where(covered, xp.full_like(images, fill), images)

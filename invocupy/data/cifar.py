@@ -1,0 +1,265 @@
+"""CIFAR-10 from its official binary files or their archive, which is read and never extracted.
+
+The set: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Its binary
+version has six files of 10,000 records; a record is one label byte, then 1,024 red, 1,024 green
+and 1,024 blue bytes. (The other version is made of pickles, which this package never opens.)
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+# of the 50,000 training images, a channel, in units of 0..1
+CIFAR10_MEAN = (0.49140, 0.48216, 0.44653)
+CIFAR10_STD = (0.24703, 0.24349, 0.26159)
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+ARCHIVE = "cifar-10-binary.tar.gz"
+ARCHIVE_SIZE = 170_052_171
+ARCHIVE_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+FOLDER = "cifar-10-batches-bin"
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST_FILES = ("test_batch.bin",)
+
+_RECORDS = 10_000
+_RECORD_SIZE = 1 + 3 * 32 * 32
+_FILE_SIZE = _RECORDS * _RECORD_SIZE
+# Six files, a page of text and tar's own blocks; what unpacks to more is not this archive.
+_UNPACKED_LIMIT = 6 * _FILE_SIZE + 2**20
+_MEMBER_LIMIT = 100
+_RETRIES = 2
+
+_WAY_OUT = f"get {ARCHIVE} anew from {URL}, or use --dataset shapes10, which needs no file"
+
+
+class DataError(ValueError):
+    """A data file that is not what its format says. One line: the file, the rule, the values."""
+
+
+class DownloadError(OSError):
+    """A download that could not be done. One line: address, reason, and what to do instead."""
+
+
+def cifar10(
+    root: str | os.PathLike[str] | None = None, train: bool = True
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read CIFAR-10, downloading it if no place is given and none has it.
+
+    Parameters
+    ----------
+    root
+        A folder with the binary files, with a folder ``cifar-10-batches-bin`` of them, or with
+        ``cifar-10-binary.tar.gz``; or the path of that archive. None looks in the folder named
+        by the environment variable ``INVOCUPY_DATA``, or else in the user's cache folder, and
+        downloads the archive (170 MB, checked by its SHA-256) into it if it is not there.
+    train
+        The 50,000 training images, or the 10,000 test images.
+
+    Returns
+    -------
+    images : uint8 array (N, 3, 32, 32)
+        Red, green and blue planes, in the official order.
+    labels : int64 array (N,)
+        Indices into ``CIFAR10_CLASSES``.
+
+    Raises
+    ------
+    DataError
+        If files are missing, too short, too long, hold a label above 9, or if the archive is
+        damaged, hostile, or not the one that was to be downloaded.
+    DownloadError
+        If the archive cannot be downloaded or stored.
+
+    Notes
+    -----
+    From an archive the members are read in passing, by exact name and size; nothing is written.
+    The stream is read to its end, so that its checksum is compared.
+
+    Examples
+    --------
+    >>> cifar10("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    invocupy.data.cifar.DataError: root no/such/folder has no CIFAR-10: ...
+    """
+    names = TRAIN_FILES if train else TEST_FILES
+    source = _default_source(names) if root is None else _find(Path(root), names)
+    if source is None:
+        raise DataError(
+            f"root {root} has no CIFAR-10: it must be a folder with {', '.join(names)} (or with "
+            f"{FOLDER} or {ARCHIVE}), or the path of {ARCHIVE}; {_WAY_OUT}"
+        )
+    images = np.empty((len(names), _RECORDS, 3, 32, 32), np.uint8)
+    labels = np.empty((len(names), _RECORDS), np.int64)
+    for name, content in (_from_archive if source.is_file() else _from_folder)(source, names):
+        part = names.index(name)
+        _check_size(f"{source}: {name}", len(content))
+        # (10000, 3073)
+        records = np.frombuffer(content, np.uint8).reshape(_RECORDS, _RECORD_SIZE)
+        labels[part] = records[:, 0]
+        images[part] = records[:, 1:].reshape(_RECORDS, 3, 32, 32)
+        if labels[part].max() > 9:
+            first = int(np.argmax(labels[part] > 9))
+            raise DataError(
+                f"{source}: {name} has label {labels[part, first]} in record {first}, but labels "
+                f"go from 0 to 9: the file is damaged; {_WAY_OUT}"
+            )
+    return images.reshape(-1, 3, 32, 32), labels.reshape(-1)
+
+
+def _find(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The archive, or the folder with all the files, that ``root`` means; None if neither."""
+    if root.is_file():
+        return root
+    for folder in (root, root / FOLDER):
+        if all((folder / name).is_file() for name in names):
+            return folder
+    return root / ARCHIVE if (root / ARCHIVE).is_file() else None
+
+
+def _default_source(names: tuple[str, ...]) -> Path:
+    own = os.environ.get("INVOCUPY_DATA")
+    if own:
+        # The user's folder: what lies there is read as it is and never replaced.
+        return _find(Path(own), names) or _download(Path(own))
+    import pooch
+
+    cache = Path(pooch.os_cache("invocupy"))
+    found = _find(cache, names)
+    # Our folder: pooch compares the archive's digest and fetches a damaged one anew.
+    return found if found is not None and found.is_dir() else _download(cache)
+
+
+def _from_folder(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    for name in names:
+        with (folder / name).open("rb") as file:
+            _check_size(f"{folder}: {name}", os.fstat(file.fileno()).st_size)
+            yield name, file.read(_FILE_SIZE)
+
+
+def _check_size(where: str, size: int) -> None:
+    if size != _FILE_SIZE:
+        raise DataError(
+            f"{where} must have {_FILE_SIZE} bytes ({_RECORDS} records of {_RECORD_SIZE}), "
+            f"got {size}: the file is damaged or another one; {_WAY_OUT}"
+        )
+
+
+class _Capped:
+    """Reads from a decompressing file, up to a limit: a bomb ends here, not in memory."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(min(size, self.left + 1))
+        self.left -= len(block)
+        if self.left < 0:
+            raise DataError(
+                f"{self.path} unpacks to more than {_UNPACKED_LIMIT} bytes, which {ARCHIVE} "
+                f"does not: {_WAY_OUT}"
+            )
+        return block
+
+
+def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    missing = list(names)
+    try:
+        with gzip.open(path) as plain:
+            capped = _Capped(plain, path)  # type: ignore[arg-type]
+            # "r|": a stream, read once from front to back
+            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**20) as archive:  # type: ignore[arg-type]
+                for count, member in enumerate(archive):
+                    _check_member(path, member, count)
+                    name = member.name.removeprefix(f"{FOLDER}/")
+                    if name == member.name or name not in names:
+                        continue
+                    if name not in missing:
+                        raise DataError(f"{path} has {name} twice: {_WAY_OUT}")
+                    missing.remove(name)
+                    _check_size(f"{path}: {name}", member.size)
+                    content = archive.extractfile(member)
+                    assert content is not None  # noqa: S101  (a regular file, as checked)
+                    yield name, content.read()
+            while capped.read(2**20):
+                pass
+    except DataError:
+        raise
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
+        raise DataError(f"{path} is not a whole tar.gz archive ({error}): {_WAY_OUT}") from error
+    if missing:
+        raise DataError(
+            f"{path} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}: give the binary "
+            f"version of CIFAR-10, {ARCHIVE}; {_WAY_OUT}"
+        )
+
+
+def _check_member(path: Path, member: tarfile.TarInfo, count: int) -> None:
+    """Refuse what the official archive cannot have, although nothing is ever extracted."""
+    parts = member.name.split("/")
+    if not (member.isdir() or (member.isreg() and not member.issparse())):
+        fault = f"member {member.name!r} is neither a plain file nor a folder"
+    elif parts[0] == "" or ".." in parts:
+        fault = f"member {member.name!r} points outside the archive"
+    elif count >= _MEMBER_LIMIT:
+        fault = f"it has more than {_MEMBER_LIMIT} members"
+    else:
+        return
+    raise DataError(f"{path} is not {ARCHIVE}, {fault}: {_WAY_OUT}")
+
+
+def _download(cache: Path) -> Path:
+    """Fetch the archive into ``cache`` unless it lies there whole; its path."""
+    import pooch
+    from tqdm import tqdm
+
+    def download(url: str, file: str, keeper: Any) -> None:
+        # disable=None: no bar where standard error is not a terminal
+        with tqdm(
+            total=ARCHIVE_SIZE, unit="B", unit_scale=True, file=sys.stderr, disable=None
+        ) as bar:
+            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16)(url, file, keeper)
+
+    by_hand = (
+        f"put {ARCHIVE} ({ARCHIVE_SIZE} bytes, SHA-256 {ARCHIVE_SHA256}) by hand at "
+        f"{cache / ARCHIVE}, or use --dataset shapes10, which needs no network"
+    )
+    keeper = pooch.create(
+        path=cache,
+        base_url="",
+        registry={ARCHIVE: f"sha256:{ARCHIVE_SHA256}"},
+        urls={ARCHIVE: URL},
+        retry_if_failed=_RETRIES,
+    )
+    try:
+        return Path(keeper.fetch(ARCHIVE, downloader=download))
+    except OSError as error:  # also what requests raises
+        raise DownloadError(f"could not download {URL} ({_line(error)}): {by_hand}") from error
+    except ValueError as error:
+        raise DataError(f"{URL} gave another file ({_line(error)}): {by_hand}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
