@@ -145,8 +145,7 @@ class Batches:
         epoch, start = operator.index(epoch), operator.index(start)
         if epoch < 0 or not 0 <= start <= len(self):
             raise ValueError(
-                f"epoch must be at least 0 and start from 0 to {len(self)}, "
-                f"got {epoch} and {start}"
+                f"epoch must be at least 0 and start from 0 to {len(self)}, got {epoch} and {start}"
             )
         return self._steps(epoch, start)
 

@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,7 +170,7 @@ def _check_size(where: str, size: int) -> None:
 class _Capped:
     """Reads from a decompressing file, up to a limit: a bomb ends here, not in memory."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
         self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
 
     def read(self, size: int) -> bytes:
@@ -188,9 +188,8 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
     missing = list(names)
     try:
         with gzip.open(path) as plain:
-            capped = _Capped(plain, path)  # type: ignore[arg-type]
-            # "r|": a stream, read once from front to back
-            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**20) as archive:  # type: ignore[arg-type]
+            capped: Any = _Capped(plain, path)  # all of a file that a stream ("r|") needs
+            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**20) as archive:
                 for count, member in enumerate(archive):
                     _check_member(path, member, count)
                     name = member.name.removeprefix(f"{FOLDER}/")
@@ -208,7 +207,9 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
     except DataError:
         raise
     except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
-        raise DataError(f"{path} is not a whole tar.gz archive ({error}): {_WAY_OUT}") from error
+        raise DataError(
+            f"{path} is not a whole tar.gz archive ({_line(error)}): {_WAY_OUT}"
+        ) from error
     if missing:
         raise DataError(
             f"{path} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}: give the binary "

@@ -30,7 +30,7 @@ SHAPES10_CLASSES = (
     "ell",
 )
 SHAPES10_MEAN = (0.5, 0.5, 0.5)
-SHAPES10_STD = (0.29, 0.29, 0.29)
+SHAPES10_STD = (0.294, 0.294, 0.294)
 
 _SIDE = 32
 _CHUNK = 500  # images drawn at once: the arrays of a chunk stay in cache; a multiple of ten
@@ -40,9 +40,7 @@ _NOISE = 3 * _SIDE * _SIDE // 8  # and for one noise byte a value
 Plane = NDArray[np.float32]  # (m, 32, 32)
 
 
-def shapes10(
-    n: int, seed: int, train: bool = True
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw ``n`` images of ten shapes, the generated set "shapes10-v1".
 
     Parameters
@@ -118,15 +116,14 @@ def _draw(labels: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.ui
         mine = labels == label
         cover[mine] = np.clip(0.5 - radius[mine] * outline(u[mine], v[mine]), 0, 1)
 
-    # Every channel of shape and background differs by 0.3 to 0.7, up or down: both colours are
-    # uniform by themselves, and the shape never drowns.
-    ground = uniform[6:9, :, 0].transpose(1, 0, 2)[..., None]  # (m, 3, 1, 1)
-    shift = 0.3 + 0.4 * uniform[9:12, :, 0].transpose(1, 0, 2)[..., None]
-    paint = ground + shift
-    paint -= np.floor(paint)
+    # One of shape and background is the lighter one, by 0.3 to 0.7 in every channel, so that the
+    # shape never drowns; which of them it is has nothing to do with the class.
+    gap = 0.3 + 0.4 * uniform[9:12, :, 0].transpose(1, 0, 2)[..., None]  # (m, 3, 1, 1)
+    dark = uniform[6:9, :, 0].transpose(1, 0, 2)[..., None] * (1 - gap)
+    cover = np.where(uniform[15] < 0.5, cover, 1 - cover)
     shade = (uniform[12] - 0.5) * (grid / 80) + (uniform[13] - 0.5) * (grid[:, None] / 80)
-    image = cover[:, None] * (paint - ground)
-    image += ground
+    image = cover[:, None] * gap
+    image += dark
     image += shade[:, None]
     image *= 255
 
@@ -137,7 +134,8 @@ def _draw(labels: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.ui
     grain *= strength
     image += grain
     image += np.float32(0.5)  # so that cutting off the fraction rounds
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.clip(image, 0, 255, out=image).astype(np.uint8)
+    return levels
 
 
 # Outlines: negative inside, positive outside, about the distance in radii; u, v from the centre.
