@@ -26,9 +26,7 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     except TypeError:
         numbers = ()
     if len(numbers) != 2 or min(numbers) < minimum:
-        raise ValueError(
-            f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}"
-        )
+        raise ValueError(f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}")
     return numbers[0], numbers[1]
 
 

@@ -13,7 +13,7 @@ docstring lists them. Only operators that earn it have a folder: the rest is arr
 :mod:`invocupy.ops`.
 
 Rules. Arrays come in C-contiguous, of one floating dtype that the backend knows, of the right
-shapes, on one device; results are handed in as the last arguments, are filled completely and
+shapes, on one device, none of them empty; results are handed in as the last arguments, are filled completely and
 never read. Inputs are never written. No checks, no state that changes a result, gathers only: the
 same call gives the same bits. Half types accumulate in float32.
 """

@@ -1,0 +1,330 @@
+"""The tape: :class:`Tensor`, :func:`apply`, :func:`no_grad`.
+
+Every result of an operator gets the next serial number; backward takes the reachable tensors
+newest first from a heap. The order of serial numbers is the tape: nothing is recorded anywhere
+else, so a graph lives as long as its last tensor and is freed by reference counting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from invocupy import arrays, ops
+from invocupy.ops.basic import Axis, Partial, Result
+
+_recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
+_serials = count()
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Within it, operators compute values only and record nothing. Also works as a decorator.
+
+    Examples
+    --------
+    >>> from invocupy import Tensor, no_grad
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether operators record what backward needs (see :func:`no_grad`)."""
+    return _recording.get()
+
+
+class Tensor:
+    """An array with the operators that made it, so that gradients can flow back.
+
+    Parameters
+    ----------
+    data : array, Tensor or number(s)
+        NumPy or CuPy array, kept as it is (no copy); anything else goes through ``numpy.asarray``.
+    requires_grad : bool
+        Whether :meth:`backward` shall leave the gradient in :attr:`grad`. Floating dtypes only.
+
+    Attributes
+    ----------
+    data : array
+        Never written to by any operator.
+    grad : array or None
+        The sum of the gradients of all :meth:`backward` calls, with the shape and dtype of
+        ``data``; set it to ``None`` to start again.
+    requires_grad : bool
+
+    Raises
+    ------
+    TypeError
+        For ``requires_grad`` on another dtype than a floating one.
+
+    Examples
+    --------
+    >>> from invocupy import Tensor
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> ((x * x).sum() / 2).backward()
+    >>> x.grad
+    array([1., 2., 3.])
+    """
+
+    __slots__ = ("__weakref__", "_parents", "_serial", "data", "grad", "requires_grad")
+    __array_ufunc__ = None  # NumPy leaves `array * tensor` to Tensor.__rmul__
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        if isinstance(data, Tensor):
+            data = data.data
+        self.data = data if arrays.is_cupy(data) else np.asarray(data)
+        if requires_grad and self.data.dtype.name not in arrays.FLOATS:
+            raise TypeError(
+                f"requires_grad needs a floating dtype, got {self.data.dtype}: "
+                "convert the data with .astype('float32')"
+            )
+        self.requires_grad = requires_grad
+        self.grad: Any = None
+        self._parents: tuple[tuple[Tensor, Partial], ...] = ()
+        self._serial = next(_serials)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of all axes."""
+        return self.data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the array."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return self.data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.data.size  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        """The axes reversed."""
+        return self.transpose()
+
+    def backward(self, grad: Any = None) -> None:
+        """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
+
+        Parameters
+        ----------
+        grad : array, optional
+            The gradient to start from, of the shape of this tensor; 1 for a single element.
+
+        Raises
+        ------
+        ValueError
+            If ``grad`` is missing for more than one element, or has another shape.
+        RuntimeError
+            If this tensor was computed without recording.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward needs a tensor that depends on one with requires_grad=True "
+                "and was not computed under no_grad()"
+            )
+        xp = arrays.namespace(self.data)
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"grad is needed for a tensor of shape {self.shape}: give an array"
+                )
+            grad = xp.ones_like(self.data)
+        elif isinstance(grad, Tensor):
+            grad = grad.data
+        if grad.shape != self.shape:
+            raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
+        pending: dict[int, tuple[Tensor, Any]] = {self._serial: (self, grad)}
+        newest_first = [-self._serial]
+        while newest_first:
+            tensor, grad = pending.pop(-heappop(newest_first))
+            if not tensor._parents:
+                tensor._accumulate(grad)
+            for parent, partial in tensor._parents:
+                share = partial(grad)
+                serial = parent._serial
+                if serial in pending:
+                    # A sum of its own: the two shares may be views of other arrays.
+                    pending[serial] = parent, pending[serial][1] + share
+                else:
+                    pending[serial] = parent, share
+                    heappush(newest_first, -serial)
+
+    def _accumulate(self, grad: Any) -> None:
+        """Keep the gradient of a leaf, in memory that no other tensor's gradient shares."""
+        xp = arrays.namespace(self.data)
+        if self.grad is None:
+            self.grad = xp.array(grad, dtype=self.dtype)
+        else:
+            self.grad = xp.asarray(self.grad + grad)
+
+    def detach(self) -> Tensor:
+        """The same array (not a copy), cut off from what made it."""
+        return Tensor(self.data)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The array as NumPy's; copied from the GPU if it is there."""
+        return arrays.to_device(self.data, "cpu")  # type: ignore[no-any-return]
+
+    def item(self) -> Any:
+        """The single element as a Python number; waits for the GPU if it is there."""
+        return self.data.item()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __float__(self) -> float:
+        return float(self.data)
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __add__(self, other: Any) -> Any:
+        return apply(ops.add, self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return apply(ops.add, other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return apply(ops.subtract, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return apply(ops.subtract, other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return apply(ops.multiply, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return apply(ops.multiply, other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return apply(ops.divide, self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return apply(ops.divide, other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return apply(ops.power, self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return apply(ops.power, other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return apply(ops.matmul, self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return apply(ops.matmul, other, self)
+
+    def __neg__(self) -> Any:
+        return apply(ops.negative, self)
+
+    def __abs__(self) -> Any:
+        return apply(ops.absolute, self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return apply(ops.getitem, self, index=index)
+
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The sum over ``axis`` (all axes by default)."""
+        return apply(ops.sum, self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The mean over ``axis`` (all axes by default)."""
+        return apply(ops.mean, self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
+        """The largest value over ``axis``; equal ones share the gradient evenly."""
+        return apply(ops.max, self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Any:
+        """The same elements in another shape, given as integers or one tuple."""
+        return apply(ops.reshape, self, shape=_flat(shape))
+
+    def flatten(self, start: int = 0) -> Any:
+        """All axes from ``start`` on joined into one."""
+        joined = int(np.prod(self.shape[start:], dtype=np.int64))
+        return self.reshape(*self.shape[:start], joined)
+
+    def transpose(self, *axes: Any) -> Any:
+        """The axes in another order (reversed by default), given as integers or one tuple."""
+        return apply(ops.transpose, self, axes=_flat(axes) or None)
+
+    def exp(self) -> Any:
+        """``e ** x``."""
+        return apply(ops.exp, self)
+
+    def log(self) -> Any:
+        """The natural logarithm."""
+        return apply(ops.log, self)
+
+    def sqrt(self) -> Any:
+        """The square root."""
+        return apply(ops.sqrt, self)
+
+    def tanh(self) -> Any:
+        """The hyperbolic tangent."""
+        return apply(ops.tanh, self)
+
+    def relu(self) -> Any:
+        """``max(x, 0)``."""
+        return apply(ops.relu, self)
+
+    def abs(self) -> Any:
+        """``|x|``."""
+        return apply(ops.absolute, self)
+
+
+def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
+    """Run an operator of :mod:`invocupy.ops` on Tensors, or on plain arrays.
+
+    Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
+    partials of those operands that require a gradient.
+    """
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    plain = [_plain(operand) for operand in operands]
+    value, partials = op(*plain, **options)
+    if not tensors:
+        return value
+    result = Tensor(value)
+    if is_recording():
+        result._parents = tuple(
+            (operand, partial)
+            for operand, partial in zip(operands, partials, strict=True)
+            if isinstance(operand, Tensor) and operand.requires_grad
+        )
+        result.requires_grad = bool(result._parents)
+    return result
+
+
+def _plain(operand: Any) -> Any:
+    if isinstance(operand, Tensor):
+        return operand.data
+    # NumPy's own scalars would promote float32 to float64; Python's do not.
+    return operand.item() if isinstance(operand, np.generic) else operand
+
+
+def _flat(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes

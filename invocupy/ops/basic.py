@@ -1,0 +1,203 @@
+"""Arithmetic, reductions and shapes: array code that is the same for NumPy and CuPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from invocupy.arrays import namespace
+
+Partial: TypeAlias = Callable[[Any], Any]
+Result: TypeAlias = tuple[Any, tuple[Partial, ...]]
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+def _like(grad: Any, operand: Any) -> Any:
+    """Undo broadcasting and promotion: sum ``grad`` down to the operand's shape and dtype."""
+    extra = grad.ndim - operand.ndim
+    stretched = tuple(
+        axis + extra
+        for axis, size in enumerate(operand.shape)
+        if size == 1 and grad.shape[axis + extra] != 1
+    )
+    if extra or stretched:
+        grad = grad.sum(axis=tuple(range(extra)) + stretched, keepdims=True)
+        grad = grad.reshape(operand.shape)
+    return grad.astype(operand.dtype, copy=False)
+
+
+def add(a: Any, b: Any) -> Result:
+    """``a + b``."""
+    return a + b, (lambda grad: _like(grad, a), lambda grad: _like(grad, b))
+
+
+def subtract(a: Any, b: Any) -> Result:
+    """``a - b``."""
+    return a - b, (lambda grad: _like(grad, a), lambda grad: _like(-grad, b))
+
+
+def multiply(a: Any, b: Any) -> Result:
+    """``a * b``."""
+    return a * b, (lambda grad: _like(grad * b, a), lambda grad: _like(grad * a, b))
+
+
+def divide(a: Any, b: Any) -> Result:
+    """``a / b``."""
+    value = a / b
+    return value, (lambda grad: _like(grad / b, a), lambda grad: _like(-grad * value / b, b))
+
+
+def power(a: Any, b: Any) -> Result:
+    """``a ** b``; the gradient of ``b`` is zero where ``a`` is 0, as its limit for ``b > 0``."""
+    value = a**b
+
+    def grad_exponent(grad: Any) -> Any:
+        xp = namespace(value)
+        return _like(grad * value * xp.log(xp.where(a == 0, 1, a)).astype(value.dtype), b)
+
+    return value, (lambda grad: _like(grad * (b * a ** (b - 1)), a), grad_exponent)
+
+
+def negative(x: Any) -> Result:
+    """``-x``."""
+    return -x, (lambda grad: -grad,)
+
+
+def exp(x: Any) -> Result:
+    """``e ** x``."""
+    value = namespace(x).exp(x)
+    return value, (lambda grad: grad * value,)
+
+
+def log(x: Any) -> Result:
+    """The natural logarithm."""
+    return namespace(x).log(x), (lambda grad: grad / x,)
+
+
+def sqrt(x: Any) -> Result:
+    """The square root."""
+    value = namespace(x).sqrt(x)
+    return value, (lambda grad: grad / (2 * value),)
+
+
+def tanh(x: Any) -> Result:
+    """The hyperbolic tangent."""
+    value = namespace(x).tanh(x)
+    return value, (lambda grad: grad * (1 - value * value),)
+
+
+def absolute(x: Any) -> Result:
+    """``|x|``; the gradient at 0 is 0."""
+    xp = namespace(x)
+    return xp.abs(x), (lambda grad: grad * xp.sign(x),)
+
+
+def relu(x: Any) -> Result:
+    """``max(x, 0)``; NaN stays NaN, the gradient at 0 is 0."""
+    value = namespace(x).maximum(x, 0)
+    return value, (lambda grad: grad * (value > 0),)
+
+
+def maximum(a: Any, b: Any) -> Result:
+    """The larger of two; where they are equal each gets half of the gradient."""
+    xp = namespace(a) if hasattr(a, "dtype") else namespace(b)
+    value = xp.maximum(a, b)
+
+    def share(grad: Any, own: Any, other: Any) -> Any:
+        weight = xp.where(own == other, 0.5, own > other).astype(value.dtype)
+        return _like(grad * weight, own)
+
+    return value, (lambda grad: share(grad, a, b), lambda grad: share(grad, b, a))
+
+
+def matmul(a: Any, b: Any) -> Result:
+    """``a @ b`` for arrays of 2 or more dimensions, broadcast over the leading ones."""
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError(
+            f"a and b must have 2 or more dimensions, got shapes {a.shape} and {b.shape}: "
+            "reshape vectors to (1, n) or (n, 1)"
+        )
+    return a @ b, (
+        lambda grad: _like(grad @ b.swapaxes(-1, -2), a),
+        lambda grad: _like(a.swapaxes(-1, -2) @ grad, b),
+    )
+
+
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
+    """The sum over ``axis`` (all axes by default)."""
+    value = namespace(x).asarray(x.sum(axis=axis, keepdims=keepdims))
+    return value, (lambda grad: _spread(grad, x, axis, keepdims),)
+
+
+def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Result:
+    """The mean over ``axis`` (all axes by default)."""
+    value = namespace(x).asarray(x.mean(axis=axis, keepdims=keepdims))
+    scale = value.size / x.size if x.size else 0.0
+    return value, (lambda grad: _spread(grad * scale, x, axis, keepdims),)
+
+
+def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
+    """The largest value over ``axis``; equal ones share the gradient evenly."""
+    value = namespace(x).asarray(x.max(axis=axis, keepdims=keepdims))
+
+    def partial(grad: Any) -> Any:
+        winners = x == _spread(value, x, axis, keepdims)
+        shares = grad / winners.sum(axis=axis, keepdims=keepdims).astype(x.dtype)
+        return _spread(shares, x, axis, keepdims) * winners
+
+    return value, (partial,)
+
+
+def _spread(reduced: Any, x: Any, axis: Axis, keepdims: bool) -> Any:
+    """Put the reduced axes back and broadcast to the shape of ``x`` (read-only view)."""
+    xp = namespace(x)
+    if not keepdims:
+        axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        kept = {a % x.ndim for a in axes} if x.ndim else set()
+        shape = tuple(1 if a in kept else size for a, size in enumerate(x.shape))
+        reduced = reduced.reshape(shape)
+    return xp.broadcast_to(reduced, x.shape)
+
+
+def reshape(x: Any, shape: tuple[int, ...]) -> Result:
+    """The same elements in another shape; one size may be -1."""
+    return x.reshape(shape), (lambda grad: grad.reshape(x.shape),)
+
+
+def transpose(x: Any, axes: tuple[int, ...] | None = None) -> Result:
+    """The axes in another order (reversed by default)."""
+    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes)
+    inverse = tuple(order.index(a) for a in range(x.ndim))
+    return x.transpose(order), (lambda grad: grad.transpose(inverse),)
+
+
+def getitem(x: Any, index: Any) -> Result:
+    """``x[index]`` for slices, integers, masks and integer arrays."""
+    items = index if isinstance(index, tuple) else (index,)
+    once = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
+
+    def partial(grad: Any) -> Any:
+        xp = namespace(x)
+        out = xp.zeros_like(x)
+        if once:
+            out[index] = grad
+        else:
+            xp.add.at(out, index, grad)
+        return out
+
+    return namespace(x).asarray(x[index]), (partial,)
+
+
+def concatenate(*parts: Any, axis: int = 0) -> Result:
+    """The arrays joined along ``axis``."""
+    value = namespace(parts[0]).concatenate(parts, axis=axis)
+    ends = [0]
+    for part in parts:
+        ends.append(ends[-1] + part.shape[axis])
+
+    def partial(i: int) -> Partial:
+        window = [slice(None)] * value.ndim
+        window[axis] = slice(ends[i], ends[i + 1])
+        return lambda grad: grad[tuple(window)].astype(parts[i].dtype, copy=False)
+
+    return value, tuple(partial(i) for i in range(len(parts)))

@@ -1,0 +1,234 @@
+"""Convolution, linear map and pooling as sums over taps of strided views: no patches are stored.
+
+The same lines serve NumPy and CuPy; the products are BLAS or cuBLAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from invocupy.arrays import namespace
+from invocupy.geometry import IntOrPair, output_size, padding_pair, pair
+from invocupy.ops.basic import Result
+
+Pair = tuple[int, int]
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Result:
+    """``x @ weight.T + bias``: x (N, I), weight (O, I), bias (O,)."""
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
+        )
+    value = x @ weight.T
+    if bias is not None:
+        value += bias
+    return value, (
+        lambda grad: grad @ weight,
+        lambda grad: grad.T @ x,
+        lambda grad: grad.sum(axis=0),
+    )
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: IntOrPair = 1,
+    padding: Any = 0,
+    dilation: IntOrPair = 1,
+    groups: int = 1,
+) -> Result:
+    """``out[n,o,i,j] = bias[o] + sum_cuv weight[o,c,u,v] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]``."""
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(
+            f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), got {x.shape}, {weight.shape}"
+        )
+    n, c, h, w = x.shape
+    o, c_group, kernel_h, kernel_w = weight.shape
+    if groups < 1 or c % groups or o % groups or c // groups != c_group:
+        raise ValueError(
+            f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
+            f"C must be {c_group} * groups and O a multiple of groups"
+        )
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
+    out_h, out_w = _out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
+    xp = namespace(x)
+    dtype = xp.result_type(x.dtype, weight.dtype)
+    pixels = out_h * out_w
+    one = (kernel_h, kernel_w) == (1, 1) and pads == (0, 0)
+    # (N, g, C/g, H + 2*ph, W + 2*pw)
+    padded = _pad(x, pads, 0).reshape(n, groups, c_group, h + 2 * pads[0], w + 2 * pads[1])
+    taps = list(_windows((kernel_h, kernel_w), (out_h, out_w), strides, dilations))
+
+    def matrix(u: int, v: int) -> Any:
+        """Weight of one tap: (g, O/g, C/g)."""
+        return xp.ascontiguousarray(weight[:, :, u, v]).reshape(groups, o // groups, c_group)
+
+    def seen(window: Any) -> Any:
+        """What all outputs see through one tap: (N, g, C/g, Ho*Wo)."""
+        return padded[window].reshape(n, groups, c_group, pixels)
+
+    value = xp.zeros((n, groups, o // groups, pixels), dtype) if not one else None
+    for u, v, window in taps:
+        product = xp.matmul(matrix(u, v), seen(window))
+        value = product if one else xp.add(value, product, out=value)
+    value = value.reshape(n, o, out_h, out_w)
+    if bias is not None:
+        value += bias[:, None, None]
+
+    def grad_x(grad: Any) -> Any:
+        grad = grad.reshape(n, groups, o // groups, pixels)
+        if one and strides == (1, 1):
+            return (
+                (matrix(0, 0).swapaxes(-1, -2) @ grad).reshape(x.shape).astype(x.dtype, copy=False)
+            )
+        total = xp.zeros(padded.shape, dtype)
+        for u, v, window in taps:
+            share = matrix(u, v).swapaxes(-1, -2) @ grad
+            total[window] += share.reshape(n, groups, c_group, out_h, out_w)
+        inner = total[..., pads[0] : pads[0] + h, pads[1] : pads[1] + w]
+        return inner.reshape(x.shape).astype(x.dtype, copy=False)
+
+    def grad_weight(grad: Any) -> Any:
+        grad = grad.reshape(n, groups, o // groups, pixels)
+        total = xp.empty(weight.shape, dtype)
+        for u, v, window in taps:
+            # (N, g, O/g, Ho*Wo) @ (N, g, Ho*Wo, C/g), summed over the batch
+            total[:, :, u, v] = (
+                (grad @ seen(window).swapaxes(-1, -2)).sum(axis=0).reshape(o, c_group)
+            )
+        return total.astype(weight.dtype, copy=False)
+
+    return value, (grad_x, grad_weight, lambda grad: grad.sum(axis=(0, 2, 3)))
+
+
+def max_pool2d(
+    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+) -> Result:
+    """The largest value in each window; the gradient goes to the first one of equal values."""
+    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
+    out = _out_size(x.shape[2:], size, strides, pads, (1, 1))
+    xp = namespace(x)
+    padded = _pad(x, pads, -xp.inf)
+    taps = list(_windows(size, out, strides, (1, 1)))
+    value = xp.full((*x.shape[:2], *out), -xp.inf, x.dtype)
+    winner = xp.zeros(value.shape, xp.int32)
+    for index, (_, _, window) in enumerate(taps):
+        candidate = padded[window]
+        better = (candidate > value) | (xp.isnan(candidate) & ~xp.isnan(value))
+        value = xp.where(better, candidate, value)
+        winner = xp.where(better, index, winner)
+
+    def partial(grad: Any) -> Any:
+        total = xp.zeros_like(padded)
+        for index, (_, _, window) in enumerate(taps):
+            total[window] += grad * (winner == index)
+        return _unpad(total, pads, x)
+
+    return value, (partial,)
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: IntOrPair,
+    stride: IntOrPair | None = None,
+    padding: IntOrPair = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Result:
+    """The mean of each window; PyTorch's rules for ``ceil_mode`` and ``count_include_pad``."""
+    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
+    sizes = x.shape[2:]
+    out_h, out_w = out = _out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
+    xp = namespace(x)
+    # Windows may pass the padded edge in ceil mode: pad on, but do not count there.
+    beyond = tuple(
+        max((n - 1) * s + k - (full + 2 * p), 0)
+        for n, s, k, full, p in zip(out, strides, size, sizes, pads, strict=True)
+    )
+    padded = _pad(x, pads, 0, beyond)
+    taps = list(_windows(size, out, strides, (1, 1)))
+    counts = [
+        xp.asarray(_counted(*options, count_include_pad), dtype=x.dtype)
+        for options in zip(out, size, strides, pads, sizes, strict=True)
+    ]
+    weight = 1 / (counts[0][:, None] * counts[1][None, :])
+    total = xp.zeros((*x.shape[:2], out_h, out_w), x.dtype)
+    for _, _, window in taps:
+        total += padded[window]
+
+    def partial(grad: Any) -> Any:
+        share = grad * weight
+        spread = xp.zeros_like(padded)
+        for _, _, window in taps:
+            spread[window] += share
+        return _unpad(spread, pads, x)
+
+    return total * weight, (partial,)
+
+
+def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: bool) -> list[int]:
+    """How many elements each window counts along one axis."""
+    low, high = (-pad, size + pad) if padding else (0, size)
+    starts = [i * stride - pad for i in range(out)]
+    return [min(start + kernel, high) - max(start, low) for start in starts]
+
+
+def _pool_options(
+    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
+) -> tuple[Pair, Pair, Pair]:
+    if x.ndim != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x.shape}")
+    size, pads = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
+    if any(2 * p > k for p, k in zip(pads, size, strict=True)):
+        raise ValueError(f"padding must be at most half of kernel_size, got {pads} for {size}")
+    return size, size if stride is None else pair("stride", stride, 1), pads
+
+
+def _out_size(
+    sizes: Any, kernel: Pair, stride: Pair, pad: Pair, dilation: Pair, ceil_mode: bool = False
+) -> Pair:
+    result = []
+    for n, k, s, p, d in zip(sizes, kernel, stride, pad, dilation, strict=True):
+        out = output_size(n, k, s, p, d)
+        # In ceil mode a last, partial window counts if it starts inside the image or left padding.
+        if ceil_mode and (n + 2 * p - d * (k - 1) - 1) % s and out * s < n + p:
+            out += 1
+        if out < 1 and n:
+            raise ValueError(f"x of {sizes} is too small for kernel size {kernel}, padding {pad}")
+        result.append(max(out, 0))
+    return result[0], result[1]
+
+
+def _pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
+    """``x`` itself where there is nothing to pad."""
+    if not any((*pads, *beyond)):
+        return x
+    (top, left), (more_h, more_w) = pads, beyond
+    borders = ((0, 0), (0, 0), (top, top + more_h), (left, left + more_w))
+    return namespace(x).pad(x, borders, constant_values=fill)
+
+
+def _unpad(padded: Any, pads: Pair, x: Any) -> Any:
+    return padded[:, :, pads[0] : pads[0] + x.shape[2], pads[1] : pads[1] + x.shape[3]]
+
+
+def _windows(
+    kernel: Pair, out: Pair, stride: Pair, dilation: Pair
+) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    """Each tap (u, v) with the window of the padded image that all outputs see through it."""
+
+    def span(tap: int, axis: int) -> slice:
+        start = tap * dilation[axis]
+        return slice(
+            start, start + max(out[axis] - 1, 0) * stride[axis] + (out[axis] > 0), stride[axis]
+        )
+
+    for u in range(kernel[0]):
+        for v in range(kernel[1]):
+            yield u, v, (..., span(u, 0), span(v, 1))
