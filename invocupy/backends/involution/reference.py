@@ -45,16 +45,12 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
         out[:, :, u, v] = (grad * padded[seen]).sum(axis=2)
 
 
-def fused_forward(
-    x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any
-) -> None:
+def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with ``kernel = weight @ features + bias``."""
     forward(x, _span(features, weight, bias, g), g, out)
 
 
-def fused_grad_x(
-    grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any
-) -> None:
+def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with ``kernel = weight @ features + bias``."""
     grad_x(grad, _span(features, weight, bias, g), g, out)
 
@@ -104,5 +100,7 @@ def _taps(g: Geometry) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
         for v in range(g.kernel_w):
             top, left = u * g.dilation_h, v * g.dilation_w
             rows = slice(top, top + max(g.out_h - 1, 0) * g.stride_h + (g.out_h > 0), g.stride_h)
-            columns = slice(left, left + max(g.out_w - 1, 0) * g.stride_w + (g.out_w > 0), g.stride_w)
+            columns = slice(
+                left, left + max(g.out_w - 1, 0) * g.stride_w + (g.out_w > 0), g.stride_w
+            )
             yield u, v, (..., rows, columns)
