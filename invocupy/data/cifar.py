@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -234,14 +233,22 @@ def _check_member(path: Path, member: tarfile.TarInfo, count: int) -> None:
 def _download(cache: Path) -> Path:
     """Fetch the archive into ``cache`` unless it lies there whole; its path."""
     import pooch
+    import requests
     from tqdm import tqdm
 
-    def download(url: str, file: str, keeper: Any) -> None:
+    def download(url: str, path: str, keeper: object) -> None:
         # disable=None: no bar where standard error is not a terminal
-        with tqdm(
-            total=ARCHIVE_SIZE, unit="B", unit_scale=True, file=sys.stderr, disable=None
-        ) as bar:
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16)(url, file, keeper)
+        with (
+            requests.get(url, stream=True, timeout=30) as answer,
+            Path(path).open("wb") as file,
+            tqdm(total=ARCHIVE_SIZE, unit="B", unit_scale=True, disable=None) as bar,
+        ):
+            answer.raise_for_status()
+            for block in answer.iter_content(2**16):
+                file.write(block)
+                bar.update(len(block))
+                if file.tell() > ARCHIVE_SIZE:
+                    raise ValueError(f"more than {ARCHIVE_SIZE} bytes")
 
     by_hand = (
         f"put {ARCHIVE} ({ARCHIVE_SIZE} bytes, SHA-256 {ARCHIVE_SHA256}) by hand at "
