@@ -29,7 +29,7 @@ def namespace(array: Any) -> Any:
 
 def on_device(array: Any) -> AbstractContextManager[Any]:
     """A context in which new arrays are made on the device of ``array``."""
-    return array.device if is_cupy(array) else nullcontext()  # type: ignore[no-any-return]
+    return array.device if is_cupy(array) else nullcontext()
 
 
 def check(**arrays: Any) -> None:

@@ -87,7 +87,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        self.data = data if arrays.is_cupy(data) else np.asarray(data)
+        self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
             raise TypeError(
                 f"requires_grad needs a floating dtype, got {self.data.dtype}: "
@@ -101,7 +101,8 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of all axes."""
-        return self.data.shape  # type: ignore[no-any-return]
+        shape: tuple[int, ...] = self.data.shape
+        return shape
 
     @property
     def dtype(self) -> Any:
@@ -111,17 +112,18 @@ class Tensor:
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return self.data.ndim  # type: ignore[no-any-return]
+        return int(self.data.ndim)
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return self.data.size  # type: ignore[no-any-return]
+        return int(self.data.size)
 
     @property
     def T(self) -> Tensor:
         """The axes reversed."""
-        return self.transpose()
+        transposed: Tensor = self.transpose()
+        return transposed
 
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.

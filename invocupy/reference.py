@@ -26,7 +26,7 @@ def involution(
 ) -> Any:
     """Involution, as :func:`invocupy.involution`, by a loop over the taps.
 
-    ``out[n,c,i,j] = sum_{u,v} kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
+    ``out[n,c,i,j] = sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
     with zero outside ``x`` (Li et al., arXiv 2103.06255, eq. 4).
 
     Parameters
@@ -80,7 +80,8 @@ def involution_backward(
     """Both gradients of :func:`involution`.
 
     ``grad_x`` is the transpose of involution in ``x``;
-    ``grad_kernel[n,g,u,v,i,j] = sum_{c in g} grad_out[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]``.
+    ``grad_kernel[n,g,u,v,i,j] = sum_c grad_out[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]`` over
+    the channels c of group g.
 
     Parameters
     ----------
@@ -133,7 +134,9 @@ def fused_involution(
     dilation: IntOrPair = 1,
     out: Any = None,
 ) -> Any:
-    """:func:`involution` with ``kernel = einsum("kf,nfhw->nkhw", span_weight, features) + span_bias``.
+    """:func:`involution` whose kernel a 1x1 convolution makes from ``features``.
+
+    ``kernel = einsum("kf,nfhw->nkhw", span_weight, features) + span_bias``.
 
     Parameters
     ----------
@@ -163,8 +166,9 @@ def fused_involution(
     """
     inputs = _inputs(x, features, span_weight, span_bias)
     check(**inputs)
+    shapes = _shapes(x, features, span_weight, span_bias)
     g = fused_geometry(
-        *_shapes(x, features, span_weight, span_bias), kernel_size, stride, padding, dilation
+        *shapes, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
     )
     xp = namespace(x)
     dtype = xp.result_type(*(array.dtype for array in inputs.values()))
@@ -173,8 +177,8 @@ def fused_involution(
     with on_device(x):
         result = xp.empty(g.out_shape, dtype) if out is None else out
         bias = xp.zeros(len(span_weight), dtype) if span_bias is None else span_bias
-        operands = (contiguous(array, dtype) for array in (x, features, span_weight, bias))
-        _reference.fused_forward(*operands, g, result)
+        operands: Any = (contiguous(array, dtype) for array in (x, features, span_weight, bias))
+        _reference.fused_forward(*operands, g=g, out=result)
     return result
 
 
@@ -190,7 +194,9 @@ def fused_involution_backward(
     padding: Padding = "same",
     dilation: IntOrPair = 1,
 ) -> tuple[Any, Any, Any, Any]:
-    """All gradients of :func:`fused_involution`: :func:`involution_backward` pushed through the span.
+    """All gradients of :func:`fused_involution`.
+
+    Those of :func:`involution_backward`, pushed through the span.
 
     Parameters
     ----------
@@ -219,8 +225,9 @@ def fused_involution_backward(
     """
     inputs = _inputs(x, features, span_weight, span_bias)
     check(grad_out=grad_out, **inputs)
+    shapes = _shapes(x, features, span_weight, span_bias)
     g = fused_geometry(
-        *_shapes(x, features, span_weight, span_bias), kernel_size, stride, padding, dilation
+        *shapes, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
     )
     _check_grad(grad_out, g)
     xp = namespace(x)
@@ -241,7 +248,7 @@ def _inputs(x: Any, features: Any, span_weight: Any, span_bias: Any) -> dict[str
     return inputs if span_bias is None else {**inputs, "span_bias": span_bias}
 
 
-def _shapes(x: Any, features: Any, span_weight: Any, span_bias: Any) -> tuple[Any, ...]:
+def _shapes(x: Any, features: Any, span_weight: Any, span_bias: Any) -> Any:
     bias_shape = None if span_bias is None else span_bias.shape
     return x.shape, features.shape, span_weight.shape, bias_shape
 

@@ -72,7 +72,7 @@ def conv2d(
         """What all outputs see through one tap: (N, g, C/g, Ho*Wo)."""
         return padded[window].reshape(n, groups, c_group, pixels)
 
-    value = xp.zeros((n, groups, o // groups, pixels), dtype) if not one else None
+    value: Any = None if one else xp.zeros((n, groups, o // groups, pixels), dtype)
     for u, v, window in taps:
         product = xp.matmul(matrix(u, v), seen(window))
         value = product if one else xp.add(value, product, out=value)

@@ -1,0 +1,137 @@
+"""The article's network, with the pitfalls of its listing mended.
+
+The article is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
+page "The article's model" in the documentation says what was mended and why.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from invocupy import functional as F  # noqa: N812
+from invocupy import nn
+
+
+class SimpleBlock(nn.Module):
+    """1x1 conv to the hidden width, norm, ReLU, involution, 1x1 conv back, norm, ReLU; plus x.
+
+    Parameters
+    ----------
+    channels : int
+        Of the stream between blocks.
+    hidden_channels : int
+        Inside; a multiple of 16.
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator, optional
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models import SimpleBlock
+    >>> SimpleBlock(3, 64)(np.ones((2, 3, 8, 8), np.float32)).shape
+    (2, 3, 8, 8)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        fused: nn.FusedOption = "auto",
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.expand = nn.Conv2d(channels, hidden_channels, 1, rng=rng)
+        self.expand_norm = nn.BatchNorm2d(hidden_channels)
+        self.involution = nn.Involution(hidden_channels, fused=fused, rng=rng)
+        self.project = nn.Conv2d(hidden_channels, channels, 1, rng=rng)
+        self.project_norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Any) -> Any:
+        """(N, channels, H, W) to the same; the residual is added after the last ReLU."""
+        hidden = self.expand_norm(self.expand(x), relu=True)
+        y = self.project_norm(self.project(self.involution(hidden)), relu=True)
+        return F.add(y, x)
+
+
+class SimpleModel(nn.Module):
+    """The article's network: 50 involution blocks on a 3-channel stream, then three dense layers.
+
+    ``model(x)`` gives class probabilities, as the article's does. Train on ``model.logits(x)``:
+    cross-entropy has a softmax of its own, and two in a row keep the loss above
+    ``log(e + 9) - 1 = 1.461`` and shrink the gradients.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the images, in pixels.
+    hidden_channels : int
+        Inside each block; a multiple of 16.
+    num_layers : int
+        Blocks.
+    num_classes : int
+    head_relu : bool
+        Whether a ReLU stands between the dense layers; the article has none.
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator or int, optional
+        Where the initial weights are drawn from, or its seed.
+
+    Raises
+    ------
+    ValueError
+        For sizes below 1 or hidden channels that are no multiple of 16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models import SimpleModel
+    >>> model = SimpleModel(num_layers=2, rng=0)
+    >>> probabilities = model(np.zeros((1, 3, 32, 32), np.float32))
+    >>> round(float(probabilities.data.sum()), 4)
+    1.0
+    >>> sum(p.size for p in SimpleModel().parameters())
+    1701060
+    """
+
+    def __init__(
+        self,
+        height: int = 32,
+        width: int = 32,
+        hidden_channels: int = 64,
+        num_layers: int = 50,
+        num_classes: int = 10,
+        head_relu: bool = False,
+        fused: nn.FusedOption = "auto",
+        rng: np.random.Generator | int | None = None,
+    ) -> None:
+        sizes = {"height": height, "width": width, "num_classes": num_classes}
+        for name, value in {**sizes, "num_layers": num_layers}.items():
+            if value < (name in sizes):
+                raise ValueError(f"{name} must be at least {int(name in sizes)}, got {value}")
+        rng = np.random.default_rng(rng)
+        channels = 3
+        self.blocks = nn.ModuleList(
+            SimpleBlock(channels, hidden_channels, fused, rng) for _ in range(num_layers)
+        )
+        widths = (channels * height * width, 500, 100, num_classes)
+        self.head = nn.ModuleList(
+            nn.Linear(before, after, rng=rng) for before, after in pairwise(widths)
+        )
+        self.head_relu = head_relu
+
+    def logits(self, x: Any) -> Any:
+        """(N, 3, height, width) to (N, num_classes), before the softmax."""
+        for block in self.blocks:
+            x = block(x)
+        first, *others = self.head
+        x = first(F.flatten(x))
+        for layer in others:
+            x = layer(F.relu(x) if self.head_relu else x)
+        return x
+
+    def forward(self, x: Any) -> Any:
+        """(N, 3, height, width) to class probabilities (N, num_classes)."""
+        return F.softmax(self.logits(x), axis=1)
