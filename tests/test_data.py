@@ -48,10 +48,10 @@ def _no_user_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_files(records: int = RECORDS) -> dict[str, bytes]:
-    """Contents by name: labels count up, pixels are random bytes from the file's number."""
+    """Contents by name: labels count up, pixels are random multiples of 64, so that they pack."""
     files = {}
     for number, name in enumerate((*cifar.TRAIN_FILES, *cifar.TEST_FILES)):
-        content = np.random.default_rng(number).integers(0, 256, (records, 3073), np.uint8)
+        content = np.random.default_rng(number).integers(0, 4, (records, 3073), np.uint8) * 64
         content[:, 0] = (np.arange(records) + number) % 10
         files[name] = content.tobytes()
     return files
@@ -191,14 +191,17 @@ def test_refuses_missing_files(tmp_path: Path) -> None:
     refuse(tmp_path / "nowhere", cifar.ARCHIVE)
     python_version = [plain("cifar-10-batches-py/data_batch_1", b"\x80\x02")]
     refuse(make_archive(tmp_path / "py.tar.gz", python_version), "binary version")
+    elsewhere = [plain(name, content) for name, content in make_files().items()]
+    refuse(make_archive(tmp_path / "flat.tar.gz", elsewhere), f"{cifar.FOLDER}/data_batch_1.bin")
 
 
-LINKS = {
+ODD_TYPES = {
     "symlink": tarfile.SYMTYPE,
     "link": tarfile.LNKTYPE,
     "character device": tarfile.CHRTYPE,
     "block device": tarfile.BLKTYPE,
     "fifo": tarfile.FIFOTYPE,
+    "sparse": tarfile.GNUTYPE_SPARSE,
 }
 
 
@@ -212,14 +215,14 @@ def hostile(kind: str) -> tuple[tarfile.TarInfo, bytes]:
         info.name = f"{cifar.FOLDER}/data_batch_1.bin"
     if kind == "newline":
         info.name = "a\nb\x1b[2J"
-    info.type = LINKS.get(kind, tarfile.SYMTYPE)
+    info.type = ODD_TYPES.get(kind, tarfile.SYMTYPE)
     info.linkname = "../../../etc/passwd"
     return info, content
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kind", [*LINKS, "parent", "absolute", "fake link", "newline"])
+@pytest.mark.parametrize("kind", [*ODD_TYPES, "parent", "absolute", "fake link", "newline"])
 def test_refuses_hostile_members(tmp_path: Path, kind: str, first: bool) -> None:
     members = official(make_files())
     members.insert(0 if first else len(members), hostile(kind))
@@ -234,7 +237,8 @@ def test_refuses_bombs(tmp_path: Path) -> None:
     refuse(make_archive(tmp_path / "big.tar.gz", [big, *members]), "unpacks to more")
     many = [plain(f"{cifar.FOLDER}/{number}", b"") for number in range(101)]
     refuse(make_archive(tmp_path / "many.tar.gz", many), "more than 100 members")
-    refuse(make_archive(tmp_path / "twice.tar.gz", members + members), "twice")
+    twins = [plain(f"{cifar.FOLDER}/test_batch.bin", make_files()["test_batch.bin"])] * 2
+    refuse(make_archive(tmp_path / "double.tar.gz", twins), "twice", train=False)
     tail = tmp_path / "tail.tar.gz"
     content = gzip.decompress(make_archive(tail, members).read_bytes())
     tail.write_bytes(gzip.compress(content + bytes(2**22)))
@@ -255,6 +259,19 @@ def test_refuses_what_is_no_archive(tmp_path: Path) -> None:
         refuse(path)
     path.write_bytes(make_archive(path, official(make_files())).read_bytes() + b"more")
     refuse(path, "not a whole tar.gz")
+
+
+@pytest.mark.usefixtures("small")
+def test_compares_the_checksum_behind_the_last_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "_UNPACKED_LIMIT", 2**23)
+    path = make_archive(tmp_path / "a.tar.gz", official(make_files()))
+    padded = gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**22))
+    path.write_bytes(padded)
+    check_content(path, make_files())
+    path.write_bytes(padded[:-5] + bytes([padded[-5] ^ 1]) + padded[-4:])
+    refuse(path, "CRC")
 
 
 @pytest.mark.usefixtures("small")
@@ -407,6 +424,7 @@ def test_failed_downloads_say_what_to_do(
     message = str(caught.value)
     assert "\n" not in message
     for word in (
+        "more than" if answer == "endless" else "",
         cifar.URL,
         str(cifar.ARCHIVE_SIZE),
         cifar.ARCHIVE_SHA256,

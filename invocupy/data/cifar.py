@@ -114,7 +114,6 @@ def cifar10(
     labels = np.empty((len(names), _RECORDS), np.int64)
     for name, content in (_from_archive if source.is_file() else _from_folder)(source, names):
         part = names.index(name)
-        _check_size(f"{source}: {name}", len(content))
         # (10000, 3073)
         records = np.frombuffer(content, np.uint8).reshape(_RECORDS, _RECORD_SIZE)
         labels[part] = records[:, 0]
@@ -184,18 +183,18 @@ class _Capped:
 
 
 def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    missing = list(names)
+    wanted, missing = {f"{FOLDER}/{name}": name for name in names}, list(names)
     try:
         with gzip.open(path) as plain:
             capped: Any = _Capped(plain, path)  # all of a file that a stream ("r|") needs
             with tarfile.open(fileobj=capped, mode="r|", bufsize=2**20) as archive:
                 for count, member in enumerate(archive):
                     _check_member(path, member, count)
-                    name = member.name.removeprefix(f"{FOLDER}/")
-                    if name == member.name or name not in names:
+                    name = wanted.get(member.name)
+                    if name is None:
                         continue
                     if name not in missing:
-                        raise DataError(f"{path} has {name} twice: {_WAY_OUT}")
+                        raise DataError(f"{path} has {member.name} twice: {_WAY_OUT}")
                     missing.remove(name)
                     _check_size(f"{path}: {name}", member.size)
                     content = archive.extractfile(member)
