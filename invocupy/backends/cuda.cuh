@@ -64,4 +64,4 @@ __device__ __forceinline__ void store_run(SCALAR* row, int first, int size, cons
         if (first + k < size) store<WIDTH>(row + first + k, from + k);
 }
 
-constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }
+__host__ __device__ constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }

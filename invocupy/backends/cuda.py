@@ -78,6 +78,11 @@ def address(array: Any) -> int:
     return int(array.data.ptr)
 
 
+def ceil_div(value: int, unit: int) -> int:
+    """``value / unit``, rounded up."""
+    return -(-value // unit)
+
+
 def vector(row: int, *arrays: Any) -> int:
     """How many elements one access may move: 16 bytes, or what row length and addresses allow.
 
@@ -99,7 +104,7 @@ def launch(
     index = "unsigned int" if threads + BLOCK <= 2**32 else "unsigned long long"
     function = compile(name, files, {**macros, "BLOCK": BLOCK, "INDEX": index})
     with on_device(args[0]):
-        function((-(-threads // BLOCK),), (BLOCK,), args)
+        function((ceil_div(threads, BLOCK),), (BLOCK,), args)
         if os.environ.get("INVOCUPY_CUDA_SYNC") == "1" and is_cupy(args[0]):
             import cupy
 

@@ -1,0 +1,55 @@
+// The involution with a kernel that is made where it is used: forward.cuh with
+// kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
+
+struct Generated {
+    const SCALAR* features;  // of the image, at this row
+    const SCALAR* weight;    // of the group
+    const SCALAR* bias;
+    long long plane;
+    int column, width, count;
+
+    __device__ __forceinline__ void operator()(int u, int part, ACCUM (&tap)[TAPS][COLUMNS]) const
+    {
+        const SCALAR* const weight_row = weight + (long long)(u * KERNEL_W + part) * count;
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+            for (int e = 0; e < COLUMNS; ++e)
+                tap[t][e] = part + t < KERNEL_W ? widen(bias[u * KERNEL_W + part + t]) : ACCUM(0);
+#pragma unroll 1
+        for (int f = 0; f < count; f += VECTOR_F) {
+            ACCUM feature[VECTOR_F][COLUMNS];
+#pragma unroll
+            for (int k = 0; k < VECTOR_F; ++k)
+                load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * plane, column, width,
+                                              feature[k]);
+#pragma unroll
+            for (int t = 0; t < TAPS; ++t) {
+                if (part + t >= KERNEL_W) continue;
+                ACCUM w[VECTOR_F];
+                load<VECTOR_F>(weight_row + t * count + f, w);
+#pragma unroll
+                for (int k = 0; k < VECTOR_F; ++k)
+#pragma unroll
+                    for (int e = 0; e < COLUMNS; ++e) tap[t][e] += w[k] * feature[k][e];
+            }
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,
+              const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
+              SCALAR* __restrict__ out, Geometry g, int count)
+{
+    const Place at = place(thread_index(), g.out_h, g.out_w);
+    const Share mine = share(at.plane, g);
+    if (mine.group >= index_t(g.batch) * g.groups) return;
+    const long long plane = (long long)g.out_h * g.out_w;
+    const long long image = mine.group / g.groups;
+    const int k = int(mine.group % g.groups) * (KERNEL_H * KERNEL_W);
+    const Generated taps = {features + image * count * plane + (long long)at.row * g.out_w,
+                            weight + (long long)k * count, bias + k, plane, at.column, g.out_w,
+                            count};
+    forward_strip(x, taps, out, g, at, mine);
+}

@@ -1,0 +1,61 @@
+// The gradient of x with a kernel that is made where it is used: grad_x.cuh with
+// kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
+
+struct Generated {
+    const SCALAR* features;  // of the image
+    const SCALAR* weight;    // of the group
+    const SCALAR* bias;
+    long long plane;
+    int column, width, count;
+
+    __device__ __forceinline__ void operator()(int u, int i, int part,
+                                               ACCUM (&tap)[TAPS][LIVE]) const
+    {
+        const SCALAR* const weight_row = weight + (long long)(u * KERNEL_W + part) * count;
+        const SCALAR* const feature_row = features + (long long)i * width;
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+            for (int l = 0; l < LIVE; ++l)
+                tap[t][l] = part + t < KERNEL_W ? widen(bias[u * KERNEL_W + part + t]) : ACCUM(0);
+#pragma unroll 1
+        for (int f = 0; f < count; f += VECTOR_F) {
+            ACCUM w[TAPS][VECTOR_F];
+#pragma unroll
+            for (int t = 0; t < TAPS; ++t)
+                if (part + t < KERNEL_W) load<VECTOR_F>(weight_row + t * count + f, w[t]);
+#pragma unroll
+            for (int k = 0; k < VECTOR_F; ++k) {
+                ACCUM feature[window_x::SPAN];
+                load_run<VECTOR_OUT, window_x::SPAN>(feature_row + (f + k) * plane,
+                                                     column / STRIDE_W + window_x::BEGIN, width,
+                                                     feature);
+#pragma unroll
+                for (int t = 0; t < TAPS; ++t) {
+                    if (part + t >= KERNEL_W) continue;
+#pragma unroll
+                    for (int l = 0; l < LIVE; ++l)
+                        tap[t][l] += w[t][k] *
+                                     feature[window_x::first(part + t) - window_x::BEGIN + l];
+                }
+            }
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+fused_grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ features,
+             const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
+             SCALAR* __restrict__ out, Geometry g, int count)
+{
+    const Place at = place(thread_index(), round_up(g.height, STRIDE_H), g.width);
+    const Share mine = share(at.plane, g);
+    const int y = phased_row(at.row, g.height);
+    if (mine.group >= index_t(g.batch) * g.groups || y >= g.height) return;
+    const long long plane = (long long)g.out_h * g.out_w;
+    const long long image = mine.group / g.groups;
+    const int k = int(mine.group % g.groups) * (KERNEL_H * KERNEL_W);
+    const Generated taps = {features + image * count * plane, weight + (long long)k * count,
+                            bias + k, plane, at.column, g.out_w, count};
+    grad_x_strip(grad, taps, out, g, y, at.column, mine);
+}

@@ -1,0 +1,53 @@
+// The gradient of the features that the kernel is made of:
+// grad_features[n,f,i,j] = sum over all k = (g,u,v) of weight[k,f] * grad_kernel[n,k,i,j].
+//
+// A thread owns COLUMNS columns of one row of FEATURES features. The gradient of the kernel passes
+// through its registers tap row by tap row.
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
+              const SCALAR* __restrict__ weight, SCALAR* __restrict__ out, Geometry g, int count)
+{
+    const Place at = place(thread_index(), g.out_h, g.out_w);
+    const int shares = (count - 1) / FEATURES + 1;
+    const long long image = at.plane / shares;
+    if (image >= g.batch) return;
+    const int begin = int(at.plane % shares) * FEATURES;
+
+    const int per_group = g.channels / g.groups;
+    const long long x_group = (long long)per_group * g.height * g.width;
+    const long long plane = (long long)g.out_h * g.out_w;
+    const long long out_row = (long long)at.row * g.out_w;
+    x += image * g.groups * x_group;
+    grad += image * g.channels * plane + out_row;
+    weight += begin;
+
+    ACCUM sum[FEATURES][COLUMNS] = {};
+#pragma unroll 1
+    for (int group = 0; group < g.groups; ++group, x += x_group, grad += per_group * plane) {
+#pragma unroll 1
+        for (int u = 0; u < KERNEL_H; ++u, weight += (long long)KERNEL_W * count) {
+#pragma unroll
+            for (int part = 0; part < KERNEL_W; part += TAPS) {
+                ACCUM slope[TAPS][COLUMNS];
+                grad_taps(grad, x, g, per_group, at.row, at.column, u, part, slope);
+#pragma unroll
+                for (int t = 0; t < TAPS; ++t) {
+                    if (part + t >= KERNEL_W) continue;
+                    const SCALAR* const row = weight + (long long)(part + t) * count;
+                    ACCUM w[FEATURES];
+                    load_run<VECTOR_F, FEATURES>(row, 0, count - begin, w);
+#pragma unroll
+                    for (int f = 0; f < FEATURES; ++f)
+#pragma unroll
+                        for (int e = 0; e < COLUMNS; ++e) sum[f][e] += w[f] * slope[t][e];
+                }
+            }
+        }
+    }
+    out += (image * count + begin) * plane + out_row;
+#pragma unroll
+    for (int f = 0; f < FEATURES; ++f)
+        if (begin + f < count)
+            store_run<VECTOR_OUT, COLUMNS>(out + f * plane, at.column, g.out_w, sum[f]);
+}

@@ -1,0 +1,31 @@
+// grad_kernel[n,g,u,v,i,j] = sum over the group's channels c of
+//     grad[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
+
+// One tap row (or part of it) at COLUMNS columns: sum[t][e] is the gradient of the kernel value
+// of tap (u, part + t). `x` and `grad` start at the group's first channel, `grad` at the row.
+__device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, const Geometry& g,
+                                          int channels, int row, int column, int u, int part,
+                                          ACCUM (&sum)[TAPS][COLUMNS])
+{
+#pragma unroll
+    for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+        for (int e = 0; e < COLUMNS; ++e) sum[t][e] = ACCUM(0);
+    const int y = row * STRIDE_H - PAD_H + u * DILATION_H;
+    if (y < 0 || y >= g.height) return;
+    const long long x_plane = (long long)g.height * g.width;
+    const long long out_plane = (long long)g.out_h * g.out_w;
+    x += (long long)y * g.width;
+#pragma unroll 2
+    for (int c = 0; c < channels; ++c, x += x_plane, grad += out_plane) {
+        ACCUM slope[COLUMNS], stretch[window::SPAN];
+        load_run<VECTOR_OUT, COLUMNS>(grad, column, g.out_w, slope);
+        load_run<VECTOR_X, window::SPAN>(x, window::first(column), g.width, stretch);
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t)
+            if (part + t < KERNEL_W)
+#pragma unroll
+                for (int e = 0; e < COLUMNS; ++e)
+                    sum[t][e] += slope[e] * stretch[window::seen(part + t, e)];
+    }
+}

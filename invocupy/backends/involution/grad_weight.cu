@@ -1,0 +1,86 @@
+// The gradients of the weight and bias that make the kernel:
+// grad_weight[k,f] = sum over n,i,j of grad_kernel[n,k,i,j] * features[n,f,i,j], and grad_bias[k]
+// the same with 1 for the features.
+//
+// Two stages, so that the sums come out the same each time. In the first a warp owns one tap row
+// of a group, FEATURES features and a slice of all strips of COLUMNS columns; it adds up in
+// registers, then from lane to lane, and writes partial[slice][k][f], with the bias at f = count.
+// The second adds the slices up in order.
+
+__device__ __forceinline__ ACCUM warp_sum(ACCUM value)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
+            const SCALAR* __restrict__ features, ACCUM* __restrict__ partial, Geometry g,
+            int count, int slices)
+{
+    const int lane = threadIdx.x % 32;
+    index_t rest = thread_index() / 32;
+    const int u = int(rest % KERNEL_H);
+    rest /= KERNEL_H;
+    const int shares = (count - 1) / FEATURES + 1;
+    const int begin = int(rest % shares) * FEATURES;
+    rest /= shares;
+    const int group = int(rest % g.groups);
+    const index_t slice = rest / g.groups;
+    if (slice >= slices) return;
+
+    const int per_group = g.channels / g.groups;
+    const long long x_plane = (long long)g.height * g.width;
+    const long long plane = (long long)g.out_h * g.out_w;
+    const index_t strips = index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h * g.batch;
+
+#pragma unroll
+    for (int part = 0; part < KERNEL_W; part += TAPS) {
+        ACCUM sum[TAPS][FEATURES] = {}, bias_sum[TAPS] = {};
+#pragma unroll 1
+        for (index_t strip = slice * 32 + lane; strip < strips; strip += index_t(slices) * 32) {
+            const Place at = place(strip, g.out_h, g.out_w);
+            const long long image = at.plane;
+            const long long channel = image * g.channels + (long long)group * per_group;
+            const long long out_row = (long long)at.row * g.out_w;
+            ACCUM slope[TAPS][COLUMNS];
+            grad_taps(grad + channel * plane + out_row, x + channel * x_plane, g, per_group,
+                      at.row, at.column, u, part, slope);
+#pragma unroll
+            for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+                for (int e = 0; e < COLUMNS; ++e) {
+                    // Past the end of the row `slope` is 0 times something, which may be infinite.
+                    if (e >= VECTOR_OUT && at.column + e >= g.out_w) slope[t][e] = 0;
+                    bias_sum[t] += slope[t][e];
+                }
+            const SCALAR* const row = features + (image * count + begin) * plane + out_row;
+#pragma unroll
+            for (int f = 0; f < FEATURES; ++f) {
+                if (begin + f >= count) continue;
+                ACCUM feature[COLUMNS];
+                load_run<VECTOR_OUT, COLUMNS>(row + f * plane, at.column, g.out_w, feature);
+#pragma unroll
+                for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+                    for (int e = 0; e < COLUMNS; ++e) sum[t][f] += slope[t][e] * feature[e];
+            }
+        }
+
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t) {
+            if (part + t >= KERNEL_W) continue;
+            const long long k = ((long long)group * KERNEL_H + u) * KERNEL_W + part + t;
+            ACCUM* const to =
+                partial + ((long long)slice * g.groups * (KERNEL_H * KERNEL_W) + k) * (count + 1);
+#pragma unroll
+            for (int f = 0; f < FEATURES; ++f) {
+                const ACCUM total = warp_sum(sum[t][f]);
+                if (lane == 0 && begin + f < count) to[begin + f] = total;
+            }
+            const ACCUM total = warp_sum(bias_sum[t]);
+            if (lane == 0 && begin == 0) to[count] = total;
+        }
+    }
+}

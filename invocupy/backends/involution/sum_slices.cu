@@ -1,0 +1,19 @@
+// The second stage of grad_weight.cu: a thread adds up one element over all slices, in order.
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+sum_slices(const ACCUM* __restrict__ partial, SCALAR* __restrict__ grad_weight,
+           SCALAR* __restrict__ grad_bias, int rows, int count, int slices)
+{
+    const index_t index = index_t(blockIdx.x) * BLOCK + threadIdx.x;
+    const index_t size = index_t(rows) * (count + 1);
+    if (index >= size) return;
+    ACCUM total = 0;
+#pragma unroll 4
+    for (int slice = 0; slice < slices; ++slice) total += partial[(long long)slice * size + index];
+    const long long row = index / (count + 1);
+    const int f = int(index % (count + 1));
+    if (f < count)
+        grad_weight[row * count + f] = narrow(total);
+    else
+        grad_bias[row] = narrow(total);
+}
