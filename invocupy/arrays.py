@@ -83,11 +83,18 @@ def check(**arrays: Any) -> None:
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> None:
-    """Refuse an ``out`` that is not exactly a writeable array for the result, apart from the inputs."""
+    """Refuse an ``out`` that is not a writeable array of this shape and dtype, with own memory.
+
+    Raises
+    ------
+    TypeError
+        For another library than the inputs', or a masked array.
+    ValueError
+        For another shape, dtype or device, a read-only array, or one that overlaps an input.
+    """
     x = next(iter(inputs.values()))
-    if not isinstance(out, type(x)) and not (is_cupy(out) and is_cupy(x)):
-        if not isinstance(out, np.ndarray) or is_cupy(x):
-            raise TypeError(f"out must be a {_library(x)} array like x, got {type(out).__name__}")
+    if not (is_cupy(out) if is_cupy(x) else isinstance(out, np.ndarray)):
+        raise TypeError(f"out must be a {_library(x)} array like x, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out is a masked array: give a plain array")
     if is_cupy(out) and out.device != x.device:

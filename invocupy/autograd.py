@@ -120,7 +120,7 @@ class Tensor:
         return int(self.data.size)
 
     @property
-    def T(self) -> Tensor:
+    def T(self) -> Tensor:  # noqa: N802
         """The axes reversed."""
         transposed: Tensor = self.transpose()
         return transposed

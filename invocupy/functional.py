@@ -25,7 +25,7 @@ def involution(
 ) -> Any:
     """Involution: a convolution whose kernel differs at each pixel and is shared by channels.
 
-    ``out[n,c,i,j] = sum_{u,v} kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
+    ``out[n,c,i,j] = sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
     with zero outside ``x``; a correlation, without a flip (Li et al., CVPR 2021, arXiv 2103.06255,
     eq. 4). ``Ho = floor((H + 2*ph - dh*(Kh-1) - 1) / sh) + 1``, and so ``Wo``.
 

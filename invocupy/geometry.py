@@ -1,4 +1,4 @@
-"""Sizes of one involution: the only place where they are computed and where shape errors are raised.
+"""Sizes of one involution: the one place where they are computed and shape errors are raised.
 
 The same rules serve convolution and pooling through :func:`pair`, :func:`padding_pair` and
 :func:`output_size`.
@@ -49,7 +49,7 @@ def padding_pair(
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; negative if nothing fits."""
+    """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; < 0 if nothing fits."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 

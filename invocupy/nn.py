@@ -466,7 +466,7 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64))
 
     def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:
-        """(N, C, H, W) to the same; adds ``residual`` and applies ReLU in the same pass if asked."""
+        """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""
         options = {"eps": self.eps, "residual": residual, "relu": relu}
         if not self.training:
             running = self.running_mean.data, self.running_var.data
@@ -587,7 +587,7 @@ class Involution(Module):
         taps = self.kernel_size[0] * self.kernel_size[1]
         n, _, h, w = x.shape
         pixels = n * -(-h // self.stride[0]) * -(-w // self.stride[1])
-        return pixels * self.groups * taps >= _LARGE_KERNEL
+        return bool(pixels * self.groups * taps >= _LARGE_KERNEL)
 
 
 _LARGE_KERNEL = 2**24  # elements; from there on the stored kernel leaves the caches

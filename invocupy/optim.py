@@ -126,7 +126,9 @@ def cosine(step: int, total: int, warmup: int = 0) -> float:
 
 
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
-    """A factor from ``start`` up to 1 after a share ``rise`` of the run, then down to 0; both cosines.
+    """A factor that rises from ``start`` to 1 in a share ``rise`` of the run, then falls to 0.
+
+    Both ways along half a cosine.
 
     Parameters
     ----------

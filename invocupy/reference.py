@@ -166,10 +166,9 @@ def fused_involution(
     """
     inputs = _inputs(x, features, span_weight, span_bias)
     check(**inputs)
-    shapes = _shapes(x, features, span_weight, span_bias)
-    g = fused_geometry(
-        *shapes, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
-    )
+    shapes = x.shape, features.shape, span_weight.shape
+    bias_shape = None if span_bias is None else span_bias.shape
+    g = fused_geometry(*shapes, bias_shape, kernel_size, stride, padding, dilation)
     xp = namespace(x)
     dtype = xp.result_type(*(array.dtype for array in inputs.values()))
     if out is not None:
@@ -177,8 +176,10 @@ def fused_involution(
     with on_device(x):
         result = xp.empty(g.out_shape, dtype) if out is None else out
         bias = xp.zeros(len(span_weight), dtype) if span_bias is None else span_bias
-        operands: Any = (contiguous(array, dtype) for array in (x, features, span_weight, bias))
-        _reference.fused_forward(*operands, g=g, out=result)
+        wide_x, wide_features, weight, wide_bias = (
+            contiguous(array, dtype) for array in (x, features, span_weight, bias)
+        )
+        _reference.fused_forward(wide_x, wide_features, weight, wide_bias, g, result)
     return result
 
 
@@ -225,10 +226,9 @@ def fused_involution_backward(
     """
     inputs = _inputs(x, features, span_weight, span_bias)
     check(grad_out=grad_out, **inputs)
-    shapes = _shapes(x, features, span_weight, span_bias)
-    g = fused_geometry(
-        *shapes, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation
-    )
+    shapes = x.shape, features.shape, span_weight.shape
+    bias_shape = None if span_bias is None else span_bias.shape
+    g = fused_geometry(*shapes, bias_shape, kernel_size, stride, padding, dilation)
     _check_grad(grad_out, g)
     xp = namespace(x)
     work = xp.result_type(*(array.dtype for array in inputs.values()))
@@ -246,11 +246,6 @@ def fused_involution_backward(
 def _inputs(x: Any, features: Any, span_weight: Any, span_bias: Any) -> dict[str, Any]:
     inputs = {"x": x, "features": features, "span_weight": span_weight}
     return inputs if span_bias is None else {**inputs, "span_bias": span_bias}
-
-
-def _shapes(x: Any, features: Any, span_weight: Any, span_bias: Any) -> Any:
-    bias_shape = None if span_bias is None else span_bias.shape
-    return x.shape, features.shape, span_weight.shape, bias_shape
 
 
 def _check_grad(grad_out: Any, g: Geometry) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -119,7 +120,7 @@ def _article_model(arrays: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         layer, _, kind = name.rpartition(".")
         renamed.append((f"head.{layers.index(layer)}.{kind}", name, value))
     positions = [int(layer.rpartition(".")[2]) for layer in layers if re.search(r"\.\d+$", layer)]
-    gaps = [after - before > 1 for before, after in zip(positions, positions[1:], strict=False)]
+    gaps = [after - before > 1 for before, after in pairwise(positions)]
     return _merge(renamed), len(positions) == len(layers) and bool(gaps) and all(gaps)
 
 

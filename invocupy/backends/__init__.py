@@ -13,9 +13,9 @@ docstring lists them. Only operators that earn it have a folder: the rest is arr
 :mod:`invocupy.ops`.
 
 Rules. Arrays come in C-contiguous, of one floating dtype that the backend knows, of the right
-shapes, on one device, none of them empty; results are handed in as the last arguments, are filled completely and
-never read. Inputs are never written. No checks, no state that changes a result, gathers only: the
-same call gives the same bits. Half types accumulate in float32.
+shapes, on one device, none of them empty; results are handed in as the last arguments, are filled
+completely and never read. Inputs are never written. No checks, no state that changes a result,
+gathers only: the same call gives the same bits. Half types accumulate in float32.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ import numpy as np
 
 
 def of(op: str, array: Any) -> ModuleType:
-    """The module of ``op`` for this array, imported when first needed: Numba and CuPy load slowly."""
+    """The module of ``op`` for this array, imported when first needed: Numba and CuPy are slow."""
     return import_module(f"{__name__}.{op}.{'cpu' if isinstance(array, np.ndarray) else 'cuda'}")

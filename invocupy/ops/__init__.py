@@ -1,4 +1,6 @@
-"""Every differentiable operator as a pure function of arrays: ``op(*arrays, **options) -> (value, partials)``.
+"""Every differentiable operator as a pure function of arrays.
+
+``op(*arrays, **options) -> (value, partials)``
 
 ``partials`` has one function for each array argument; ``partial(grad)`` is the gradient of that
 argument, with its shape and dtype, given the gradient of the value. A partial is called only if

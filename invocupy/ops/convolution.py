@@ -44,7 +44,8 @@ def conv2d(
     """``out[n,o,i,j] = bias[o] + sum_cuv weight[o,c,u,v] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]``."""
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(
-            f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), got {x.shape}, {weight.shape}"
+            f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), "
+            f"got {x.shape} and {weight.shape}"
         )
     n, c, h, w = x.shape
     o, c_group, kernel_h, kernel_w = weight.shape

@@ -64,8 +64,9 @@ def involution_backward(
 
     ``grad_x[n,c,p,q] = sum kernel[n, c//(C/G), u, v, i, j] * grad_out[n, c, i, j]`` over the taps
     and outputs that saw pixel (p, q), and
-    ``grad_kernel[n,g,u,v,i,j] = sum_{c in g} grad_out[n,c,i,j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
-    (arXiv 2103.06255, eq. 4, differentiated). Both are gathers: the same call gives the same bits.
+    ``grad_kernel[n,g,u,v,i,j] = sum_c grad_out[n,c,i,j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
+    over the channels c of group g (arXiv 2103.06255, eq. 4, differentiated). Both are gathers:
+    the same call gives the same bits.
 
     Parameters
     ----------
@@ -124,7 +125,7 @@ def fused_involution(
     dilation: IntOrPair = 1,
     out: Any = None,
 ) -> Result:
-    """:func:`involution` with ``kernel = span_weight @ features + span_bias``, never stored whole."""
+    """:func:`involution`, ``kernel = span_weight @ features + span_bias``, never stored whole."""
     inputs = _fused_inputs(x, features, span_weight, span_bias)
     check(**inputs)
     g = fused_geometry(
@@ -247,7 +248,13 @@ def fused_geometry(
     padding: Padding = "same",
     dilation: IntOrPair = 1,
 ) -> Geometry:
-    """The geometry of the involution whose kernel the span makes; ``ValueError`` if nothing fits."""
+    """The geometry of the involution whose kernel the span makes.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument whose shape does not fit the others.
+    """
     kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
     if len(features_shape) != 4 or features_shape[1] < 1:
         raise ValueError(
@@ -261,8 +268,8 @@ def fused_geometry(
         )
     if weight_shape[1] != width:
         raise ValueError(
-            f"span_weight must have as many columns as features has channels: "
-            f"span_weight {weight_shape} has {weight_shape[1]}, features {features_shape} has {width}"
+            f"span_weight must have as many columns as features has channels, "
+            f"got span_weight {weight_shape} and features {features_shape}"
         )
     if bias_shape is not None and bias_shape != weight_shape[:1]:
         raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
@@ -270,12 +277,13 @@ def fused_geometry(
         # Say "features", not "kernel", where it is the features that do not fit.
         strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
         pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
-        wanted = (x_shape[0],) + tuple(
-            output_size(*sizes)
-            for sizes in zip(
+        sizes = tuple(
+            output_size(*axis)
+            for axis in zip(
                 x_shape[2:], (kernel_h, kernel_w), strides, pads, dilations, strict=True
             )
         )
+        wanted = (x_shape[0], *sizes)
         if min(wanted) >= 0 and wanted != (batch, out_h, out_w):
             raise ValueError(
                 f"features {features_shape} must have the batch size and the output size of the "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 from invocupy.arrays import is_cupy, namespace
 from invocupy.ops.basic import Result
 

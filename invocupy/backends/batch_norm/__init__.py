@@ -1,4 +1,4 @@
-"""Batch normalisation of (N, C, H, W) in as few passes as it needs, with ReLU and a residual in them.
+"""Batch normalisation of (N, C, H, W) in few passes, with ReLU and a residual in them.
 
 Per-channel arrays (C,) are float64 for float64 arrays and float32 otherwise. ``residual`` and
 ``out`` may be ``None`` where they are optional.
@@ -12,7 +12,8 @@ Per-channel arrays (C,) are float64 for float64 arrays and float32 otherwise. ``
                                         if relu; NaN stays NaN
     grad_sums(grad, x, out, mean, sum_grad, sum_grad_x)
                                         with h = grad where out > 0 else 0 (h = grad if out is
-                                        None): sum_grad[c] = sum h, sum_grad_x[c] = sum h * (x - mean[c])
+                                        None): sum_grad[c] = sum h,
+                                        sum_grad_x[c] = sum h * (x - mean[c])
     grad_x(grad, x, out, a, b, c, grad_x, grad_residual)
                                         grad_x = a[c] * h + b[c] * x + c[c]; grad_residual = h
                                         (unless None)

@@ -1,7 +1,8 @@
 """The definition of involution in plain array code, for NumPy and CuPy: a loop over the taps.
 
-Nothing here is fast. Each function is a direct reading of the formula in :mod:`invocupy.backends.involution`;
-the other backends and their tests are judged by it. Half types are computed in float32.
+Nothing here is fast. Each function is a direct reading of the formula in
+:mod:`invocupy.backends.involution`; the other backends and their tests are judged by it. Half
+types are computed in float32.
 """
 
 from __future__ import annotations
