@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,12 @@ def test_damaged_archives_are_refused_or_unchanged(tmp_path: Path) -> None:
     assert refused >= 150
     for length in rng.integers(0, len(whole), 50):
         path.write_bytes(whole[:length])
+        refuse(path)
+    unpacked = gzip.decompress(whole)
+    for length in range(0, len(unpacked), 10_000):
+        packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+        start = packer.compress(unpacked[:length]) + packer.flush(zlib.Z_FULL_FLUSH)
+        path.write_bytes(start + b"\x07" * 100)  # a block of the type that does not exist
         refuse(path)
 
 

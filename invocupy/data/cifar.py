@@ -187,7 +187,7 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
     try:
         with gzip.open(path) as plain:
             capped: Any = _Capped(plain, path)  # all of a file that a stream ("r|") needs
-            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**20) as archive:
+            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**16) as archive:
                 for count, member in enumerate(archive):
                     _check_member(path, member, count)
                     name = wanted.get(member.name)
