@@ -37,13 +37,17 @@ extern "C" uint64_t shim_exchange(uint64_t value, int source_lane, unsigned mask
 
 using std::isnan, std::max, std::min;
 
+#define __syncwarp(...) shim_exchange(0, 0, 0xffffffffu, __LINE__)
 #define __syncthreads() shim_barrier(__LINE__)
 #define __shfl_xor_sync(mask, value, bits, ...) \
     shim_shuffle(value, int((shim.thread.x & 31) ^ unsigned(bits)), mask, __LINE__)
 #define __shfl_down_sync(mask, value, by, ...) \
-    shim_shuffle(value, std::min(31, int((shim.thread.x & 31) + unsigned(by))), mask, __LINE__)
+    shim_shuffle(value, shim_lane(int(shim.thread.x & 31), int(by)), mask, __LINE__)
+#define __shfl_up_sync(mask, value, by, ...) \
+    shim_shuffle(value, shim_lane(int(shim.thread.x & 31), -int(by)), mask, __LINE__)
 #define __shfl_sync(mask, value, lane, ...) shim_shuffle(value, int(lane) & 31, mask, __LINE__)
 
+inline int shim_lane(int lane, int by) { return lane + by < 0 || lane + by > 31 ? lane : lane + by; }
 template <class T> T shim_shuffle(T value, int source_lane, unsigned mask, int line) {
     static_assert(sizeof(T) <= 8);
     uint64_t bits = 0;
