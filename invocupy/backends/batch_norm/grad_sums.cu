@@ -1,0 +1,38 @@
+// First stage of the sums over a channel that the gradients need. With h = grad, or 0 where
+// MASKED and not out > 0: the sum of h, and that of h * (x - mean), of one slice.
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+grad_sums(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
+          const SCALAR* __restrict__ out, const ACCUM* __restrict__ mean,
+          ACCUM* __restrict__ partial, int batch, int channels, int per_plane, int slices)
+{
+    const Slice mine = slice_of(batch, channels, per_plane, slices);
+    if (mine.of.channel >= channels) return;
+    const ACCUM centre = mean[mine.of.channel];
+    ACCUM sum[VECTOR] = {}, sum_x[VECTOR] = {};
+#pragma unroll 2
+    for (index_t vector = mine.begin; vector < mine.end; vector += 32) {
+        const long long at = mine.of.offset(vector);
+        ACCUM h[VECTOR], value[VECTOR], mask[VECTOR];
+        load<VECTOR>(grad + at, h);
+        load<VECTOR>(x + at, value);
+        if (MASKED) load<VECTOR>(out + at, mask);
+#pragma unroll
+        for (int k = 0; k < VECTOR; ++k) {
+            if (MASKED && !(mask[k] > 0)) h[k] = 0;
+            sum[k] += h[k];
+            sum_x[k] += h[k] * (value[k] - centre);
+        }
+    }
+#pragma unroll
+    for (int k = 1; k < VECTOR; ++k) {
+        sum[0] += sum[k];
+        sum_x[0] += sum_x[k];
+    }
+    const ACCUM total = warp_sum(sum[0]), total_x = warp_sum(sum_x[0]);
+    if (threadIdx.x % 32 == 0) {
+        const long long at = (long long)mine.of.channel * slices + mine.slice;
+        partial[at] = total;
+        partial[(long long)channels * slices + at] = total_x;
+    }
+}
