@@ -1,0 +1,190 @@
+"""Checkpoints: what comes back, what is refused, and what a killed writer leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from invocupy import checkpoint
+from invocupy.checkpoint import CheckpointError
+
+DTYPES = [*checkpoint._DTYPES.values()]
+
+
+def make(path: Path) -> bytes:
+    """A small checkpoint with each dtype; its bytes."""
+    rng = np.random.default_rng(0)
+    arrays = {f"a.{name}": rng.integers(0, 2, (3, 2)).astype(name) for name in DTYPES}
+    checkpoint.save(path, arrays, {"epoch": 3, "text": 'quote " é \n', "loss": 0.1})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_layout_comes_back_as_it_was(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(24).reshape(4, 6).astype(dtype)
+    arrays: dict[str, Any] = {
+        "plain": values,
+        "transposed": values.T,
+        "sliced": values[::2, ::-1],
+        "broadcast": np.broadcast_to(values[0], (3, 6)),
+        "fortran": np.asfortranarray(values),
+        "swapped": values.astype(values.dtype.newbyteorder()),
+        "scalar": np.array(values[1, 1]),
+        "empty": values[:0],
+    }
+    checkpoint.save(tmp_path / "c", arrays, {})
+    loaded, _ = checkpoint.load(tmp_path / "c")
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert loaded[name].dtype == dtype
+        assert loaded[name].shape == array.shape
+        np.testing.assert_array_equal(loaded[name], array)
+
+
+@given(info=st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()))
+def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, info: dict[str, Any]) -> None:
+    path = tmp_path_factory.mktemp("json") / "c"
+    checkpoint.save(path, {}, info)
+    assert checkpoint.load(path) == ({}, info)
+
+
+def test_numbers_come_back_to_the_bit(tmp_path: Path) -> None:
+    special = np.array([np.nan, -np.inf, -0.0, 5e-324, 1 / 3])
+    checkpoint.save(tmp_path / "c", {"a": special}, {"third": 1 / 3})
+    arrays, info = checkpoint.load(tmp_path / "c")
+    assert arrays["a"].tobytes() == special.tobytes()
+    assert info == {"third": 1 / 3}
+
+
+@pytest.mark.parametrize(
+    "array", [[1.0], None, np.array([None]), np.zeros(1, complex), np.zeros(1, "U3")]
+)
+def test_other_arrays_are_refused(tmp_path: Path, array: Any) -> None:
+    with pytest.raises(TypeError, match="weight is"):
+        checkpoint.save(tmp_path / "c", {"weight": array}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_in_the_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint.save(tmp_path / "c", {}, {"loss": float("nan")})
+
+
+def test_every_single_bit_matters(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    content = make(path)
+    flips = np.random.default_rng(1).choice(8 * len(content), 1500, replace=False)
+    # all of the length, the start of the header, and the last bytes of the arrays
+    edges = [*range(8 * 24), *range(8 * (len(content) - 4), 8 * len(content))]
+    for bit in [*edges, *flips.tolist()]:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"c .*: .*(another checkpoint|import_state)"):
+            checkpoint.load(path)
+
+
+def test_every_truncation_and_any_tail_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    content = make(path)
+    lengths = {*range(16), *range(0, len(content), 7), len(content) - 1}
+    for damaged in [*(content[:length] for length in lengths), content + b"\0", content + content]:
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=str(path)):
+            checkpoint.load(path)
+
+
+def test_arrays_that_changed_places_are_refused(tmp_path: Path) -> None:
+    """What no checksum of the file alone would need to see: same bytes under other names."""
+    path = tmp_path / "c"
+    checkpoint.save(path, {"aa": np.zeros(2), "bb": np.ones(2)}, {})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"aa"', b'"cc"'))
+    with pytest.raises(CheckpointError, match="digest"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "header", [None, {}, {"format": "pt"}, {"format": "invocupy checkpoint 2"}]
+)
+def test_other_safetensors_files_are_refused(tmp_path: Path, header: dict[str, str] | None) -> None:
+    save_file({"a": np.zeros(2)}, tmp_path / "c", header)
+    with pytest.raises(CheckpointError, match="import_state"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_what_is_no_file_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none cannot be read .*No such file"):
+        checkpoint.load(tmp_path / "none")
+    with pytest.raises(CheckpointError, match=r"cannot be read .*directory"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "pickle").write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        checkpoint.load(tmp_path / "pickle")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make(tmp_path / "c")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path / "c", {"a": np.zeros(9)}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    assert (tmp_path / "c").read_bytes() == content
+
+
+def test_sweep_takes_its_own_files_only(tmp_path: Path) -> None:
+    others = {".hidden.tmp", "a.tmp", "last.safetensors", ".x.0123456789abcdeg.tmp"}
+    for name in {*others, ".last.safetensors.0123456789abcdef.tmp"}:
+        (tmp_path / name).touch()
+    checkpoint.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+WRITER = """
+import sys, numpy as np
+from invocupy import checkpoint
+step = int(sys.argv[2])
+while True:
+    step += 1
+    checkpoint.save(sys.argv[1], {"a": np.full(300_000, step, np.float32)}, {"step": step})
+    print(step, flush=True)
+"""
+
+
+def test_kill_9_while_writing_never_harms(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    rng = np.random.default_rng(2)
+    step, temporaries = 0, 0
+    for _ in range(25):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), str(step)], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline()  # it is in its loop
+            time.sleep(rng.uniform(0, 0.03))
+            writer.kill()
+            told = [int(line) for line in writer.stdout.read().split()[:-1]]
+        arrays, info = checkpoint.load(path)
+        assert info["step"] >= max([step, *told])
+        step = info["step"]
+        np.testing.assert_array_equal(arrays["a"], np.full(300_000, step, np.float32))
+        temporaries += len(list(tmp_path.glob(".*")))
+        checkpoint.sweep(tmp_path)
+        assert list(tmp_path.iterdir()) == [path]
+    assert temporaries, "no kill fell into a write: the test has shown nothing"
