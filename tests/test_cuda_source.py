@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,58 +24,72 @@ COMBINATIONS = [
     for family in cases.FAMILIES
     if dtype == "float32" or family in ("k7", "k3-ragged-even", "k3-stride2", "k2x3-mixed")
 ]
-everywhere = pytest.mark.parametrize("function", cases.INVOLUTION)
+PLANES = ((1, 1), (3, 5), (2, 3), (4, 7), (6, 8))  # of batch norm: vectors of 1, 1, 2, 4, 8
+involution = pytest.mark.parametrize("function", cases.INVOLUTION)
+batch_norm = pytest.mark.parametrize("function", cases.BATCH_NORM)
 
 
-def draw_cases(family: str, dtype: str) -> st.SearchStrategy[cases.Case]:
-    return st.builds(
-        cases.Case,
-        family=st.just(cases.FAMILIES[family]),
-        dtype=st.just(cases.DTYPES[dtype]),
-        batch=st.integers(0, 3),
-        groups=st.integers(1, 3),
-        height=st.integers(1, 12),
-        width_units=st.sampled_from((1, 3, 5)),
-        seed=st.integers(0, 2**16),
-    )
-
-
-@everywhere
-@pytest.mark.parametrize(("family", "dtype"), COMBINATIONS)
-def test_results_and_order(function: str, family: str, dtype: str) -> None:
+def verify(problem: cases.Problem) -> None:
     """Right within the derived bound, and the same bits in any order of blocks and threads."""
-
-    @settings(max_examples=8)
-    @given(draw_cases(family, dtype))
-    def examples(case: cases.Case) -> None:
-        verify(function, case)
-
-    examples()
-    # Several blocks and more than one strip, row and image to each.
-    verify(function, cases.Case(cases.FAMILIES[family], cases.DTYPES[dtype], 3, 2, 13, 9))
-
-
-def verify(function: str, case: cases.Case) -> None:
-    inputs = case.inputs(function)
-    every_order = []
-    for order in (0, 1, 2 + case.seed):
+    runs = []
+    for order in (0, 1, 2):
         with host.installed(host.Machine("fast", order).compile):
-            every_order.append(cases.run(function, case, inputs))
-    cases.check(function, case, inputs, every_order[0])
-    for results in every_order[1:]:
-        for first, other in zip(every_order[0], results, strict=True):
-            assert first.tobytes() == other.tobytes(), "the order of the threads shows"
+            runs.append(cases.run(problem))
+    cases.check(problem, runs[0])
+    for results in zip(*runs, strict=True):
+        bits = {None if array is None else array.tobytes() for array in results}
+        assert len(bits) == 1, f"{problem.name}: the order of the threads shows"
 
 
-@everywhere
-@pytest.mark.parametrize("family", cases.FAMILIES)
-def test_trace(function: str, family: str) -> None:
-    """No conflicting access, none out of bounds, none of what holds nothing, no gap in a result."""
-    case = cases.Case(cases.FAMILIES[family], cases.DTYPES["float32"], 2, 2, 7, 5)
+def trace(problem: cases.Problem, **options: object) -> None:
+    """No conflicting access, none out of bounds or of what holds nothing, no gap in a result."""
     machine = host.Machine("trace", order=3)
-    inputs = case.inputs(function)
     with host.installed(machine.compile):
-        results = cases.run(function, case, inputs)
+        results = cases.run(problem)
     assert machine.findings == []
     assert machine.unwritten() == []
-    cases.check(function, case, inputs, results)
+    cases.check(problem, results)
+
+
+@involution
+@pytest.mark.parametrize(("family", "dtype"), COMBINATIONS)
+def test_involution(function: str, family: str, dtype: str) -> None:
+    @settings(max_examples=8)
+    @given(
+        batch=st.integers(0, 3), groups=st.integers(1, 3), height=st.integers(1, 12),
+        units=st.sampled_from((1, 3, 5)), seed=st.integers(0, 2**16),
+    )  # fmt: skip
+    def examples(**sizes: int) -> None:
+        verify(cases.involution(function, family, dtype, **sizes))
+
+    examples()
+    # Several blocks, and more than one strip, row and image to each.
+    verify(cases.involution(function, family, dtype, batch=3, height=13, units=9))
+
+
+@involution
+@pytest.mark.parametrize("family", cases.FAMILIES)
+def test_trace_of_involution(function: str, family: str) -> None:
+    trace(cases.involution(function, family, height=7, units=5))
+
+
+@batch_norm
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_batch_norm(function: str, dtype: str) -> None:
+    @settings(max_examples=12)
+    @given(
+        batch=st.integers(1, 5), channels=st.integers(1, 5), plane=st.sampled_from(PLANES),
+        relu=st.booleans(), residual=st.booleans(), offset=st.sampled_from((0, 0, 1)),
+    )  # fmt: skip
+    def examples(batch: int, channels: int, plane: tuple[int, int], **options: int) -> None:
+        verify(cases.batch_norm(function, dtype, (batch, channels, *plane), **options))
+
+    examples()
+    # Several slices of a channel, several channels in a block.
+    verify(cases.batch_norm(function, dtype, (40, 7, 6, 9)))
+
+
+@batch_norm
+@pytest.mark.parametrize("plane", PLANES)
+def test_trace_of_batch_norm(function: str, plane: tuple[int, int]) -> None:
+    trace(cases.batch_norm(function, "float32", (17, 5, *plane)))

@@ -1,23 +1,25 @@
-"""What the proof runs: every function of the involution and batch norm backends, on NumPy arrays.
+"""What the proof runs: every function of the CUDA backends, on NumPy arrays, with a checked result.
 
-A :class:`Family` fixes what specialisations depend on, so that few are built, a :class:`Case` adds
-sizes. :func:`run` calls a function of the library's CUDA backend with poisoned results,
-:func:`check` compares with the reference in float64 under an error bound that is derived:
-``terms`` roundings of the accumulator for each of the summed products, one rounding of the result.
+:func:`involution` and :func:`batch_norm` make a :class:`Problem` of one call; :func:`run` calls the
+library's CUDA backend with poisoned results; :func:`check` compares with the reference in float64
+under a derived bound: ``terms`` roundings of the accumulator for what is summed, in magnitude, and
+one rounding of the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
-from invocupy.backends.involution import cuda as device
-from invocupy.backends.involution import reference
+from invocupy.backends.batch_norm import cuda as batch_norm_device
+from invocupy.backends.batch_norm import reference as batch_norm_reference
+from invocupy.backends.involution import cuda as involution_device
+from invocupy.backends.involution import reference as involution_reference
 from invocupy.geometry import Geometry, output_size, padding_pair, pair
 
 DTYPES = {
@@ -35,11 +37,17 @@ INVOLUTION = {
     "fused_grad_x": (("grad", "features", "weight", "bias"), ("x",)),
     "fused_grad_span": (("grad", "x", "features", "weight"), ("features", "weight", "bias")),
 }
+BATCH_NORM = {
+    "moments": (("x",), ("mean", "var")),
+    "forward": (("x", "scale", "shift", "residual", "relu"), ("out",)),
+    "grad_sums": (("grad", "x", "out", "mean"), ("sum_grad", "sum_grad_x")),
+    "grad_x": (("grad", "x", "out", "a", "b", "c"), ("grad_x", "residual")),
+}
 
 
 @dataclass(frozen=True)
 class Family:
-    """Options of a layer; ``few`` makes small arrays count as few, so that threads own little."""
+    """What specialisations depend on. ``few``: small arrays count as few, so threads own little."""
 
     kernel: tuple[int, int] = (3, 3)
     stride: Any = 1
@@ -67,114 +75,158 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """One problem of a family."""
+class Problem:
+    """One call of a backend function, ``device(inputs, results)``, and how to judge it."""
 
-    family: Family
-    dtype: np.dtype[Any]
-    batch: int = 2
-    groups: int = 2
-    height: int = 9
-    width_units: int = 1
-    seed: int = 0
-    geometry: Geometry = field(init=False)
+    name: str
+    device: Callable[[list[Any], list[Any]], None]
+    reference: Callable[[list[Any], list[Any]], None]
+    inputs: list[Any]  # arrays; where the function takes them, booleans and None
+    results: Callable[[], list[Any]]  # poisoned with NaN; None where nothing is wanted
+    magnitudes: Callable[[list[Any]], list[Any]]  # of what is summed, from inputs in float64
+    terms: int  # the longest chain of roundings behind one element of a result
 
-    def __post_init__(self) -> None:
-        f = self.family
-        stride, dilation = pair("stride", f.stride, 1), pair("dilation", f.dilation, 1)
-        padding = padding_pair(f.padding, f.kernel, dilation)
-        least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, f.kernel, padding, strict=True)]
-        units = self.width_units
-        while units * f.unit < least[1]:
-            units += 2
-        size = (max(self.height, least[0]), units * f.unit)
-        out = map(output_size, size, f.kernel, stride, padding, dilation)
-        x = (self.batch, self.groups * f.per_group, *size)
-        kernel = (self.batch, self.groups, *f.kernel, *out)
-        options = {"stride": f.stride, "padding": f.padding, "dilation": f.dilation}
-        object.__setattr__(self, "geometry", Geometry.of(x, kernel, **options))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        g, f = self.geometry, self.family
-        taps = g.groups * g.kernel_h * g.kernel_w
-        return {
-            "x": g.x_shape, "kernel": g.kernel_shape, "out": g.out_shape, "grad": g.out_shape,
-            "features": (g.batch, f.features, g.out_h, g.out_w), "weight": (taps, f.features),
-            "bias": (taps,),
-        }[name]  # fmt: skip
+def run(problem: Problem) -> list[Any]:
+    """Call the backend; whoever calls this has installed something to run kernels on."""
+    results = problem.results()
+    before = [array.tobytes() for array in problem.inputs if isinstance(array, np.ndarray)]
+    problem.device(problem.inputs, results)
+    after = [array.tobytes() for array in problem.inputs if isinstance(array, np.ndarray)]
+    assert after == before, f"{problem.name}: an input was written"
+    return results
 
-    def inputs(self, function: str) -> list[np.ndarray]:
-        random = np.random.default_rng(self.seed)
-        offset = self.family.offset
+
+def check(problem: Problem, results: list[Any]) -> None:
+    """Compare with the reference; a NaN left over from the poison fails too."""
+    wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in problem.inputs]
+    want = [None if r is None else np.empty(r.shape) for r in results]
+    problem.reference(wide, want)
+    sizes = problem.magnitudes(wide)
+    for number, (got, exact, size) in enumerate(zip(results, want, sizes, strict=True)):
+        if got is None:
+            continue
+        info = ml_dtypes.finfo(got.dtype)
+        bound = problem.terms * (2.0**-53 if got.itemsize == 8 else 2.0**-24) * size * 1.01
+        bound += float(info.eps) / 2 * (np.abs(exact) + bound) + float(info.smallest_subnormal)
+        good = np.abs(got.astype(np.float64) - exact) <= bound
+        if not good.all():
+            at = np.unravel_index(int(np.argmin(good)), good.shape)
+            raise AssertionError(
+                f"{problem.name}: result {number} at {[int(k) for k in at]} is {got[at]}, should "
+                f"be {exact[at]} +- {bound[at]:.2g}; {(~good).sum()} of {good.size} are wrong"
+            )
+
+
+def involution(
+    function: str, family: str, dtype: str = "float32", *, batch: int = 2, groups: int = 2,
+    height: int = 9, units: int = 1, seed: int = 0,
+) -> Problem:  # fmt: skip
+    """A call of an involution function with odd ``units`` of width; sizes grow to fit the kernel."""
+    f, kind = FAMILIES[family], DTYPES[dtype]
+    stride, dilation = pair("stride", f.stride, 1), pair("dilation", f.dilation, 1)
+    padding = padding_pair(f.padding, f.kernel, dilation)
+    least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, f.kernel, padding, strict=True)]
+    while units * f.unit < least[1]:
+        units += 2
+    size = (max(height, least[0]), units * f.unit)
+    out = tuple(map(output_size, size, f.kernel, stride, padding, dilation))
+    g = Geometry.of(
+        (batch, groups * f.per_group, *size), (batch, groups, *f.kernel, *out),
+        stride=f.stride, padding=f.padding, dilation=f.dilation,
+    )  # fmt: skip
+    taps = f.kernel[0] * f.kernel[1]
+    shapes = {
+        "x": g.x_shape, "kernel": g.kernel_shape, "out": g.out_shape, "grad": g.out_shape,
+        "features": (batch, f.features, *out), "weight": (groups * taps, f.features),
+        "bias": (groups * taps,),
+    }  # fmt: skip
+    takes, fills = INVOLUTION[function]
+    random = np.random.default_rng(seed)
+    judge = getattr(involution_reference, function)
+
+    def device(inputs: list[Any], results: list[Any]) -> None:
+        enough = involution_device._ENOUGH if f.few else 1
+        with mock.patch.object(involution_device, "_ENOUGH", enough):
+            getattr(involution_device, function)(*inputs, g, *results)
+
+    def magnitudes(inputs: list[Any]) -> list[Any]:
+        sizes = [np.empty(shapes[name]) for name in fills]
+        judge(*map(np.abs, inputs), g, *sizes)  # sums of products of magnitudes
+        return sizes
+
+    return Problem(
+        name=f"{function} {family} {dtype}",
+        device=device,
+        reference=lambda inputs, results: judge(*inputs, g, *results),
+        inputs=[aligned(random.standard_normal(shapes[n]).astype(kind), f.offset) for n in takes],
+        results=lambda: [poisoned(shapes[name], kind, f.offset) for name in fills],
+        magnitudes=magnitudes,
+        terms=4 + (0 if function in ("forward", "grad_x", "grad_kernel") else f.features)
+        + {"kernel": f.per_group, "features": f.per_group + groups * taps + batch * out[0] * out[1]}
+        .get(fills[0], taps),
+    )  # fmt: skip
+
+
+def batch_norm(
+    function: str, dtype: str, shape: tuple[int, int, int, int], *, relu: bool = True,
+    residual: bool = True, seed: int = 0, offset: int = 0,
+) -> Problem:  # fmt: skip
+    """A call of a batch norm function; a third of ``out`` is 0, as after ReLU."""
+    kind = DTYPES[dtype]
+    accum = np.float64 if kind.itemsize == 8 else np.float32
+    takes, fills = BATCH_NORM[function]
+    random = np.random.default_rng(seed)
+    wanted = {"residual": residual, "out": relu or function == "forward"}
+    whole = ("x", "grad", "out", "residual", "grad_x")
+
+    def array(name: str) -> Any:
+        if name == "relu" or not wanted.get(name, True):
+            return relu if name == "relu" else None
+        values = random.standard_normal(shape if name in whole else shape[1])
+        values = np.maximum(values, 0) if name == "out" else values + (name == "x") * 3
+        return aligned(values.astype(kind if name in whole else accum), offset)
+
+    def results() -> list[Any]:
         return [
-            aligned(random.standard_normal(self.shape(name)).astype(self.dtype), offset)
-            for name in INVOLUTION[function][0]
-        ]
+            poisoned(shape if name in whole else (shape[1],), kind if name in whole else accum, offset)
+            if wanted.get(name, True) else None
+            for name in fills
+        ]  # fmt: skip
 
-    def results(self, function: str) -> list[np.ndarray]:
-        nan = self.dtype.type(np.nan)
-        return [
-            aligned(np.full(self.shape(name), nan, self.dtype), self.family.offset)
-            for name in INVOLUTION[function][1]
-        ]
+    def magnitudes(inputs: list[Any]) -> list[Any]:
+        sizes = [None if r is None else np.empty(r.shape) for r in results()]
+        judge = getattr(batch_norm_reference, function)
+        if function == "moments":
+            mean, var = sizes
+            judge(inputs[0], mean, var)
+            # Chan, Golub and LeVeque: the condition of a variance is sqrt(1 + mean^2 / var).
+            return [np.abs(inputs[0]).mean((0, 2, 3)), np.sqrt(var * (var + mean**2))]
+        sized = [np.abs(a) if isinstance(a, np.ndarray) else a for a in inputs]
+        if function == "grad_sums":
+            sized[3] = -sized[3]  # h * (x - mean), in magnitude
+        judge(*sized, *sizes)
+        return sizes
 
-    def terms(self, function: str) -> int:
-        """The longest chain of roundings behind one element of a result."""
-        g, f = self.geometry, self.family
-        taps, positions = g.kernel_h * g.kernel_w, g.batch * g.out_h * g.out_w
-        return 4 + {
-            "forward": taps,
-            "grad_x": taps,
-            "grad_kernel": g.channels_per_group,
-            "fused_forward": taps + f.features,
-            "fused_grad_x": taps + f.features,
-            "fused_grad_span": g.channels_per_group + max(g.groups * taps, positions),
-        }[function]
+    return Problem(
+        name=f"batch_norm.{function} {dtype} {shape} relu={relu} residual={residual}",
+        device=lambda i, r: getattr(batch_norm_device, function)(*i, *r),
+        reference=lambda i, r: getattr(batch_norm_reference, function)(*i, *r),
+        inputs=list(map(array, takes)),
+        results=results,
+        magnitudes=magnitudes,
+        terms=8 + (shape[0] * shape[2] * shape[3] if function in ("moments", "grad_sums") else 0),
+    )
+
+
+def poisoned(shape: tuple[int, ...], dtype: Any, offset: int) -> np.ndarray:
+    return aligned(np.full(shape, np.nan).astype(dtype), offset)
 
 
 def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
-    """A copy that starts ``offset`` elements after a 256-byte boundary, as CuPy's arrays start on one."""
+    """A copy ``offset`` elements after a 256-byte boundary, where CuPy's arrays start."""
     room = np.empty(array.nbytes + 512 + offset * array.itemsize, np.uint8)
     start = -room.ctypes.data % 256 + offset * array.itemsize
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def run(function: str, case: Case, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """Call the backend; whoever calls this has installed something to run kernels on."""
-    results = case.results(function)
-    enough = device._ENOUGH if case.family.few else 1
-    before = [array.tobytes() for array in inputs]
-    with mock.patch.object(device, "_ENOUGH", enough):
-        getattr(device, function)(*inputs, case.geometry, *results)
-    assert [array.tobytes() for array in inputs] == before, "an input was written"
-    return results
-
-
-def check(function: str, case: Case, inputs: list[np.ndarray], results: list[np.ndarray]) -> None:
-    """Compare with the reference; a NaN left over from the poison fails too."""
-    wide = [array.astype(np.float64) for array in inputs]
-    want, size = ([np.empty(r.shape) for r in results] for _ in range(2))
-    getattr(reference, function)(*wide, case.geometry, *want)
-    getattr(reference, function)(*map(np.abs, wide), case.geometry, *size)
-    names = INVOLUTION[function][1]
-    for name, got, exact, magnitude in zip(names, results, want, size, strict=True):
-        compare(f"{function}: {name}", got, exact, magnitude, case.terms(function))
-
-
-def compare(
-    what: str, got: np.ndarray, exact: np.ndarray, magnitude: np.ndarray, terms: int
-) -> None:
-    """``|got - exact| <= terms * u * magnitude``, and half a unit in the last place of ``got``."""
-    info, tiny = ml_dtypes.finfo(got.dtype), float(ml_dtypes.finfo(got.dtype).smallest_subnormal)
-    unit = 2.0**-53 if got.dtype == np.float64 else 2.0**-24
-    bound = terms * unit * magnitude * 1.01
-    bound = bound + float(info.eps) / 2 * (np.abs(exact) + bound) + tiny
-    error = np.abs(got.astype(np.float64) - exact)
-    if not (good := error <= bound).all():
-        at = np.unravel_index(int(np.argmin(good)), good.shape)
-        raise AssertionError(
-            f"{what}{[int(k) for k in at]} is {got[at]}, should be {exact[at]} +- {bound[at]:.2g}; "
-            f"{int((~good).sum())} of {good.size} are wrong"
-        )
