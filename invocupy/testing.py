@@ -206,7 +206,7 @@ def lay_out(array: Any, layout: str) -> Any:
 
     Parameters
     ----------
-    array : array of one or more dimensions
+    array : array of one or more dimensions, floating
     layout : str
         ``"C"``, ``"Fortran"``, ``"negative strides"`` (all axes), ``"zero strides"`` (the last
         axis: its first element stands for all, the one layout that changes values), ``"sliced"``
