@@ -1,0 +1,42 @@
+"""Training and evaluation: settings, the loop, and runs that stop and go on to the bit.
+
+A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safetensors`` and
+``best.safetensors`` to go on from. A checkpoint holds everything that the next step depends on,
+and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
+the CPU, with the same bits as one that was not.
+
+``config`` says what a run is, ``run`` saves and restores it, ``evaluation`` measures a model,
+``loop`` trains it.
+"""
+
+from __future__ import annotations
+
+from invocupy.train.config import (
+    DATASETS,
+    MODELS,
+    Config,
+    ConfigError,
+    build,
+    load_data,
+    pick_device,
+)
+from invocupy.train.evaluation import Evaluation, evaluate
+from invocupy.train.loop import Interrupted, Progress, fit
+from invocupy.train.run import NonFiniteLoss, load_run
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "Config",
+    "ConfigError",
+    "Evaluation",
+    "Interrupted",
+    "NonFiniteLoss",
+    "Progress",
+    "build",
+    "evaluate",
+    "fit",
+    "load_data",
+    "load_run",
+    "pick_device",
+]

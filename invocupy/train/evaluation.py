@@ -1,0 +1,102 @@
+"""Loss, accuracy and confusion matrix of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from invocupy import data, nn
+from invocupy import functional as F  # noqa: N812
+from invocupy.arrays import device_of, namespace, on_device, to_device
+from invocupy.autograd import no_grad
+
+
+class Evaluation(NamedTuple):
+    """What :func:`evaluate` finds."""
+
+    loss: float
+    accuracy: float
+    confusion: NDArray[np.int64]  # (K, K), rows: the label, columns: the model's answer
+
+
+def evaluate(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 250,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Mean cross-entropy, accuracy and confusion matrix of a model, in evaluation mode.
+
+    Parameters
+    ----------
+    model : Module
+        Its ``logits`` method is used, or the model itself if it has none.
+    images : uint8 array (N, C, H, W)
+        NumPy, or CuPy on the device of the model.
+    labels : integer array (N,)
+    mean, std
+        One number a channel, as in :class:`invocupy.data.Batches`.
+    batch_size
+        The result depends on it by rounding only: the last, smaller batch counts by its images.
+    progress
+        Called with the steps done and all steps.
+
+    Returns
+    -------
+    Evaluation
+        ``loss``, ``accuracy`` in [0, 1], and ``confusion`` (K, K): images with the row's label
+        that the model takes for the column's class.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`invocupy.data.Batches`, and for no images.
+
+    Examples
+    --------
+    >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
+    >>> from invocupy.models import SimpleModel
+    >>> from invocupy.train import evaluate
+    >>> model = SimpleModel(num_layers=1, rng=0)
+    >>> result = evaluate(model, *shapes10(30, 0), mean=SHAPES10_MEAN, std=SHAPES10_STD)
+    >>> result.confusion.sum(), result.confusion.shape
+    (np.int64(30), (10, 10))
+    """
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    device = device_of(next(iter(model.parameters())).data)
+    images, labels = to_device(images, device), to_device(labels, device)
+    batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
+    answers, total = [], 0.0
+    training = model.training
+    model.eval()
+    try:
+        with no_grad(), on_device(images):
+            for step, (x, answer) in enumerate(batches.epoch(0), 1):
+                logits = logits_of(model, x)
+                # A sum on the device: nothing waits for it before the end.
+                total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
+                answers.append(logits.data.argmax(axis=1))
+                if progress is not None:
+                    progress(step, len(batches))
+            given = to_device(namespace(images).concatenate(answers), "cpu")
+    finally:
+        model.train(training)
+    classes = logits.shape[1]
+    pairs = np.asarray(to_device(labels, "cpu"), np.int64) * classes + given
+    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    count = len(images)
+    return Evaluation(float(total) / count, int(np.trace(confusion)) / count, confusion)
+
+
+def logits_of(model: nn.Module, x: Any) -> Any:
+    """Class scores (N, K): of the model's ``logits`` if ``model(x)`` gives probabilities."""
+    scores = getattr(model, "logits", model)
+    return scores(x)

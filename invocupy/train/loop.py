@@ -1,0 +1,233 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invocupy import data, nn, optim
+from invocupy import functional as F  # noqa: N812
+from invocupy.arrays import is_cupy, namespace, on_device, to_device
+from invocupy.autograd import Tensor
+from invocupy.train.config import AUGMENT, DATASETS, Config, build, load_data, pick_device
+from invocupy.train.evaluation import evaluate, logits_of
+from invocupy.train.run import Row, Run
+
+_READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the step at hand was finished and saved."""
+
+
+class Progress(NamedTuple):
+    """Where a run stands: what :func:`fit` hands to its progress function."""
+
+    epoch: int  # from 1
+    epochs: int
+    step: int  # done in this epoch, of ...
+    steps: int
+    loss: float  # means of this epoch so far; on a GPU as they were last read
+    accuracy: float
+    row: Row | None  # the epoch's line of metrics.jsonl, once it has ended
+
+
+def fit(
+    config: Config,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    model: nn.Module | None = None,
+) -> list[Row]:
+    """Train a model; stop and go on as often as you like.
+
+    Parameters
+    ----------
+    config : Config
+    out : path, optional
+        The run's folder, made if need be: ``config.json``, ``metrics.jsonl`` (a line an epoch),
+        ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
+        (of the highest test accuracy). Without it nothing is written.
+    resume : bool
+        Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
+        ``epochs``, ``data_dir`` and ``device``. With more epochs the schedule is that of the
+        longer run, from the next step on.
+    progress
+        Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
+    model : Module, optional
+        What to train, in place; by default :func:`build` makes it from ``config``.
+
+    Returns
+    -------
+    list of dict
+        The lines of ``metrics.jsonl``: ``epoch`` and ``step`` (done in all, from 1),
+        ``train_loss``, ``train_accuracy`` (means over the epoch's batches as they were trained
+        on), ``test_loss``, ``test_accuracy``, ``seconds`` and ``images_per_second`` (of the
+        training alone), ``lr`` (of the last step).
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` holds a run already, ``config`` contradicts the run to resume, or the device
+        is missing.
+    invocupy.checkpoint.CheckpointError
+        If there is no whole checkpoint to resume from.
+    invocupy.data.DataError, invocupy.data.DownloadError
+        As :func:`invocupy.data.cifar10`.
+    NonFiniteLoss
+        The checkpoints then hold the run before it went wrong.
+    Interrupted
+        In the main thread, for Ctrl-C: the step at hand is finished and saved first. A second
+        Ctrl-C raises ``KeyboardInterrupt`` at once.
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, fit
+    >>> history = fit(Config(layers=1, epochs=2, limit=20, batch_size=10, device="cpu"))
+    >>> [(row["epoch"], row["step"]) for row in history]
+    [(1, 2), (2, 4)]
+    """
+    dataset, device = DATASETS[config.dataset], pick_device(config.device)
+    model = build(config) if model is None else model
+    model.to(device)
+    images, labels, *test = (
+        to_device(array, device) for train in (True, False) for array in load_data(config, train)
+    )
+    augment = AUGMENT[dataset.augment if config.augment == "auto" else config.augment]
+    batches = data.Batches(
+        images, labels, config.batch_size,
+        seed=config.seed, augment=augment, mean=dataset.mean, std=dataset.std,
+    )  # fmt: skip
+    optimiser = optim.SGD(
+        model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov
+    )
+    run = Run(config, None if out is None else Path(out), model, optimiser, len(batches))
+    if resume:
+        run.restore()
+    run.begin(resume)
+
+    # The checks of the loss are the guard; NumPy's warnings would only double them.
+    with _interrupts() as asked, on_device(images), np.errstate(all="ignore"):
+
+        def pause(*_: int) -> None:
+            if asked():
+                raise _Pause
+
+        try:
+            while run.state.epoch < config.epochs:
+                _train_epoch(run, batches, progress, pause)
+                result = evaluate(
+                    model, *test, mean=dataset.mean, std=dataset.std, progress=pause
+                )  # fmt: skip
+                row = run.end_epoch(result, _rate(run, run.steps - 1))
+                if progress is not None:
+                    means = row["train_loss"], row["train_accuracy"]
+                    now = run.state.epoch, config.epochs, run.steps, run.steps
+                    progress(Progress(*now, *means, row))
+        except _Pause:
+            run.save("last")
+            number = run.state.epoch * run.steps + run.state.step
+            raise Interrupted(
+                f"interrupted in epoch {run.state.epoch + 1} after step {number}"
+            ) from None
+    return run.state.history
+
+
+def _train_epoch(
+    run: Run,
+    batches: data.Batches,
+    progress: Callable[[Progress], None] | None,
+    pause: Callable[[], None],
+) -> None:
+    """Do the steps of the current epoch that are left."""
+    model, optimiser, state = run.model.train(), run.optimiser, run.state
+    unread: list[tuple[Any, Any, int]] = []  # loss, correct answers, images of each step
+    clock = time.perf_counter()
+    for x, labels in batches.epoch(state.epoch, state.step):
+        optimiser.lr = _rate(run, state.step)
+        optimiser.zero_grad()
+        logits = logits_of(model, Tensor(x))
+        loss = F.cross_entropy(logits, labels, run.config.label_smoothing)
+        loss.backward()
+        correct = (logits.data.argmax(axis=1) == labels).sum()
+        unread.append((loss.data, correct, len(x)))
+        state.step += 1
+        # Read before the update: then parameters and gradients are those of the loss.
+        if not is_cupy(x) or state.step % _READ_EVERY == 0 or state.step == run.steps:
+            _read(run, unread)
+        optimiser.step()
+        now = time.perf_counter()
+        state.seconds += now - clock
+        clock = now
+        if progress is not None:
+            epochs = state.epoch + 1, run.config.epochs
+            means = state.loss / max(state.images, 1), state.correct / max(state.images, 1)
+            progress(Progress(*epochs, state.step, run.steps, *means, None))
+        try:
+            pause()
+        except _Pause:
+            _read(run, unread)
+            raise
+
+
+def _read(run: Run, unread: list[tuple[Any, Any, int]]) -> None:
+    """Add steps to the epoch's sums; NonFiniteLoss if one of them has no finite loss."""
+    if not unread:
+        return
+    xp = namespace(unread[0][0])
+    losses, hits = (
+        to_device(xp.stack([step[i] for step in unread]), "cpu").tolist() for i in (0, 1)
+    )
+    for ago, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+        if not np.isfinite(loss):
+            raise run.non_finite(f"training loss is {loss}", run.state.step - ago)
+    for (_, _, count), loss, correct in zip(unread, losses, hits, strict=True):
+        run.state.images += count
+        run.state.loss += loss * count
+        run.state.correct += correct
+    unread.clear()
+
+
+def _rate(run: Run, step: int) -> float:
+    """The learning rate in a step of the current epoch."""
+    config = run.config
+    now, total = run.state.epoch * run.steps + step, config.epochs * run.steps
+    factor = {
+        "constant": lambda: optim.constant(now, total),
+        "cosine": lambda: optim.cosine(now, total, config.warmup),
+        "one_cycle": lambda: optim.one_cycle(now, total),
+    }[config.schedule]()
+    return config.lr * factor
+
+
+class _Pause(Exception):  # noqa: N818
+    """Ctrl-C was pressed, and the run stands between two steps."""
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C is only noted, the second one acts as ever."""
+    before = signal.getsignal(signal.SIGINT)
+    noted = False
+
+    def note(*_: Any) -> None:
+        nonlocal noted
+        noted = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is threading.main_thread() and callable(before):
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield lambda: noted
+        finally:
+            signal.signal(signal.SIGINT, before)
+    else:  # another thread's business, or switched off by the parent process
+        yield lambda: False

@@ -1,0 +1,219 @@
+"""A run's folder: everything that its future depends on, saved and restored."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from invocupy import checkpoint, nn, optim
+from invocupy._version import __version__
+from invocupy.arrays import device_of, namespace, to_device
+from invocupy.checkpoint import CheckpointError
+from invocupy.train.config import Config, ConfigError, build
+from invocupy.train.evaluation import Evaluation
+
+Row = dict[str, float]
+"""One line of ``metrics.jsonl``."""
+
+_FREE_AT_RESUME = ("epochs", "data_dir", "device")
+
+
+class NonFiniteLoss(ArithmeticError):  # noqa: N818
+    """The loss became NaN or infinite. Says in which step, and where it can be seen first."""
+
+
+def load_run(
+    folder: str | os.PathLike[str], which: str = "best"
+) -> tuple[Config, nn.Module, list[Row]]:
+    """A trained model from a run's folder, on the CPU and in evaluation mode.
+
+    Parameters
+    ----------
+    folder
+    which : "best" or "last"
+
+    Returns
+    -------
+    config : Config
+    model : Module
+    history : list of dict
+        The epochs until then, as from :func:`invocupy.train.fit`.
+
+    Raises
+    ------
+    invocupy.checkpoint.CheckpointError
+        If the checkpoint is missing, damaged, or not one of a run.
+
+    Examples
+    --------
+    >>> load_run("no/such/folder")
+    Traceback (most recent call last):
+    ...
+    invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
+    """
+    config, state, model, _ = _read(Path(folder, f"{which}.safetensors"))
+    return config, model.eval(), state.history
+
+
+@dataclass
+class State:
+    """Where a run stands: with the arrays, all that its next step depends on."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # steps done of the one after them, and sums over these steps:
+    images: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    history: list[Row] = field(default_factory=list)
+
+
+@dataclass
+class Run:
+    """A run in memory; ``folder`` is None if nothing is to be written."""
+
+    config: Config
+    folder: Path | None
+    model: nn.Module
+    optimiser: optim.SGD
+    steps: int  # an epoch
+    state: State = field(default_factory=State)
+
+    def begin(self, resume: bool) -> None:
+        """Claim the folder; there is a checkpoint from before the first step on."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.json"
+        try:
+            path.touch(exist_ok=resume)
+        except FileExistsError:
+            raise ConfigError(
+                f"out {self.folder} holds a run already: give another folder, or resume it"
+            ) from None
+        checkpoint.sweep(self.folder)
+        checkpoint.write_atomically(path, self.config.to_json().encode())
+        self._write_metrics()
+        if not resume:
+            self.save("last")
+
+    def restore(self) -> None:
+        """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
+        if self.folder is None:
+            raise ConfigError("out must be given to resume: the run's folder")
+        path = self.folder / "last.safetensors"
+        config, state, model, velocities = _read(path)
+        mine, its = asdict(self.config), asdict(config)
+        wrong = [
+            f"{name} is {its[name]!r} there, not {mine[name]!r}"
+            for name in mine
+            if mine[name] != its[name] and name not in _FREE_AT_RESUME
+        ]
+        begun = state.epoch + (state.step > 0)
+        if self.config.epochs < begun:
+            wrong.append(f"epochs must be at least {begun}, which has begun there")
+        if state.step > self.steps:
+            wrong.append(
+                f"an epoch of this data has {self.steps} steps, there {state.step} are done"
+            )
+        if wrong:
+            raise ConfigError(f"settings contradict the run in {self.folder}: {'; '.join(wrong)}")
+        self.model.load_state_dict(model.state_dict())
+        self.optimiser.velocities = [
+            to_device(velocities[name], device_of(p.data)) if name in velocities else None
+            for name, p in self.model.named_parameters()
+        ]
+        self.state = state
+
+    def save(self, which: str) -> None:
+        """Write a checkpoint, ``"last"`` or ``"best"``."""
+        if self.folder is None:
+            return
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        named = self.model.named_parameters()
+        for (name, _), velocity in zip(named, self.optimiser.velocities, strict=True):
+            if velocity is not None:
+                arrays[f"velocity.{name}"] = to_device(velocity, "cpu")
+        info = {
+            "invocupy": __version__,
+            "config": asdict(self.config),
+            "state": asdict(self.state),
+            "best_accuracy": self._best(),
+        }
+        checkpoint.save(self.folder / f"{which}.safetensors", arrays, info)
+
+    def end_epoch(self, result: Evaluation, lr: float) -> Row:
+        """Add a line to the history and save, what can be resumed before what is to be read."""
+        state = self.state
+        if not math.isfinite(result.loss):
+            raise self.non_finite(f"test loss is {result.loss}", state.step)
+        row: Row = {
+            "epoch": state.epoch + 1,
+            "step": (state.epoch + 1) * self.steps,
+            "train_loss": state.loss / state.images,
+            "train_accuracy": state.correct / state.images,
+            "test_loss": result.loss,
+            "test_accuracy": result.accuracy,
+            "seconds": state.seconds,
+            "images_per_second": state.images / max(state.seconds, 1e-9),
+            "lr": lr,
+        }
+        best = self._best()
+        self.state = State(epoch=state.epoch + 1, history=[*state.history, row])
+        if best is None or result.accuracy > best:
+            self.save("best")
+        self.save("last")
+        self._write_metrics()
+        return row
+
+    def non_finite(self, fault: str, step: int) -> NonFiniteLoss:
+        """The error that says which step of this epoch it was, and where to look."""
+        number = self.state.epoch * self.steps + step
+        kept = f"; {self.folder / 'last.safetensors'} is from before" if self.folder else ""
+        return NonFiniteLoss(
+            f"{fault} in epoch {self.state.epoch + 1}, step {number}{self._first_non_finite()}: "
+            f"train with a lower lr than {self.config.lr}{kept}"
+        )
+
+    def _first_non_finite(self) -> str:
+        for kind, words in (("data", "parameter"), ("grad", "gradient of")):
+            for name, parameter in self.model.named_parameters():
+                array = getattr(parameter, kind)
+                if array is not None and not namespace(array).isfinite(array).all():
+                    return f" (first non-finite: {words} {name})"
+        return ""
+
+    def _best(self) -> float | None:
+        return max((row["test_accuracy"] for row in self.state.history), default=None)
+
+    def _write_metrics(self) -> None:
+        # The whole file anew, so that it agrees with the checkpoint whatever was killed when.
+        if self.folder is not None:
+            lines = "".join(json.dumps(row) + "\n" for row in self.state.history)
+            checkpoint.write_atomically(self.folder / "metrics.jsonl", lines.encode())
+
+
+def _read(path: Path) -> tuple[Config, State, nn.Module, dict[str, np.ndarray[Any, Any]]]:
+    """Settings, state, model and velocities by parameter from a checkpoint."""
+    arrays, info = checkpoint.load(path)
+    try:
+        config, state = Config(**info["config"]), State(**info["state"])
+        model = build(config)
+        model.load_state_dict(_under("model.", arrays))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
+            f"it ({info.get('invocupy', 'unknown')}), or train again"
+        ) from error
+    return config, state, model, _under("velocity.", arrays)
+
+
+def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
