@@ -119,9 +119,13 @@ class Machine:
 
     def compile(
         self, name: str, files: Sequence[str], macros: Mapping[str, Any]
-    ) -> Callable[[tuple[int, ...], tuple[int, ...], Sequence[Any]], None]:
+    ) -> Callable[..., None]:
         """The launcher's seam: build one kernel, return what launches it."""
-        source = substituted(cuda.source(tuple(files), macros), self.replacements)
+        return self.compile_source(name, cuda.source(tuple(files), macros))
+
+    def compile_source(self, name: str, source: str) -> Callable[..., None]:
+        """Build one kernel from its whole text."""
+        source = substituted(source, self.replacements)
         library = ctypes.CDLL(str(build(self.mode, name, source)))
         library.shim_launch.restype = ctypes.c_char_p
         library.shim_params.restype = ctypes.POINTER(_Param)
@@ -154,10 +158,11 @@ class Machine:
             check_argument(f"{name}, argument {number}", arg, param)
             if param.kind and isinstance(arg, np.ndarray):
                 address = arg.ctypes.data
-                if self.mode == "trace":
-                    copy = _guarded(arg)
+                if self.mode != "fast" and arg.nbytes < 1 << 30:
+                    copy = _guarded(arg) if self.mode == "trace" else _exact(arg)
                     address = copy.ctypes.data
                     copies.append((arg, copy, param.kind == 2))
+                if self.mode == "trace":
                     regions.append(self._region(arg, address, number, param))
                 values.append(ctypes.c_void_p(address))
             elif param.kind:
@@ -235,6 +240,14 @@ def _guarded(array: np.ndarray, guard: int = 1 << 20) -> np.ndarray:
     room = np.empty(array.nbytes + 2 * guard + 512, np.uint8)
     start = guard + (array.ctypes.data - room.ctypes.data - guard) % 256
     copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def _exact(array: np.ndarray) -> np.ndarray:
+    """A copy whose last byte is the last of its allocation, which the address sanitizer watches."""
+    room = np.empty(array.nbytes + array.ctypes.data % 16, np.uint8)
+    copy = room[array.ctypes.data % 16 :].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

@@ -11,23 +11,14 @@ import importlib.util
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from invocupy.backends import cuda
 
 from . import host
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one kernel takes of one architecture's multiprocessor."""
-
-    registers: int
-    spill_bytes: int  # stored and loaded
-    shared_bytes: int
-    wide_loads: int  # 16-byte global loads in the machine code
 
 
 def _wheel_file(pattern: str) -> Path | None:
@@ -60,19 +51,18 @@ def version() -> str:
 
 
 def compile_source(
-    source: str, macros: dict[str, Any], options: tuple[str, ...], *, ptx: bool = False
+    source: str, options: tuple[str, ...], *, ptx: bool = False
 ) -> tuple[bytes, str]:
     """Compile for ``-arch=...`` given in ``options``: (machine code or PTX, the compiler's log).
 
-    The options that CuPy adds are added here too: C++17, and denormals flushed to zero.
+    The options of the library are used, and what CuPy adds to them.
     """
     nvrtc, program = _library(), ctypes.c_void_p()
     flags = [
-        "-std=c++17",
+        *cuda.OPTIONS,
         "-ftz=true",
         "--device-as-default-execution-space",
         f"-I{host.headers()}",
-        *(f"-D{key}={value}" for key, value in macros.items()),
         *options,
     ]
     nvrtc.nvrtcCreateProgram(
@@ -96,25 +86,27 @@ def _get(program: ctypes.c_void_p, what: str) -> bytes:
     return data.raw
 
 
-def resources(source: str, macros: dict[str, Any], arch: int) -> dict[str, Resources]:
-    """Compile for ``sm_<arch>`` and read ptxas's report and the machine code, by kernel name."""
-    cubin, log = compile_source(source, macros, (f"-arch=sm_{arch}", "--ptxas-options=-v"))
+def resources(source: str, arch: int) -> tuple[list[int], bytes]:
+    """Registers, bytes spilled and bytes of shared memory on ``sm_<arch>``; and the machine code."""
+    cubin, log = compile_source(source, (f"-arch=sm_{arch}", "--ptxas-options=-v"))
+    registers = re.findall(r"Used (\d+) registers", log)
+    if len(registers) != 1:
+        raise RuntimeError(f"expected a report on one kernel, got:\n{log[:2000]}")
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log)))  # stored, and loaded
+    return [int(registers[0]), spilled, sum(map(int, re.findall(r"(\d+) bytes smem", log)))], cubin
+
+
+def wide_loads(cubin: bytes) -> int:
+    """How many 16-byte loads from global memory are in the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(_wheel_file("*/bin/nvdisasm")), "-c", file.name]
         listing = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    code: dict[str, str] = {}
-    for part in re.split(r"^\s*\.section\s+\.text\.", listing, flags=re.M)[1:]:
-        code[re.match(r"[\w$]+", part)[0]] = part  # type: ignore[index]
-    found = {}
-    for name, report in re.findall(
-        r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry function|\Z)", log, re.S
-    ):
-        found[name] = Resources(
-            registers=int(re.search(r"Used (\d+) registers", report)[1]),  # type: ignore[index]
-            spill_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
-            shared_bytes=sum(map(int, re.findall(r"(\d+) bytes smem", report))),
-            wide_loads=len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code[name])),
-        )
-    return found
+    return len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", listing))
+
+
+def ptx(source: str, arch: int) -> str:
+    """The PTX for ``compute_<arch>``."""
+    text, _ = compile_source(source, (f"-arch=compute_{arch}",), ptx=True)
+    return text.decode().rstrip("\0")

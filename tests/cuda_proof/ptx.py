@@ -56,6 +56,7 @@ class _Instruction:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self.free = False
         match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", text, re.S)
         if match is None:
             raise NotImplementedError(f"cannot read the instruction: {text}")
@@ -72,14 +73,14 @@ class _Instruction:
 class Kernel:
     """One ``.entry`` of a PTX text.
 
-    ``counts`` sums over all launches: ``warps`` (warp instructions), ``fma`` (those that multiply
-    and add floating numbers), ``sectors`` and ``bytes`` (sectors touched by global accesses, and
+    ``counts`` sums over all launches: ``warps`` (warp instructions), ``fma`` (multiply-adds,
+    each thread by itself), ``sectors`` and ``bytes`` (sectors touched by global accesses, and
     the distinct bytes that each warp asked for), ``wide`` (warp accesses of 16 bytes a thread) and
     ``accesses``.
     """
 
     def __init__(self, ptx: str, name: str) -> None:
-        ptx = re.sub(r"//[^\n]*", "", ptx)
+        ptx = re.sub(r"//[^\n]*|^\s*\.(?:loc|file)\b[^\n]*", "", ptx, flags=re.M)
         head = re.search(rf"\.entry\s+{name}\((.*?)\)(.*?)\n\{{(.*?)\n\}}", ptx, re.S)
         if head is None:
             raise LookupError(f"no kernel {name} in the PTX")
@@ -107,7 +108,7 @@ class Kernel:
             self._read(statement.strip())
 
     def _read(self, text: str) -> None:
-        if not text or text.startswith((".pragma", ".loc", ".file")):
+        if not text or text.startswith(".pragma"):
             return
         if text.endswith(":"):
             self.labels[text[:-1]] = len(self.blocks)
@@ -128,6 +129,8 @@ class Kernel:
             raise NotImplementedError(f"{self.name}: {text} (local memory is never meant)")
         else:
             instruction = _Instruction(text)
+            # The same bits under another type: no instruction in machine code.
+            instruction.free = re.fullmatch(r"mov\.b\d+\s+%\w+,\s*%\w+", text) is not None
             self.blocks[-1].append(instruction)
             if instruction.name in ("bra", "ret", "exit", "bar", "barrier"):
                 self.blocks.append([])
@@ -243,7 +246,7 @@ class _Run:
             self.mask, self.full = mask, bool((mask | ~alive).all()) and bool(mask.any())
             warps = len(np.unique(self.warp[mask]))
             for instruction in self.kernel.blocks[current]:
-                counts["warps"] += warps
+                counts["warps"] += 0 if instruction.free else warps
                 self.step(instruction, mask, warps)
 
     def step(self, i: _Instruction, mask: np.ndarray, warps: int) -> None:
@@ -261,7 +264,7 @@ class _Run:
             else:
                 raise NotImplementedError("unknown instruction")
             if i.name == "fma":
-                self.kernel.counts["fma"] += warps
+                self.kernel.counts["fma"] += int(np.count_nonzero(self.mask))
         except (Fault, NotImplementedError, LookupError) as error:
             raise type(error)(f"{self.kernel.name}: {i.text}: {error}") from error
         self.mask, self.full = mask, full
@@ -394,6 +397,12 @@ class _Run:
         if i.types[0].kind == "u":
             value = np.where(by > last, i.types[0].type(0), value)
         self.write(i.operands[0], value)
+
+    def do_bfi(self, i: _Instruction) -> None:
+        bits, into = (self.read(o, i.types[0]) for o in i.operands[1:3])
+        start, length = (int(self.read(o, i.types[0])) for o in i.operands[3:])  # constants
+        field = i.types[0].type(((1 << length) - 1) << start)
+        self.write(i.operands[0], (bits << i.types[0].type(start)) & field | into & ~field)
 
     def do_setp(self, i: _Instruction) -> None:
         to, *rest = i.operands

@@ -1,0 +1,74 @@
+"""Mistakes planted in the CUDA source by substitution, and which check must find each of them.
+
+A pattern that no longer matches the source is an error (:func:`host.substituted`): adapt it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``found`` maps a check (results, trace, sanitizers, ptx, table) to what it must say."""
+
+    replacements: tuple[tuple[str, str], ...]
+    found: dict[str, str]
+    function: str = "forward"
+    family: str = "k3"  # none: the huge arrays of the sanitizers
+
+
+_STORE = "store<WIDTH>(row + first + k, from + k);"
+
+BUGS = {
+    # The value is not used, so no result shows it.
+    "read one past the end": Bug(
+        (("#pragma unroll\n    for (int k = 0; k < WIDTH; ++k) to[k] = widen(",
+          "*reinterpret_cast<const volatile char*>(from + WIDTH);\n"
+          "    for (int k = 0; k < WIDTH; ++k) to[k] = widen("),),
+        {
+            "trace": "out of bounds read: 1 bytes",
+            "sanitizers": "AddressSanitizer: heap-buffer-overflow",
+            "ptx": "ld.volatile.* out of bounds",
+        },
+    ),
+    "missing lower bound": Bug(
+        (("first + k >= 0 && ", ""),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds"},
+    ),
+    "missing upper bound": Bug(
+        ((f"if (first + k < size) {_STORE}", _STORE),),
+        {"results": "are wrong", "trace": "race between threads"},
+        family="k3-odd",
+    ),
+    "wrong stride": Bug(
+        (("at.row * STRIDE_H", "at.row"),),
+        {"results": "are wrong", "ptx": "are wrong"},
+        family="k3-stride2",
+    ),
+    # Reads and writes back a neighbour's element, which goes well in any order of whole threads.
+    "scatter without atomics": Bug(
+        ((_STORE,
+          f"{{ {_STORE} if (first + k + WIDTH < size) {{ volatile char* next = "
+          "reinterpret_cast<volatile char*>(row + first + k + WIDTH); *next = *next; } }"),),
+        {"trace": "race between blocks"},
+        function="grad_x",
+    ),
+    "unwritten output": Bug(
+        ((f"if (first + k < size) {_STORE}", f"if (first + k + WIDTH < size) {_STORE}"),),
+        {"results": "is nan", "trace": "bytes never written", "ptx": "is nan"},
+        function="grad_kernel",
+    ),
+    "32-bit offsets": Bug(
+        (("(long long)g.out_h * g.out_w", "(long long)(g.out_h * g.out_w)"),),
+        {"sanitizers": "signed integer overflow"},
+        family="",
+    ),
+    "too few registers": Bug(
+        (("__launch_bounds__(BLOCK)", "__launch_bounds__(BLOCK, 16)"),), {"table": "spills"}
+    ),
+    "narrow loads": Bug(
+        (("#define VECTOR_X 4", "#define VECTOR_X 1"),),
+        {"table": "16-byte loads, was"},
+    ),
+}  # fmt: skip

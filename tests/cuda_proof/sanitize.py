@@ -1,0 +1,105 @@
+"""Runs the kernels under the address and undefined-behaviour sanitizers; the first finding ends it.
+
+A program of its own, because the sanitizer's library must be loaded before everything else:
+:func:`command` tells how. ``python sanitize.py`` runs it all, ``python sanitize.py BUG`` one of the
+planted bugs of ``planted.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cuda_proof import cases, host, planted
+
+from invocupy.backends.involution import cuda as device
+from invocupy.backends.involution import reference
+from invocupy.geometry import Geometry
+
+FAMILIES = ("k3", "k7-few-odd", "k3-stride2", "k3-dilated-unaligned", "k2x3-mixed")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Start this program with the sanitizers loaded."""
+    library = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, check=True, text=True
+    )
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    return subprocess.run(
+        [sys.executable, __file__, *arguments],
+        env=environment, capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+
+
+def virtual(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros of any size, of which only what is touched takes memory."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python 3.13 names it
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), dtype).reshape(shape)
+
+
+def huge(function: str, batch: int, kernel: int, machine: host.Machine) -> None:
+    """The last rows of arrays past 2^31 elements; with 9 images threads are past 2^32 too."""
+    rows, last = 64, 8
+    names, (fills,) = cases.INVOLUTION[function]
+    arrays, parts = [], []
+    for height, group in ((1 << 26, arrays), (rows, parts)):
+        x = (batch if group is arrays else 1, 1, height, 32)
+        shapes = {"x": x, "grad": x, "out": x, "kernel": (*x[:2], kernel, kernel, *x[2:])}
+        group += [virtual(shapes[name], np.float16) for name in (*names, fills)]
+        group.append(Geometry.of(shapes["x"], shapes["kernel"]))
+    for whole, part in zip(arrays[:2], parts[:2], strict=True):
+        part[...] = np.random.default_rng(part.ndim).standard_normal(part.shape)
+        whole[-1:, ..., -rows:, :] = part
+    with host.installed(machine.compile):
+        getattr(device, function)(*arrays[:2], arrays[3], arrays[2])
+    getattr(reference, function)(*parts[:2], parts[3], parts[2])
+    got, want = arrays[2][-1, ..., -last:, :], parts[2][0, ..., -last:, :]
+    if not np.allclose(got.astype(float), want.astype(float), rtol=1e-3, atol=1e-3):
+        raise AssertionError(f"huge {function}: the last rows are wrong")
+
+
+def main(bug: str = "") -> None:
+    plant = planted.BUGS.get(bug)
+    machine = host.Machine("sanitize", replacements=plant.replacements if plant else ())
+    if plant:
+        functions, families = (plant.function,), (plant.family,)
+    else:
+        functions, families = tuple(cases.INVOLUTION), FAMILIES
+    with host.installed(machine.compile):
+        for function in functions if not plant or plant.family else ():
+            for family in families:
+                problem = cases.involution(function, family, height=7, units=5)
+                cases.check(problem, cases.run(problem))
+        for function in cases.BATCH_NORM if not plant else ():
+            for plane in ((3, 5), (4, 8)):
+                problem = cases.batch_norm(function, "float16", (17, 5, *plane))
+                cases.check(problem, cases.run(problem))
+    machine.blocks = slice(-4, None)
+    for function in ("forward", "grad_x", "grad_kernel"):
+        if not plant or (not plant.family and plant.function == function):
+            huge(function, 3, 3, machine)
+            if not plant:
+                huge(function, 9, 1, machine)
+
+
+if __name__ == "__main__":
+    os.environ.pop("LD_PRELOAD")  # not for g++
+    with contextlib.redirect_stdout(sys.stderr):
+        main(*sys.argv[1:])

@@ -1,0 +1,141 @@
+"""The committed figures of every shipped kernel, and what counts as worse.
+
+``python tests/cuda_proof/table.py`` measures anew and writes ``table.json``: the pinned compiler's
+registers, spills and shared memory on each architecture, the 16-byte loads of its machine code, and
+what the PTX interpreter counts. All of it is deterministic; none of it is a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cuda_proof import cases, host, nvrtc, ptx
+
+from invocupy.backends import cuda
+
+FILE = Path(__file__).with_name("table.json")
+LOADS_ARCH = 90
+TUNED = (80, 90)  # no spills at all on these
+
+
+def problems() -> Iterator[tuple[str, cases.Problem]]:
+    """A call of every function at the sizes and options that the networks use, 56x56 planes."""
+    for dtype in cases.DTYPES:
+        for family, size in (("k3", 56), ("k7", 56), ("k3-stride2", 56), ("k7-stride2", 56)):
+            if "stride2" in family and dtype in ("float64", "bfloat16"):
+                continue
+            for function in cases.INVOLUTION:
+                problem = cases.involution(
+                    function, family, dtype, batch=1, groups=1, height=size,
+                    units=size // cases.FAMILIES[family].unit,
+                )  # fmt: skip
+                yield f"{family} {dtype}", problem
+        for function in cases.BATCH_NORM:
+            yield f"bn {dtype}", cases.batch_norm(function, dtype, (8, 8, 16, 16))
+
+
+def shipped() -> dict[str, tuple[str, str, cases.Problem]]:
+    """Every kernel that those calls launch: (its name, its source, the call)."""
+    found = {}
+    for key, problem in problems():
+
+        def record(name: str, files: Any, macros: Any) -> Callable[..., None]:
+            found[f"{name} {key}"] = name, cuda.source(files, macros), problem  # noqa: B023
+            return lambda *launch: None
+
+        with host.installed(record):
+            cases.run(problem)
+    return found
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def measured(source: str, archs: Sequence[int]) -> dict[str, Any]:
+    """What the compiler and disassembler say of one kernel, and of which source they say it."""
+    row: dict[str, Any] = {"source": digest(source)}
+    for arch in archs:
+        row[f"sm_{arch}"], cubin = nvrtc.resources(source, arch)
+        if arch == LOADS_ARCH:
+            row["wide_loads"] = nvrtc.wide_loads(cubin)
+    return row
+
+
+def measure(sources: Sequence[str], archs: Sequence[int]) -> list[dict[str, Any]]:
+    """:func:`measured` on two cores."""
+    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+        return list(pool.map(measured, sources, [archs] * len(sources), chunksize=4))
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """The committed rows; an error where they were made by another compiler."""
+    table = json.loads(FILE.read_text())
+    if table["compiler"] != nvrtc.version():
+        raise RuntimeError(f"{FILE.name} is of NVRTC {table['compiler']}, not {nvrtc.version()}")
+    return table["kernels"]
+
+
+def counted(problem: cases.Problem, key: str, arch: int = 90) -> dict[str, dict[str, float]]:
+    """Run one call in the PTX interpreter and check its result: the figures of its kernels."""
+    kernels: dict[str, ptx.Kernel] = {}
+
+    def compile_(name: str, files: Any, macros: Any) -> ptx.Kernel:
+        kernels[name] = ptx.Kernel(nvrtc.ptx(cuda.source(files, macros), arch), name)
+        return kernels[name]
+
+    with host.installed(compile_):
+        cases.check(problem, cases.run(problem))
+    return {
+        f"{name} {key}": {
+            "instructions_per_fma": round(32 * k.counts["warps"] / max(k.counts["fma"], 1), 3),
+            "sectors_per_ideal": round(ptx.SECTOR * k.counts["sectors"] / k.counts["bytes"], 4),
+        }
+        for name, k in kernels.items()
+    }
+
+
+def worse(key: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What got worse than the committed row by more than compilers differ among each other."""
+    found = []
+    for arch in (a for a in new if a.startswith("sm_")):
+        (registers, spilled, shared), (was, _, shared_was) = new[arch], old[arch]
+        if spilled > (0 if int(arch[3:]) in TUNED else 64):
+            found.append(f"{key}, {arch}: spills {spilled} bytes")
+        if registers > 1.1 * was:
+            found.append(f"{key}, {arch}: {registers} registers, was {was}")
+        if registers * cuda.BLOCK > 65536:
+            found.append(f"{key}, {arch}: {registers} registers x {cuda.BLOCK} threads > 65,536")
+        if shared > max(shared_was, 0):
+            found.append(f"{key}, {arch}: {shared} bytes of shared memory, was {shared_was}")
+    if new.get("wide_loads", 0) < old.get("wide_loads", 0):
+        found.append(f"{key}: {new['wide_loads']} 16-byte loads, was {old['wide_loads']}")
+    for figure in ("instructions_per_fma", "sectors_per_ideal"):
+        if new.get(figure, 0) > 1.02 * old.get(figure, 0):
+            found.append(f"{key}: {figure} {new[figure]}, was {old[figure]}")
+    return found
+
+
+def main() -> None:
+    kernels = shipped()
+    sources = [source for _, source, _ in kernels.values()]
+    rows = dict(zip(kernels, measure(sources, nvrtc.ARCHITECTURES), strict=True))
+    for key, problem in problems():
+        for kernel, figures in counted(problem, key).items():
+            rows[kernel] |= figures
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
+    FILE.write_text(f'{{"compiler": "{nvrtc.version()}", "kernels": {{\n{lines}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    main()

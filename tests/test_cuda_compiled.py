@@ -1,0 +1,69 @@
+"""What NVIDIA's compiler makes of the CUDA source: it compiles everywhere, and gets no worse.
+
+The PTX of every shipped kernel is run too, and its result checked. See ``cuda_proof/table.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cuda_proof import host, nvrtc, table
+
+pytestmark = pytest.mark.skipif(
+    bool(host.missing() or nvrtc.missing()) and not os.environ.get("CI"),
+    reason=str(host.missing() or nvrtc.missing()),
+)
+AGAIN = "if this is meant: python tests/cuda_proof/table.py"
+
+
+@pytest.mark.timeout(600)
+def test_resources() -> None:
+    """Registers, spills, shared memory and 16-byte loads, against the committed table.
+
+    Every kernel is compiled for the architectures that we tune for; for the others where its
+    source is not the one that the table was made of.
+    """
+    committed, kernels = table.load(), table.shipped()
+    assert sorted(committed) == sorted(kernels), AGAIN
+    same = {
+        key: committed[key]["source"] == table.digest(source)
+        for key, (_, source, _) in kernels.items()
+    }
+    found = []
+    for archs, keys in (
+        (table.TUNED, [key for key in kernels if same[key]]),
+        (nvrtc.ARCHITECTURES, [key for key in kernels if not same[key]]),
+    ):
+        rows = table.measure([kernels[key][1] for key in keys], archs)
+        for key, row in zip(keys, rows, strict=True):
+            found += table.worse(key, committed[key], row)
+    assert found == [], AGAIN
+
+
+def test_the_table_itself() -> None:
+    """The committed rows keep the absolute limits, on every architecture."""
+    for key, row in table.load().items():
+        assert {f"sm_{arch}" for arch in nvrtc.ARCHITECTURES} <= set(row)
+        assert table.worse(key, row, row) == []
+
+
+@pytest.mark.parametrize(("key", "problem"), [
+    pytest.param(key, problem, id=problem.name) for key, problem in table.problems()
+])  # fmt: skip
+def test_ptx(key: str, problem: table.cases.Problem) -> None:
+    """The result again, with fused multiply-adds and the device's conversions; and the counts."""
+    committed = table.load()
+    for kernel, figures in table.counted(problem, key).items():
+        assert table.worse(kernel, committed[kernel], figures) == [], AGAIN
+
+
+def test_design_goals() -> None:
+    """K=7, float32: 2.2 warp instructions for each that multiplies and adds."""
+    rows = table.load()
+    for kernel in ("forward", "fused_forward"):
+        assert rows[f"{kernel} k7 float32"]["instructions_per_fma"] <= 2.2
