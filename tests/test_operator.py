@@ -260,22 +260,23 @@ def test_subclasses_are_stripped() -> None:
 FLOATS = ["float16", "float32", "float64"]
 
 
-@pytest.mark.parametrize("kernel_dtype", FLOATS)
-@pytest.mark.parametrize("x_dtype", FLOATS)
-@given(g=geometries(max_size=5), seed=SEEDS)
-def test_promotion(x_dtype: str, kernel_dtype: str, g: Geometry, seed: int, xp: ModuleType) -> None:
+@given(
+    g=geometries(max_size=5),
+    dtypes=st.tuples(*[st.sampled_from(FLOATS)] * 3),
+    seed=SEEDS,
+)
+def test_promotion(g: Geometry, dtypes: tuple[str, str, str], seed: int, xp: ModuleType) -> None:
     """NumPy's promotion; small integers are exact in all of the dtypes."""
-    x, kernel, grad = PLAIN.draw(g, seed, "float64", xp)
-    mixed = x.astype(x_dtype), kernel.astype(kernel_dtype)
-    out = invocupy.involution(*mixed, **options(g))
-    assert out.dtype == np.result_type(x_dtype, kernel_dtype)
-    assert (whole(out) == whole(reference.involution(x, kernel, **options(g)))).all()
-    for grad_dtype in FLOATS:
-        grads = invocupy.involution_backward(grad.astype(grad_dtype), *mixed, **options(g))
-        expected = reference.involution_backward(grad, x, kernel, **options(g))
-        for actual, right, operand in zip(grads, expected, mixed, strict=True):
-            assert actual.dtype == operand.dtype
-            assert (whole(actual) == whole(right)).all()
+    wide = PLAIN.draw(g, seed, "float64", xp)
+    x, kernel, grad = (a.astype(dtype) for a, dtype in zip(wide, dtypes, strict=True))
+    out = invocupy.involution(x, kernel, **options(g))
+    assert out.dtype == np.result_type(x, kernel)
+    assert (whole(out) == whole(reference.involution(*wide[:2], **options(g)))).all()
+    grads = invocupy.involution_backward(grad, x, kernel, **options(g))
+    expected = reference.involution_backward(wide[2], *wide[:2], **options(g))
+    for actual, right, operand in zip(grads, expected, (x, kernel), strict=True):
+        assert actual.dtype == operand.dtype
+        assert (whole(actual) == whole(right)).all()
 
 
 @forms

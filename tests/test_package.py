@@ -1,0 +1,290 @@
+"""What the package promises as a whole: light to import, the names of the contract, no pickles."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import invocupy
+
+PACKAGE = Path(invocupy.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted(path.parent for path in (PACKAGE / "backends").glob("*/reference.py"))
+LATER = {"safetensors", "pooch", "tqdm", "numba", "llvmlite", "cupy", "hypothesis", "matplotlib"}
+
+
+def modules_after(statements: str) -> list[str]:
+    """The modules that a new interpreter loads for these statements."""
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        f"{statements}\n"
+        "import json; print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    command = [sys.executable, "-W", "error", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    loaded: list[str] = json.loads(done.stdout)
+    return loaded
+
+
+def test_import_loads_numpy_only() -> None:
+    loaded = modules_after("import invocupy")
+    outside = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert outside == {"invocupy", "numpy"}
+    assert not set(loaded) & {f"invocupy.{name}" for name in ("train", "data", "nn", "testing")}
+
+
+def test_plain_arrays_load_no_more_than_numba() -> None:
+    loaded = modules_after(
+        "import invocupy, numpy as np\n"
+        "invocupy.involution(np.ones((1, 1, 3, 3)), np.ones((1, 1, 3, 3, 3, 3)))"
+    )
+    outside = {name.partition(".")[0] for name in loaded}
+    assert "numba" in outside
+    assert not outside & (LATER - {"numba", "llvmlite"})
+
+
+# ---------------------------------------------------------------------------- names
+
+INVOLUTION = 'stride=1, padding="same", dilation=1'
+CONTRACT = {
+    "involution": f"x, kernel, *, {INVOLUTION}, out=None",
+    "involution_backward": f"grad_out, x, kernel, *, {INVOLUTION}",
+    "fused_involution": "x, features, span_weight, span_bias=None, *, kernel_size, "
+    f"{INVOLUTION}, out=None",
+    "fused_involution_backward": "grad_out, x, features, span_weight, span_bias=None, *, "
+    f"kernel_size, {INVOLUTION}",
+    "Tensor": "data, requires_grad=False",
+    "Tensor.backward": "self, grad=None",
+    "Tensor.detach": "self",
+    "Tensor.numpy": "self",
+    "Tensor.item": "self",
+    "no_grad": "",
+    "functional.linear": "x, weight, bias=None",
+    "functional.conv2d": "x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1",
+    "functional.batch_norm": "x",
+    "functional.relu": "x",
+    "functional.max_pool2d": "x, kernel_size, stride=None, padding=0",
+    "functional.avg_pool2d": "x, kernel_size, stride=None, padding=0",
+    "functional.softmax": "x, axis=-1",
+    "functional.log_softmax": "x, axis=-1",
+    "functional.cross_entropy": "logits, labels, label_smoothing=0.0",
+    "testing.geometries": "*",
+    "testing.arrays": "shape",
+    "testing.gradcheck": "function, *arrays",
+    "testing.check_partials": "op, *arrays, **options",
+    "testing.tolerance": "function, *arrays, terms, **options",
+    "nn.Module.parameters": "self",
+    "nn.Module.named_parameters": "self",
+    "nn.Module.buffers": "self",
+    "nn.Module.state_dict": "self",
+    "nn.Module.load_state_dict": "self, state, strict=True",
+    "nn.Module.train": "self",
+    "nn.Module.eval": "self",
+    "nn.Module.to": "self, device",
+    "nn.Module.zero_grad": "self",
+    "nn.Parameter": "data",
+    "nn.Sequential": "*modules",
+    "nn.ModuleList": "modules=()",
+    "nn.Conv2d": "in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, "
+    "groups=1, bias=True",
+    "nn.BatchNorm2d": "num_features, eps=1e-5, momentum=0.1",
+    "nn.ReLU": "",
+    "nn.Linear": "in_features, out_features, bias=True",
+    "nn.Flatten": "",
+    "nn.Softmax": "",
+    "nn.MaxPool2d": "kernel_size, stride=None, padding=0",
+    "nn.AvgPool2d": "kernel_size, stride=None, padding=0",
+    "nn.GlobalAvgPool2d": "",
+    "nn.Identity": "",
+    "nn.CrossEntropyLoss": "label_smoothing=0.0",
+    "nn.Involution": "channels, kernel_size=3, reduction_ratio=4, channels_per_group=16, stride=1, "
+    'dilation=1, fused="auto"',
+    "models.SimpleModel": "height=32, width=32, hidden_channels=64, num_layers=50, num_classes=10",
+    "models.SimpleModel.logits": "self, x",
+    "weights.import_state": 'model, state, source="auto"',
+    "optim.SGD": "params, lr, momentum=0.0, weight_decay=0.0, nesterov=False",
+    "optim.SGD.step": "self",
+    "optim.SGD.zero_grad": "self",
+    "data.cifar10": "root=None, train=True",
+    "data.shapes10": "n, seed, train=True",
+    "data.Batches": "",
+    "train.Config": "",
+    "train.fit": "",
+    "train.evaluate": "",
+}
+
+
+def named(path: str) -> Any:
+    found: Any = invocupy
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def parameters(text: str) -> dict[str, inspect.Parameter]:
+    """``"x, *, stride=1"`` as ``inspect.signature`` would have it."""
+    if text.rstrip().endswith("*"):
+        text = text.rstrip()[:-1].rstrip(", ")
+    return dict(inspect.signature(eval(f"lambda {text}: 0")).parameters)  # noqa: S307
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_contract(name: str) -> None:
+    """Every parameter of the contract, in its order; what is added has a default."""
+    found = named(name)
+    actual, wanted = inspect.signature(found).parameters, parameters(CONTRACT[name])
+    assert [n for n in actual if n in wanted] == list(wanted)
+    for parameter in wanted.values():
+        assert actual[parameter.name].kind is parameter.kind, parameter
+        assert actual[parameter.name].default == parameter.default, parameter
+    if wanted:
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for added in set(actual) - set(wanted):
+            p = actual[added]
+            assert p.default is not p.empty or p.kind in variadic, added
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["involution", "involution_backward", "fused_involution", "fused_involution_backward"],
+)
+def test_reference_has_the_same_signatures(name: str) -> None:
+    assert inspect.signature(getattr(invocupy.reference, name)) == inspect.signature(named(name))
+
+
+def test_attributes_of_a_tensor() -> None:
+    tensor = invocupy.Tensor([1.0])
+    for name in ("data", "grad", "shape", "dtype", "ndim", "requires_grad"):
+        assert hasattr(tensor, name)
+
+
+def test_dir_and_unknown_names() -> None:
+    assert {"nn", "train", "involution"} <= set(dir(invocupy))
+    with pytest.raises(AttributeError, match="module 'invocupy' has no attribute 'convolution'"):
+        _ = invocupy.convolution
+
+
+def test_version_is_one() -> None:
+    assert importlib.metadata.version("invocupy") == invocupy.__version__
+
+
+# ---------------------------------------------------------------------------- docstrings
+
+PUBLIC = ["data", "functional", "models", "nn", "optim", "reference", "testing", "train", "weights"]
+
+
+def lacking(item: Any) -> list[str]:
+    """What the docstring of a public class or function should have and has not."""
+    text = inspect.getdoc(item)
+    if not text or inspect.isclass(item):
+        return [] if text else ["a docstring"]
+    wanted = [">>>"]
+    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
+    brief = item.__module__ == "invocupy.functional" and "Raises" not in text
+    if inspect.signature(item).parameters and not brief:
+        wanted.append("Parameters\n")
+        if inspect.signature(item).return_annotation not in (None, "None"):
+            wanted.append("Returns\n")
+    return [part.strip() for part in wanted if part not in text]
+
+
+@pytest.mark.parametrize("name", [None, *PUBLIC])
+def test_docstrings(name: str | None) -> None:
+    module = named(name) if name else invocupy
+    assert inspect.getdoc(module)
+    public = {
+        name: item
+        for name, item in inspect.getmembers(module)
+        if not name.startswith("_")
+        and (inspect.isfunction(item) or inspect.isclass(item))
+        and f"{item.__module__}.".startswith(f"{module.__name__}.")
+    }
+    assert public
+    assert {name: parts for name, item in public.items() if (parts := lacking(item))} == {}
+
+
+# ---------------------------------------------------------------------------- source code
+
+
+def trees() -> Iterator[tuple[Path, ast.Module]]:
+    for path in SOURCES:
+        yield path, ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def test_nothing_is_unpickled_and_no_shell_is_started() -> None:
+    forbidden = {
+        "pickle",
+        "cPickle",
+        "_pickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "cloudpickle",
+        "joblib",
+    }
+    found = []
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").partition(".")[0]}
+            else:
+                names = set()
+            bad = bool(names & forbidden)
+            if isinstance(node, ast.Call):
+                options = {
+                    keyword.arg: keyword.value.value
+                    for keyword in node.keywords
+                    if isinstance(keyword.value, ast.Constant)
+                }
+                # Numba's cache is a pickle that anyone who can write the folder can replace.
+                bad |= any(options.get(n) is True for n in ("shell", "allow_pickle", "cache"))
+                called = ast.unparse(node.func)
+                bad |= called in ("eval", "exec", "os.system", "os.popen")
+                bad |= called in ("np.load", "numpy.load") and "allow_pickle" not in options
+            if bad:
+                found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert found == []
+
+
+def test_hypothesis_is_imported_by_testing_only() -> None:
+    importing = {
+        path.name
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and "hypothesis" in ast.unparse(node)
+    }
+    assert importing == {"testing.py"}
+
+
+def backend_functions(path: Path) -> dict[str, list[str]]:
+    """The public functions of a backend's module and their parameters, without importing it."""
+    functions: dict[str, list[str]] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            functions[node.name] = [argument.arg for argument in node.args.args]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".reference"):
+            shared = backend_functions(path.with_name("reference.py"))
+            functions |= {alias.name: shared[alias.name] for alias in node.names}
+    return functions
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_backends_have_the_same_functions(folder: Path) -> None:
+    wanted = backend_functions(folder / "reference.py")
+    opening = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    described = " ".join((opening or "").split())
+    for name, names in wanted.items():
+        assert f"{name}({', '.join(names)})" in described
+    for module in ("cpu.py", "cuda.py"):
+        assert backend_functions(folder / module) == wanted, f"{folder.name}/{module}"
