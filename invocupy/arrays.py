@@ -118,7 +118,18 @@ def contiguous(array: Any, dtype: Any) -> Any:
 
 
 def to_device(array: Any, device: str) -> Any:
-    """Move an array to ``"cpu"``, ``"cuda"`` or ``"cuda:i"``; the array itself if it is there.
+    """Move an array to the CPU or to a GPU.
+
+    Parameters
+    ----------
+    array : NumPy or CuPy array, any shape and dtype
+    device : str
+        ``"cpu"``, ``"cuda"`` (the current GPU) or ``"cuda:i"``.
+
+    Returns
+    -------
+    array
+        ``array`` itself if it is there already, else a copy.
 
     Raises
     ------
@@ -126,6 +137,14 @@ def to_device(array: Any, device: str) -> Any:
         For another device name.
     RuntimeError
         If CuPy or a GPU is missing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import invocupy
+    >>> x = np.ones(3)
+    >>> invocupy.to_device(x, "cpu") is x
+    True
     """
     kind, _, number = device.partition(":")
     if kind == "cpu" and not number:

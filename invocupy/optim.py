@@ -88,6 +88,14 @@ class SGD:
 def constant(step: int, total: int) -> float:
     """The factor 1 at every step.
 
+    Parameters
+    ----------
+    step, total : int
+
+    Returns
+    -------
+    float
+
     Examples
     --------
     >>> from invocupy import optim
