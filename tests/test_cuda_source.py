@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,11 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cuda_proof import cases, host
-
-pytestmark = pytest.mark.skipif(
-    host.missing() is not None and not os.environ.get("CI"), reason=str(host.missing())
-)
+from cuda_proof import cases, host, sanitize
 
 # Every family in float32; the other types where the code differs by type: vectors, tails, stride.
 COMBINATIONS = [
@@ -71,6 +66,12 @@ def test_involution(function: str, family: str, dtype: str) -> None:
 @pytest.mark.parametrize("family", cases.FAMILIES)
 def test_trace_of_involution(function: str, family: str) -> None:
     trace(cases.involution(function, family, height=7, units=5))
+
+
+def test_sanitizers() -> None:
+    """Exactly sized arrays, and arrays past 2^31 elements, under ASan and UBSan."""
+    done = sanitize.run()
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 @batch_norm

@@ -124,11 +124,11 @@ def involution(
     function: str, family: str, dtype: str = "float32", *, batch: int = 2, groups: int = 2,
     height: int = 9, units: int = 1, seed: int = 0,
 ) -> Problem:  # fmt: skip
-    """A call of an involution function with odd ``units`` of width; sizes grow to fit the kernel."""
+    """A call of an involution function, ``units`` (odd) wide; sizes grow to fit the kernel."""
     f, kind = FAMILIES[family], DTYPES[dtype]
     stride, dilation = pair("stride", f.stride, 1), pair("dilation", f.dilation, 1)
     padding = padding_pair(f.padding, f.kernel, dilation)
-    least = [d * (k - 1) + 1 - 2 * p for d, k, p in zip(dilation, f.kernel, padding, strict=True)]
+    least = [dilation[a] * (f.kernel[a] - 1) + 1 - 2 * padding[a] for a in (0, 1)]
     while units * f.unit < least[1]:
         units += 2
     size = (max(height, least[0]), units * f.unit)
@@ -190,11 +190,11 @@ def batch_norm(
         return aligned(values.astype(kind if name in whole else accum), offset)
 
     def results() -> list[Any]:
+        forms = [(shape, kind) if name in whole else ((shape[1],), accum) for name in fills]
         return [
-            poisoned(shape if name in whole else (shape[1],), kind if name in whole else accum, offset)
-            if wanted.get(name, True) else None
-            for name in fills
-        ]  # fmt: skip
+            poisoned(*form, offset) if wanted.get(name, True) else None
+            for name, form in zip(fills, forms, strict=True)
+        ]
 
     def magnitudes(inputs: list[Any]) -> list[Any]:
         sizes = [None if r is None else np.empty(r.shape) for r in results()]

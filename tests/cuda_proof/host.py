@@ -19,7 +19,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import importlib.util
 import math
 import os
 import shutil
@@ -32,6 +31,8 @@ from unittest import mock
 import numpy as np
 
 from invocupy.backends import cuda
+
+from . import wheel_file
 
 HERE = Path(__file__).parent
 CACHE = HERE / ".build"  # ignores itself in git; safe to delete
@@ -47,23 +48,12 @@ class LaunchError(Exception):
     """A launch that CUDA would refuse, or worse, would not."""
 
 
-def headers() -> Path | None:
-    """NVIDIA's include folder, from the pip wheels; None if they are not installed."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or () if spec else ():
-        for folder in Path(root).glob("*/include"):
-            if (folder / "cuda_bf16.h").exists() and (folder / "crt/host_defines.h").exists():
-                return folder
-    return None
-
-
-def missing() -> str | None:
-    """Why kernels cannot be built here, or None."""
-    if shutil.which("g++") is None:
-        return "g++ is not installed"
-    if headers() is None:
-        return "the headers of CUDA are not installed: pip install 'invocupy[cuda-proof]'"
-    return None
+def headers() -> Path:
+    """NVIDIA's include folder."""
+    file = wheel_file("*/include/cuda_bf16.h")
+    if file is None:
+        raise RuntimeError("CUDA's headers are missing: pip install 'invocupy[cuda-proof]'")
+    return file.parent
 
 
 def substituted(text: str, replacements: Iterable[tuple[str, str]]) -> str:
@@ -178,7 +168,7 @@ class Machine:
         for original, copy, writable in copies:
             if writable:
                 original[...] = copy
-        lines = [f"{name}: {line}" for line in found.decode().splitlines()]
+        lines = [f"{name}: {line_of(library, line)}" for line in found.decode().splitlines()]
         self.findings += lines
         if lines and self.mode != "trace":
             raise LaunchError("\n".join(lines))
@@ -225,6 +215,16 @@ def check_argument(where: str, arg: Any, param: _Param) -> None:
         raise LaunchError(f"{where}: {type(arg).__name__} for a value; give a NumPy scalar")
     if arg.dtype.itemsize != param.size or arg.dtype.kind not in kind:
         raise LaunchError(f"{where}: {arg.dtype} for a value of {param.size} bytes, kind {kind}")
+
+
+def line_of(library: Any, finding: str) -> str:
+    """A finding with its source line in the place of its position in the machine code."""
+    text, _, offset = finding.partition(" @")
+    if not offset or shutil.which("addr2line") is None:
+        return text
+    # The call returns to the instruction after the access.
+    where = _run(["addr2line", "-e", library._name, hex(int(offset, 16) - 1)]).decode().strip()
+    return f"{text} ({where})"
 
 
 def three(what: str, size: Any) -> tuple[int, int, int]:

@@ -7,40 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from invocupy.backends import cuda
 
-from . import host
+from . import host, wheel_file
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
-def _wheel_file(pattern: str) -> Path | None:
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations or () if spec else ():
-        for path in sorted(Path(root).glob(pattern)):
-            return path
-    return None
-
-
-def missing() -> str | None:
-    """Why nothing can be compiled here, or None."""
-    for pattern in ("*/lib/libnvrtc.so.*", "*/bin/nvdisasm", "*/include/cuda_fp16.h"):
-        if _wheel_file(pattern) is None:
-            return f"no {pattern[2:]} from pip: pip install 'invocupy[cuda-proof]'"
-    return None
-
-
 @functools.cache
 def _library() -> Any:
-    ctypes.CDLL(str(_wheel_file("*/lib/libnvrtc-builtins.so.*")))  # else it looks in system folders
-    return ctypes.CDLL(str(_wheel_file("*/lib/libnvrtc.so.*")))
+    ctypes.CDLL(str(wheel_file("*/lib/libnvrtc-builtins.so.*")))  # else it looks in system folders
+    return ctypes.CDLL(str(wheel_file("*/lib/libnvrtc.so.*")))
 
 
 def version() -> str:
@@ -65,9 +47,7 @@ def compile_source(
         f"-I{host.headers()}",
         *options,
     ]
-    nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None
-    )
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     encoded = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
     status = nvrtc.nvrtcCompileProgram(program, len(flags), encoded)
     log = _get(program, "ProgramLog").rstrip(b"\0").decode()
@@ -87,7 +67,7 @@ def _get(program: ctypes.c_void_p, what: str) -> bytes:
 
 
 def resources(source: str, arch: int) -> tuple[list[int], bytes]:
-    """Registers, bytes spilled and bytes of shared memory on ``sm_<arch>``; and the machine code."""
+    """Registers, bytes spilled, bytes of shared memory on ``sm_<arch>``; and the machine code."""
     cubin, log = compile_source(source, (f"-arch=sm_{arch}", "--ptxas-options=-v"))
     registers = re.findall(r"Used (\d+) registers", log)
     if len(registers) != 1:
@@ -101,7 +81,7 @@ def wide_loads(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(_wheel_file("*/bin/nvdisasm")), "-c", file.name]
+        command = [str(wheel_file("*/bin/nvdisasm")), "-c", file.name]
         listing = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     return len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", listing))
 

@@ -28,7 +28,8 @@ SECTOR = 32
 LANES = 1 << 14  # threads that are run together, whole blocks of them
 
 _TYPES = {
-    "pred": np.bool_, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64,
+    "pred": np.bool_, "f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32,
+    "f64": np.float64,
     **{f"{kind}{bits}": getattr(np, f"{'' if kind == 's' else 'u'}int{bits}")
        for kind in "subs" for bits in (8, 16, 32, 64)},
 }  # fmt: skip
@@ -47,7 +48,7 @@ _COMPARE = {
 }  # fmt: skip
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818
     """What would stop the kernel on a device, with the instruction and the thread."""
 
 
@@ -284,8 +285,7 @@ class _Run:
             return dtype.type(self.kernel.shared[text])
         if text[:2] in ("0f", "0d"):
             bits = int(text[2:], 16)
-            value: Any = np.uint32(bits).view(np.float32) if text[1] == "f" else np.uint64(bits).view(np.float64)
-            return dtype.type(value) if dtype.kind == "f" else value.view(dtype)
+            return np.array(bits, f"u{len(text) // 2 - 1}").view(dtype)[()]
         if dtype.kind == "b":
             return np.bool_(int(text))
         mask = (1 << 8 * dtype.itemsize) - 1
@@ -438,7 +438,8 @@ class _Run:
         if "shared" in i.modifiers:
             if (bad := (address < 0) | (address + size > self.kernel.shared_size)).any():
                 raise Fault(f"outside of shared memory, {self.whose(bad)}")
-            return self.shared, address + self.cta[self.mask].astype(np.int64) * self.kernel.shared_size
+            block = self.cta[self.mask].astype(np.int64)
+            return self.shared, address + block * self.kernel.shared_size
         if "local" in i.modifiers:
             raise NotImplementedError("local memory")
         if (bad := self.memory.outside(address, size)).any():

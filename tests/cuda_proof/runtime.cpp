@@ -5,6 +5,7 @@
 //
 // Tracing: the kernel is compiled with -fsanitize=thread and linked with the call-outs below instead
 // of the sanitizer's library, so that every access of the kernel passes through access().
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -56,6 +57,7 @@ void** arguments;
 std::string findings;
 std::map<std::string, int> kinds;  // of findings, and how often each came
 bool stop;
+void* accessor;  // the instruction behind the access that is looked at
 
 // Keeps the first two findings of each kind: those that read alike up to the first number.
 void report(const char* format, ...) {
@@ -65,7 +67,14 @@ void report(const char* format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     std::string finding = text, kind = finding.substr(0, finding.find_first_of("0123456789"));
-    if (++kinds[kind] <= 2) findings += finding + "\n";
+    if (++kinds[kind] > 2) return;
+    Dl_info library;
+    if (accessor && dladdr(accessor, &library)) {  // for addr2line
+        auto offset = static_cast<char*>(accessor) - static_cast<char*>(library.dli_fbase);
+        snprintf(text, sizeof text, " @%tx", offset);
+        finding += text;
+    }
+    findings += finding + "\n";
 }
 
 void enter(unsigned index) {
@@ -204,7 +213,8 @@ void touch(Touch& t, bool write, const Region* region, size_t at) {
     abort();
 }
 
-void access(void* address, size_t size, bool write) {
+void access(void* address, size_t size, bool write, void* from) {
+    accessor = from;
     auto* p = static_cast<uint8_t*>(address);
     if (current && p >= reinterpret_cast<uint8_t*>(current->stack.get()) &&
         p < reinterpret_cast<uint8_t*>(current->stack.get()) + STACK)
@@ -287,24 +297,23 @@ const char* shim_launch(const unsigned* grid, const unsigned* block, void** args
         new_interval();
         run_block();
     }
-    current = nullptr;
+    current = nullptr, accessor = nullptr;
     return findings.c_str();
 }
 
-#define CALLOUTS(n)                                                                     \
-    void __tsan_read##n(void* p) { access(p, n, false); }                               \
-    void __tsan_write##n(void* p) { access(p, n, true); }                               \
-    void __tsan_unaligned_read##n(void* p) { access(p, n, false); }                     \
-    void __tsan_unaligned_write##n(void* p) { access(p, n, true); }                     \
-    void __tsan_volatile_read##n(void* p) { access(p, n, false); }                      \
-    void __tsan_volatile_write##n(void* p) { access(p, n, true); }
+#define CALLOUT(name, size, write) \
+    void __tsan_##name(void* p) { access(p, size, write, __builtin_return_address(0)); }
+#define CALLOUTS(n)                                                          \
+    CALLOUT(read##n, n, false) CALLOUT(write##n, n, true)                    \
+    CALLOUT(unaligned_read##n, n, false) CALLOUT(unaligned_write##n, n, true) \
+    CALLOUT(volatile_read##n, n, false) CALLOUT(volatile_write##n, n, true)
 CALLOUTS(1)
 CALLOUTS(2)
 CALLOUTS(4)
 CALLOUTS(8)
 CALLOUTS(16)
-void __tsan_read_range(void* p, size_t size) { access(p, size, false); }
-void __tsan_write_range(void* p, size_t size) { access(p, size, true); }
+void __tsan_read_range(void* p, size_t n) { access(p, n, false, __builtin_return_address(0)); }
+void __tsan_write_range(void* p, size_t n) { access(p, n, true, __builtin_return_address(0)); }
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

@@ -1,0 +1,3 @@
+"""These modules are tools of the tests beside this folder: there is nothing to collect in them."""
+
+collect_ignore_glob = ["*.py"]
