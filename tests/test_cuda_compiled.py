@@ -5,15 +5,26 @@ The PTX of every shipped kernel is run too, and its result checked. See ``cuda_p
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+import invocupy
+
 sys.path.insert(0, str(Path(__file__).parent))
 from cuda_proof import nvrtc, table
 
 AGAIN = "if this is meant: python tests/cuda_proof/table.py"
+
+
+def test_every_cuda_file_is_covered() -> None:
+    """A new kernel must be called in ``cases.py``, or none of this proves anything of it."""
+    package = Path(invocupy.__file__).parent
+    sources = "".join(source for _, source, _ in table.shipped().values())
+    used = set(re.findall(r'^#line 1 "invocupy/(.*)"', sources, re.M))
+    assert used == {str(f.relative_to(package)) for f in package.rglob("*.cu*")}
 
 
 @pytest.mark.timeout(600)
@@ -55,6 +66,13 @@ def test_ptx(key: str, problem: table.cases.Problem) -> None:
     committed = table.load()
     for kernel, figures in table.counted(problem, key).items():
         assert table.worse(kernel, committed[kernel], figures) == [], AGAIN
+
+
+@pytest.mark.parametrize("arch", [75, 80])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_ptx_for_older_architectures(dtype: str, arch: int) -> None:
+    """They convert half types by other instructions."""
+    table.counted(table.cases.involution("forward", "k3", dtype), "", arch)
 
 
 def test_design_goals() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,28 @@ def test_involution(function: str, family: str, dtype: str) -> None:
 
 @involution
 @pytest.mark.parametrize("family", cases.FAMILIES)
+def test_infinity_stays_where_it_belongs(function: str, family: str) -> None:
+    """What vectors read beside what is needed must not leak: 0 * inf is NaN.
+
+    Kernel values over the padding are multiplied by 0 in the reference, and skipped in some rows
+    here, so results may be finite in more places.
+    """
+    for number, name in enumerate(cases.INVOLUTION[function][0]):
+        if name in ("weight", "bias"):
+            continue  # of a tap at every position, the padding too
+        problem = cases.involution(function, family, height=7, units=5, seed=number)
+        flat = problem.inputs[number].reshape(-1)
+        flat[flat.size // 2] = np.inf
+        want = [np.empty(result.shape, result.dtype) for result in problem.results()]
+        with np.errstate(all="ignore"), host.installed(host.Machine().compile):
+            results = cases.run(problem)
+            problem.reference(problem.inputs, want)
+        for got, exact in zip(results, want, strict=True):
+            assert not (np.isfinite(exact) & ~np.isfinite(got)).any()
+
+
+@involution
+@pytest.mark.parametrize("family", cases.FAMILIES)
 def test_trace_of_involution(function: str, family: str) -> None:
     trace(cases.involution(function, family, height=7, units=5))
 
@@ -88,6 +111,15 @@ def test_batch_norm(function: str, dtype: str) -> None:
     examples()
     # Several slices of a channel, several channels in a block.
     verify(cases.batch_norm(function, dtype, (40, 7, 6, 9)))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_batch_norm_keeps_nan(dtype: str) -> None:
+    problem = cases.batch_norm("forward", dtype, (1, 2, 3, 4), relu=True, residual=False)
+    problem.inputs[0][0, 1, 2, 3] = np.nan
+    with host.installed(host.Machine().compile):
+        (out,) = cases.run(problem)
+    assert np.argwhere(np.isnan(out)).tolist() == [[0, 1, 2, 3]]
 
 
 @batch_norm

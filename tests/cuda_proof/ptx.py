@@ -261,7 +261,8 @@ class _Run:
                 handler(i)
             elif i.name in _BINARY:
                 a, b = (self.read(o, i.types[0]) for o in i.operands[1:])
-                self.write(i.operands[0], _BINARY[i.name](a, b))
+                keep_nan = {"min": np.minimum, "max": np.maximum} if "NaN" in i.modifiers else {}
+                self.write(i.operands[0], keep_nan.get(i.name, _BINARY[i.name])(a, b))
             else:
                 raise NotImplementedError("unknown instruction")
             if i.name == "fma":
