@@ -17,6 +17,8 @@ settings.register_profile(
     "ci", max_examples=300, deadline=None, derandomize=True, database=None, print_blob=True
 )
 settings.register_profile("nightly", max_examples=5000, deadline=None, print_blob=True)
+# On a GPU almost every new geometry compiles a kernel, for a second or so.
+settings.register_profile("gpu", max_examples=10, deadline=None, print_blob=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 )

@@ -155,6 +155,27 @@ def test_step_one_difference_is_exact(form: Form, g: Geometry, seed: int, xp: Mo
         assert difference == 2 * (whole(grads[i]) * whole(step)).sum()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@forms
+def test_every_width_around_a_power_of_two(
+    form: Form, dtype: str, stride: int, xp: ModuleType
+) -> None:
+    """Rows that end before, at and after the end of a vector, a tile, a chunk."""
+    for width in sorted({2**power + more for power in range(12) for more in (-1, 0, 1)} - {0}):
+        columns = (width - 1) // stride + 1
+        g = Geometry.of((1, 3, 2, width), (1, 1, 3, 3, 2, columns), (1, stride))
+        *operands, grad = form.draw(g, width, dtype, xp)
+        chosen = form.options(g)
+        results = [form.forward(*operands, **chosen), *form.backward(grad, *operands, **chosen)]
+        expected = [
+            form.forward(*operands, module=reference, **chosen),
+            *form.backward(grad, *operands, module=reference, **chosen),
+        ]
+        for actual, right in zip(results, expected, strict=True):
+            assert (actual == right).all(), width
+
+
 @given(g=geometries(), seed=SEEDS)
 def test_a_one_hot_kernel_shifts_the_image(g: Geometry, seed: int, xp: ModuleType) -> None:
     rng = np.random.default_rng(seed)
