@@ -72,6 +72,16 @@ def test_partials(row: Row, dtype: str, layout: str, xp: ModuleType) -> None:
 
 
 @rows
+def test_partials_have_the_dtype_of_their_argument(row: Row, xp: ModuleType) -> None:
+    """Also where one argument is narrower than the rest."""
+    arguments = row.draw(4, xp, "float64")
+    for i, argument in enumerate(arguments):
+        if getattr(argument, "dtype", None) == "float64":
+            mixed = [*arguments[:i], argument.astype("float32"), *arguments[i + 1 :]]
+            check_partials(row.run_op, *mixed)
+
+
+@rows
 def test_tape(row: Row, xp: ModuleType) -> None:
     gradcheck(row.run, *row.draw(2, xp, "float64"))
 
@@ -411,6 +421,20 @@ def test_max_pool2d_keeps_nan_and_infinities(xp: ModuleType) -> None:
         (2, 0): 3.0,
         (2, 3): 4.0,
     }
+
+
+def test_max_pool2d_padding_never_wins(xp: ModuleType) -> None:
+    x = xp.full((1, 1, 2, 2), -np.inf)
+    value, (partial,) = ops.max_pool2d(x, 2, 2, 1)
+    assert (value == -np.inf).all()
+    assert host(partial(xp.ones_like(value))).tolist() == [[[[1.0, 1.0], [1.0, 1.0]]]]
+
+
+def test_power_has_a_gradient_at_zero(xp: ModuleType) -> None:
+    for exponent, slope in ((0, 0.0), (1, 1.0), (2, 0.0)):
+        x = Tensor(xp.zeros(2), requires_grad=True)
+        (x**exponent).sum().backward()
+        assert host(x.grad).tolist() == [slope, slope]
 
 
 def test_relu_and_maximum_keep_nan(xp: ModuleType) -> None:
