@@ -1,32 +1,58 @@
-"""The one door to Numba: how kernels are compiled, and how they take addresses and tasks."""
+"""The one door to Numba: how kernels are compiled and kept, and how they take addresses and tasks.
+
+Compiled kernels are kept in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; empty for
+nowhere). Numba's own cache is not used because it fails where there is no writable directory, fails
+at every start once a file is damaged, and can mix up specialisations that two processes save at
+once. Here a specialisation is one file, named by a digest of all that it depends on and written in
+one step; a file that is missing, damaged or not ours is compiled again. As in Numba's cache the
+content is a pickle, so the directory must belong to the user and be writable by nobody else.
+"""
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pickle
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import llvmlite
+import numba
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
-__all__ = ["carray", "jit", "next_task", "pointer"]
+_DIGEST = hashlib.sha256().digest_size
 
 
 def jit(function: Any) -> Any:
     """Compile ``function`` when it is first called: no GIL, no Python errors, no fast-math."""
-    return njit(function, nogil=True, error_model="numpy")
+    dispatcher = njit(function, nogil=True, error_model="numpy")
+    dispatcher._cache = _Files(function)
+    return dispatcher
 
 
-@intrinsic
-def pointer(typing: Any, address: Any, dtype: Any) -> Any:
-    """The integer ``address`` as a pointer to ``dtype``: arrays come in by address.
+@intrinsic(prefer_literal=True)
+def pointer(typing: Any, address: Any, bits: Any) -> Any:
+    """The integer ``address`` as a pointer to float32 or float64, to be indexed.
 
-    An array argument would mean a compilation for each layout, and another one for read-only arrays.
+    Arrays come in by address: as arguments they would mean a compilation for each layout, and
+    another one for read-only arrays.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(dtype.dtype)(types.intp, dtype), codegen
+    kind = types.float32 if bits.literal_value == 32 else types.float64
+    return types.CPointer(kind)(types.int64, bits), codegen
 
 
 @intrinsic
@@ -34,8 +60,94 @@ def next_task(typing: Any, counter: Any) -> Any:
     """Take the next number from the int64 at address ``counter``, which all threads share."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        int64 = ir.IntType(64)
-        place = builder.inttoptr(args[0], ir.PointerType(int64))
-        return builder.atomic_rmw("add", place, ir.Constant(int64, 1), "monotonic")
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(types.int64), codegen
+
+
+class _Files(_Cache):  # type: ignore[misc]
+    """Numba's interface to a cache, for one function; never raises."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @property
+    def cache_path(self) -> str | None:
+        directory = _directory()
+        return None if directory is None else str(directory)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        try:
+            blob = self._path(sig, target_context.codegen()).read_bytes()
+            if hashlib.sha256(blob[_DIGEST:]).digest() != blob[:_DIGEST]:
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(blob[_DIGEST:]))  # noqa: S301
+        except Exception:
+            return None  # compiled again, and written again
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            path, content = self._path(sig, data.codegen), dumps(data._reduce())
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                try:
+                    file.write(hashlib.sha256(content).digest() + content)
+                    file.close()
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except Exception:
+            return  # the compiled kernel works all the same
+
+    def enable(self) -> None:
+        """Always on; where the files go decides."""
+
+    def disable(self) -> None:
+        """Always on; where the files go decides."""
+
+    def flush(self) -> None:
+        """Files are never stale: their names say what they depend on."""
+
+    def _path(self, sig: Any, codegen: Any) -> Path:
+        directory = _directory()
+        if directory is None:
+            raise OSError("no directory for compiled kernels")
+        depends = (_sources(), _identity(self._function), str(sig), codegen.magic_tuple())
+        name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
+        return directory / f"{self._function.__name__}-{name}"
+
+
+def _identity(function: Any) -> tuple[Any, ...]:
+    """Which function, with which sizes: closure variables are integers and other compiled functions."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [_identity(v.py_func) if isinstance(v, Dispatcher) else v for v in cells]
+    return function.__module__, function.__qualname__, *values
+
+
+@cache
+def _sources() -> tuple[str, ...]:
+    """What every compiled kernel depends on: our sources and the compilers."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest(), numba.__version__, llvmlite.__version__, sys.version
+
+
+@cache
+def _directory() -> Path | None:
+    """Where compiled kernels are kept; None if there is no private place for them."""
+    try:
+        given = os.environ.get("INVOCUPY_CACHE_DIR")
+        if given == "":
+            return None
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        directory = Path(given) if given else Path(home) / "invocupy"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = directory.stat()
+        if state.st_uid != os.getuid() or state.st_mode & 0o022:
+            return None
+        return directory if os.access(directory, os.W_OK | os.X_OK) else None
+    except (OSError, RuntimeError):
+        return None

@@ -91,8 +91,13 @@ def scratch(size: int) -> int:
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.size < size + 64:
         buffer = _local.buffer = np.empty(size + 64, np.uint8)
-    address: int = buffer.ctypes.data
-    return -(-address // 64) * 64
+    return -(-address(buffer) // 64) * 64
+
+
+def address(array: np.ndarray) -> int:
+    """Where the elements begin; ``array.ctypes`` is slower and fails while the interpreter closes."""
+    place: int = array.__array_interface__["data"][0]
+    return place
 
 
 class _Ticket:

@@ -1,56 +1,120 @@
-"""Involution on the CPU: serial Numba kernels over tasks, run by the thread pool."""
+"""Involution on the CPU: Numba kernels of explicit vector code over a pool of threads.
+
+Sizes of the micro-kernels are chosen here (see :mod:`invocupy.backends.simd`), tables of what each
+tap sees in :mod:`.cpu_plan`; the loops are in :mod:`.cpu_kernels`. A specialisation is compiled for
+each element type, kernel height and small set of block sizes, not for an image size. No result
+depends on the number of threads: each position is computed by one task, in a fixed order, and the
+weight gradients are summed in parts whose number depends on the sizes alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from invocupy.backends import threads
-from invocupy.backends.jit import carray, jit, next_task, pointer
+from invocupy.backends.involution import cpu_kernels as kernels
+from invocupy.backends.involution.cpu_plan import ACCUMULATORS, VECTOR_BYTES, Plan, plan
 from invocupy.geometry import Geometry
 
-_GRAIN = 1 << 17  # multiply-adds per thread below which a helper does not pay
-_CHUNK = 512  # output columns whose generated kernel is held at a time
-_PARTS = 16  # weight gradients are summed in so many parts, whatever the number of threads
+_GRAIN = 1 << 20  # multiply-adds below which waking another thread does not pay
+_BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
+_PARTS = 16  # shares of the weight gradients
+_TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
+
+
+class Sizes(NamedTuple):
+    """What the kernels know about one call; see :class:`~.cpu_plan.Plan` for most of it."""
+
+    images: int
+    groups: int
+    channels: int  # of a group
+    height: int  # of the source
+    width: int
+    kernel_rows: int
+    kernel_columns: int
+    kernel_plane: int  # bytes of one group's kernel, or of one image's features
+    out_plane: int  # elements
+    out_row_step: int
+    out_step: int
+    tap_step: int  # bytes from a tap to the next of its run
+    bands: int
+    strips: int
+    row_step: int
+    column_step: int
+    column_phases: int
+    phase_width: int
+    halo_rows: int
+    pitch: int
+    plane: int
+    pad_rows: int
+    pad_columns: int
+    features: int  # and one more for the bias
+    padded: int
+    packed_size: int  # bytes of scratch memory
+    features_size: int
+    tile_size: int
+    patch_size: int
+    sums_size: int
+    zero: int  # address of a zero
+
+
+class _Job(NamedTuple):
+    """All of a call that does not depend on the arrays' contents."""
+
+    kernel: Any
+    plan: Plan
+    together: int  # steps at once
+    wide: int  # features at once
+    sizes: Sizes
+    tables: tuple[Any, ...]
+    tasks: int
+    scratch: int
+    work: int
+
+
+_ZERO = np.zeros(1, np.int64)
 
 
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
-    _run(_forward(x.dtype.type), g.batch * g.groups, g, 0, x, kernel, out)
+    if _empty(x, out):
+        return
+    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, _ZERO, out)
 
 
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
-    _run(_grad_x(grad.dtype.type), g.batch * g.groups, g, 0, grad, kernel, out)
+    if _empty(grad, out):
+        return
+    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, _ZERO, out)
 
 
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     """``out[tap] = sum over the group's channels of grad * (x seen through the tap)``."""
-    _run(_grad_kernel(x.dtype.type), g.batch * g.groups, g, 0, grad, x, out)
+    if _empty(x, out):
+        return
+    _run(_correlate_job(g, out.itemsize), grad, x, out)
 
 
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
-    """:func:`forward` with ``kernel = weight @ features + bias``, a chunk of a row at a time."""
-    span = g.kernel_h * g.kernel_w * min(_CHUNK, max(g.out_w, 1))
-    _run(
-        _fused_forward(x.dtype.type), g.batch * g.groups * g.out_h, g, span, x, features, weight,
-        bias, out, features.shape[1],
-    )  # fmt: skip
+    """:func:`forward` with ``kernel = weight @ features + bias``, a tile at a time."""
+    if _empty(x, out):
+        return
+    job = _gather_job(g, out.itemsize, False, features.shape[1] + 1)
+    _run(job, x, features, _by_steps(weight, bias, g, job), out)
 
 
 def fused_grad_x(
     grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any
 ) -> None:
-    """:func:`grad_x` with ``kernel = weight @ features + bias``, a chunk of a row at a time."""
-    span = g.kernel_h * g.kernel_w * min(_CHUNK, max(g.out_w, 1))
-    _run(
-        _fused_grad_x(grad.dtype.type), g.batch * g.groups, g, span, grad, features, weight, bias,
-        out, features.shape[1],
-    )  # fmt: skip
+    """:func:`grad_x` with ``kernel = weight @ features + bias``, a tile at a time."""
+    if _empty(grad, out):
+        return
+    job = _gather_job(g, out.itemsize, True, features.shape[1] + 1)
+    _run(job, grad, features, _by_steps(weight, bias, g, job), out)
 
 
 def fused_grad_span(
@@ -58,262 +122,145 @@ def fused_grad_span(
     grad_features: Any, grad_weight: Any, grad_bias: Any,
 ) -> None:  # fmt: skip
     """:func:`grad_kernel` pushed through the 1x1 convolution that makes the kernel."""
-    rows, width = weight.shape
-    tasks = min(_PARTS, g.batch * g.out_h)
-    parts = np.zeros((tasks, rows, width + 1), x.dtype)  # weight gradient, bias gradient
-    span = g.kernel_h * g.kernel_w * min(_CHUNK, max(g.out_w, 1))
-    _run(
-        _fused_grad_span(x.dtype.type), tasks, g, span, grad, x, features, weight,
-        grad_features, parts, width, tasks,
-    )  # fmt: skip
-    total = parts.sum(axis=0)
-    grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]
-
-
-def _run(kernel: Any, tasks: int, g: Geometry, span: int, *arguments: Any) -> None:
-    """Run ``kernel`` over ``tasks`` tasks: sizes, then the arrays' addresses and further sizes."""
-    if tasks == 0:
+    if _empty(x, grad_weight) or _empty(grad, grad_weight):
+        grad_features[...], grad_weight[...], grad_bias[...] = 0, 0, 0
         return
+    taps, number = g.kernel_h * g.kernel_w, features.shape[1]
+    job = _span_job(g, grad.itemsize, number)
+    order = job.plan.taps
+    # (G, taps, F) -> (G, F / wide, taps, wide)
+    blocks = np.zeros((g.groups, taps, job.sizes.padded), weight.dtype)
+    blocks[:, :, :number] = weight.reshape(g.groups, taps, number)[:, order]
+    blocks = blocks.reshape(g.groups, taps, -1, job.wide).transpose(0, 2, 1, 3).copy()
+    parts = np.empty((job.tasks, g.groups, taps, number + 1), weight.dtype)
+    _run(job, grad, x, features, blocks, grad_features, parts)
+    total = parts.sum(axis=0)
+    grad_weight.reshape(g.groups, taps, number)[:, order] = total[..., :-1]
+    grad_bias.reshape(g.groups, taps)[:, order] = total[..., -1]
+
+
+def _empty(source: Any, out: Any) -> bool:
+    """Whether there is nothing to sum; then the result is zero."""
+    if out.size and source.size:
+        return False
+    out[...] = 0
+    return True
+
+
+def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
+    """(G*taps, F) and (G*taps,) -> (G, steps / S, F + 1, S * M), the order of generation.
+
+    The bias is the weight of a last feature that is one everywhere.
+    """
+    both = np.concatenate([weight, bias[:, None]], axis=1)
+    both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]
+    run = job.together * job.plan.run
+    return both.reshape(g.groups, -1, run, both.shape[2]).transpose(0, 1, 3, 2).copy()
+
+
+def _run(job: _Job, *arrays: Any) -> None:
     counter = np.zeros(1, np.int64)
-    places = tuple(
-        a.ctypes.data if isinstance(a, np.ndarray) else a for a in (counter, *arguments)
-    )
-    sizes, span_bytes = astuple(g), span * arguments[0].dtype.itemsize
+    places = [threads.address(array) for array in arrays]
+    number = threads.address(counter)
 
-    def call(keep: Any = arguments) -> None:
-        kernel(sizes, tasks, threads.scratch(span_bytes), *places)
+    def call(keep: Any = arrays) -> None:
+        room = threads.scratch(job.scratch)
+        job.kernel(job.tasks, room, number, job.sizes, *job.tables, *places)
 
+    helpers = min(threads.get_num_threads(), job.tasks, job.work // _GRAIN + 1) - 1
+    threads.run(call, helpers)
+
+
+@lru_cache(maxsize=512)
+def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
+    """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
+    p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
+    z = _sizes(g, p, size)
+    # channels at once: as many as there are accumulators for, split evenly
+    channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
+    vector = p.rows * p.lanes * size
+    if backward:
+        z = z._replace(
+            height=g.out_h, width=g.out_w, out_plane=g.height * g.width,
+            out_row_step=g.stride_h * g.width, out_step=g.stride_w,
+            tap_step=g.out_w * size - z.tap_step,
+        )  # fmt: skip
+    if features:
+        z = z._replace(
+            kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
+            features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
+        )  # fmt: skip
+    z = z._replace(tile_size=p.most_taps * vector, patch_size=channels * vector)
+    together = _together(p) if features else 0
+    kernel = kernels.gather(8 * size, p.lanes, p.run, p.rows, channels, together, int(backward))
+    tasks = g.batch * g.groups * len(p.phases) * p.bands * p.strips
+    return _job(g, kernel, p, together, 0, z, (p.phases, p.steps), tasks)
+
+
+@lru_cache(maxsize=512)
+def _correlate_job(g: Geometry, size: int) -> _Job:
+    """The gradient of the kernel."""
+    p = _correlation_plan(g, size, 1 << 30)
+    z = _sizes(g, p, size)
+    z = z._replace(patch_size=z.channels * p.rows * p.lanes * size)
+    kernel = kernels.correlate(8 * size, p.lanes, p.run, p.rows, _together(p))
+    tasks = g.batch * g.groups * p.bands * p.strips
+    return _job(g, kernel, p, _together(p), 0, z, (p.steps,), tasks)
+
+
+@lru_cache(maxsize=512)
+def _span_job(g: Geometry, size: int, features: int) -> _Job:
+    """The gradients of features, weights and bias."""
+    p = _correlation_plan(g, size, _TILES)
+    wide = min(ACCUMULATORS // p.rows, max(features, 1))
+    a, b = (4, 6) if ACCUMULATORS == 24 else (3, 4)
+    vector = p.rows * p.lanes * size
+    span, taps = -(-(features + 1) // b) * b, -(-g.kernel_h * g.kernel_w // a) * a
+    tiles = -(-(-(-g.out_h // p.bands)) // p.rows) * -(-(-(-g.out_w // p.strips)) // p.lanes)
+    z = _sizes(g, p, size)
+    z = z._replace(
+        kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
+        padded=-(-features // wide) * wide, features_size=tiles * span * vector,
+        tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
+        sums_size=taps * span * p.lanes * size,
+    )  # fmt: skip
+    kernel = kernels.span_gradients(8 * size, p.lanes, p.run, p.rows, _together(p), wide, a, b)
+    tasks = min(_PARTS, g.batch * p.bands * p.strips)
+    return _job(g, kernel, p, _together(p), wide, z, (p.steps,), tasks)
+
+
+def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
+    """A run of M taps times R rows must fit the accumulators, and only the plan knows M."""
+    p = plan(g, size, backward=False, rows=3, budget=_BUDGET, tiles=tiles)
+    rows = max(1, min(3, (ACCUMULATORS + 3) // p.run))
+    return plan(g, size, backward=False, rows=rows, budget=_BUDGET, tiles=tiles)
+
+
+def _together(p: Plan) -> int:
+    """How many steps at once: the most that divide the steps of all phases and fit the accumulators."""
+    most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
+    return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
+
+
+def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
+    plane = g.out_h * g.out_w
+    return Sizes(
+        images=g.batch, groups=g.groups, channels=g.channels_per_group, height=g.height,
+        width=g.width, kernel_rows=g.out_h, kernel_columns=g.out_w,
+        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_row_step=g.out_w,
+        out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands, strips=p.strips,
+        row_step=p.row_step, column_step=p.column_step, column_phases=p.column_phases,
+        phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
+        pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
+        packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
+        patch_size=0, sums_size=0, zero=threads.address(_ZERO),
+    )  # fmt: skip
+
+
+def _job(
+    g: Geometry, kernel: Any, p: Plan, together: int, wide: int, z: Sizes, tables: Any, tasks: int
+) -> _Job:
+    scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size + z.sums_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
-    threads.run(call, min(threads.get_num_threads(), tasks, products // _GRAIN + 1) - 1)
-
-
-@lru_cache(maxsize=None)
-def _forward(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(g, tasks, scratch, counter, x_at, kernel_at, out_at):  # type: ignore[no-untyped-def]
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        x = carray(pointer(x_at, dtype), (n_ * c_, h_, w_))
-        taps = carray(pointer(kernel_at, dtype), (n_ * g_, kh, kw, ho, wo))
-        out = carray(pointer(out_at, dtype), (n_ * c_, ho, wo))
-        d = c_ // g_
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            for c in range(t * d, t * d + d):
-                for i in range(ho):
-                    out[c, i, :] = 0
-                    _gather_row(x[c], taps[t, :, :, i, :], out[c, i], i, 0, sh, sw, ph, pw, dh, dw)
-
-    return kernel
-
-
-@lru_cache(maxsize=None)
-def _grad_x(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(g, tasks, scratch, counter, grad_at, kernel_at, out_at):  # type: ignore[no-untyped-def]
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        grad = carray(pointer(grad_at, dtype), (n_ * c_, ho, wo))
-        taps = carray(pointer(kernel_at, dtype), (n_ * g_, kh, kw, ho, wo))
-        out = carray(pointer(out_at, dtype), (n_ * c_, h_, w_))
-        d = c_ // g_
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            for c in range(t * d, t * d + d):
-                out[c] = 0
-                for i in range(ho):
-                    _scatter_row(grad[c, i], taps[t, :, :, i, :], out[c], i, 0, sh, sw, ph, pw, dh, dw)
-
-    return kernel
-
-
-@lru_cache(maxsize=None)
-def _grad_kernel(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(g, tasks, scratch, counter, grad_at, x_at, out_at):  # type: ignore[no-untyped-def]
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        grad = carray(pointer(grad_at, dtype), (n_ * c_, ho, wo))
-        x = carray(pointer(x_at, dtype), (n_ * c_, h_, w_))
-        out = carray(pointer(out_at, dtype), (n_ * g_, kh, kw, ho, wo))
-        d = c_ // g_
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            for i in range(ho):
-                out[t, :, :, i, :] = 0
-                for c in range(t * d, t * d + d):
-                    _correlate_row(grad[c, i], x[c], out[t, :, :, i, :], i, 0, sh, sw, ph, pw, dh, dw)
-
-    return kernel
-
-
-@lru_cache(maxsize=None)
-def _fused_forward(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(  # type: ignore[no-untyped-def]
-        g, tasks, scratch, counter, x_at, features_at, weight_at, bias_at, out_at, f_
-    ):
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        x = carray(pointer(x_at, dtype), (n_ * c_, h_, w_))
-        features = carray(pointer(features_at, dtype), (n_, f_, ho, wo))
-        weight = carray(pointer(weight_at, dtype), (g_, kh, kw, f_))
-        bias = carray(pointer(bias_at, dtype), (g_, kh, kw))
-        out = carray(pointer(out_at, dtype), (n_ * c_, ho, wo))
-        d = c_ // g_
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            ng, i = t // ho, t % ho
-            for c in range(ng * d, ng * d + d):
-                out[c, i, :] = 0
-            for first in range(0, wo, _CHUNK):
-                last = min(first + _CHUNK, wo)
-                span = carray(pointer(scratch, dtype), (kh, kw, last - first))
-                _generate(features[ng // g_, :, i, first:last], weight[ng % g_], bias[ng % g_], span)
-                for c in range(ng * d, ng * d + d):
-                    _gather_row(x[c], span, out[c, i, first:last], i, first, sh, sw, ph, pw, dh, dw)
-
-    return kernel
-
-
-@lru_cache(maxsize=None)
-def _fused_grad_x(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(  # type: ignore[no-untyped-def]
-        g, tasks, scratch, counter, grad_at, features_at, weight_at, bias_at, out_at, f_
-    ):
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        grad = carray(pointer(grad_at, dtype), (n_ * c_, ho, wo))
-        features = carray(pointer(features_at, dtype), (n_, f_, ho, wo))
-        weight = carray(pointer(weight_at, dtype), (g_, kh, kw, f_))
-        bias = carray(pointer(bias_at, dtype), (g_, kh, kw))
-        out = carray(pointer(out_at, dtype), (n_ * c_, h_, w_))
-        d = c_ // g_
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            for c in range(t * d, t * d + d):
-                out[c] = 0
-            for i in range(ho):
-                for first in range(0, wo, _CHUNK):
-                    last = min(first + _CHUNK, wo)
-                    span = carray(pointer(scratch, dtype), (kh, kw, last - first))
-                    _generate(features[t // g_, :, i, first:last], weight[t % g_], bias[t % g_], span)
-                    for c in range(t * d, t * d + d):
-                        _scatter_row(
-                            grad[c, i, first:last], span, out[c], i, first, sh, sw, ph, pw, dh, dw
-                        )
-
-    return kernel
-
-
-@lru_cache(maxsize=None)
-def _fused_grad_span(dtype: Any) -> Callable[..., None]:
-    @jit
-    def kernel(  # type: ignore[no-untyped-def]
-        g, tasks, scratch, counter, grad_at, x_at, features_at, weight_at, grad_features_at,
-        parts_at, f_, parts_count
-    ):  # fmt: skip
-        n_, c_, g_, h_, w_, kh, kw, ho, wo, sh, sw, ph, pw, dh, dw = g
-        grad = carray(pointer(grad_at, dtype), (n_ * c_, ho, wo))
-        x = carray(pointer(x_at, dtype), (n_ * c_, h_, w_))
-        features = carray(pointer(features_at, dtype), (n_, f_, ho, wo))
-        weight = carray(pointer(weight_at, dtype), (g_, kh, kw, f_))
-        grad_features = carray(pointer(grad_features_at, dtype), (n_, f_, ho, wo))
-        parts = carray(pointer(parts_at, dtype), (parts_count, g_, kh, kw, f_ + 1))
-        d = c_ // g_
-        rows = n_ * ho
-        while True:
-            t = next_task(counter)
-            if t >= tasks:
-                return
-            for row in range(rows * t // tasks, rows * (t + 1) // tasks):
-                n, i = row // ho, row % ho
-                grad_features[n, :, i, :] = 0
-                for first in range(0, wo, _CHUNK):
-                    last = min(first + _CHUNK, wo)
-                    span = carray(pointer(scratch, dtype), (kh, kw, last - first))
-                    for q in range(g_):
-                        span[:] = 0
-                        for c in range((n * g_ + q) * d, (n * g_ + q + 1) * d):
-                            _correlate_row(
-                                grad[c, i, first:last], x[c], span, i, first, sh, sw, ph, pw, dh, dw
-                            )
-                        for u in range(kh):
-                            for v in range(kw):
-                                for f in range(f_):
-                                    total = dtype(0)
-                                    for j in range(last - first):
-                                        total += span[u, v, j] * features[n, f, i, first + j]
-                                        grad_features[n, f, i, first + j] += (
-                                            weight[q, u, v, f] * span[u, v, j]
-                                        )
-                                    parts[t, q, u, v, f] += total
-                                total = dtype(0)
-                                for j in range(last - first):
-                                    total += span[u, v, j]
-                                parts[t, q, u, v, f_] += total
-
-    return kernel
-
-
-@jit
-def _generate(features, weight, bias, span):  # type: ignore[no-untyped-def]
-    """span (Kh, Kw, columns) = weight (Kh, Kw, F) @ features (F, columns) + bias (Kh, Kw)."""
-    for u in range(span.shape[0]):
-        for v in range(span.shape[1]):
-            span[u, v, :] = bias[u, v]
-            for f in range(features.shape[0]):
-                for j in range(span.shape[2]):
-                    span[u, v, j] += weight[u, v, f] * features[f, j]
-
-
-@jit
-def _gather_row(x, taps, out, i, first, sh, sw, ph, pw, dh, dw):  # type: ignore[no-untyped-def]
-    """Add to one row of ``out``, from output column ``first`` on, what all taps (Kh, Kw, columns) give."""
-    for u in range(taps.shape[0]):
-        y = i * sh + u * dh - ph
-        if 0 <= y < x.shape[0]:
-            for v in range(taps.shape[1]):
-                left = first * sw + v * dw - pw
-                low, high = _inside(left, sw, x.shape[1], out.shape[0])
-                for j in range(low, high):
-                    out[j] += taps[u, v, j] * x[y, left + j * sw]
-
-
-@jit
-def _scatter_row(grad, taps, out, i, first, sh, sw, ph, pw, dh, dw):  # type: ignore[no-untyped-def]
-    """Put one row of ``grad``, from output column ``first`` on, back to where the taps looked."""
-    for u in range(taps.shape[0]):
-        y = i * sh + u * dh - ph
-        if 0 <= y < out.shape[0]:
-            for v in range(taps.shape[1]):
-                left = first * sw + v * dw - pw
-                low, high = _inside(left, sw, out.shape[1], grad.shape[0])
-                for j in range(low, high):
-                    out[y, left + j * sw] += taps[u, v, j] * grad[j]
-
-
-@jit
-def _correlate_row(grad, x, taps, i, first, sh, sw, ph, pw, dh, dw):  # type: ignore[no-untyped-def]
-    """Add to ``taps`` (Kh, Kw, columns) the products of one row of ``grad`` with what each tap saw."""
-    for u in range(taps.shape[0]):
-        y = i * sh + u * dh - ph
-        if 0 <= y < x.shape[0]:
-            for v in range(taps.shape[1]):
-                left = first * sw + v * dw - pw
-                low, high = _inside(left, sw, x.shape[1], grad.shape[0])
-                for j in range(low, high):
-                    taps[u, v, j] += grad[j] * x[y, left + j * sw]
-
-
-@jit
-def _inside(left, step, width, count):  # type: ignore[no-untyped-def]
-    """The range of j in [0, count) with 0 <= left + j * step < width."""
-    low = max(0, -(left // step))
-    return low, max(low, min(count, (width - left + step - 1) // step))
+    work = products * (1 + z.features // z.channels)
+    return _Job(kernel, p, together, wide, z, tables, tasks, scratch, work)

@@ -1,0 +1,208 @@
+"""How one involution is cut for the CPU: blocks of positions, and tables of where each tap looks.
+
+Forward and gradient of x are one problem, *gather*: the sum over taps of a kernel vector times a
+source vector. For the gradient of x the source is grad, each stride phase of x is a plane of
+its own with the taps that reach it, and kernel and source are both read at a tap-dependent shift.
+All that differs is in the tables made here, so the compiled kernels know no stride or dilation.
+
+The source planes of a block are packed with a zero border, columns sorted by stride phase, so that
+what a vector of positions sees is always a vector. A *step* is one kernel column v with a run of M
+kernel rows that meet consecutive source rows (all of them, where stride equals dilation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import binding
+
+from invocupy.geometry import Geometry
+
+_FEATURES = binding.get_host_cpu_features()
+_WIDE = bool(_FEATURES.get("avx512vl"))
+VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
+# what leaves room for the operands in 16 vector registers, or 32 with AVX-512
+ACCUMULATORS = 24 if _WIDE else 12
+_LINE = 64
+_LONGEST_RUN = 13
+_WIDEST_STRIP = 128
+_NOWHERE = -(1 << 30)  # so far out that everything there is padding
+
+# columns of the step table
+SEEN, KERNEL, ROW, COLUMN, TILE, STEP_FIELDS = range(6)
+
+
+class Phase(NamedTuple):
+    """One row of the phase table: positions whose taps are the same."""
+
+    first_step: int
+    steps: int
+    rows: int
+    columns: int
+    top: int  # source row and column seen first by the position (0, 0)
+    left: int
+    out: int  # offset of position (0, 0) in the result plane, in elements
+    low_row: int  # range of the shifts of the kernel position
+    high_row: int
+    low_column: int
+    high_column: int
+
+
+class _Axis(NamedTuple):
+    """The positions of one phase along one axis, and their taps (tap, kernel shift, place seen)."""
+
+    first: int
+    count: int
+    source: int
+    taps: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Sizes and tables; in elements where not said otherwise.
+
+    Attributes
+    ----------
+    lanes, run, rows : int
+        V, M and R of the micro-kernels in :mod:`invocupy.backends.simd`.
+    steps : array (steps, 5) of int64
+        Bytes from the first position to what the step sees in the packed source, and to its
+        kernel plane; shift of the kernel position in rows and columns; bytes to the step's part of
+        a tile.
+    phases : array (phases, 11) of int64
+        See :class:`Phase`.
+    taps : array (steps * run,) of int64
+        ``u * Kw + v`` of each tap in the order of the steps.
+    bands, strips : int
+        Each phase is cut into bands * strips blocks.
+    row_step, column_step, column_phases, phase_width : int
+        Source rows and columns from one position to the next; columns are packed by phase.
+    halo_rows, halo_columns : int
+        How much further than its first position a block sees.
+    pitch, plane : int
+        Bytes of one packed row (all column phases) and one packed channel. Both are odd numbers of
+        cache lines, so that rows and channels do not fall into the same cache sets.
+    """
+
+    lanes: int
+    run: int
+    rows: int
+    steps: np.ndarray
+    phases: np.ndarray
+    taps: np.ndarray
+    bands: int
+    strips: int
+    row_step: int
+    column_step: int
+    column_phases: int
+    phase_width: int
+    halo_rows: int
+    pitch: int
+    plane: int
+
+    @property
+    def most_taps(self) -> int:
+        """The largest number of taps in one phase."""
+        return int(self.phases[:, 1].max()) * self.run
+
+    @property
+    def common_steps(self) -> int:
+        """The greatest number that divides the steps of every phase."""
+        return int(np.gcd.reduce(self.phases[:, 1]))
+
+
+@lru_cache(maxsize=512)
+def plan(
+    g: Geometry, size: int, *, backward: bool, rows: int, budget: int, tiles: int = 1 << 30
+) -> Plan:
+    """Cut ``g`` for elements of ``size`` bytes: forward, or backward for the gradient of x.
+
+    A tile has at most ``rows`` rows; a block has about ``budget`` bytes of packed source and at
+    most about ``tiles`` tiles.
+    """
+    if backward:
+        down = _reached(g.height, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h)
+        across = _reached(g.width, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w)
+        row_step = column_step = 1
+        result_width = g.width
+    else:
+        down = [_Axis(0, g.out_h, -g.pad_h, [(u, 0, u * g.dilation_h) for u in range(g.kernel_h)])]
+        across = [_Axis(0, g.out_w, -g.pad_w, [(v, 0, v * g.dilation_w) for v in range(g.kernel_w)])]
+        row_step, column_step = g.stride_h, g.stride_w
+        result_width = g.out_w
+
+    run = 1
+    if g.stride_h == g.dilation_h:
+        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
+    fewest, most = min(a.count for a in down), max(a.count for a in down)
+    narrowest, widest = min(a.count for a in across), max(a.count for a in across)
+    rows = min(rows, fewest)
+    lanes = VECTOR_BYTES // size
+    while lanes > 4 and lanes // 2 >= widest:
+        lanes //= 2
+
+    strips = max(1, narrowest // _WIDEST_STRIP)
+    width = max(-(-widest // strips), lanes)
+    reach = max(seen for a in across for _, _, seen in a.taps)
+    column_phases = min(column_step, reach + 1)
+    phase_width = width + reach // column_step
+    pitch = _odd_lines(column_phases * phase_width * size + VECTOR_BYTES)  # zeros before the next
+
+    halo_rows = max(seen for a in down for _, _, seen in a.taps)
+    height = (budget // (pitch * g.channels_per_group) - halo_rows) // row_step
+    height = max(rows, min(height, rows * max(1, tiles * lanes * strips // widest)))
+    bands = max(1, fewest // height)
+    tallest = -(-most // bands) + rows - 1  # a last tile may hang over
+    plane = _odd_lines(((tallest - 1) * row_step + halo_rows + 1) * pitch)
+
+    steps: list[tuple[int, ...]] = []
+    phases: list[Phase] = []
+    taps: list[int] = []
+    for y in down:
+        for x in across:
+            start = len(steps)
+            for first in range(0, len(y.taps), run):
+                u, shift_y, seen_y = y.taps[first]
+                for v, shift_x, seen_x in x.taps:
+                    column = seen_x % column_step * phase_width + seen_x // column_step
+                    kernel = (u * g.kernel_w + v) * g.out_h * g.out_w + shift_y * g.out_w + shift_x
+                    tile = (len(steps) - start) * run * rows * lanes
+                    steps.append(
+                        (seen_y * pitch + column * size, kernel * size, shift_y, shift_x, tile * size)
+                    )
+                    taps += [w * g.kernel_w + v for w, _, _ in y.taps[first : first + run]]
+            shifts_y, shifts_x = [s for _, s, _ in y.taps], [s for _, s, _ in x.taps]
+            phases.append(Phase(
+                start, len(steps) - start, y.count, x.count, y.source, x.source,
+                y.first * result_width + x.first,
+                min(shifts_y), max(shifts_y), min(shifts_x), max(shifts_x),
+            ))  # fmt: skip
+    return Plan(
+        lanes, run, rows, np.array(steps, np.int64), np.array(phases, np.int64),
+        np.array(taps, np.int64), bands, strips, row_step, column_step, column_phases,
+        phase_width, halo_rows, pitch, plane,
+    )  # fmt: skip
+
+
+def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> list[_Axis]:
+    """Along one axis of x: for each stride phase the taps that reach it, by the place they come from.
+
+    Position p + a * stride is seen through tap u by the result at a + shift, where
+    (p + pad - u * dilation) = shift * stride.
+    """
+    axes = []
+    for first in range(min(stride, size)):
+        ways = [(u, first + pad - u * dilation) for u in reversed(range(kernel))]
+        shifts = [(u, way // stride) for u, way in ways if way % stride == 0]
+        low = shifts[0][1] if shifts else _NOWHERE
+        # a phase that no tap reaches gets taps that find only padding
+        taps = [(u, s, s - low) for u, s in shifts] or [(0, low, 0)] * kernel
+        axes.append(_Axis(first, len(range(first, size, stride)), low, taps))
+    return axes
+
+
+def _odd_lines(size: int) -> int:
+    return (-(-size // _LINE) | 1) * _LINE

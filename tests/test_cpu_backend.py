@@ -1,0 +1,394 @@
+"""The CPU backend: agreement with the reference, threads, the cache of compiled kernels, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from invocupy.backends import threads
+from invocupy.backends.involution import cpu, reference
+from invocupy.geometry import Geometry, output_size
+
+FUNCTIONS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
+
+
+def geometry(batch, groups, per_group, image, kernel, stride=(1, 1), padding=(1, 1), dilation=(1, 1)):
+    sizes = zip(image, kernel, stride, padding, dilation, strict=True)
+    out = tuple(output_size(*axis) for axis in sizes)
+    return Geometry.of(
+        (batch, groups * per_group, *image), (batch, groups, *kernel, *out), stride, padding, dilation
+    )
+
+
+def arguments(name, g, features, dtype, seed=0):
+    """Random arguments of one function and the shapes of its results."""
+    rng = np.random.default_rng(seed)
+    taps = g.groups * g.kernel_h * g.kernel_w
+    shapes = {
+        "x": g.x_shape,
+        "grad": g.out_shape,
+        "kernel": g.kernel_shape,
+        "features": (g.batch, features, g.out_h, g.out_w),
+        "weight": (taps, features),
+        "bias": (taps,),
+    }
+    names, results = {
+        "forward": ("x kernel", ["grad"]),
+        "grad_x": ("grad kernel", ["x"]),
+        "grad_kernel": ("grad x", ["kernel"]),
+        "fused_forward": ("x features weight bias", ["grad"]),
+        "fused_grad_x": ("grad features weight bias", ["x"]),
+        "fused_grad_span": ("grad x features weight", ["features", "weight", "bias"]),
+    }[name]
+    given_arrays = [rng.standard_normal(shapes[n]).astype(dtype) for n in names.split()]
+    return given_arrays, [shapes[n] for n in results]
+
+
+def call(name, g, features=5, dtype=np.float32, seed=0, backend=cpu):
+    """Results of one function, in arrays that held NaN."""
+    given_arrays, shapes = arguments(name, g, features, dtype, seed)
+    results = [np.full(shape, np.nan, dtype) for shape in shapes]
+    getattr(backend, name)(*given_arrays, g, *results)
+    return results
+
+
+def longest_sum(name, g, features):
+    """A bound on how many rounded products and sums one element of a result goes through."""
+    taps, positions = g.kernel_h * g.kernel_w, g.batch * g.out_h * g.out_w
+    return {
+        "forward": taps,
+        "grad_x": taps,
+        "grad_kernel": g.channels_per_group,
+        "fused_forward": taps + features + 2,
+        "fused_grad_x": taps + features + 2,
+        "fused_grad_span": g.channels_per_group + max(g.groups * taps, positions) + 1,
+    }[name]
+
+
+def check(name, g, features, dtype, seed=0):
+    """|cpu - reference| <= 2 n u reference(|...|): n roundings on either side, both in ``dtype``.
+
+    The reference works in float64 where that is wider.
+    """
+    given_arrays, shapes = arguments(name, g, features, dtype, seed)
+    wide = [array.astype(np.float64) for array in given_arrays]
+    expected, size = ([np.zeros(shape) for shape in shapes] for _ in range(2))
+    getattr(reference, name)(*wide, g, *expected)
+    getattr(reference, name)(*map(np.abs, wide), g, *size)
+    bound = 2 * longest_sum(name, g, features) * np.finfo(dtype).eps / 2
+    for result, right, magnitude in zip(
+        call(name, g, features, dtype, seed), expected, size, strict=True
+    ):
+        assert np.all(np.abs(result - right) <= bound * magnitude), name
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_agrees_with_reference(name, data):
+    """Sizes that come in at run time: many positions, strips, bands, borders wider than the image."""
+    draw = data.draw
+    image = draw(st.integers(9, 40)), draw(st.integers(17, 300))
+    g = geometry(
+        draw(st.integers(1, 2)), draw(st.integers(1, 3)), 9, image, (3, 3),
+        padding=(draw(st.integers(0, 9)), draw(st.integers(0, 20))),
+    )  # fmt: skip
+    check(name, g, draw(st.integers(1, 20)), np.float32, draw(st.integers(0, 99)))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("g", "dtype"),
+    [
+        (geometry(2, 1, 4, (7, 20), (5, 3), (2, 3), (3, 1), (1, 2)), np.float32),
+        (geometry(1, 2, 3, (8, 37), (2, 4), (1, 2), (0, 3), (2, 1)), np.float64),
+        (geometry(1, 1, 16, (14, 61), (7, 7), padding=(3, 3)), np.float32),
+        (geometry(1, 1, 17, (15, 131), (5, 3), (2, 2), (4, 2), (2, 2)), np.float32),
+        (geometry(2, 3, 1, (1, 1), (1, 1), (3, 5), (0, 0)), np.float64),
+        (geometry(1, 1, 2, (3, 5), (3, 3), (3, 2), (7, 9), (2, 3)), np.float32),
+        (geometry(1, 1, 1, (2, 3), (17, 14), padding=(9, 8)), np.float32),
+    ],
+    ids=["strided", "even", "seven", "dilated", "point", "padding", "large kernel"],
+)
+def test_agrees_with_reference_for_every_kind(name, g, dtype):
+    check(name, g, 3, dtype)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("shape", [(0, 1, 3, (5, 5)), (1, 1, 0, (5, 5)), (2, 1, 3, (0, 5))])
+def test_empty_arrays_give_zeros_or_nothing(name, shape):
+    g = geometry(*shape, (3, 3))
+    expected = call(name, g, backend=reference)
+    for result, right in zip(call(name, g), expected, strict=True):
+        np.testing.assert_array_equal(result, right)
+
+
+@pytest.mark.parametrize("name", ["forward", "grad_x"])
+def test_a_nan_reaches_exactly_what_sees_it(name):
+    """Padding and lanes past the edge are not read, not even times zero."""
+    g = geometry(1, 2, 9, (10, 37), (3, 3))
+    (array, kernel), (shape,) = arguments(name, g, 1, np.float32)
+    for i, j in [(0, 0), (0, 36), (9, 0), (9, 36), (4, 16)]:
+        for bad in (array, kernel):
+            kept = bad[..., i, j].copy()
+            bad[..., i, j] = np.nan
+            results = [np.empty(shape, np.float32) for _ in range(2)]
+            for backend, result in zip((cpu, reference), results, strict=True):
+                getattr(backend, name)(array, kernel, g, result)
+            bad[..., i, j] = kept
+            np.testing.assert_array_equal(*map(np.isnan, results))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_same_bits_for_any_number_of_threads(name):
+    g = geometry(3, 2, 9, (50, 40), (3, 3))
+    results = []
+    try:
+        for number in (1, 2, 3):
+            threads.set_num_threads(number)
+            results.append(call(name, g))
+    finally:
+        threads.set_num_threads(None)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_read_only_arrays_need_no_compilation_of_their_own(name):
+    g = geometry(1, 2, 9, (12, 40), (3, 3))
+    expected = call(name, g)
+    given_arrays, shapes = arguments(name, g, 5, np.float32)
+    for array in given_arrays:
+        array.flags.writeable = False
+    results = [np.empty(shape, np.float32) for shape in shapes]
+    getattr(cpu, name)(*given_arrays, g, *results)
+    for result, right in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, right)
+    assert len(cpu._gather_job(g, 4, False, 0).kernel.signatures) <= 1
+
+
+@pytest.mark.parametrize("name", ["fused_forward", "fused_grad_x", "fused_grad_span"])
+def test_the_generated_kernel_is_never_whole(name):
+    g = geometry(1, 1, 9, (300, 1000), (3, 3))
+    given_arrays, shapes = arguments(name, g, 2, np.float32)
+    results = [np.zeros(shape, np.float32) for shape in shapes]
+    peaks = []
+
+    def work():  # a thread of its own, whose scratch memory is fresh
+        tracemalloc.start()
+        getattr(cpu, name)(*given_arrays, g, *results)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    getattr(cpu, name)(*given_arrays, g, *results)  # compiles
+    worker = threading.Thread(target=work)
+    worker.start()
+    worker.join()
+    assert 0 < peaks[0] < np.prod(g.kernel_shape) * 4 / 4
+
+
+def test_number_of_threads():
+    assert 1 <= threads.get_num_threads()
+    for wrong in (0, -1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match="number of threads must be an integer >= 1"):
+            threads.set_num_threads(wrong)
+
+
+def test_number_of_threads_from_the_environment(monkeypatch):
+    monkeypatch.setenv("INVOCUPY_NUM_THREADS", "1")
+    assert threads.get_num_threads() == 1
+    monkeypatch.setenv("INVOCUPY_NUM_THREADS", "100000")
+    assert threads.get_num_threads() == len(os.sched_getaffinity(0))
+
+
+def test_an_error_in_a_helper_reaches_the_caller():
+    caller, begun = threading.get_ident(), threading.Event()
+
+    def fail():
+        if threading.get_ident() != caller:
+            begun.set()
+            raise RuntimeError("in a helper")
+        assert begun.wait(60)
+
+    with pytest.raises(RuntimeError, match="in a helper"):
+        threads.run(fail, 1)
+
+
+def test_a_helper_that_comes_late_is_called_off():
+    """The caller does not wait for workers that are busy with something else."""
+    release, ran = threading.Event(), []
+
+    def occupy():
+        if threading.current_thread().daemon:
+            release.wait(60)
+
+    workers = [threading.Thread(target=threads.run, args=(occupy, 3)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        threads.run(lambda: ran.append(threading.get_ident()), 3)
+        assert threading.get_ident() in ran
+    finally:
+        release.set()
+        for worker in workers:
+            worker.join()
+
+
+def test_works_where_no_thread_can_start(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    threads._reset()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    g = geometry(3, 2, 9, (50, 40), (3, 3))
+    threads.set_num_threads(4)
+    try:
+        (result,) = call("forward", g)
+    finally:
+        threads.set_num_threads(None)
+    assert np.isfinite(result).all()
+
+
+# What follows needs a process of its own.
+
+SETUP = """
+    import os, sys, threading
+    import numpy as np
+    from invocupy.backends import threads
+    from invocupy.backends.involution import cpu, reference
+    from invocupy.geometry import Geometry
+
+    g = Geometry.of((4, 18, 40, 40), (4, 2, 3, 3, 40, 40))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(g.x_shape).astype(np.float32)
+    kernel = rng.standard_normal(g.kernel_shape).astype(np.float32)
+    right = np.empty(g.out_shape, np.float32)
+    reference.forward(x, kernel, g, right)
+    threads.set_num_threads(3)
+
+    def right_again():
+        out = np.empty(g.out_shape, np.float32)
+        cpu.forward(x, kernel, g, out)
+        return bool(np.allclose(out, right, atol=1e-5))
+"""
+
+
+def run_script(body, **environment):
+    """Run Python in a fresh process; its standard output."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SETUP) + textwrap.dedent(body)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+def test_sixteen_callers_whose_first_call_is_at_once():
+    body = """
+    good, start = [], threading.Barrier(16)
+
+    def caller():
+        start.wait()
+        good.extend(right_again() for _ in range(20))
+
+    callers = [threading.Thread(target=caller) for _ in range(16)]
+    for thread in callers: thread.start()
+    for thread in callers: thread.join()
+    print(len(good), all(good))
+    """
+    assert run_script(body) == "320 True"
+
+
+def test_forked_child_has_workers_of_its_own():
+    body = """
+    assert right_again()
+    child = os.fork()
+    if not child:
+        os._exit(0 if right_again() and right_again() else 1)
+    print(os.waitpid(child, 0)[1], right_again())
+    """
+    assert run_script(body) == "0 True"
+
+
+def test_works_while_the_interpreter_closes():
+    body = """
+    import atexit
+
+    class Late:
+        def __del__(self):
+            os.write(1, b"%d " % right_again())
+
+    assert right_again()
+    late = Late()
+    atexit.register(lambda: os.write(1, b"%d " % right_again()))
+    """
+    assert run_script(body) == "1 1"
+
+
+REPORT = """
+    good = right_again()
+    (job,) = [cpu._gather_job(g, 4, False, 0)]
+    print(good, sum(job.kernel.stats.cache_hits.values()))
+"""
+
+
+def test_kernels_are_kept_and_damaged_files_replaced(tmp_path):
+    where = {"INVOCUPY_CACHE_DIR": str(tmp_path / "kernels")}
+    assert run_script(REPORT, **where) == "True 0"
+    files = sorted((tmp_path / "kernels").iterdir())
+    assert files
+    assert run_script(REPORT, **where) == "True 1"
+    whole = {file: file.read_bytes() for file in files}
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-9] + b"\0" + b[-8:]):
+        for file, content in whole.items():
+            file.write_bytes(damage(content))
+        assert run_script(REPORT, **where) == "True 0"
+        assert run_script(REPORT, **where) == "True 1"
+    assert sorted((tmp_path / "kernels").iterdir()) == files
+
+
+def test_kernels_are_not_kept_where_others_could_write(tmp_path):
+    tmp_path.chmod(0o777)
+    assert run_script(REPORT, INVOCUPY_CACHE_DIR=str(tmp_path)) == "True 0"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"INVOCUPY_CACHE_DIR": ""},
+        {"INVOCUPY_CACHE_DIR": "/proc/nowhere"},
+        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
+    ],
+    ids=["switched off", "cannot be made", "no home"],
+)
+def test_works_without_a_place_for_kernels(where):
+    assert run_script(REPORT, **where) == "True 0"
+
+
+def test_two_processes_that_compile_at_once(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(SETUP) + textwrap.dedent(REPORT)]
+    environment = {**os.environ, "INVOCUPY_CACHE_DIR": str(tmp_path / "kernels")}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert all(process.communicate(timeout=120)[0].startswith("True") for process in both)
+    assert run_script(REPORT, INVOCUPY_CACHE_DIR=str(tmp_path / "kernels")) == "True 1"
+    assert all(not Path(name).name.startswith("tmp") for name in (tmp_path / "kernels").iterdir())
