@@ -81,7 +81,7 @@ def wide_loads(cubin: bytes) -> int:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(wheel_file("*/bin/nvdisasm")), "-c", file.name]
+        command = [str(wheel_file("*/bin/nvdisasm")), "-c", "-ndf", file.name]
         listing = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     return len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", listing))
 
