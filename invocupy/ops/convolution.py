@@ -1,6 +1,7 @@
 """Convolution, linear map and pooling as sums over taps of strided views: no patches are stored.
 
-The same lines serve NumPy and CuPy; the products are BLAS or cuBLAS.
+The same lines serve NumPy and CuPy; the products are BLAS or cuBLAS. 1x1 convolutions, which these
+networks consist of, have a backend of their own.
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from invocupy.arrays import namespace
+import numpy as np
+
+from invocupy import backends
+from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.backends.memory import empty
 from invocupy.geometry import IntOrPair, output_size, padding_pair, pair
 from invocupy.ops.basic import Result
+from invocupy.ops.memo import once
 
 Pair = tuple[int, int]
 
@@ -21,14 +27,41 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
         raise ValueError(
             f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
         )
-    value = x @ weight.T
-    if bias is not None:
-        value += bias
-    return value, (
-        lambda grad: grad @ weight,
-        lambda grad: grad.T @ x,
-        lambda grad: grad.sum(axis=0),
+    value = _product(weight, x.T, bias).T
+    return namespace(x).ascontiguousarray(value), (
+        lambda grad: _product(grad, weight).astype(x.dtype.newbyteorder("="), copy=False),
+        lambda grad: _product(grad.T, x).astype(weight.dtype, copy=False),
+        lambda grad: grad.sum(axis=0).astype(bias.dtype, copy=False),
     )
+
+
+def _product(a: Any, b: Any, offset: Any = None) -> Any:
+    """``a @ b + offset[:, None]``: b is one image, and a the weights, of a 1x1 convolution.
+
+    Not BLAS, on the CPU: its threads and ours would wait for each other's cores.
+    """
+    dtype, work = _dtypes(a, b, offset)
+    value = empty((1, a.shape[0], b.shape[1]), work, b)
+    _forward(contiguous(b, work)[None], contiguous(a, work), offset, value)
+    return value[0].astype(dtype, copy=False)
+
+
+def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
+    """:func:`invocupy.backends.pointwise` forward, also where there is nothing to sum."""
+    with on_device(x):
+        offset = None if bias is None else contiguous(bias, x.dtype)
+        if x.size and value.size:
+            backends.of("pointwise", x).forward(x, weight, offset, value)
+        else:
+            value[...] = 0 if offset is None else offset[:, None]
+
+
+def _dtypes(*given: Any) -> tuple[Any, Any]:
+    """The dtype of the result, and what the backend computes in."""
+    arrays = [array for array in given if array is not None]
+    dtype = np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
+    half_on_cpu = dtype == np.float16 and not is_cupy(arrays[0])
+    return dtype, np.dtype(np.float32) if half_on_cpu else dtype
 
 
 def conv2d(
@@ -57,10 +90,11 @@ def conv2d(
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
     out_h, out_w = _out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
+    if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0):
+        return _pointwise(x, weight, bias, strides)
     xp = namespace(x)
     dtype = xp.result_type(x.dtype, weight.dtype)
     pixels = out_h * out_w
-    one = (kernel_h, kernel_w) == (1, 1) and pads == (0, 0)
     # (N, g, C/g, H + 2*ph, W + 2*pw)
     padded = _pad(x, pads, 0).reshape(n, groups, c_group, h + 2 * pads[0], w + 2 * pads[1])
     taps = list(_windows((kernel_h, kernel_w), (out_h, out_w), strides, dilations))
@@ -73,20 +107,15 @@ def conv2d(
         """What all outputs see through one tap: (N, g, C/g, Ho*Wo)."""
         return padded[window].reshape(n, groups, c_group, pixels)
 
-    value: Any = None if one else xp.zeros((n, groups, o // groups, pixels), dtype)
+    value = xp.zeros((n, groups, o // groups, pixels), dtype)
     for u, v, window in taps:
-        product = xp.matmul(matrix(u, v), seen(window))
-        value = product if one else xp.add(value, product, out=value)
+        value += xp.matmul(matrix(u, v), seen(window))
     value = value.reshape(n, o, out_h, out_w)
     if bias is not None:
         value += bias[:, None, None]
 
     def grad_x(grad: Any) -> Any:
         grad = grad.reshape(n, groups, o // groups, pixels)
-        if one and strides == (1, 1):
-            return (
-                (matrix(0, 0).swapaxes(-1, -2) @ grad).reshape(x.shape).astype(x.dtype, copy=False)
-            )
         total = xp.zeros(padded.shape, dtype)
         for u, v, window in taps:
             share = matrix(u, v).swapaxes(-1, -2) @ grad
@@ -107,6 +136,51 @@ def conv2d(
     return value, (grad_x, grad_weight, lambda grad: grad.sum(axis=(0, 2, 3)))
 
 
+def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
+    """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
+    dtype, work = _dtypes(x, weight, bias)
+    seen = x[:, :, :: strides[0], :: strides[1]]
+    n, c, out_h, out_w = seen.shape
+    o = weight.shape[0]
+    flat = contiguous(seen, work).reshape(n, c, out_h * out_w)
+    matrix = contiguous(weight, work).reshape(o, c)
+    value = empty((n, o, out_h * out_w), work, x)
+    _forward(flat, matrix, bias, value)
+    summing = bool(flat.size and value.size)
+    backend = backends.of("pointwise", x)
+
+    def flat_grad(grad: Any) -> Any:
+        return contiguous(grad, work).reshape(value.shape)
+
+    def grad_x(grad: Any) -> Any:
+        result = empty(seen.shape, work, x)
+        with on_device(x):
+            if summing:
+                backend.grad_x(flat_grad(grad), matrix, result.reshape(flat.shape))
+            else:
+                result[...] = 0
+            result = result.astype(x.dtype.newbyteorder("="), copy=False)
+            if strides == (1, 1):
+                return result
+            whole = namespace(x).zeros(x.shape, result.dtype)
+            whole[:, :, :: strides[0], :: strides[1]] = result
+            return whole
+
+    @once
+    def parameters(grad: Any) -> tuple[Any, Any]:
+        with on_device(x):
+            results = namespace(x).zeros((o, c), work), namespace(x).zeros(o, work)
+            if summing:
+                backend.grad_weight(flat_grad(grad), flat, *results)
+        return results
+
+    return value.reshape(n, o, out_h, out_w).astype(dtype, copy=False), (
+        grad_x,
+        lambda grad: parameters(grad)[0].reshape(weight.shape).astype(weight.dtype),
+        lambda grad: parameters(grad)[1].astype(bias.dtype),
+    )
+
+
 def max_pool2d(
     x: Any, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
 ) -> Result:
@@ -117,10 +191,13 @@ def max_pool2d(
     padded = _pad(x, pads, -xp.inf)
     taps = list(_windows(size, out, strides, (1, 1)))
     value = xp.full((*x.shape[:2], *out), -xp.inf, x.dtype)
-    winner = xp.zeros(value.shape, xp.int32)
+    winner = xp.full(value.shape, -1, xp.int32)
+    inside = _pad(xp.ones((1, 1, *x.shape[2:]), bool), pads, False)
     for index, (_, _, window) in enumerate(taps):
         candidate = padded[window]
-        better = (candidate > value) | (xp.isnan(candidate) & ~xp.isnan(value))
+        # The first tap inside wins even with -inf: padding never does.
+        better = (candidate > value) | ((winner < 0) & inside[window])
+        better |= xp.isnan(candidate) & ~xp.isnan(value)
         value = xp.where(better, candidate, value)
         winner = xp.where(better, index, winner)
 

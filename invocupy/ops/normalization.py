@@ -8,7 +8,9 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
+from invocupy.ops.memo import once
 
 
 def batch_moments(x: Any) -> tuple[Any, Any]:
@@ -43,28 +45,26 @@ def batch_norm(
     backend = backends.of("batch_norm", x)
     xp = namespace(x)
     # Per-channel arithmetic on (C,) arrays; the passes over the images are the backend's.
-    mean, var = mean.astype(channel, copy=False), var.astype(channel, copy=False)
+    mean, var = contiguous(mean, channel), var.astype(channel, copy=False)
     inverse = 1 / xp.sqrt(var + channel.type(eps))
     scale = weight.astype(channel, copy=False) * inverse
     shift = bias.astype(channel, copy=False) - mean * scale
     wide = contiguous(x, work)
+    value = empty(x.shape, work, x)
     with on_device(x):
-        value = xp.empty(x.shape, work)
         added = None if residual is None else contiguous(residual, work)
         if x.size:
             backend.forward(wide, scale, shift, added, relu, value)
     masks = value if relu else None
     count = x.size // x.shape[1] if x.shape[1] else 0
-    made: dict[str, Any] = {}
 
+    @once
     def sums(grad: Any) -> tuple[Any, Any]:
-        if made.get("for") is not grad:
-            with on_device(x):
-                results = xp.zeros(x.shape[1], channel), xp.zeros(x.shape[1], channel)
-                if x.size:
-                    backend.grad_sums(contiguous(grad, work), wide, masks, mean, *results)
-            made.update({"for": grad, "sums": results})
-        return made["sums"]  # type: ignore[no-any-return]
+        with on_device(x):
+            results = xp.zeros(x.shape[1], channel), xp.zeros(x.shape[1], channel)
+            if x.size:
+                backend.grad_sums(contiguous(grad, work), wide, masks, mean, *results)
+        return results
 
     def grad_input(grad: Any) -> Any:
         a, b, c = scale, xp.zeros_like(scale), xp.zeros_like(scale)
@@ -72,17 +72,17 @@ def batch_norm(
             total, total_x = sums(grad)
             b = -scale * inverse * inverse * total_x / channel.type(count)
             c = -scale * total / channel.type(count) - b * mean
+        result = empty(x.shape, work, x)
         with on_device(x):
-            result = xp.empty(x.shape, work)
             if x.size:
                 backend.grad_x(contiguous(grad, work), wide, masks, a, b, c, result, None)
-        return result.astype(x.dtype, copy=False)
+        return result.astype(x.dtype.newbyteorder("="), copy=False)
 
     def grad_residual(grad: Any) -> Any:
-        masked = grad if masks is None else grad * (masks > 0)
-        return masked.astype(residual.dtype, copy=False)
+        masked = grad if masks is None else xp.where(masks > 0, grad, grad.dtype.type(0))
+        return masked.astype(residual.dtype.newbyteorder("="), copy=False)
 
-    return value.astype(x.dtype, copy=False), (
+    return value.astype(x.dtype.newbyteorder("="), copy=False), (
         grad_input,
         lambda grad: (sums(grad)[1] * inverse).astype(weight.dtype, copy=False),
         lambda grad: sums(grad)[0].astype(bias.dtype),

@@ -1,0 +1,219 @@
+"""The 1x1 convolution on the CPU: small matrix products in registers, one read of each array.
+
+BLAS is poor at these shapes: with 3 to 64 channels it packs more than it multiplies. Here a chunk
+of pixels of all channels is packed so that it stays in cache (the rows of a channel are often a
+multiple of 4096 bytes from the next channel's, which is the same place in L1), and micro-kernels of
+:mod:`invocupy.backends.simd` hold a block of results in registers. The bias is the weight of one
+more channel, which is 1 everywhere.
+"""
+# Numba infers the types of compiled functions.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import binding
+
+from invocupy.backends.jit import jit, next_task, pointer
+from invocupy.backends.launch import launch
+from invocupy.backends.simd import contract_block, product_block
+
+_FEATURES = binding.get_host_cpu_features()
+_WIDE = bool(_FEATURES.get("avx512vl"))
+BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
+VECTORS = 4 if _WIDE else 2  # of pixels in a tile
+ROWS = 4  # results of a tile
+COLUMNS = 4 if _WIDE else 3  # channels of x in a block of the weight gradient
+_CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
+_BLOCK = 72  # channels of each side in a task of the weight gradient
+_TASKS = 16  # into which a product is cut at least
+PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
+
+
+def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
+    """``out[n] = weight @ x[n] + bias``."""
+    batch, channels, pixels = x.shape
+    tile = VECTORS * BYTES // x.itemsize
+    order, rows = packed(weight, bias), out.shape[1]
+    # row numbers beyond the last one repeat it, and so do their weights
+    places = np.minimum(np.arange(order.shape[0] * ROWS), rows - 1) * (pixels * x.itemsize)
+    chunk = min(max(_CACHE // (order.shape[1] * tile * x.itemsize), 1), -(-pixels // tile)) * tile
+    # few chunks: their rows are shared out as well
+    chunks = batch * -(-pixels // chunk)
+    groups = min(order.shape[0], -(-_TASKS // chunks))
+    bytes_ = order.shape[1] * (chunk * x.itemsize + 64) + BYTES
+    launch(
+        _forward(8 * x.itemsize), chunks * groups, x.size * rows // 16, bytes_,
+        x, order, places, out, channels, order.shape[1], rows, pixels, chunk, groups,
+    )  # fmt: skip
+
+
+def grad_x(grad: Any, weight: Any, out: Any) -> None:
+    """``out[n] = weight.T @ grad[n]``."""
+    forward(grad, weight.T, None, out)
+
+
+def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
+    """Sums over pixels in vector lanes, a block of (o, c) pairs at a time."""
+    batch, rows, pixels = grad.shape
+    columns = x.shape[1] + 1  # the last one for the bias
+    tile = VECTORS * BYTES // x.itemsize
+    (row_blocks, height), (column_blocks, width) = _blocks(rows, ROWS), _blocks(columns, COLUMNS)
+    size = (height + width) * tile * x.itemsize  # bytes of one packed tile
+    chunk = min(max(_CACHE // size, 1), -(-pixels // tile)) * tile
+    units = batch * -(-pixels // chunk)
+    blocks = row_blocks * column_blocks
+    parts = min(max(PARTS // blocks, 1), units)
+    sums = np.empty((parts, rows, columns), np.float64)
+    launch(
+        _grad_weight(8 * x.itemsize), parts * blocks, grad.size * columns // 16,
+        height * width * BYTES + chunk // tile * size + BYTES,
+        grad, x, sums, rows, columns, pixels, chunk, units, row_blocks, height, column_blocks,
+        width,
+    )  # fmt: skip
+    total = sums.sum(axis=0)
+    out[...] = total[:, :-1]
+    if grad_bias is not None:
+        grad_bias[...] = total[:, -1]
+
+
+def _blocks(channels: int, step: int) -> tuple[int, int]:
+    """Into how many blocks channels are cut, and their size, a multiple of those in registers."""
+    count = -(-channels // _BLOCK)
+    size = -(-channels // count)
+    return count, -(-size // step) * step
+
+
+def packed(weight: Any, bias: Any) -> Any:
+    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS)."""
+    full = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
+    blocks = -(-full.shape[0] // ROWS)
+    rows = np.minimum(np.arange(blocks * ROWS), full.shape[0] - 1)
+    return np.ascontiguousarray(full[rows].reshape(blocks, ROWS, -1).swapaxes(1, 2))
+
+
+@cache
+def _forward(bits: int) -> Any:
+    size = bits // 8
+    V, R, S = BYTES // size, VECTORS, ROWS
+    vector = BYTES
+    tile = R * V
+
+    @jit
+    def kernel(
+        tasks, scratch, counter, x, weight, places, out, channels, terms, rows, pixels, chunk,
+        groups,
+    ):  # fmt: skip
+        chunks = -(-pixels // chunk)
+        plane = chunk * size + 64
+        if terms > channels:
+            ones = pointer(scratch + channels * plane, bits)
+            for i in range(chunk):
+                ones[i] = 1
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                return
+            task, group = divmod(task, groups)
+            n, first = task // chunks, task % chunks * chunk
+            count = min(chunk, pixels - first)
+            whole = count // tile * tile
+            source = x + (n * channels * pixels + first) * size
+            target = out + (n * rows * pixels + first) * size
+            for c in range(channels):
+                held = pointer(scratch + c * plane, bits)
+                seen = pointer(source + c * pixels * size, bits)
+                for i in range(count):
+                    held[i] = seen[i]
+            blocks = -(-rows // S)
+            for b in range(blocks * group // groups, blocks * (group + 1) // groups):
+                w, place = weight + b * terms * S * size, places + b * S * 8
+                for i in range(0, whole * size, tile * size):
+                    contract_block(
+                        terms, w, S * size, scratch + i, plane, vector, 0, place, 8,
+                        target + i, 0, vector, V, S, 1, R, 1, 0, 0, V, bits,
+                    )  # fmt: skip
+                for i in range(whole, count, V):
+                    contract_block(
+                        terms, w, S * size, scratch + i * size, plane, vector, 0, place, 8,
+                        target + i * size, 0, vector, count - i, S, 1, 1, 1, 0, 0, V, bits,
+                    )  # fmt: skip
+
+    return kernel
+
+
+@cache
+def _grad_weight(bits: int) -> Any:
+    size = bits // 8
+    V, R, A, B = BYTES // size, VECTORS, ROWS, COLUMNS
+    vector = BYTES
+    tile = R * V
+    row = tile * size
+
+    @jit
+    def pack(target, step, source, count):
+        """One channel, its tiles ``step`` bytes apart; the last one ends in zeros."""
+        for i in range(-(-count // tile)):
+            held, seen = pointer(target + i * step, bits), pointer(source + i * row, bits)
+            left = min(count - i * tile, tile)
+            for j in range(left):
+                held[j] = seen[j]
+            for j in range(left, tile):
+                held[j] = 0
+
+    @jit
+    def kernel(
+        tasks, scratch, counter, grad, x, sums, rows, columns, pixels, chunk, units,
+        row_blocks, height, column_blocks, width,
+    ):  # fmt: skip
+        chunks = -(-pixels // chunk)
+        parts = tasks // (row_blocks * column_blocks)
+        left = scratch + height * width * vector
+        right = left + height * row
+        step = (height + width) * row
+        total, out = pointer(scratch, bits), pointer(sums, 64)
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                return
+            block, part = divmod(task, parts)
+            o, c = block // column_blocks * height, block % column_blocks * width
+            a, b = min(height, rows - o), min(width, columns - c)
+            last = c + b == columns
+            for i in range(height * width * V):
+                total[i] = 0
+            for i in range(chunk // tile):  # rows that only fill the block, and the ones
+                for q in range(height + width):
+                    blank = pointer(left + i * step + q * row, bits)
+                    for k in range(tile):
+                        blank[k] = last and q == height + b - 1
+            for unit in range(units * part // parts, units * (part + 1) // parts):
+                n, first = unit // chunks, unit % chunks * chunk
+                count = min(chunk, pixels - first)
+                for q in range(a):
+                    pack(
+                        left + q * row, step,
+                        grad + ((n * rows + o + q) * pixels + first) * size, count,
+                    )  # fmt: skip
+                for q in range(b - last):
+                    pack(
+                        right + q * row, step,
+                        x + ((n * (columns - 1) + c + q) * pixels + first) * size, count,
+                    )  # fmt: skip
+                for i in range(0, height, A):
+                    for j in range(0, width, B):
+                        product_block(
+                            -(-count // tile), left + i * row, step, right + j * row, step,
+                            scratch + (i * width + j) * vector, width * vector, A, B, R, V, bits,
+                        )  # fmt: skip
+            for i in range(a):
+                for j in range(b):
+                    lanes = 0.0
+                    for v in range(V):
+                        lanes += total[(i * width + j) * V + v]
+                    out[(part * rows + o + i) * columns + c + j] = lanes
+
+    return kernel

@@ -1,0 +1,32 @@
+"""Work that several partials of one operator share."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``make`` with its last result kept for as long as the same gradient comes in.
+
+    The gradient itself is not kept alive: in a deep network that would hold every gradient until
+    the end of the backward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> total = once(lambda grad: print("summing") or grad.sum())
+    >>> grad = np.ones(3)
+    >>> float(total(grad) + total(grad))
+    summing
+    6.0
+    """
+    last: list[Any] = [None, None]
+
+    def shared(grad: Any) -> Any:
+        if last[0] is None or last[0]() is not grad:
+            last[:] = weakref.ref(grad), make(grad)
+        return last[1]
+
+    return shared
