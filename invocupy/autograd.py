@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import arrays, ops
+from invocupy.backends import memory
 from invocupy.ops.basic import Axis, Partial, Result
 
 _recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
@@ -167,7 +168,9 @@ class Tensor:
                 serial = parent._serial
                 if serial in pending:
                     # A sum of its own: the two shares may be views of other arrays.
-                    pending[serial] = parent, pending[serial][1] + share
+                    first = pending[serial][1]
+                    total = memory.empty(first.shape, first.dtype, first)
+                    pending[serial] = parent, xp.add(first, share, out=total)
                 else:
                     pending[serial] = parent, share
                     heappush(newest_first, -serial)

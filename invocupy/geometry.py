@@ -184,4 +184,60 @@ class Geometry:
         return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
 
 
+def fused_geometry(
+    x_shape: tuple[int, ...],
+    features_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: Padding = "same",
+    dilation: IntOrPair = 1,
+) -> Geometry:
+    """The geometry of the involution whose kernel the span makes.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument whose shape does not fit the others.
+    """
+    kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
+    if len(features_shape) != 4 or features_shape[1] < 1:
+        raise ValueError(
+            f"features must have 4 dimensions (N, F, Ho, Wo) with F >= 1, got {features_shape}"
+        )
+    batch, width, out_h, out_w = features_shape
+    taps = kernel_h * kernel_w
+    if len(weight_shape) != 2 or weight_shape[0] % taps or not weight_shape[0]:
+        raise ValueError(
+            f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, got {weight_shape}"
+        )
+    if weight_shape[1] != width:
+        raise ValueError(
+            f"span_weight must have as many columns as features has channels, "
+            f"got span_weight {weight_shape} and features {features_shape}"
+        )
+    if bias_shape is not None and bias_shape != weight_shape[:1]:
+        raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
+    if len(x_shape) == 4:
+        # Say "features", not "kernel", where it is the features that do not fit.
+        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
+        sizes = tuple(
+            output_size(*axis)
+            for axis in zip(
+                x_shape[2:], (kernel_h, kernel_w), strides, pads, dilations, strict=True
+            )
+        )
+        wanted = (x_shape[0], *sizes)
+        if min(wanted) >= 0 and wanted != (batch, out_h, out_w):
+            raise ValueError(
+                f"features {features_shape} must have the batch size and the output size of the "
+                f"involution, {wanted[0]} and {wanted[1]}x{wanted[2]} for x {x_shape}, got {batch} "
+                f"and {out_h}x{out_w}: make one feature vector for each output position"
+            )
+    kernel_shape = (batch, weight_shape[0] // taps, kernel_h, kernel_w, out_h, out_w)
+    return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
+
+
 RECORD = np.dtype([(field.name, np.int32) for field in fields(Geometry)])

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from invocupy import backends
-from invocupy.nn import Parameter
+from invocupy.autograd import Tensor
 
 
 class SGD:
@@ -20,6 +20,7 @@ class SGD:
     Parameters
     ----------
     params : iterable of Parameter
+        Any Tensors that require a gradient.
     lr : float
         Learning rate; the attribute ``lr`` may be set before any step.
     momentum, weight_decay : float
@@ -45,7 +46,7 @@ class SGD:
 
     def __init__(
         self,
-        params: Iterable[Parameter],
+        params: Iterable[Tensor],
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,

@@ -11,8 +11,7 @@ from typing import Any
 
 from invocupy.arrays import check, check_out, contiguous, namespace, on_device
 from invocupy.backends.involution import reference as _reference
-from invocupy.geometry import Geometry, IntOrPair, Padding
-from invocupy.ops.involution import fused_geometry
+from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
 
 
 def involution(

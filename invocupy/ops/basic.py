@@ -55,7 +55,14 @@ def power(a: Any, b: Any) -> Result:
         xp = namespace(value)
         return _like(grad * value * xp.log(xp.where(a == 0, 1, a)).astype(value.dtype), b)
 
-    return value, (lambda grad: _like(grad * (b * a ** (b - 1)), a), grad_exponent)
+    def grad_base(grad: Any) -> Any:
+        # x ** 0 is constant: 0 * 0 ** -1 must not be asked for.
+        below = (
+            namespace(value).where(b == 0, 1, b - 1) if hasattr(b, "dtype") else (b - 1 if b else 1)
+        )
+        return _like(grad * (b * a**below), a)
+
+    return value, (grad_base, grad_exponent)
 
 
 def negative(x: Any) -> Result:

@@ -9,7 +9,8 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import check, check_out, contiguous, is_cupy, namespace, on_device
-from invocupy.geometry import Geometry, IntOrPair, Padding, output_size, padding_pair, pair
+from invocupy.backends import memory
+from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
 from invocupy.ops.basic import Partial, Result
 
 
@@ -38,13 +39,13 @@ def involution(
 
     def grad_x(grad: Any) -> Any:
         with on_device(x):
-            result = namespace(x).empty(g.x_shape, work)
+            result = memory.empty(g.x_shape, work, x)
             _run(backend.grad_x, (contiguous(grad, work), wide_kernel), g, (result,))
             return result.astype(x.dtype.newbyteorder("="), copy=False)
 
     def grad_kernel(grad: Any) -> Any:
         with on_device(x):
-            result = namespace(x).empty(g.kernel_shape, work)
+            result = memory.empty(g.kernel_shape, work, x)
             _run(backend.grad_kernel, (contiguous(grad, work), wide_x), g, (result,))
             return result.astype(kernel.dtype.newbyteorder("="), copy=False)
 
@@ -103,8 +104,8 @@ def involution_backward(
     backend = backends.of("involution", x)
     grad = contiguous(grad_out, work)
     with on_device(x):
-        grad_x = namespace(x).empty(g.x_shape, work)
-        grad_kernel = namespace(x).empty(g.kernel_shape, work)
+        grad_x = memory.empty(g.x_shape, work, x)
+        grad_kernel = memory.empty(g.kernel_shape, work, x)
         _run(backend.grad_x, (grad, contiguous(kernel, work)), g, (grad_x,))
         _run(backend.grad_kernel, (grad, contiguous(x, work)), g, (grad_kernel,))
         return (
@@ -145,7 +146,7 @@ def fused_involution(
 
     def grad_x(grad: Any) -> Any:
         with on_device(x):
-            result = namespace(x).empty(g.x_shape, work)
+            result = memory.empty(g.x_shape, work, x)
             operands = (contiguous(grad, work), wide_features, weight, bias)
             _run(backend.fused_grad_x, operands, g, (result,))
             return result.astype(x.dtype.newbyteorder("="), copy=False)
@@ -226,7 +227,7 @@ def fused_involution_backward(
     wide_x, wide_features, weight, bias = _fused_operands(inputs, work)
     grad = contiguous(grad_out, work)
     with on_device(x):
-        grad_x = namespace(x).empty(g.x_shape, work)
+        grad_x = memory.empty(g.x_shape, work, x)
         _run(backend.fused_grad_x, (grad, wide_features, weight, bias), g, (grad_x,))
         span = _span_gradients(backend, grad, wide_x, wide_features, weight, g)
         gradients = [
@@ -236,62 +237,6 @@ def fused_involution_backward(
     if span_bias is None:
         gradients.append(None)
     return gradients[0], gradients[1], gradients[2], gradients[3]
-
-
-def fused_geometry(
-    x_shape: tuple[int, ...],
-    features_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    bias_shape: tuple[int, ...] | None,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
-    padding: Padding = "same",
-    dilation: IntOrPair = 1,
-) -> Geometry:
-    """The geometry of the involution whose kernel the span makes.
-
-    Raises
-    ------
-    ValueError
-        Naming the argument whose shape does not fit the others.
-    """
-    kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
-    if len(features_shape) != 4 or features_shape[1] < 1:
-        raise ValueError(
-            f"features must have 4 dimensions (N, F, Ho, Wo) with F >= 1, got {features_shape}"
-        )
-    batch, width, out_h, out_w = features_shape
-    taps = kernel_h * kernel_w
-    if len(weight_shape) != 2 or weight_shape[0] % taps or not weight_shape[0]:
-        raise ValueError(
-            f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, got {weight_shape}"
-        )
-    if weight_shape[1] != width:
-        raise ValueError(
-            f"span_weight must have as many columns as features has channels, "
-            f"got span_weight {weight_shape} and features {features_shape}"
-        )
-    if bias_shape is not None and bias_shape != weight_shape[:1]:
-        raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
-    if len(x_shape) == 4:
-        # Say "features", not "kernel", where it is the features that do not fit.
-        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-        pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
-        sizes = tuple(
-            output_size(*axis)
-            for axis in zip(
-                x_shape[2:], (kernel_h, kernel_w), strides, pads, dilations, strict=True
-            )
-        )
-        wanted = (x_shape[0], *sizes)
-        if min(wanted) >= 0 and wanted != (batch, out_h, out_w):
-            raise ValueError(
-                f"features {features_shape} must have the batch size and the output size of the "
-                f"involution, {wanted[0]} and {wanted[1]}x{wanted[2]} for x {x_shape}, got {batch} "
-                f"and {out_h}x{out_w}: make one feature vector for each output position"
-            )
-    kernel_shape = (batch, weight_shape[0] // taps, kernel_h, kernel_w, out_h, out_w)
-    return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
 
 
 def _fused_inputs(x: Any, features: Any, span_weight: Any, span_bias: Any) -> dict[str, Any]:
@@ -307,9 +252,9 @@ def _fused_operands(inputs: dict[str, Any], work: Any) -> tuple[Any, Any, Any, A
 
 def _span_gradients(
     backend: Any, grad: Any, x: Any, features: Any, weight: Any, g: Geometry
-) -> tuple[Any, Any, Any]:
-    xp = namespace(x)
-    results = (xp.empty_like(features), xp.empty_like(weight), xp.empty(len(weight), weight.dtype))
+) -> tuple[Any, ...]:
+    shapes = features.shape, weight.shape, weight.shape[:1]
+    results = tuple(memory.empty(shape, x.dtype, x) for shape in shapes)
     _run(backend.fused_grad_span, (grad, x, features, weight), g, results)
     return results
 
@@ -332,7 +277,7 @@ def _result(out: Any, shape: tuple[int, ...], dtype: Any, work: Any, x: Any) -> 
     """``out`` itself where the backend can write into it, else a new array."""
     if out is not None and work == dtype and contiguous(out, work) is out:
         return out
-    return namespace(x).empty(shape, work)
+    return memory.empty(shape, work, x)
 
 
 def _finish(value: Any, out: Any, dtype: Any) -> Any:
