@@ -1,0 +1,380 @@
+"""A whole involution block as one operator, which never stores the wide hidden layer.
+
+The block of the article's network is, on a stream x of few channels,
+
+    hidden = relu(norm(expand(x)))                  expand, reduce, span, project: 1x1 convolutions
+    kernel = span(relu(norm(reduce(hidden))))
+    y = x + relu(norm(project(involution(hidden, kernel))))
+
+Three facts make it small:
+
+- expand is linear, so mean and variance of its result follow from the mean and covariance of x:
+  the norm folds into its weights, and hidden is a function of x at the same pixel alone;
+- involution uses one kernel for all channels of a group, and project is linear, so project can go
+  first, group by group: instead of D channels, groups * O go through the involution, and their sum
+  over the groups is what project would have given;
+- so both readers of hidden are linear maps at each pixel, and the part of the block that is D wide
+  is a perceptron (:mod:`invocupy.backends.perceptron`) whose hidden layer stays in cache.
+
+Nothing but x, the involution's projected result and, unless they are computed again, the
+perceptron's results is kept for the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invocupy import backends
+from invocupy.arrays import contiguous, namespace, on_device
+from invocupy.backends.memory import empty
+from invocupy.geometry import Geometry, IntOrPair, pair
+from invocupy.ops.basic import Partial, Result
+from invocupy.ops.memo import once
+
+Moments = tuple[Any, Any]
+
+
+class _Norm(NamedTuple):
+    """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
+
+    mean: Any
+    inverse: Any  # 1 / standard deviation
+    scale: Any
+    shift: Any
+    batch: bool  # whether the moments are the batch's own, so that gradients go through them
+
+    @classmethod
+    def of(cls, weight: Any, bias: Any, moments: Moments, eps: float, batch: bool) -> _Norm:
+        mean, var = (m.astype(np.float64) for m in moments)
+        inverse = (var + eps) ** -0.5
+        scale = weight.astype(np.float64) * inverse
+        return cls(mean, inverse, scale, bias.astype(np.float64) - mean * scale, batch)
+
+    def back(self, total: Any, total_x: Any, count: int) -> tuple[Any, Any, Any]:
+        """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
+        if not self.batch:
+            return self.scale, 0 * total, 0 * total
+        b = -self.scale * self.inverse**2 * total_x / count
+        return self.scale, b, -self.scale * total / count - b * self.mean
+
+
+def involution_block(
+    x: Any,
+    expand_weight: Any,
+    expand_bias: Any,
+    expand_norm_weight: Any,
+    expand_norm_bias: Any,
+    reduce_weight: Any,
+    reduce_bias: Any,
+    norm_weight: Any,
+    norm_bias: Any,
+    span_weight: Any,
+    span_bias: Any,
+    project_weight: Any,
+    project_bias: Any,
+    project_norm_weight: Any,
+    project_norm_bias: Any,
+    *,
+    kernel_size: IntOrPair,
+    dilation: IntOrPair = 1,
+    eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
+    moments: tuple[Moments, Moments, Moments] | None = None,
+    observe: Callable[[tuple[Moments, Moments, Moments]], None] | None = None,
+    keep: bool = False,
+) -> Result:
+    """The block of the module's docstring on x (N, C, H, W), with N, C, H, W >= 1.
+
+    Parameters
+    ----------
+    x : array (N, C, H, W), float
+    expand_weight, reduce_weight, span_weight, project_weight : arrays (out, in, 1, 1)
+        C to D, D to F, F to G*Kh*Kw, D to C channels; G divides D.
+    expand_bias, reduce_bias, span_bias, project_bias : arrays (out,)
+    expand_norm_weight, norm_weight, project_norm_weight, and the three biases : arrays (out,)
+        Of the norms after expand, reduce and project.
+    kernel_size, dilation : int or pair
+        Of the involution, whose padding keeps the size.
+    eps : three floats
+    moments : three pairs (mean, var), optional
+        Of the norms, in evaluation; those of the batch otherwise.
+    observe : callable, optional
+        Gets the three pairs (mean, var) that were used.
+    keep : bool
+        Store the perceptron's results (F + G*C channels) for the gradients rather than computing
+        them again: about a sixth of the time of a step for most of its memory.
+
+    Raises
+    ------
+    ValueError
+        For an empty x, and for weights that do not fit each other or x.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def normal(*shape, rng=np.random.default_rng(0)):
+    ...     return rng.standard_normal(shape)
+    >>> x, expand, reduce, span, project = (
+    ...     normal(2, 3, 4, 5),
+    ...     normal(8, 3, 1, 1),
+    ...     normal(2, 8, 1, 1),
+    ...     normal(18, 2, 1, 1),
+    ...     normal(3, 8, 1, 1),
+    ... )
+    >>> y, partials = involution_block(
+    ...     x,
+    ...     expand,
+    ...     *normal(3, 8),
+    ...     reduce,
+    ...     *normal(3, 2),
+    ...     span,
+    ...     normal(18),
+    ...     project,
+    ...     *normal(3, 3),
+    ...     kernel_size=3,
+    ... )
+    >>> y.shape, len(partials)
+    ((2, 3, 4, 5), 15)
+    """
+    parameters = (
+        expand_weight, expand_bias, expand_norm_weight, expand_norm_bias, reduce_weight,
+        reduce_bias, norm_weight, norm_bias, span_weight, span_bias, project_weight, project_bias,
+        project_norm_weight, project_norm_bias,
+    )  # fmt: skip
+    block = _Block(x, parameters, pair("kernel_size", kernel_size, 1), dilation, eps, moments)
+    value = block.forward(keep)
+    if observe is not None:
+        observe(block.moments)
+    gradients = once(block.backward)
+
+    def partial(i: int, like: Any) -> Partial:
+        dtype = like.dtype.newbyteorder("=")
+        return lambda grad: gradients(grad)[i].reshape(like.shape).astype(dtype)
+
+    operands = (x, *parameters)
+    return value.astype(x.dtype.newbyteorder("="), copy=False), tuple(
+        partial(i, operand) for i, operand in enumerate(operands)
+    )
+
+
+class _Block:
+    """The steps of one call, and what they hand on to the gradients. A norm's sums are float64."""
+
+    def __init__(
+        self, x: Any, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
+        eps: tuple[float, float, float], moments: tuple[Moments, Moments, Moments] | None,
+    ) -> None:  # fmt: skip
+        self.xp, self.shape = namespace(x), x.shape
+        self.work = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+        n, c, h, w = x.shape
+        self.count = n * h * w
+        (
+            w1, b1, self.scale1, self.shift1, w2, b2, self.scale2, self.shift2, w3, b3, w4, b4,
+            self.scale3, self.shift3,
+        ) = parameters  # fmt: skip
+        self.groups = len(w3) // (size[0] * size[1])
+        _check(x.shape, w1, w2, w3, w4, self.groups, size)
+        with on_device(x):
+            self.expand = w1.reshape(len(w1), c).astype(np.float64), b1.astype(np.float64)
+            self.reduce, self.span, self.project = (
+                (
+                    contiguous(weight, self.work).reshape(len(weight), -1),
+                    contiguous(bias, self.work),
+                )
+                for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
+            )
+            # (C, groups * C): what adds the groups' shares up
+            self.add = self.xp.tile(self.xp.eye(c, dtype=self.work), (1, self.groups))
+            self.x = contiguous(x, self.work)
+        kernel_shape = (n, self.groups, *size, h, w)
+        self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
+        self.eps, self.given = eps, moments
+
+    def new(self, channels: int) -> Any:
+        """An array (N, channels, H, W) to be filled."""
+        n, _, h, w = self.shape
+        return empty((n, channels, h, w), self.work, self.x)
+
+    def backend(self, op: str) -> Any:
+        return backends.of(op, self.x)
+
+    def channel(self, *arrays: Any) -> tuple[Any, ...]:
+        """Per-channel arrays in the dtype that the backends take them."""
+        return tuple(contiguous(array, self.work) for array in arrays)
+
+    def forward(self, keep: bool) -> Any:
+        """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
+        w1, b1 = self.expand
+        xp, c, batch = self.xp, self.shape[1], self.given is None
+        if self.given is None:
+            center, _ = self.measure(self.x)
+            self.center = center.astype(np.float64)
+            self.covariance = xp.empty((c, c), np.float64)
+            self.backend("perceptron").covariance(flat(self.x), self.center, self.covariance)
+            first = w1 @ self.center + b1, ((w1 @ self.covariance) * w1).sum(axis=1)
+        else:
+            self.center = xp.zeros(c)
+            first = self.given[0]
+        self.norm1 = _Norm.of(self.scale1, self.shift1, first, self.eps[0], batch)
+        weight = self.norm1.scale[:, None] * w1
+        offset = self.norm1.shift + self.norm1.scale * (b1 + w1 @ self.center)
+        self.first = self.channel(weight, offset)
+        reduced, shares = self.perceive()
+        self.held = (reduced, shares) if keep else None
+        second = self.given[1] if self.given else self.measure(reduced)
+        self.norm2 = _Norm.of(self.scale2, self.shift2, second, self.eps[1], batch)
+        mixed = self.new(self.groups * c)
+        self.backend("involution").forward(
+            shares, self.kernel(self.features(reduced)), self.g, mixed
+        )
+        self.projected = self.product(self.add, mixed, self.project[1])
+        third = self.given[2] if self.given else self.measure(self.projected)
+        self.norm3 = _Norm.of(self.scale3, self.shift3, third, self.eps[2], batch)
+        self.moments = first, second, third
+        return self.last() + self.x
+
+    def backward(self, grad: Any) -> tuple[Any, ...]:
+        """The gradients of x and of all parameters, in the order of the arguments."""
+        with on_device(self.x):
+            return self.backward_here(contiguous(grad, self.work))
+
+    def backward_here(self, grad: Any) -> tuple[Any, ...]:
+        """Backwards through the steps of :meth:`forward`."""
+        c = self.shape[1]
+        involve = self.backend("involution")
+        grad_z, *last = self.norm_back(self.norm3, grad, self.projected, self.last())
+        grad_mixed = self.product(self.add.T, grad_z)
+        reduced, shares = self.held or self.perceive()
+        features = self.features(reduced)
+        kernel = self.kernel(features)
+        grad_shares = self.new(self.groups * c)
+        involve.grad_x(grad_mixed, kernel, self.g, grad_shares)
+        involve.grad_kernel(grad_mixed, shares, self.g, kernel)  # over the kernel, now used up
+        grad_span = self.xp.empty_like(self.span[0]), self.xp.empty_like(self.span[1])
+        flat_kernel = kernel.reshape(len(kernel), len(self.span[0]), -1)
+        self.backend("pointwise").grad_weight(flat_kernel, flat(features), *grad_span)
+        grad_features = self.product(self.span[0].T, flat_kernel)
+        grad_reduced, *middle = self.norm_back(self.norm2, grad_features, reduced, features)
+        grad_x, first, offset, *rest = self.perceive_back(grad_reduced, grad_shares)
+        grad_reduce, grad_project = rest[:2], rest[2]
+
+        # The norm that is folded into first and offset; x here is x - center.
+        w1, b1 = self.expand
+        norm = self.norm1
+        total, total_x = offset, (w1 * first).sum(axis=1)
+        a, b, shift = norm.back(total, total_x, self.count)
+        grad_expand = a[:, None] * first
+        if self.given is None:
+            grad_expand = grad_expand + b[:, None] * (w1 @ self.covariance) * self.count
+            # of z = w1 @ (x - center), whose mean is 0
+            constant = shift + b * norm.mean
+            more = self.channel(w1.T @ (b[:, None] * w1), w1.T @ constant)
+            grad_x += self.product(more[0], self.centered(), more[1])
+            grad_expand_bias = grad_project_bias = 0
+        else:
+            total_x = total_x + total * (b1 - norm.mean)
+            grad_expand_bias, grad_project_bias = a * total, self.norm3.scale * last[1]
+        grad_x += grad
+        zeros = self.xp.zeros
+        return (
+            grad_x, grad_expand, zeros(len(w1)) + grad_expand_bias, total_x * norm.inverse, total,
+            *grad_reduce, *middle, *grad_span, grad_project, zeros(c) + grad_project_bias, *last,
+        )  # fmt: skip
+
+    def measure(self, z: Any) -> Moments:
+        """Mean and variance of each channel."""
+        result = self.xp.empty(z.shape[1], self.work), self.xp.empty(z.shape[1], self.work)
+        self.backend("batch_norm").moments(z, *result)
+        return result
+
+    def centered(self) -> Any:
+        """x without its mean."""
+        out, one = self.new(self.shape[1]), self.xp.ones(self.shape[1], self.work)
+        self.backend("batch_norm").forward(
+            self.x, one, *self.channel(-self.center), None, False, out
+        )
+        return out
+
+    def perceive(self) -> tuple[Any, Any]:
+        """What reduce and project, by group, see of the hidden layer."""
+        results = self.new(len(self.reduce[0])), self.new(self.groups * self.shape[1])
+        self.backend("perceptron").forward(
+            flat(self.centered()), *self.first, *self.reduce, self.project[0], self.groups,
+            *(flat(result) for result in results),
+        )  # fmt: skip
+        return results
+
+    def perceive_back(self, grad: Any, grad_shares: Any) -> tuple[Any, ...]:
+        """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
+        grad_x = self.new(self.shape[1])
+        weights = (*self.first, *self.reduce, self.project[0])
+        results = [self.xp.empty(weight.shape, np.float64) for weight in weights]
+        self.backend("perceptron").backward(
+            flat(grad), flat(grad_shares), flat(self.centered()), *self.first, self.reduce[0],
+            self.project[0], self.groups, flat(grad_x), *results,
+        )  # fmt: skip
+        return grad_x, *results
+
+    def normed(self, norm: _Norm, z: Any) -> Any:
+        """``relu(norm(z))``."""
+        out = self.new(z.shape[1])
+        scale, shift = self.channel(norm.scale, norm.shift)
+        self.backend("batch_norm").forward(z, scale, shift, None, True, out)
+        return out
+
+    def features(self, reduced: Any) -> Any:
+        return self.normed(self.norm2, reduced)
+
+    def last(self) -> Any:
+        return self.normed(self.norm3, self.projected)
+
+    def kernel(self, features: Any) -> Any:
+        return self.product(self.span[0], features, self.span[1]).reshape(self.g.kernel_shape)
+
+    def product(self, weight: Any, z: Any, bias: Any = None) -> Any:
+        """The 1x1 convolution of z (N, C, ...)."""
+        out = self.new(len(weight))
+        weight = contiguous(weight, self.work)
+        self.backend("pointwise").forward(flat(z), weight, bias, flat(out))
+        return out
+
+    def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
+        """Gradients of z, and of the norm's weight and bias, for ``out = relu(norm(z))``."""
+        total, total_x = (self.xp.empty(z.shape[1], self.work) for _ in range(2))
+        backend = self.backend("batch_norm")
+        backend.grad_sums(grad, z, out, *self.channel(norm.mean), total, total_x)
+        total, total_x = total.astype(np.float64), total_x.astype(np.float64)
+        result = self.new(z.shape[1])
+        a, b, c = self.channel(*norm.back(total, total_x, self.count))
+        backend.grad_x(grad, z, out, a, b, c, result, None)
+        return result, total_x * norm.inverse, total
+
+
+def flat(z: Any) -> Any:
+    """(N, C, H, W) as (N, C, P)."""
+    return z.reshape(*z.shape[:2], -1)
+
+
+def _check(
+    shape: tuple[int, ...], expand: Any, reduce: Any, span: Any, project: Any, groups: int,
+    size: tuple[int, int],
+) -> None:  # fmt: skip
+    hidden, width = len(expand), len(reduce)
+    wanted = {
+        "expand_weight": (expand, (hidden, shape[1], 1, 1)),
+        "reduce_weight": (reduce, (width, hidden, 1, 1)),
+        "span_weight": (span, (groups * size[0] * size[1], width, 1, 1)),
+        "project_weight": (project, (shape[1], hidden, 1, 1)),
+    }
+    for name, (weight, expected) in wanted.items():
+        if weight.shape != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {weight.shape}")
+    if groups < 1 or hidden % groups:
+        raise ValueError(
+            f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
+            "do not divide: make them a multiple"
+        )
+    if 0 in shape:
+        raise ValueError(f"x must not be empty, got shape {shape}")
