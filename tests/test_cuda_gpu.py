@@ -108,7 +108,8 @@ def test_involution(cp: Any, case: str, dtype: str) -> None:
     assert_close(grad_x, one(0), *order, terms=taps, **options)
     assert_close(grad_kernel, one(1), *order, terms=per_group, **options)
     again = invocupy.involution_backward(grad, x, kernel, **options)
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(again, (grad_x, grad_kernel), strict=True))
+    for first, second in zip((grad_x, grad_kernel), again, strict=True):
+        assert first.tobytes() == second.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -245,19 +246,20 @@ extern "C" __global__ void spin(long long cycles) {
 
 
 def test_current_stream_and_no_waiting(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls return while the stream is still busy, and run on it in order; the switch makes wait."""
+    """Calls return while the stream is busy, and run on it in order; the switch makes them wait."""
     x, kernel, grad = operands(cp, "k3", np.dtype("float32"))[0]
     wanted = all_results(x, kernel, grad)
     spin = cp.RawKernel(SPIN, "spin")
     spin((1,), (1,), (np.int64(1),))
     stream, busy = cp.cuda.Stream(non_blocking=True), cp.cuda.Event()
     with stream:
-        results = all_results(x, kernel, grad)  # the stream's memory pool gets its blocks
+        # The stream's memory pool gets its blocks now: a new one from CUDA may wait.
+        other, results = cp.ones_like(x), all_results(x, kernel, grad)
         stream.synchronize()
         del results
-        other = cp.ones_like(x)
         spin((1,), (1,), (np.int64(500_000_000),))  # some 0.3 s
-        busy.record()
+        busy.record(stream)
+        assert not busy.done, "the stream should be busy for the test to mean anything"
         other *= x  # on the same stream, after the spinning
         results = all_results(other, kernel, grad)
         assert not busy.done, "a call waited for its stream"
@@ -266,7 +268,7 @@ def test_current_stream_and_no_waiting(cp: Any, monkeypatch: pytest.MonkeyPatch)
 
         monkeypatch.setenv("INVOCUPY_CUDA_SYNC", "1")
         spin((1,), (1,), (np.int64(100_000_000),))
-        busy.record()
+        busy.record(stream)
         invocupy.involution(x, kernel)
         assert busy.done, "INVOCUPY_CUDA_SYNC=1 did not wait"
 

@@ -18,13 +18,18 @@ template <int WIDTH> union Pack {
 __device__ __forceinline__ ACCUM widen(SCALAR value) { return static_cast<ACCUM>(value); }
 __device__ __forceinline__ SCALAR narrow(ACCUM value) { return static_cast<SCALAR>(value); }
 
-// WIDTH elements by one instruction; the address is a multiple of their size.
-template <int WIDTH>
+// WIDTH elements by one instruction; the address is a multiple of their size. What is read only
+// ONCE goes through the caches without pushing out what is read again.
+template <int WIDTH, bool ONCE = false>
 __device__ __forceinline__ void load(const SCALAR* from, ACCUM* to)
 {
     typedef typename Raw<WIDTH * sizeof(SCALAR)>::type raw_t;
     Pack<WIDTH> pack;
-    pack.raw = *reinterpret_cast<const raw_t*>(from);
+    const raw_t* const source = reinterpret_cast<const raw_t*>(from);
+    if (ONCE)
+        pack.raw = __ldcs(source);
+    else
+        pack.raw = *source;
 #pragma unroll
     for (int k = 0; k < WIDTH; ++k) to[k] = widen(pack.element[k]);
 }
@@ -42,13 +47,13 @@ __device__ __forceinline__ void store(SCALAR* to, const ACCUM* from)
 // Elements first .. first + COUNT - 1 of a row of `size` elements, zero where outside of it.
 // `first`, `size` and COUNT are multiples of WIDTH, so that each access is wholly in or out.
 // An access that the caller makes no use of is dropped by the compiler.
-template <int WIDTH, int COUNT>
+template <int WIDTH, int COUNT, bool ONCE = false>
 __device__ __forceinline__ void load_run(const SCALAR* row, int first, int size, ACCUM* to)
 {
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
         if (first + k >= 0 && first + k < size) {
-            load<WIDTH>(row + first + k, to + k);
+            load<WIDTH, ONCE>(row + first + k, to + k);
         } else {
 #pragma unroll
             for (int e = 0; e < WIDTH; ++e) to[k + e] = ACCUM(0);

@@ -18,8 +18,8 @@ an image size, so a new size compiles nothing. The text of all files goes into o
 
 Kernels start on CuPy's current stream and on the device of their arrays, and nothing here waits for
 them. So the first call of a specialisation compiles, and all later ones can be captured in a CUDA
-graph. With ``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault shows
-at the call that made it.
+graph. With ``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault
+shows at the call that made it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _text(file: str) -> str:
 
 
 @cache
-def _compile(name: str, files: tuple[str, ...], macros: tuple[tuple[str, str | int], ...]) -> Any:
+def _compile(name: str, files: tuple[str, ...], macros: tuple[tuple[str, str | int], ...]) -> Function:
     import cupy
 
     # RawModule compiles when first launched, once for each device.

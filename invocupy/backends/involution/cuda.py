@@ -1,12 +1,13 @@
 """Involution on the GPU: chooses the specialisation and the number of threads for each kernel.
 
 Functions: see :mod:`invocupy.backends.involution`. The arithmetic is in the ``.cu`` files here.
+The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); they change speed only.
 """
 
 from __future__ import annotations
 
 from math import gcd
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,8 +16,10 @@ from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div
 from invocupy.geometry import Geometry
 
-_SUMS = 64  # running sums that a thread holds in registers (half of it in double)
-_ENOUGH = 2**16  # threads that keep a large GPU busy; below it, each thread owns less
+Macros: TypeAlias = dict[str, str | int]
+
+_SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
+_ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
 
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
@@ -33,29 +36,27 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     if not out.size:
         return
     macros, strips = _x_strips(g, out, grad, kernel)
-    shares = _share_channels(macros, g, strips)
+    shares = _share_channels(macros, g, strips, most=8)
     args = (grad, kernel, out, g.record())
     _launch("grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
-    """The gradient of ``kernel``: a thread for each strip of columns and share of the tap rows."""
+    """The gradient of ``kernel``: a thread for each strip of columns and tap row."""
     if not out.size:
         return
     macros, strips = _result_strips(g, x, grad, out)
-    tap_rows = g.kernel_h if strips >= _ENOUGH else 1
-    threads = strips * ceil_div(g.kernel_h, tap_rows)
-    args = (grad, x, out, g.record(), np.int32(tap_rows))
-    _launch("grad_kernel", "grad_kernel.cuh", macros, threads, args)
+    args = (grad, x, out, g.record())
+    _launch("grad_kernel", "grad_kernel.cuh", macros, strips * g.kernel_h, args)
 
 
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with the kernel made in registers."""
     if not out.size:
         return
-    macros, strips = _result_strips(g, x, features, out)
+    macros, strips = _result_strips(g, x, features, out, widest=4)
     macros |= _feature_macros(weight)
-    shares = _share_channels(macros, g, strips)
+    shares = _share_channels(macros, g, strips, enough=0)
     args = (x, features, weight, bias, out, g.record(), np.int32(weight.shape[1]))
     _launch("fused_forward", "forward.cuh", macros, strips * shares, args)
 
@@ -64,9 +65,9 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     """:func:`grad_x` with the kernel made in registers."""
     if not out.size:
         return
-    macros, strips = _x_strips(g, out, grad, features)
+    macros, strips = _x_strips(g, out, grad, features, widest=4)
     macros |= _feature_macros(weight)
-    shares = _share_channels(macros, g, strips)
+    shares = _share_channels(macros, g, strips, enough=0)
     args = (grad, features, weight, bias, out, g.record(), np.int32(weight.shape[1]))
     _launch("fused_grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
@@ -80,7 +81,7 @@ def fused_grad_span(
     Two kernels make it anew: one sums it over the taps of a position, one over the positions.
     """
     rows, count = weight.shape
-    macros, strips = _result_strips(g, x, grad, features, grad_features)
+    macros, strips = _result_strips(g, x, grad, features, grad_features, widest=4)
     macros |= _feature_macros(weight)
     shares = ceil_div(count, int(macros["FEATURES"])) or 1
     strips //= g.groups
@@ -97,47 +98,60 @@ def fused_grad_span(
     args = (grad, x, features, partial, g.record(), np.int32(count), np.int32(slices))
     _launch("grad_weight", "grad_kernel.cuh", macros, warps * slices * 32, args)
     args = (partial, grad_weight, grad_bias, np.int32(rows), np.int32(count), np.int32(slices))
-    macros = cuda.element(x.dtype)
-    cuda.launch("sum_slices", ("cuda.cuh", "involution/sum_slices.cu"), macros, rows * (count + 1), args)
+    files = ("cuda.cuh", "involution/sum_slices.cu")
+    cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
 
 
 def _launch(
-    name: str, headers: str, macros: dict[str, str | int], threads: int, args: tuple[Any, ...]
+    name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]
 ) -> None:
     own = ("involution.cuh", *headers.split(), f"{name}.cu")
     files = ("cuda.cuh", *(f"involution/{file}" for file in own))
     cuda.launch(name, files, macros, threads, args)
 
 
-def _result_strips(g: Geometry, x: Any, *others: Any) -> tuple[dict[str, str | int], int]:
+def _result_strips(
+    g: Geometry, x: Any, *others: Any, widest: int = 8
+) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
-    columns = 2 if x.itemsize == 8 else 4
+    vector_x = min(widest, cuda.vector(g.width, x))
+    vector_out = min(widest, cuda.vector(g.out_w, *others))
+    columns = _columns(x, vector_x, vector_out)
     macros = _macros(x, g) | {
         "COLUMNS": columns,
-        "VECTOR_X": min(columns, cuda.vector(g.width, x)),
-        "VECTOR_OUT": min(columns, cuda.vector(g.out_w, *others)),
+        "VECTOR_X": min(columns, vector_x),
+        "VECTOR_OUT": min(columns, vector_out),
     }
     return macros, g.batch * g.groups * g.out_h * ceil_div(g.out_w, columns)
 
 
-def _x_strips(g: Geometry, x: Any, *others: Any) -> tuple[dict[str, str | int], int]:
+def _x_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macros, int]:
     """Threads own strips of a row of ``x``: macros, and the number of strips of all groups.
 
     A strip holds a multiple of the stride, so that each tap serves the same columns of every strip;
     and rows are taken in phases of the stride, all of the same length.
     """
-    live = max(1, (2 if x.itemsize == 8 else 4) // g.stride_w)
+    vector_x = min(widest, cuda.vector(g.width, x))
+    vector_out = min(widest, cuda.vector(g.out_w, *others))
+    live = max(1, _columns(x, vector_x, vector_out) // g.stride_w)
     columns = live * g.stride_w
     macros = _macros(x, g) | {
         "COLUMNS": columns,
-        "VECTOR_X": gcd(columns, cuda.vector(g.width, x)),
-        "VECTOR_OUT": gcd(live, cuda.vector(g.out_w, *others)),
+        "VECTOR_X": gcd(columns, vector_x),
+        "VECTOR_OUT": gcd(live, vector_out),
     }
     rows = ceil_div(g.height, g.stride_h) * g.stride_h
     return macros, g.batch * g.groups * rows * ceil_div(g.width, columns)
 
 
-def _macros(array: Any, g: Geometry) -> dict[str, str | int]:
+def _columns(array: Any, *vectors: int) -> int:
+    """How many columns a thread owns: four, but one access of 16 bytes where rows allow it."""
+    if array.itemsize == 8:
+        return 2
+    return 8 if min(vectors) == 8 else 4
+
+
+def _macros(array: Any, g: Geometry) -> Macros:
     return {
         **cuda.element(array.dtype),
         "KERNEL_H": g.kernel_h,
@@ -151,19 +165,31 @@ def _macros(array: Any, g: Geometry) -> dict[str, str | int]:
     }
 
 
-def _share_channels(macros: dict[str, str | int], g: Geometry, strips: int) -> int:
-    """Add to ``macros`` how many channels a thread owns; returns how many shares a group makes."""
+def _share_channels(
+    macros: Macros, g: Geometry, strips: int, most: int = 16, enough: int | None = None
+) -> int:
+    """Add to ``macros`` how many channels a thread owns; returns how many shares a group makes.
+
+    Each share reads (or makes) the kernel values again. Loads that are not repeated, but for one
+    other share, go past the first cache.
+    """
+    enough = _ENOUGH if enough is None else enough
     per_group = g.channels_per_group
     sums = _SUMS // 2 if macros["ACCUM"] == "double" else _SUMS
-    shares = ceil_div(per_group, max(1, sums // int(macros["COLUMNS"])))
-    while strips * shares < _ENOUGH and per_group > 4 * shares:
+    shares = ceil_div(per_group, max(1, min(most, sums // int(macros["COLUMNS"]))))
+    while strips * shares < enough and per_group > 4 * shares:
         shares *= 2
     channels = ceil_div(per_group, shares)
-    macros |= {"CHANNELS": channels, "RAGGED": int(per_group % channels != 0)}
-    return ceil_div(per_group, channels)
+    shares = ceil_div(per_group, channels)
+    macros |= {
+        "CHANNELS": channels,
+        "RAGGED": int(per_group % channels != 0),
+        "KERNEL_ONCE": int(shares <= 2),
+    }
+    return shares
 
 
-def _feature_macros(weight: Any) -> dict[str, str | int]:
+def _feature_macros(weight: Any) -> Macros:
     """How many features one access moves, and how many a thread owns where it sums over them."""
     count = weight.shape[1]
     width = min(4, cuda.vector(count, weight))

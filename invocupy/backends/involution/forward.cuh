@@ -3,24 +3,27 @@
 // A thread owns COLUMNS columns of one row of CHANNELS channels of a group. Tap row by tap row it
 // gets the kernel values once, and then for each channel the stretch of x that they see.
 
-// Which channels of which group a thread owns; `group` counts (batch, group).
+// The channels that a thread owns: `count` from `first` on, which counts (batch, channel).
 struct Share {
-    index_t group;
-    int begin, count;      // channels of the group
-    long long channel;     // the first of them, counting (batch, channel)
+    long long first;
+    int count;
 };
 
-__device__ __forceinline__ Share share(index_t plane, const Geometry& g)
+__device__ __forceinline__ int shares_of(const Geometry& g)
 {
-    const int per_group = g.channels / g.groups;
-    const int shares = (per_group + CHANNELS - 1) / CHANNELS;
-    const index_t group = plane / shares;
-    const int begin = int(plane % shares) * CHANNELS;
-    return {group, begin, RAGGED ? min(CHANNELS, per_group - begin) : CHANNELS,
-            (long long)group * per_group + begin};
+    return (g.channels / g.groups + CHANNELS - 1) / CHANNELS;
 }
 
-// Taps: taps(u, part, tap) fills tap[t][e] with the kernel values of tap (u, part + t).
+__device__ __forceinline__ Share share_of(const Place& at, const Geometry& g)
+{
+    const int per_group = g.channels / g.groups, begin = at.share * CHANNELS;
+    return {(long long)at.unit * per_group + begin,
+            RAGGED ? min(CHANNELS, per_group - begin) : CHANNELS};
+}
+
+// Taps: taps(u, part, tap) fills tap[t][e] with the kernel value of tap (u, part + t) at column e.
+// With Taps::AHEAD that is called a step before the values are needed: a load from memory then has
+// the time of one step to arrive.
 template <class Taps>
 __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps, SCALAR* out,
                                               const Geometry& g, const Place& at,
@@ -28,21 +31,34 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
 {
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
-    x += mine.channel * x_plane;
-    out += mine.channel * out_plane + (long long)at.row * g.out_w;
-
+    x += mine.first * x_plane;
     const int top = at.row * STRIDE_H - PAD_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
+    // The tap rows whose row of x is inside.
+    const int begin = top >= 0 ? 0 : (-top + DILATION_H - 1) / DILATION_H;
+    const int end = min(KERNEL_H, (g.height - top + DILATION_H - 1) / DILATION_H);
+    ACCUM next[TAPS][COLUMNS];
+    if (Taps::AHEAD && begin < end) taps(begin, 0, next);
+
 #pragma unroll 1
-    for (int u = 0; u < KERNEL_H; ++u) {
-        const int y = top + u * DILATION_H;
-        if (y < 0 || y >= g.height) continue;
-        const SCALAR* const x_row = x + (long long)y * g.width;
+    for (int u = begin; u < end; ++u) {
+        const SCALAR* const x_row = x + (long long)(top + u * DILATION_H) * g.width;
 #pragma unroll
         for (int part = 0; part < KERNEL_W; part += TAPS) {
             ACCUM tap[TAPS][COLUMNS];
-            taps(u, part, tap);
+            if (Taps::AHEAD) {
+#pragma unroll
+                for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+                    for (int e = 0; e < COLUMNS; ++e) tap[t][e] = next[t][e];
+                if (part + TAPS < KERNEL_W)
+                    taps(u, part + TAPS, next);
+                else if (u + 1 < end)
+                    taps(u + 1, 0, next);
+            } else {
+                taps(u, part, tap);
+            }
 #pragma unroll
             for (int c = 0; c < CHANNELS; ++c) {
                 if (c >= mine.count) break;
@@ -58,6 +74,7 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
             }
         }
     }
+    out += mine.first * out_plane + (long long)at.row * g.out_w;
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         if (c >= mine.count) break;

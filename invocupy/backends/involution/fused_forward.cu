@@ -2,6 +2,8 @@
 // kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
 
 struct Generated {
+    static constexpr bool AHEAD = false;
+
     const SCALAR* features;  // of the image, at this row
     const SCALAR* weight;    // of the group
     const SCALAR* bias;
@@ -42,14 +44,13 @@ fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,
               const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
               SCALAR* __restrict__ out, Geometry g, int count)
 {
-    const Place at = place(thread_index(), g.out_h, g.out_w);
-    const Share mine = share(at.plane, g);
-    if (mine.group >= index_t(g.batch) * g.groups) return;
+    const Place at = place(thread_index(), shares_of(g), g.out_h, g.out_w);
+    if (at.unit >= index_t(g.batch) * g.groups) return;
     const long long plane = (long long)g.out_h * g.out_w;
-    const long long image = mine.group / g.groups;
-    const int k = int(mine.group % g.groups) * (KERNEL_H * KERNEL_W);
+    const long long image = at.unit / g.groups;
+    const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
     const Generated taps = {features + image * count * plane + (long long)at.row * g.out_w,
                             weight + (long long)k * count, bias + k, plane, at.column, g.out_w,
                             count};
-    forward_strip(x, taps, out, g, at, mine);
+    forward_strip(x, taps, out, g, at, share_of(at, g));
 }

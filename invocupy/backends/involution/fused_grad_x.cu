@@ -48,14 +48,13 @@ fused_grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ feature
              const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
              SCALAR* __restrict__ out, Geometry g, int count)
 {
-    const Place at = place(thread_index(), round_up(g.height, STRIDE_H), g.width);
-    const Share mine = share(at.plane, g);
+    const Place at = place(thread_index(), shares_of(g), round_up(g.height, STRIDE_H), g.width);
     const int y = phased_row(at.row, g.height);
-    if (mine.group >= index_t(g.batch) * g.groups || y >= g.height) return;
+    if (at.unit >= index_t(g.batch) * g.groups || y >= g.height) return;
     const long long plane = (long long)g.out_h * g.out_w;
-    const long long image = mine.group / g.groups;
-    const int k = int(mine.group % g.groups) * (KERNEL_H * KERNEL_W);
+    const long long image = at.unit / g.groups;
+    const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
     const Generated taps = {features + image * count * plane, weight + (long long)k * count,
                             bias + k, plane, at.column, g.out_w, count};
-    grad_x_strip(grad, taps, out, g, y, at.column, mine);
+    grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
 }

@@ -8,11 +8,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
               const SCALAR* __restrict__ weight, SCALAR* __restrict__ out, Geometry g, int count)
 {
-    const Place at = place(thread_index(), g.out_h, g.out_w);
-    const int shares = (count - 1) / FEATURES + 1;
-    const long long image = at.plane / shares;
+    const Place at = place(thread_index(), (count - 1) / FEATURES + 1, g.out_h, g.out_w);
+    const long long image = at.unit;
     if (image >= g.batch) return;
-    const int begin = int(at.plane % shares) * FEATURES;
+    const int begin = at.share * FEATURES;
 
     const int per_group = g.channels / g.groups;
     const long long x_group = (long long)per_group * g.height * g.width;
@@ -30,7 +29,7 @@ grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
 #pragma unroll
             for (int part = 0; part < KERNEL_W; part += TAPS) {
                 ACCUM slope[TAPS][COLUMNS];
-                grad_taps(grad, x, g, per_group, at.row, at.column, u, part, slope);
+                grad_taps<4>(grad, x, g, per_group, at.row, at.column, u, part, slope);
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t) {
                     if (part + t >= KERNEL_W) continue;

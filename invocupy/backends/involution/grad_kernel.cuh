@@ -1,8 +1,10 @@
 // grad_kernel[n,g,u,v,i,j] = sum over the group's channels c of
 //     grad[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
 
-// One tap row (or part of it) at COLUMNS columns: sum[t][e] is the gradient of the kernel value
-// of tap (u, part + t). `x` and `grad` start at the group's first channel, `grad` at the row.
+// One tap row (or a part of it) at COLUMNS columns: sum[t][e] becomes the gradient of the kernel
+// value of tap (u, part + t) at column + e; past the end of the row it is of no use. `grad` and `x`
+// start at the group's first channel, `grad` at the row. AT_ONCE channels are loaded together.
+template <int AT_ONCE>
 __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, const Geometry& g,
                                           int channels, int row, int column, int u, int part,
                                           ACCUM (&sum)[TAPS][COLUMNS])
@@ -16,7 +18,7 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
     x += (long long)y * g.width;
-#pragma unroll 2
+#pragma unroll AT_ONCE
     for (int c = 0; c < channels; ++c, x += x_plane, grad += out_plane) {
         ACCUM slope[COLUMNS], stretch[window::SPAN];
         load_run<VECTOR_OUT, COLUMNS>(grad, column, g.out_w, slope);

@@ -40,13 +40,13 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
         ACCUM sum[TAPS][FEATURES] = {}, bias_sum[TAPS] = {};
 #pragma unroll 1
         for (index_t strip = slice * 32 + lane; strip < strips; strip += index_t(slices) * 32) {
-            const Place at = place(strip, g.out_h, g.out_w);
-            const long long image = at.plane;
+            const Place at = place(strip, 1, g.out_h, g.out_w);
+            const long long image = at.unit;
             const long long channel = image * g.channels + (long long)group * per_group;
             const long long out_row = (long long)at.row * g.out_w;
             ACCUM slope[TAPS][COLUMNS];
-            grad_taps(grad + channel * plane + out_row, x + channel * x_plane, g, per_group,
-                      at.row, at.column, u, part, slope);
+            grad_taps<4>(grad + channel * plane + out_row, x + channel * x_plane, g, per_group,
+                         at.row, at.column, u, part, slope);
 #pragma unroll
             for (int t = 0; t < TAPS; ++t)
 #pragma unroll
@@ -58,9 +58,10 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             const SCALAR* const row = features + (image * count + begin) * plane + out_row;
 #pragma unroll
             for (int f = 0; f < FEATURES; ++f) {
-                if (begin + f >= count) continue;
+                // No branch, so that the loads of several features are under way together.
+                const int width = begin + f < count ? g.out_w : 0;
                 ACCUM feature[COLUMNS];
-                load_run<VECTOR_OUT, COLUMNS>(row + f * plane, at.column, g.out_w, feature);
+                load_run<VECTOR_OUT, COLUMNS>(row + f * plane, at.column, width, feature);
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t)
 #pragma unroll

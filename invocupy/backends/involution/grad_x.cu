@@ -18,8 +18,8 @@ struct Stored {
             const int first = window_x::first(part + t);
             const int begin = window_x::floor_to(first, VECTOR_OUT);
             ACCUM around[AROUND];
-            load_run<VECTOR_OUT, AROUND>(row + t * plane, column / STRIDE_W + begin, width,
-                                         around);
+            load_run<VECTOR_OUT, AROUND, KERNEL_ONCE>(row + t * plane, column / STRIDE_W + begin,
+                                                      width, around);
 #pragma unroll
             for (int l = 0; l < LIVE; ++l) tap[t][l] = around[first - begin + l];
         }
@@ -30,12 +30,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ kernel,
        SCALAR* __restrict__ out, Geometry g)
 {
-    const Place at = place(thread_index(), round_up(g.height, STRIDE_H), g.width);
-    const Share mine = share(at.plane, g);
+    const Place at = place(thread_index(), shares_of(g), round_up(g.height, STRIDE_H), g.width);
     const int y = phased_row(at.row, g.height);
-    if (mine.group >= index_t(g.batch) * g.groups || y >= g.height) return;
+    if (at.unit >= index_t(g.batch) * g.groups || y >= g.height) return;
     const long long plane = (long long)g.out_h * g.out_w;
-    const Stored taps = {kernel + (long long)mine.group * (KERNEL_H * KERNEL_W) * plane, plane,
+    const Stored taps = {kernel + (long long)at.unit * (KERNEL_H * KERNEL_W) * plane, plane,
                          at.column, g.out_w};
-    grad_x_strip(grad, taps, out, g, y, at.column, mine);
+    grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
 }

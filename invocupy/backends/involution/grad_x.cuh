@@ -45,9 +45,7 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
 {
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
-    grad += mine.channel * out_plane;
-    out += mine.channel * x_plane + (long long)y * g.width;
-
+    grad += mine.first * out_plane;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
 #pragma unroll 1
@@ -79,6 +77,7 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
             }
         }
     }
+    out += mine.first * x_plane + (long long)y * g.width;
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         if (c >= mine.count) break;

@@ -17,18 +17,25 @@ struct Geometry {
 constexpr int PARTS = (KERNEL_W + 7) / 8;
 constexpr int TAPS = (KERNEL_W + PARTS - 1) / PARTS;
 
-// Where a thread works: `plane` counts what the caller splits the batch into, and `row`, `column`
-// lie in a plane of `rows` rows, each cut into strips of COLUMNS columns.
+// Where a thread works. `unit` counts what the batch consists of (groups, or images), each of which
+// `shares` threads share at every strip: COLUMNS columns from `column` on of one of `rows` rows.
+// Threads that share a strip are close to each other, because they read the same values.
 struct Place {
-    index_t plane;
-    int row, column;
+    index_t unit;
+    int share, row, column;
 };
 
-__device__ __forceinline__ Place place(index_t index, int rows, int width)
+__device__ __forceinline__ Place place(index_t index, int shares, int rows, int width)
 {
     const index_t strips = (width - 1) / COLUMNS + 1;
-    const index_t line = index / strips;
-    return {line / rows, int(line % rows), int(index % strips) * COLUMNS};
+    index_t rest = index / strips;
+    Place at;
+    at.column = int(index % strips) * COLUMNS;
+    at.share = int(rest % shares);
+    rest /= shares;
+    at.row = int(rest % rows);
+    at.unit = rest / rows;
+    return at;
 }
 
 __device__ __forceinline__ index_t thread_index()
