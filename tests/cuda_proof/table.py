@@ -20,7 +20,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cuda_proof import cases, host, nvrtc, ptx
-
 from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
