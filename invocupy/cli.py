@@ -89,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie")
     train.add_argument("--model", metavar="NAME", help="simple")
     train.add_argument("--layers", metavar="N", type=int, help="involution blocks of the model")
+    train.add_argument(
+        "--head-relu", action=argparse.BooleanOptionalAction, help="between the dense layers"
+    )
     train.add_argument("--epochs", metavar="N", type=int)
     train.add_argument("--batch-size", metavar="N", type=int)
     train.add_argument("--lr", metavar="X", type=float, help="highest learning rate")

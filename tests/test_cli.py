@@ -125,8 +125,8 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in flags.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    assert main(["train", *arguments, "--no-nesterov"]) == 130
-    assert seen == [Config(**flags, nesterov=False)]
+    assert main(["train", *arguments, "--no-nesterov", "--no-head-relu"]) == 130
+    assert seen == [Config(**flags, nesterov=False, head_relu=False)]
     assert main(["train"]) == 130
     assert seen[1] == Config()
 

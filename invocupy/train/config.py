@@ -47,7 +47,7 @@ DATASETS = {
 }  # fmt: skip
 MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
     "simple": lambda config, classes: models.SimpleModel(
-        num_layers=config.layers, num_classes=classes, rng=config.seed
+        num_layers=config.layers, num_classes=classes, head_relu=config.head_relu, rng=config.seed
     ),
 }
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -67,6 +67,9 @@ class Config:
         :class:`invocupy.models.SimpleModel`.
     layers : int
         Of the model.
+    head_relu : bool
+        Whether a ReLU stands between the dense layers at the model's end. The article has none,
+        and its head is then a linear map, which learns shapes10 many times slower.
     epochs, batch_size : int
     lr : float
         The highest learning rate; ``schedule`` gives the share of it in each step.
@@ -110,6 +113,7 @@ class Config:
     data_dir: str | None = None
     model: str = "simple"
     layers: int = 3
+    head_relu: bool = True
     epochs: int = 8
     batch_size: int = 64
     lr: float = 0.05
@@ -183,7 +187,18 @@ class Config:
 
 
 def load_data(config: Config, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The training or test images (N, 3, 32, 32) and labels (N,) of a run, on the CPU.
+    """The training or test set of a run.
+
+    Parameters
+    ----------
+    config : Config
+    train : bool
+
+    Returns
+    -------
+    images : uint8 array (N, 3, 32, 32)
+        NumPy; the first ``config.limit`` of the set.
+    labels : int64 array (N,)
 
     Raises
     ------
@@ -202,7 +217,16 @@ def load_data(config: Config, train: bool) -> tuple[NDArray[np.uint8], NDArray[n
 
 
 def build(config: Config) -> nn.Module:
-    """The untrained model of a run, on the CPU.
+    """The untrained model of a run.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Module
+        On the CPU; its weights depend on ``config.seed``.
 
     Examples
     --------
@@ -215,6 +239,15 @@ def build(config: Config) -> nn.Module:
 
 def pick_device(device: str) -> str:
     """What ``"auto"`` means on this machine; other names are checked.
+
+    Parameters
+    ----------
+    device : "auto", "cpu", "cuda" or "cuda:i"
+
+    Returns
+    -------
+    str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
 
     Raises
     ------
