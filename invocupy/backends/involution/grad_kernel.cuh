@@ -14,7 +14,8 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
 #pragma unroll
         for (int e = 0; e < COLUMNS; ++e) sum[t][e] = ACCUM(0);
     const int y = row * STRIDE_H - PAD_H + u * DILATION_H;
-    if (y < 0 || y >= g.height) return;
+    // No branch: of a row outside of x nothing is read, as if it were empty.
+    const int width = y >= 0 && y < g.height ? g.width : 0;
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
     x += (long long)y * g.width;
@@ -22,7 +23,7 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
     for (int c = 0; c < channels; ++c, x += x_plane, grad += out_plane) {
         ACCUM slope[COLUMNS], stretch[window::SPAN];
         load_run<VECTOR_OUT, COLUMNS>(grad, column, g.out_w, slope);
-        load_run<VECTOR_X, window::SPAN>(x, window::first(column), g.width, stretch);
+        load_run<VECTOR_X, window::SPAN>(x, window::first(column), width, stretch);
 #pragma unroll
         for (int t = 0; t < TAPS; ++t)
             if (part + t < KERNEL_W)
