@@ -22,11 +22,17 @@ from invocupy.geometry import Geometry, output_size
 FUNCTIONS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
 
 
-def geometry(batch, groups, per_group, image, kernel, stride=(1, 1), padding=(1, 1), dilation=(1, 1)):
+def geometry(
+    batch, groups, per_group, image, kernel, stride=(1, 1), padding=(1, 1), dilation=(1, 1)
+):
     sizes = zip(image, kernel, stride, padding, dilation, strict=True)
     out = tuple(output_size(*axis) for axis in sizes)
     return Geometry.of(
-        (batch, groups * per_group, *image), (batch, groups, *kernel, *out), stride, padding, dilation
+        (batch, groups * per_group, *image),
+        (batch, groups, *kernel, *out),
+        stride,
+        padding,
+        dilation,
     )
 
 
@@ -96,7 +102,7 @@ def check(name, g, features, dtype, seed=0):
 @settings(max_examples=25)
 @given(data=st.data())
 def test_agrees_with_reference(name, data):
-    """Sizes that come in at run time: many positions, strips, bands, borders wider than the image."""
+    """Sizes that come in at run time: many positions, strips, bands, wide borders."""
     draw = data.draw
     image = draw(st.integers(9, 40)), draw(st.integers(17, 300))
     g = geometry(
@@ -199,17 +205,16 @@ def test_the_generated_kernel_is_never_whole(name):
 
 
 def test_number_of_threads():
-    assert 1 <= threads.get_num_threads()
+    assert threads.get_num_threads() >= 1
     for wrong in (0, -1, 1.5, True, "2"):
         with pytest.raises(ValueError, match="number of threads must be an integer >= 1"):
             threads.set_num_threads(wrong)
 
 
 def test_number_of_threads_from_the_environment(monkeypatch):
-    monkeypatch.setenv("INVOCUPY_NUM_THREADS", "1")
-    assert threads.get_num_threads() == 1
-    monkeypatch.setenv("INVOCUPY_NUM_THREADS", "100000")
-    assert threads.get_num_threads() == len(os.sched_getaffinity(0))
+    for number, expected in [("1", 1), ("100000", len(os.sched_getaffinity(0)))]:
+        monkeypatch.setenv("INVOCUPY_NUM_THREADS", number)
+        assert threads._default.__wrapped__() == expected
 
 
 def test_an_error_in_a_helper_reaches_the_caller():
@@ -288,7 +293,7 @@ def run_script(body, **environment):
     """Run Python in a fresh process; its standard output."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SETUP) + textwrap.dedent(body)],
-        env={**os.environ, **environment},
+        env={k: v for k, v in {**os.environ, **environment}.items() if v is not None},
         capture_output=True,
         text=True,
         timeout=120,
@@ -374,7 +379,7 @@ def test_kernels_are_not_kept_where_others_could_write(tmp_path):
     [
         {"INVOCUPY_CACHE_DIR": ""},
         {"INVOCUPY_CACHE_DIR": "/proc/nowhere"},
-        {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
+        {"INVOCUPY_CACHE_DIR": None, "HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"},
     ],
     ids=["switched off", "cannot be made", "no home"],
 )

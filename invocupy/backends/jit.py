@@ -66,7 +66,7 @@ def next_task(typing: Any, counter: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-class _Files(_Cache):  # type: ignore[misc]
+class _Files(_Cache):
     """Numba's interface to a cache, for one function; never raises."""
 
     def __init__(self, function: Any) -> None:
@@ -83,7 +83,8 @@ class _Files(_Cache):  # type: ignore[misc]
             blob = self._path(sig, target_context.codegen()).read_bytes()
             if hashlib.sha256(blob[_DIGEST:]).digest() != blob[:_DIGEST]:
                 return None
-            return CompileResult._rebuild(target_context, *pickle.loads(blob[_DIGEST:]))  # noqa: S301
+            content = pickle.loads(blob[_DIGEST:])  # noqa: S301
+            return CompileResult._rebuild(target_context, *content)
         except Exception:
             return None  # compiled again, and written again
 
@@ -120,7 +121,7 @@ class _Files(_Cache):  # type: ignore[misc]
 
 
 def _identity(function: Any) -> tuple[Any, ...]:
-    """Which function, with which sizes: closure variables are integers and other compiled functions."""
+    """Which function, with which sizes: its closure holds integers and other compiled functions."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     values = [_identity(v.py_func) if isinstance(v, Dispatcher) else v for v in cells]
     return function.__module__, function.__qualname__, *values

@@ -1,15 +1,16 @@
 """Vector micro-kernels as LLVM IR: what LLVM's own vectoriser cannot find, some ten times faster.
 
-Each function here is a Numba intrinsic: called from a compiled kernel it emits straight vector code,
+Each function here is a Numba intrinsic: called from a compiled kernel it emits plain vector code,
 specialised for its last arguments, which must be compile-time constants (closure variables of the
 kernel). Memory comes in as integer addresses and byte strides. A *vector* is ``V`` adjacent
 elements of ``bits`` bits; ``V`` may be any power of two, LLVM splits or widens it for the machine.
 
 Register blocking. An involution does one fused multiply-add per element and tap, so what limits it
 is loads. All micro-kernels keep a block of results in registers and arrange the loops so that each
-loaded vector is used several times; in particular, output row ``r`` meets tap row ``m`` in input row
-``r + m``, so one load of a shifted input vector serves up to ``R`` output rows.
+loaded vector is used several times; in particular, output row ``r`` meets tap row ``m`` in input
+row ``r + m``, so one load of a shifted input vector serves up to ``R`` output rows.
 """
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
@@ -81,20 +82,18 @@ class _Vectors:
     def load_lanes(self, address: Any, mask: Any) -> Any:
         """Zero where the mask is false; memory there is not touched."""
         align = ir.Constant(ir.IntType(32), self.size)
-        return self._call(
-            "masked.load.{}.p0", self.type, self.at(address), align, mask, self.zero
-        )
+        return self._call("masked.load.{}.p0", self.type, self.at(address), align, mask, self.zero)
 
     def store_lanes(self, vector: Any, address: Any, mask: Any) -> None:
         align = ir.Constant(ir.IntType(32), self.size)
         self._call("masked.store.{}.p0", ir.VoidType(), vector, self.at(address), align, mask)
 
-    def prefetch(self, address: Any) -> None:
+    def prefetch(self, address: Any, write: int = 0) -> None:
         """Ask for a cache line in the second level."""
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), number, number, number])
         callee = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        flags = [ir.Constant(number, value) for value in (0, 2, 1)]
+        flags = [ir.Constant(number, value) for value in (write, 3 if write else 2, 1)]
         self.builder.call(callee, [self.at(address), *flags])
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
@@ -110,7 +109,7 @@ class _Vectors:
         return self.builder.mul(a, ir.Constant(_I64, factor))
 
     def store_all(self, vectors: list[tuple[Any, Any]], lanes: Any) -> None:
-        """Store (vector, address) pairs, only the first ``lanes`` lanes of each if there are fewer."""
+        """Store (vector, address) pairs: only the first ``lanes`` lanes if there are fewer."""
         whole = self.builder.icmp_signed(">=", lanes, ir.Constant(_I64, self.V))
         with self.builder.if_else(whole, likely=True) as (full, part):
             with full:
@@ -142,7 +141,9 @@ class _Loop:
         index = self.builder.add(self.index, ir.Constant(_I64, 1))
         for phi, value in zip(self.values, [index, *carried], strict=True):
             phi.add_incoming(value, self.builder.block)
-        self.builder.cbranch(self.builder.icmp_signed("<", index, self.count), self.body, self.after)
+        self.builder.cbranch(
+            self.builder.icmp_signed("<", index, self.count), self.body, self.after
+        )
         self.builder.position_at_end(self.after)
 
 
@@ -152,9 +153,25 @@ def _literals(*arguments: Any) -> list[int]:
 
 @intrinsic(prefer_literal=True)
 def gather_block(  # type: ignore[no-untyped-def]
-    typing, x, plane, row, steps, stride, count, taps, out, out_plane, out_row, lanes, M, P, R, V, bits
+    typing,
+    x,
+    plane,
+    row,
+    steps,
+    stride,
+    count,
+    taps,
+    out,
+    out_plane,
+    out_row,
+    lanes,
+    M,
+    P,
+    R,
+    V,
+    bits,
 ):
-    """``out[p, r] = sum over steps s and m < M of taps[s, m, r] * x[p, r + m] (moved by steps[s])``.
+    """``out[p, r] = sum over s and m < M of taps[s, m, r] * x[p, r + m] (moved by steps[s])``.
 
     P channels times R rows of accumulators: each vector of ``taps`` (packed, [step][M][R][V]) is
     used for P channels and each shifted vector of ``x`` for up to R rows, so that there are
@@ -167,6 +184,9 @@ def gather_block(  # type: ignore[no-untyped-def]
         v = _Vectors(builder, v_, b_)
         x, plane, row, steps, stride, count, taps, out, out_plane, out_row, lanes = args[:11]
         bases = [v.add(x, v.times(plane, p)) for p in range(p_)]
+        for p in range(p_):
+            for r in range(r_):
+                v.prefetch(v.add(v.add(out, v.times(out_plane, p)), v.times(out_row, r + r_)), 1)
         loop = _Loop(builder, count, [steps, taps, *[v.zero] * (p_ * r_)])
         step, tap, *total = loop.carried
         moved = builder.load(v.at(step), align=8, typ=_I64)
@@ -201,7 +221,7 @@ def contract_block(  # type: ignore[no-untyped-def]
     ``left[c, s, m]`` (spread=1). ``right`` is ``right[c, r]`` (shifted=0) or
     ``right[c, r + m]`` moved by ``moves[s]`` (shifted=1), each load serving up to R rows.
     With add=1 the sum starts from what ``out`` holds (packed, whole vectors).
-    The result of step s goes to ``out + places[s]``; ``moves`` and ``places`` advance by ``stride``.
+    The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``.
 
     - gradient of the kernel: the channels of grad (0) with the channels of x (shifted);
     - kernel from features: weights (1) with features, shifted for the gradient of x;
@@ -279,7 +299,9 @@ def product_block(  # type: ignore[no-untyped-def]
         v = _Vectors(builder, v_, bits_)
         count, left, left_tile, right, right_tile, out, out_row = args[:7]
         places = [
-            v.add(v.add(out, v.times(out_row, a)), b * v.bytes) for a in range(a_) for b in range(b_)
+            v.add(v.add(out, v.times(out_row, a)), b * v.bytes)
+            for a in range(a_)
+            for b in range(b_)
         ]
         loop = _Loop(builder, count, [left, right, *[v.load(place) for place in places]])
         left, right, *total = loop.carried

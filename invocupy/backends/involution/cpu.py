@@ -1,7 +1,8 @@
 """Involution on the CPU: Numba kernels of explicit vector code over a pool of threads.
 
 Sizes of the micro-kernels are chosen here (see :mod:`invocupy.backends.simd`), tables of what each
-tap sees in :mod:`.cpu_plan`; the loops are in :mod:`.cpu_kernels`. A specialisation is compiled for
+tap sees in :mod:`.cpu_plan`; the loops are in
+:mod:`.cpu_gather` and :mod:`.cpu_correlate`. A specialisation is compiled for
 each element type, kernel height and small set of block sizes, not for an image size. No result
 depends on the number of threads: each position is computed by one task, in a fixed order, and the
 weight gradients are summed in parts whose number depends on the sizes alone.
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends import threads
-from invocupy.backends.involution import cpu_kernels as kernels
+from invocupy.backends.involution.cpu_correlate import correlate, span_gradients
+from invocupy.backends.involution.cpu_gather import gather
 from invocupy.backends.involution.cpu_plan import ACCUMULATORS, VECTOR_BYTES, Plan, plan
 from invocupy.geometry import Geometry
 
@@ -107,9 +109,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     _run(job, x, features, _by_steps(weight, bias, g, job), out)
 
 
-def fused_grad_x(
-    grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any
-) -> None:
+def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with ``kernel = weight @ features + bias``, a tile at a time."""
     if _empty(grad, out):
         return
@@ -192,7 +192,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
         )  # fmt: skip
     z = z._replace(tile_size=p.most_taps * vector, patch_size=channels * vector)
     together = _together(p) if features else 0
-    kernel = kernels.gather(8 * size, p.lanes, p.run, p.rows, channels, together, int(backward))
+    kernel = gather(8 * size, p.lanes, p.run, p.rows, channels, together, int(backward))
     tasks = g.batch * g.groups * len(p.phases) * p.bands * p.strips
     return _job(g, kernel, p, together, 0, z, (p.phases, p.steps), tasks)
 
@@ -203,7 +203,7 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     p = _correlation_plan(g, size, 1 << 30)
     z = _sizes(g, p, size)
     z = z._replace(patch_size=z.channels * p.rows * p.lanes * size)
-    kernel = kernels.correlate(8 * size, p.lanes, p.run, p.rows, _together(p))
+    kernel = correlate(8 * size, p.lanes, p.run, p.rows, _together(p))
     tasks = g.batch * g.groups * p.bands * p.strips
     return _job(g, kernel, p, _together(p), 0, z, (p.steps,), tasks)
 
@@ -216,7 +216,8 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     a, b = (4, 6) if ACCUMULATORS == 24 else (3, 4)
     vector = p.rows * p.lanes * size
     span, taps = -(-(features + 1) // b) * b, -(-g.kernel_h * g.kernel_w // a) * a
-    tiles = -(-(-(-g.out_h // p.bands)) // p.rows) * -(-(-(-g.out_w // p.strips)) // p.lanes)
+    rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
+    tiles = -(-rows // p.rows) * -(-columns // p.lanes)
     z = _sizes(g, p, size)
     z = z._replace(
         kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
@@ -224,7 +225,7 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
         tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
         sums_size=taps * span * p.lanes * size,
     )  # fmt: skip
-    kernel = kernels.span_gradients(8 * size, p.lanes, p.run, p.rows, _together(p), wide, a, b)
+    kernel = span_gradients(8 * size, p.lanes, p.run, p.rows, _together(p), wide, a, b)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
     return _job(g, kernel, p, _together(p), wide, z, (p.steps,), tasks)
 
@@ -237,7 +238,7 @@ def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
 
 
 def _together(p: Plan) -> int:
-    """How many steps at once: the most that divide the steps of all phases and fit the accumulators."""
+    """How many steps at once: the most that divide all steps and fit the accumulators."""
     most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
     return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
 

@@ -55,7 +55,7 @@ class _Axis(NamedTuple):
     """The positions of one phase along one axis, and their taps (tap, kernel shift, place seen)."""
 
     first: int
-    count: int
+    number: int
     source: int
     taps: list[tuple[int, int, int]]
 
@@ -130,19 +130,23 @@ def plan(
         result_width = g.width
     else:
         down = [_Axis(0, g.out_h, -g.pad_h, [(u, 0, u * g.dilation_h) for u in range(g.kernel_h)])]
-        across = [_Axis(0, g.out_w, -g.pad_w, [(v, 0, v * g.dilation_w) for v in range(g.kernel_w)])]
+        across = [
+            _Axis(0, g.out_w, -g.pad_w, [(v, 0, v * g.dilation_w) for v in range(g.kernel_w)])
+        ]
         row_step, column_step = g.stride_h, g.stride_w
         result_width = g.out_w
 
     run = 1
     if g.stride_h == g.dilation_h:
         run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
-    fewest, most = min(a.count for a in down), max(a.count for a in down)
-    narrowest, widest = min(a.count for a in across), max(a.count for a in across)
+    fewest, most = min(a.number for a in down), max(a.number for a in down)
+    narrowest, widest = min(a.number for a in across), max(a.number for a in across)
     rows = min(rows, fewest)
-    lanes = VECTOR_BYTES // size
-    while lanes > 4 and lanes // 2 >= widest:
-        lanes //= 2
+    # the last vector of a row overlaps the one before; half vectors cost a little for each vector
+    sizes = [lanes for lanes in (16, 8, 4) if lanes * size <= VECTOR_BYTES] or [
+        VECTOR_BYTES // size
+    ]
+    lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + 1))
 
     strips = max(1, narrowest // _WIDEST_STRIP)
     width = max(-(-widest // strips), lanes)
@@ -171,12 +175,18 @@ def plan(
                     kernel = (u * g.kernel_w + v) * g.out_h * g.out_w + shift_y * g.out_w + shift_x
                     tile = (len(steps) - start) * run * rows * lanes
                     steps.append(
-                        (seen_y * pitch + column * size, kernel * size, shift_y, shift_x, tile * size)
+                        (
+                            seen_y * pitch + column * size,
+                            kernel * size,
+                            shift_y,
+                            shift_x,
+                            tile * size,
+                        )
                     )
                     taps += [w * g.kernel_w + v for w, _, _ in y.taps[first : first + run]]
             shifts_y, shifts_x = [s for _, s, _ in y.taps], [s for _, s, _ in x.taps]
             phases.append(Phase(
-                start, len(steps) - start, y.count, x.count, y.source, x.source,
+                start, len(steps) - start, y.number, x.number, y.source, x.source,
                 y.first * result_width + x.first,
                 min(shifts_y), max(shifts_y), min(shifts_x), max(shifts_x),
             ))  # fmt: skip
@@ -188,7 +198,7 @@ def plan(
 
 
 def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> list[_Axis]:
-    """Along one axis of x: for each stride phase the taps that reach it, by the place they come from.
+    """Along one axis of x: for each stride phase the taps that reach it, by where they come from.
 
     Position p + a * stride is seen through tap u by the result at a + shift, where
     (p + pad - u * dilation) = shift * stride.

@@ -1,0 +1,197 @@
+"""The compiled loops of the gradient of the kernel, kept or pushed on into the features' weights.
+
+The names are those of :mod:`.cpu_pack`.
+"""
+# Numba infers the types of compiled functions.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack
+from invocupy.backends.involution.cpu_plan import KERNEL, SEEN, STEP_FIELDS, TILE
+from invocupy.backends.jit import jit, next_task, pointer
+from invocupy.backends.simd import contract_block, copy_block, product_block, store_lanes
+
+_STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
+_SEEN, _TILE, _KERNEL = 8 * SEEN, 8 * TILE, 8 * KERNEL
+
+
+@cache
+def correlate(bits: int, V: int, M: int, R: int, S: int) -> Any:
+    """Gradient of the kernel, S steps at once."""
+    size = bits // 8
+
+    @jit
+    def correlate(tasks, scratch, counter, z, steps, grad, source, out):
+        patch = scratch + z.packed_size
+        table = steps.ctypes.data
+        line = z.kernel_columns * size
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                return
+            task, strip = divmod(task, z.strips)
+            image, band = divmod(task, z.bands)
+            a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
+            b0, b1 = (
+                z.kernel_columns * strip // z.strips,
+                z.kernel_columns * (strip + 1) // z.strips,
+            )
+            left = b0 * z.column_step - z.pad_columns
+            packed = scratch + aligning(left, z, size)
+            pack(
+                source + image * z.channels * z.height * z.width * size, z.channels,
+                a0 * z.row_step - z.pad_rows, left,
+                        (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
+                z, packed, size,
+            )  # fmt: skip
+            for a in range(a0, a1, R):
+                row = min(a, a1 - R)
+                for b in range(b0, b1, V):
+                    column = max(min(b, b1 - V), b0)
+                    lanes = min(V, b1 - b0)
+                    position = (row * z.kernel_columns + column) * size
+                    here = grad + image * z.channels * z.kernel_rows * line + position
+                    for c in range(z.channels):
+                        copy_block(
+                            patch + c * R * V * size, here + c * z.kernel_rows * line, 0, line,
+                            R * line, 0, lanes, 0, R, 1, R, 0, 1, V, bits,
+                        )  # fmt: skip
+                    seen = packed + (row - a0) * z.row_step * z.pitch + (column - b0) * size
+                    for s in range(0, steps.shape[0], S):
+                        contract_block(
+                            z.channels, patch, R * V * size, seen, z.plane, z.row_step * z.pitch,
+                            table + s * _STEP + _SEEN, table + s * _STEP + _KERNEL, _STEP,
+                            out + image * z.kernel_plane + position, z.tap_step, line, lanes,
+                            S, M, R, 0, 1, 0, V, bits,
+                        )  # fmt: skip
+
+    return correlate
+
+
+@cache
+def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B: int) -> Any:
+    """Gradient of the kernel, consumed tile by tile: gradients of features, weights and bias.
+
+    S steps at once, T features at once for their gradient, A taps and B features for the weights'.
+    A task is a range of blocks. For each group it adds its share to the gradient of the features
+    (which belong to it alone) and leaves its share of the weights' in a part of its own.
+    """
+    size = bits // 8
+    feature_tile = feature_tiles(bits, V, R)
+
+    @jit
+    def span_gradients(tasks, scratch, counter, z, steps, grad, source, given, weight, out, parts):
+        patch = scratch + z.packed_size  # grad, then gradient of features
+        tile = patch + z.patch_size
+        features = tile + z.tile_size
+        sums = features + z.features_size
+        count = steps.shape[0]
+        taps = count * M
+        tap_tile = -(-taps // A) * A * R * V * size
+        span = -(-z.features // B) * B
+        feature_bytes = span * R * V * size
+        blocks = z.images * z.bands * z.strips
+        line = z.kernel_columns * size
+        plane = z.kernel_rows * line
+        table = steps.ctypes.data
+        total = pointer(sums, bits)
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                return
+            for group in range(z.groups):
+                for k in range(-(-taps // A) * A * span * V):
+                    total[k] = 0
+                for block in range(blocks * task // tasks, blocks * (task + 1) // tasks):
+                    rest, strip = divmod(block, z.strips)
+                    number, band = divmod(rest, z.bands)
+                    image = number * z.groups + group
+                    a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
+                    b0 = z.kernel_columns * strip // z.strips
+                    b1 = z.kernel_columns * (strip + 1) // z.strips
+                    left = b0 * z.column_step - z.pad_columns
+                    packed = scratch + aligning(left, z, size)
+                    pack(
+                        source + image * z.channels * z.height * z.width * size, z.channels,
+                        a0 * z.row_step - z.pad_rows, left,
+                        (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
+                        z, packed, size,
+                    )  # fmt: skip
+                    tiles = 0
+                    for a in range(a0, a1, R):
+                        rows = min(R, a1 - a)
+                        for b in range(b0, b1, V):
+                            lanes = min(V, b1 - b)
+                            position = (a * z.kernel_columns + b) * size
+                            here = grad + image * z.channels * plane + position
+                            for c in range(z.channels):
+                                copy_block(
+                                    patch + c * R * V * size, here + c * plane, 0, line, R * line,
+                                    0, lanes,
+                                    0, rows, 1, R, 0, 1, V, bits,
+                                )  # fmt: skip
+                            to = tile + tiles * tap_tile
+                            seen = packed + (a - a0) * z.row_step * z.pitch + (b - b0) * size
+                            for s in range(0, count, S):
+                                contract_block(
+                                    z.channels, patch, R * V * size, seen, z.plane,
+                                    z.row_step * z.pitch, table + s * _STEP + _SEEN,
+                                    table + s * _STEP + _TILE, _STEP, to, R * V * size, V * size,
+                                    V, S, M, R, 0, 1, 0, V, bits,
+                                )  # fmt: skip
+                            if lanes < V or rows < R:
+                                for t in range(taps):
+                                    place = to + t * R * V * size
+                                    copy_block(
+                                        place, place, 0, V * size, 0, 0, lanes, 0, rows,
+                                        1, R, 0, 1, V, bits,
+                                    )  # fmt: skip
+                            feature_tile(
+                                features + tiles * feature_bytes, given + number * z.kernel_plane,
+                                a, b, lanes, rows, z,
+                            )  # fmt: skip
+                            # the first group finds nothing to add to
+                            known = lanes if group else 0
+                            mine = out + number * z.kernel_plane + position
+                            for f in range(0, z.features - 1, T):
+                                for k in range(T):
+                                    copy_block(
+                                        patch + k * R * V * size, mine + (f + k) * plane, 0, line,
+                                        0,
+                                        0, known, 0, rows if f + k < z.features - 1 else 0,
+                                        1, R, 0, 1, V, bits,
+                                    )  # fmt: skip
+                                contract_block(
+                                    taps, weight + (group * z.padded + f) * taps * size, T * size,
+                                    to, R * V * size, V * size, table, z.zero, 0, patch,
+                                    R * V * size, V * size, V, 1, T, R, 1, 0, 1, V, bits,
+                                )  # fmt: skip
+                                for k in range(min(T, z.features - 1 - f)):
+                                    for r in range(rows):
+                                        store_lanes(
+                                            mine + (f + k) * plane + r * line,
+                                            patch + (k * R + r) * V * size, lanes, V, bits,
+                                        )  # fmt: skip
+                            tiles += 1
+                    for t in range(0, taps, A):
+                        for f in range(0, z.features, B):
+                            product_block(
+                                tiles, tile + t * R * V * size, tap_tile,
+                                features + f * R * V * size, feature_bytes,
+                                sums + (t * span + f) * V * size, span * V * size,
+                                A, B, R, V, bits,
+                            )  # fmt: skip
+                part = pointer(parts + (task * z.groups + group) * taps * z.features * size, bits)
+                for t in range(taps):
+                    for f in range(z.features):
+                        first = (t * span + f) * V
+                        value = total[first]
+                        for j in range(1, V):
+                            value += total[first + j]
+                        part[t * z.features + f] = value
+
+    return span_gradients

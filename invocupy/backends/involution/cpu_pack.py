@@ -1,0 +1,97 @@
+"""What the compiled kernels have in common: packing with zeros around the edges.
+
+A kernel is a serial function that takes tasks from a shared counter until none is left. Everything
+it needs beside the arrays fits in scratch memory of its own thread. Factories make one
+specialisation for each set of micro-kernel sizes; what depends on the image comes in at run time.
+
+Names: an *image* is one group of one image of the batch; a *block* is a range of rows and columns
+of its positions; a *tile* is R rows times one vector of V positions. Arrays come in by address,
+``size`` is that of an element, ``z`` the :class:`~.cpu.Sizes` of the call; offsets are bytes.
+"""
+# Numba infers the types of compiled functions.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from invocupy.backends.involution.cpu_plan import VECTOR_BYTES
+from invocupy.backends.jit import jit, pointer
+from invocupy.backends.simd import copy_block, pack_row
+
+_WORDS = VECTOR_BYTES // 4
+
+
+@jit
+def aligning(left, z, size):
+    """Where to begin packing so that source columns of whole vectors land on whole cache lines."""
+    lead = min(max(-left, 0), z.phase_width)
+    return VECTOR_BYTES + (-lead * size) % VECTOR_BYTES
+
+
+@jit
+def pack(source, channels, top, left, rows, z, out, size):
+    """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column ``left`` on.
+
+    Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
+    """
+    words = size // 4
+    lead = min(max(-left, 0), z.phase_width)
+    count = max(min(z.width - left, z.phase_width) - lead, 0)
+    for c in range(channels):
+        for q in range(rows):
+            inside = 0 <= top + q < z.height
+            start = source + ((c * z.height + top + q) * z.width + left) * size
+            to = out + c * z.plane + q * z.pitch
+            if z.column_step == 1:
+                here = count if inside else 0
+                pack_row(
+                    to + lead * size, start + lead * size, lead * words, here * words,
+                    (z.phase_width - lead - here) * words, _WORDS, 32,
+                )  # fmt: skip
+                continue
+            for phase in range(z.column_phases):
+                for b in range(z.phase_width):
+                    x = phase + b * z.column_step
+                    seen = inside and 0 <= left + x < z.width
+                    place, values = pointer(to, 32), pointer(start, 32)
+                    for word in range(words):
+                        place[(phase * z.phase_width + b) * words + word] = (
+                            values[x * words + word] if seen else 0
+                        )
+
+
+@jit
+def pack_inside(top, left, rows, z, out, size):
+    """Like :func:`pack` of one channel of ones: where the source has something."""
+    for q in range(rows):
+        for b in range(z.phase_width):
+            seen = 0 <= top + q < z.height and 0 <= left + b < z.width
+            if size == 4:
+                pointer(out + q * z.pitch, 32)[b] = 1 if seen else 0
+            else:
+                pointer(out + q * z.pitch, 64)[b] = 1 if seen else 0
+
+
+@cache
+def feature_tiles(bits: int, V: int, R: int) -> Any:
+    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows."""
+    size = bits // 8
+
+    @jit
+    def feature_tile(to, source, row, column, lanes, rows, z):
+        here = source + (row * z.kernel_columns + column) * size
+        line = z.kernel_columns * size
+        for f in range(z.features - 1):
+            copy_block(
+                to + f * R * V * size, here + f * z.kernel_rows * line, 0, line, R * line,
+                0, lanes, 0, rows,
+                1, R, 0, 1, V, bits,
+            )  # fmt: skip
+        ones = pointer(to + (z.features - 1) * R * V * size, bits)
+        for r in range(R):
+            for j in range(V):
+                ones[r * V + j] = 1 if r < rows and j < lanes else 0
+
+    return feature_tile
