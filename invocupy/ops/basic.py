@@ -53,7 +53,8 @@ def power(a: Any, b: Any) -> Result:
 
     def grad_exponent(grad: Any) -> Any:
         xp = namespace(value)
-        return _like(grad * value * xp.log(xp.where(a == 0, 1, a)).astype(value.dtype), b)
+        base = xp.asarray(a, value.dtype)
+        return _like(grad * value * xp.log(xp.where(base == 0, 1, base)), b)
 
     def grad_base(grad: Any) -> Any:
         # x ** 0 is constant: 0 * 0 ** -1 must not be asked for.
