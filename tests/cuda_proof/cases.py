@@ -63,6 +63,7 @@ class Family:
 FAMILIES = {
     "k3": Family(),
     "k7": Family((7, 7)),
+    "k7-few-even": Family((7, 7), unit=2, few=True),
     "k7-few-odd": Family((7, 7), per_group=12, unit=1, features=5, few=True),
     "k3-odd": Family(unit=1, per_group=4),
     "k3-ragged-even": Family(per_group=18, unit=2, features=6),

@@ -21,7 +21,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cuda_proof import cases, host, planted
-
 from invocupy.backends.involution import cuda as device
 from invocupy.backends.involution import reference
 from invocupy.geometry import Geometry

@@ -24,25 +24,27 @@ from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
 LOADS_ARCH = 90
-NETWORKS = {  # the layers of the article's network and of RedNet
-    "k3": tuple(cases.DTYPES),
-    "k7": tuple(cases.DTYPES),
-    "k3-stride2": ("float32",),
-    "k7-stride2": ("float32", "float16"),
+NETWORKS = {  # the layers of the article's network and of RedNet: plane size, element types
+    "k3": (56, tuple(cases.DTYPES)),
+    "k7": (56, tuple(cases.DTYPES)),
+    "k7-few-even": (14, ("float32",)),
+    "k7-few-odd": (7, ("float32",)),
+    "k3-stride2": (56, ("float32",)),
+    "k7-stride2": (56, ("float32", "float16")),
 }
 TUNED = (80, 90)  # no spills at all on these
 
 
 def problems() -> Iterator[tuple[str, cases.Problem]]:
-    """A call of every function at the sizes and options that the networks use, 56x56 planes."""
+    """A call of every function at the sizes and options that the networks use."""
     for dtype in cases.DTYPES:
-        for family, dtypes in NETWORKS.items():
+        for family, (size, dtypes) in NETWORKS.items():
             if dtype not in dtypes:
                 continue
             for function in cases.INVOLUTION:
                 problem = cases.involution(
-                    function, family, dtype, batch=1, groups=1, height=56,
-                    units=56 // cases.FAMILIES[family].unit,
+                    function, family, dtype, batch=1, groups=1, height=size,
+                    units=size // cases.FAMILIES[family].unit,
                 )  # fmt: skip
                 yield f"{family} {dtype}", problem
         for function in cases.BATCH_NORM:
