@@ -26,10 +26,10 @@ def launch(
     if tasks == 0:
         return
     counter = np.zeros(1, np.int64)
-    places = tuple(
-        a.ctypes.data if isinstance(a, np.ndarray) else 0 if a is None else a
+    places = [
+        threads.address(a) if isinstance(a, np.ndarray) else 0 if a is None else a
         for a in (counter, *arguments)
-    )
+    ]
 
     def call(keep: Any = (counter, arguments)) -> None:
         kernel(tasks, threads.scratch(scratch), *places)

@@ -93,7 +93,7 @@ def conv2d(
     if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0):
         return _pointwise(x, weight, bias, strides)
     xp = namespace(x)
-    dtype = xp.result_type(x.dtype, weight.dtype)
+    dtype, _ = _dtypes(x, weight, bias)
     pixels = out_h * out_w
     # (N, g, C/g, H + 2*ph, W + 2*pw)
     padded = _pad(x, pads, 0).reshape(n, groups, c_group, h + 2 * pads[0], w + 2 * pads[1])
@@ -107,21 +107,24 @@ def conv2d(
         """What all outputs see through one tap: (N, g, C/g, Ho*Wo)."""
         return padded[window].reshape(n, groups, c_group, pixels)
 
-    value = xp.zeros((n, groups, o // groups, pixels), dtype)
-    for u, v, window in taps:
-        value += xp.matmul(matrix(u, v), seen(window))
+    with on_device(x):
+        value, product = (empty((n, groups, o // groups, pixels), dtype, x) for _ in range(2))
+        value[...] = 0 if bias is None else bias.reshape(groups, o // groups, 1)
+        for u, v, window in taps:
+            value += xp.matmul(matrix(u, v), seen(window), out=product)
     value = value.reshape(n, o, out_h, out_w)
-    if bias is not None:
-        value += bias[:, None, None]
 
     def grad_x(grad: Any) -> Any:
         grad = grad.reshape(n, groups, o // groups, pixels)
-        total = xp.zeros(padded.shape, dtype)
-        for u, v, window in taps:
-            share = matrix(u, v).swapaxes(-1, -2) @ grad
-            total[window] += share.reshape(n, groups, c_group, out_h, out_w)
+        with on_device(x):
+            total = empty(padded.shape, dtype, x)
+            share = empty((n, groups, c_group, pixels), dtype, x)
+            total[...] = 0
+            for u, v, window in taps:
+                xp.matmul(matrix(u, v).swapaxes(-1, -2), grad, out=share)
+                total[window] += share.reshape(n, groups, c_group, out_h, out_w)
         inner = total[..., pads[0] : pads[0] + h, pads[1] : pads[1] + w]
-        return inner.reshape(x.shape).astype(x.dtype, copy=False)
+        return inner.reshape(x.shape).astype(x.dtype.newbyteorder("="), copy=False)
 
     def grad_weight(grad: Any) -> Any:
         grad = grad.reshape(n, groups, o // groups, pixels)
@@ -131,9 +134,12 @@ def conv2d(
             total[:, :, u, v] = (
                 (grad @ seen(window).swapaxes(-1, -2)).sum(axis=0).reshape(o, c_group)
             )
-        return total.astype(weight.dtype, copy=False)
+        return total.astype(weight.dtype.newbyteorder("="), copy=False)
 
-    return value, (grad_x, grad_weight, lambda grad: grad.sum(axis=(0, 2, 3)))
+    def grad_bias(grad: Any) -> Any:
+        return grad.sum(axis=(0, 2, 3)).astype(bias.dtype.newbyteorder("="), copy=False)
+
+    return value, (grad_x, grad_weight, grad_bias)
 
 
 def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
@@ -198,13 +204,13 @@ def max_pool2d(
         # The first tap inside wins even with -inf: padding never does.
         better = (candidate > value) | ((winner < 0) & inside[window])
         better |= xp.isnan(candidate) & ~xp.isnan(value)
-        value = xp.where(better, candidate, value)
-        winner = xp.where(better, index, winner)
+        xp.copyto(value, candidate, where=better)
+        xp.copyto(winner, index, where=better)
 
     def partial(grad: Any) -> Any:
         total = xp.zeros_like(padded)
         for index, (_, _, window) in enumerate(taps):
-            total[window] += grad * (winner == index)
+            total[window] += xp.where(winner == index, grad, grad.dtype.type(0))
         return _unpad(total, pads, x)
 
     return value, (partial,)
@@ -239,6 +245,7 @@ def avg_pool2d(
     total = xp.zeros((*x.shape[:2], out_h, out_w), x.dtype)
     for _, _, window in taps:
         total += padded[window]
+    total *= weight
 
     def partial(grad: Any) -> Any:
         share = grad * weight
@@ -247,7 +254,7 @@ def avg_pool2d(
             spread[window] += share
         return _unpad(spread, pads, x)
 
-    return total * weight, (partial,)
+    return total, (partial,)
 
 
 def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: bool) -> list[int]:
