@@ -128,9 +128,7 @@ def test_fused(cp: Any, case: str, count: int, dtype: str) -> None:
     taps, positions = height * width, batch * out_h * out_w
     per_group = x.shape[1] // groups
     out = invocupy.fused_involution(x, *device, **options)
-    assert_close(
-        out, reference.fused_involution, wide[0], *host, terms=taps + count + 1, **options
-    )
+    assert_close(out, reference.fused_involution, wide[0], *host, terms=taps + count + 1, **options)
     gradients = invocupy.fused_involution_backward(grad, x, *device, **options)
     terms = (taps + count + 1, rows + per_group, positions + per_group, positions + per_group)
     for i, (gradient, n) in enumerate(zip(gradients, terms, strict=True)):
@@ -253,11 +251,15 @@ def test_current_stream_and_no_waiting(cp: Any, monkeypatch: pytest.MonkeyPatch)
     spin((1,), (1,), (np.int64(1),))
     stream, busy = cp.cuda.Stream(non_blocking=True), cp.cuda.Event()
     with stream:
-        # The stream's memory pool gets its blocks now: a new one from CUDA may wait.
-        other, results = cp.ones_like(x), all_results(x, kernel, grad)
+        # Now, not below: compiling takes longer than the spinning, and the stream's memory pool
+        # gets blocks from CUDA, which may wait.
+        other = cp.ones_like(x)
+        other *= x
+        results = all_results(other, kernel, grad)
+        other.fill(1)
         stream.synchronize()
         del results
-        spin((1,), (1,), (np.int64(500_000_000),))  # some 0.3 s
+        spin((1,), (1,), (np.int64(1_000_000_000),))  # some 0.5 s
         busy.record(stream)
         assert not busy.done, "the stream should be busy for the test to mean anything"
         other *= x  # on the same stream, after the spinning

@@ -70,7 +70,8 @@ def source(files: tuple[str, ...], macros: Macros) -> str:
 
 def compile(name: str, files: tuple[str, ...], macros: Macros) -> Function:  # noqa: A001
     """The ``extern "C"`` kernel ``name`` of a specialisation, compiled at its first launch."""
-    return _compile(name, files, tuple(macros.items()))
+    function: Function = _compile(name, files, tuple(macros.items()))
+    return function
 
 
 def address(array: Any) -> int:
@@ -88,7 +89,7 @@ def vector(row: int, *arrays: Any) -> int:
 
     ``row`` is the number of elements after which each of the arrays starts its next row.
     """
-    width = 16 // arrays[0].itemsize
+    width: int = 16 // arrays[0].itemsize
     while width > 1 and (
         row % width or any(address(array) % (width * array.itemsize) for array in arrays)
     ):
@@ -117,7 +118,9 @@ def _text(file: str) -> str:
 
 
 @cache
-def _compile(name: str, files: tuple[str, ...], macros: tuple[tuple[str, str | int], ...]) -> Function:
+def _compile(
+    name: str, files: tuple[str, ...], macros: tuple[tuple[str, str | int], ...]
+) -> Function:
     import cupy
 
     # RawModule compiles when first launched, once for each device.

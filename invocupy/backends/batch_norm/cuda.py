@@ -26,7 +26,7 @@ def moments(x: Any, mean: Any, var: Any) -> None:
     macros, sizes = _layout(x, x)
     slices = _slices(x, sizes[2])
     partial = _partial(x, 3, slices)
-    args = (x, partial, *sizes, slices)
+    args: tuple[Any, ...] = (x, partial, *sizes, slices)
     _launch("moments", "moments.cuh", macros, int(sizes[1]) * int(slices) * 32, args)
     args = (partial, mean, var, sizes[1], slices)
     _launch("merge_moments", "moments.cuh", macros, int(sizes[1]) * 32, args)
@@ -51,8 +51,8 @@ def grad_sums(grad: Any, x: Any, out: Any, mean: Any, sum_grad: Any, sum_grad_x:
     macros, sizes = _layout(x, grad, x, out)
     slices = _slices(x, sizes[2])
     partial = _partial(x, 2, slices)
-    masked = {"MASKED": int(out is not None)}
-    args = (grad, x, _NULL if out is None else out, mean, partial, *sizes, slices)
+    masked: dict[str, str | int] = {"MASKED": int(out is not None)}
+    args: tuple[Any, ...] = (grad, x, _NULL if out is None else out, mean, partial, *sizes, slices)
     _launch("grad_sums", "", macros | masked, int(sizes[1]) * int(slices) * 32, args)
     args = (partial, sum_grad, sum_grad_x, sizes[1], slices)
     _launch("merge_sums", "", macros, 2 * int(sizes[1]) * 32, args)

@@ -102,17 +102,13 @@ def fused_grad_span(
     cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
 
 
-def _launch(
-    name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]
-) -> None:
+def _launch(name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]) -> None:
     own = ("involution.cuh", *headers.split(), f"{name}.cu")
     files = ("cuda.cuh", *(f"involution/{file}" for file in own))
     cuda.launch(name, files, macros, threads, args)
 
 
-def _result_strips(
-    g: Geometry, x: Any, *others: Any, widest: int = 8
-) -> tuple[Macros, int]:
+def _result_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
     vector_x = min(widest, cuda.vector(g.width, x))
     vector_out = min(widest, cuda.vector(g.out_w, *others))
