@@ -28,7 +28,7 @@ def moments(x: Any, mean: Any, var: Any) -> None:
     partial = _partial(x, 3, slices)
     args: tuple[Any, ...] = (x, partial, *sizes, slices)
     _launch("moments", "moments.cuh", macros, int(sizes[1]) * int(slices) * 32, args)
-    args = (partial, mean, var, sizes[1], slices)
+    args = (x, partial, mean, var, *sizes[1:], slices)
     _launch("merge_moments", "moments.cuh", macros, int(sizes[1]) * 32, args)
 
 

@@ -1,8 +1,9 @@
 // Second stage of mean and variance: a warp puts the slices of a channel together.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-merge_moments(const ACCUM* __restrict__ partial, ACCUM* __restrict__ mean,
-              ACCUM* __restrict__ var, int channels, int slices)
+merge_moments(const SCALAR* __restrict__ x, const ACCUM* __restrict__ partial,
+              ACCUM* __restrict__ mean, ACCUM* __restrict__ var, int channels, int per_plane,
+              int slices)
 {
     const index_t channel = thread_index() / 32;
     if (channel >= channels) return;
@@ -14,7 +15,7 @@ merge_moments(const ACCUM* __restrict__ partial, ACCUM* __restrict__ mean,
     }
     sum.add_lanes();
     if (threadIdx.x % 32 == 0) {
-        mean[channel] = sum.mean;
+        mean[channel] = pivot_of(x, channel, per_plane) + sum.mean;
         var[channel] = sum.squares / sum.count;
     }
 }

@@ -6,6 +6,7 @@ moments(const SCALAR* __restrict__ x, ACCUM* __restrict__ partial, int batch, in
 {
     const Slice mine = slice_of(batch, channels, per_plane, slices);
     if (mine.of.channel >= channels) return;
+    const ACCUM pivot = pivot_of(x, mine.of.channel, per_plane);
     Moments sum = {0, 0, 0};
 #pragma unroll 4
     for (index_t vector = mine.begin; vector < mine.end; vector += 32) {
@@ -13,7 +14,7 @@ moments(const SCALAR* __restrict__ x, ACCUM* __restrict__ partial, int batch, in
         load<VECTOR>(x + mine.of.offset(vector), value);
         Moments few = {VECTOR, 0, 0};
 #pragma unroll
-        for (int k = 0; k < VECTOR; ++k) few.mean += value[k];
+        for (int k = 0; k < VECTOR; ++k) few.mean += value[k] -= pivot;
         few.mean *= ACCUM(1) / VECTOR;
 #pragma unroll
         for (int k = 0; k < VECTOR; ++k)

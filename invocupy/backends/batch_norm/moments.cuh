@@ -1,3 +1,11 @@
+// All values are taken as distances from one of their own, the first: where the mean is far from
+// zero, that keeps the digits in which the values differ.
+__device__ __forceinline__ ACCUM pivot_of(const SCALAR* x, int channel, int per_plane)
+{
+    const ACCUM first = ACCUM(x[(long long)channel * per_plane * VECTOR]);
+    return first - first == 0 ? first : ACCUM(0);  // not an infinity, and not NaN
+}
+
 // Mean and sum of squared distances from it, of a number of elements. Two of these combine without
 // cancellation, however far the mean is from zero (Chan, Golub and LeVeque 1979).
 struct Moments {
