@@ -27,6 +27,7 @@ from invocupy.backends.perceptron import reference as perceptron_reference
 from invocupy.backends.pointwise import cpu as pointwise
 from invocupy.backends.pointwise import reference as pointwise_reference
 from invocupy.ops.block import involution_block
+from invocupy.ops.memo import once
 from invocupy.testing import LAYOUTS, check_partials, lay_out
 
 DTYPES = st.sampled_from(["float32", "float64"])
@@ -339,6 +340,22 @@ def test_partials_share_sums_but_keep_no_gradient() -> None:
     del grad
     gc.collect()
     assert alive() is None
+
+
+def test_shared_work_is_forgotten_with_its_gradient() -> None:
+    made: list[Any] = []
+
+    def make(grad: np.ndarray) -> np.ndarray:
+        result = 2 * grad
+        made.append(weakref.ref(result))
+        return result
+
+    shared, grad = once(make), np.ones(3)
+    assert shared(grad) is shared(grad)
+    assert len(made) == 1
+    del grad
+    gc.collect()
+    assert made[0]() is None
 
 
 def test_float16_is_computed_in_float32() -> None:

@@ -233,7 +233,9 @@ class _Block:
         third = self.given[2] if self.given else self.measure(self.projected)
         self.norm3 = _Norm.of(self.scale3, self.shift3, third, self.eps[2], batch)
         self.moments = first, second, third
-        return self.last() + self.x
+        value = self.last()
+        value += self.x
+        return value
 
     def backward(self, grad: Any) -> tuple[Any, ...]:
         """The gradients of x and of all parameters, in the order of the arguments."""
@@ -290,7 +292,9 @@ class _Block:
         return result
 
     def centered(self) -> Any:
-        """x without its mean."""
+        """x without its mean, where the norm's moments are the batch's."""
+        if self.given is not None:
+            return self.x
         out, one = self.new(self.shape[1]), self.xp.ones(self.shape[1], self.work)
         self.backend("batch_norm").forward(
             self.x, one, *self.channel(-self.center), None, False, out

@@ -8,10 +8,10 @@ from typing import Any
 
 
 def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make`` with its last result kept for as long as the same gradient comes in.
+    """``make`` with its last result kept for as long as the same gradient comes in and lives.
 
-    The gradient itself is not kept alive: in a deep network that would hold every gradient until
-    the end of the backward pass.
+    Neither outlives its use: a deep network would hold every gradient until the end of the
+    backward pass.
 
     Examples
     --------
@@ -24,9 +24,13 @@ def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """
     last: list[Any] = [None, None]
 
+    def forget(reference: Any) -> None:
+        if last[0] is reference:
+            last[:] = None, None
+
     def shared(grad: Any) -> Any:
         if last[0] is None or last[0]() is not grad:
-            last[:] = weakref.ref(grad), make(grad)
+            last[:] = weakref.ref(grad, forget), make(grad)
         return last[1]
 
     return shared
