@@ -16,8 +16,15 @@ import numpy as np
 
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch, plus
-from invocupy.backends.pointwise.cpu import BYTES, COLUMNS, PARTS, ROWS, VECTORS, packed
-from invocupy.backends.simd import contract_block, product_block
+from invocupy.backends.pointwise.cpu import PARTS, packed
+from invocupy.backends.products import (
+    BYTES,
+    COLUMNS,
+    ROWS,
+    VECTORS,
+    correlate_block,
+    multiply_block,
+)
 
 _TILES = 4  # that are in work at a time
 _ROW = VECTORS * BYTES
@@ -61,7 +68,7 @@ def forward(
     rows = z.input_rows + z.hidden_rows + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
-        BYTES + rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
+        rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
         np.stack([packed(weight, None) for weight in np.split(grouped, groups, axis=1)]),
         out, out_grouped,
     )  # fmt: skip
@@ -90,7 +97,7 @@ def backward(
     turned = grouped.reshape(z.each, groups, -1).transpose(1, 2, 0)
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
-        (1 + vectors) * BYTES + (rows * _TILES + z.back_rows) * _ROW,
+        vectors * BYTES + (rows * _TILES + z.back_rows) * _ROW,
         z, grad, grad_grouped, x, packed(first, offset), packed(dense.T, None),
         np.stack([packed(weight, None) for weight in turned]), packed(first.T, None),
         grad_x, sums_dense, sums_grouped, sums_first, units,
@@ -209,12 +216,12 @@ def _rows(bits: int) -> _Rows:
 
     def products(add):
         @jit
-        def product(terms, weight, rows, source, target, zero):
+        def product(terms, weight, rows, source, target):
             """``target[r] (+)= sum of weight[r, t] * source[t]``, ``rows`` in whole blocks."""
             for r in range(0, rows, M):
-                contract_block(
-                    terms, weight + r * terms * size, M * size, source, row, vector, zero, zero, 8,
-                    target + r * row, row, vector, V, 1, M, R, 1, 0, add, V, bits,
+                multiply_block(
+                    terms, weight + r * terms * size, source, row, target + r * row, row, M - 1, V,
+                    M, R, add, V, bits,
                 )  # fmt: skip
 
         return product
@@ -224,8 +231,8 @@ def _rows(bits: int) -> _Rows:
         """``sums[r, c] += left[r] * right[c]``, lane by lane, over tiles ``step`` bytes apart."""
         for r in range(0, rows, M):
             for c in range(0, columns, B):
-                product_block(
-                    tiles, left + r * row, step, right + c * row, step,
+                correlate_block(
+                    tiles, step, left + r * row, right + c * row, row,
                     sums + (r * columns + c) * vector, columns * vector, M, B, R, V, bits,
                 )  # fmt: skip
 
@@ -247,13 +254,12 @@ def _rows(bits: int) -> _Rows:
 def _forward(bits: int) -> Any:
     fill, pack, unpack, product, _, _, _ = _rows(bits)
     size, row = bits // 8, _ROW
-    tile, margin = _ROW // size, BYTES
+    tile = _ROW // size
     zero = np.dtype(f"f{size}").type(0)
 
     @jit
     def kernel(tasks, scratch, counter, z, x, first, dense, grouped, out, out_grouped):
-        fill(scratch, margin // size, zero)
-        inputs = scratch + margin
+        inputs = scratch
         hidden = inputs + z.input_rows * row
         outputs = hidden + z.hidden_rows * row
         split = outputs + z.output_rows * row
@@ -268,15 +274,15 @@ def _forward(bits: int) -> Any:
             count = min(tile, z.pixels - start)
             for c in range(z.inputs):
                 pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-            product(z.inputs + 1, first, z.hidden, inputs, hidden, scratch)
+            product(z.inputs + 1, first, z.hidden, inputs, hidden)
             h = pointer(hidden, bits)
             for i in range(z.hidden * tile):
                 h[i] = zero if h[i] <= zero else h[i]
-            product(z.hidden + 1, dense, z.output_rows, hidden, outputs, scratch)
+            product(z.hidden + 1, dense, z.output_rows, hidden, outputs)
             for g in range(z.groups):
                 product(
                     depth, grouped + g * z.each_rows * depth * size, z.each_rows,
-                    hidden + g * depth * row, split + g * z.each_rows * row, scratch,
+                    hidden + g * depth * row, split + g * z.each_rows * row,
                 )  # fmt: skip
             for f in range(z.outputs):
                 place = out + ((n * z.outputs + f) * z.pixels + start) * size
@@ -293,7 +299,7 @@ def _forward(bits: int) -> Any:
 def _backward(bits: int) -> Any:
     fill, pack, unpack, product, add_product, correlate, add_lanes = _rows(bits)
     size, row, vector = bits // 8, _ROW, BYTES
-    tile, margin = _ROW // size, BYTES
+    tile = _ROW // size
     zero = np.dtype(f"f{size}").type(0)
 
     @jit
@@ -301,8 +307,7 @@ def _backward(bits: int) -> Any:
         tasks, scratch, counter, z, grad, grad_grouped, x, first, dense, grouped, back, grad_x,
         parts_dense, parts_grouped, parts_first, units,
     ):  # fmt: skip
-        fill(scratch, margin // size, zero)
-        sums_dense = scratch + margin
+        sums_dense = scratch
         sums_grouped = sums_dense + z.output_rows * z.hidden_rows * vector
         sums_first = sums_grouped + z.groups * z.each_rows * z.group_rows * vector
         returned = sums_first + z.hidden * z.input_rows * vector
@@ -340,19 +345,18 @@ def _backward(bits: int) -> Any:
                             split + at + (g * z.each_rows + f) * row,
                             grad_grouped + place * size, count,
                         )  # fmt: skip
-                    product(z.inputs + 1, first, z.hidden, inputs + at, hidden + at, scratch)
-                    product(z.outputs, dense, z.hidden, outputs + at, grads + at, scratch)
+                    product(z.inputs + 1, first, z.hidden, inputs + at, hidden + at)
+                    product(z.outputs, dense, z.hidden, outputs + at, grads + at)
                     for g in range(z.groups):
                         add_product(
                             z.each, grouped + g * z.each * depth * size, depth,
                             split + at + g * z.each_rows * row, grads + at + g * depth * row,
-                            scratch,
                         )  # fmt: skip
                     h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
                     for k in range(z.hidden * tile):
                         grad_h[k] = grad_h[k] if h[k] > zero else zero
                         h[k] = zero if h[k] <= zero else h[k]
-                    product(z.hidden, back, z.back_rows, grads + at, returned, scratch)
+                    product(z.hidden, back, z.back_rows, grads + at, returned)
                     for c in range(z.inputs):
                         place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
                         unpack(place, returned + c * row, count)

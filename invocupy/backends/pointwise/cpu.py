@@ -2,9 +2,9 @@
 
 BLAS is poor at these shapes: with 3 to 64 channels it packs more than it multiplies. Here a chunk
 of pixels of all channels is packed so that it stays in cache (the rows of a channel are often a
-multiple of 4096 bytes from the next channel's, which is the same place in L1), and micro-kernels of
-:mod:`invocupy.backends.simd` hold a block of results in registers. The bias is the weight of one
-more channel, which is 1 everywhere.
+multiple of 4096 bytes from the next channel's, which is the same place in L1), and micro-kernels
+(:mod:`invocupy.backends.products`) hold a block of results in registers. The bias is the weight of
+one more channel, which is 1 everywhere.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -15,18 +15,18 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
 
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch
-from invocupy.backends.simd import contract_block, product_block
+from invocupy.backends.products import (
+    BYTES,
+    COLUMNS,
+    ROWS,
+    VECTORS,
+    correlate_block,
+    multiply_block,
+)
 
-_FEATURES = binding.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512vl"))
-BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
-VECTORS = 4 if _WIDE else 2  # of pixels in a tile
-ROWS = 4  # results of a tile
-COLUMNS = 4 if _WIDE else 3  # channels of x in a block of the weight gradient
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
 _BLOCK = 72  # channels of each side in a task of the weight gradient
 _TASKS = 16  # into which a product is cut at least
@@ -38,8 +38,6 @@ def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
     batch, channels, pixels = x.shape
     tile = VECTORS * BYTES // x.itemsize
     order, rows = packed(weight, bias), out.shape[1]
-    # row numbers beyond the last one repeat it, and so do their weights
-    places = np.minimum(np.arange(order.shape[0] * ROWS), rows - 1) * (pixels * x.itemsize)
     chunk = min(max(_CACHE // (order.shape[1] * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
@@ -47,7 +45,7 @@ def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
     bytes_ = order.shape[1] * (chunk * x.itemsize + 64) + BYTES
     launch(
         _forward(8 * x.itemsize), chunks * groups, x.size * rows // 16, bytes_,
-        x, order, places, out, channels, order.shape[1], rows, pixels, chunk, groups,
+        x, order, out, channels, order.shape[1], rows, pixels, chunk, groups,
     )  # fmt: skip
 
 
@@ -88,7 +86,10 @@ def _blocks(channels: int, step: int) -> tuple[int, int]:
 
 
 def packed(weight: Any, bias: Any) -> Any:
-    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS)."""
+    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS).
+
+    A last block is filled up with its last row.
+    """
     full = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
     blocks = -(-full.shape[0] // ROWS)
     rows = np.minimum(np.arange(blocks * ROWS), full.shape[0] - 1)
@@ -99,13 +100,11 @@ def packed(weight: Any, bias: Any) -> Any:
 def _forward(bits: int) -> Any:
     size = bits // 8
     V, R, S = BYTES // size, VECTORS, ROWS
-    vector = BYTES
     tile = R * V
 
     @jit
     def kernel(
-        tasks, scratch, counter, x, weight, places, out, channels, terms, rows, pixels, chunk,
-        groups,
+        tasks, scratch, counter, x, weight, out, channels, terms, rows, pixels, chunk, groups
     ):  # fmt: skip
         chunks = -(-pixels // chunk)
         plane = chunk * size + 64
@@ -130,16 +129,17 @@ def _forward(bits: int) -> Any:
                     held[i] = seen[i]
             blocks = -(-rows // S)
             for b in range(blocks * group // groups, blocks * (group + 1) // groups):
-                w, place = weight + b * terms * S * size, places + b * S * 8
+                w, place = weight + b * terms * S * size, target + b * S * pixels * size
+                last = min(S, rows - b * S) - 1
                 for i in range(0, whole * size, tile * size):
-                    contract_block(
-                        terms, w, S * size, scratch + i, plane, vector, 0, place, 8,
-                        target + i, 0, vector, V, S, 1, R, 1, 0, 0, V, bits,
+                    multiply_block(
+                        terms, w, scratch + i, plane, place + i, pixels * size, last, V,
+                        S, R, 0, V, bits,
                     )  # fmt: skip
                 for i in range(whole, count, V):
-                    contract_block(
-                        terms, w, S * size, scratch + i * size, plane, vector, 0, place, 8,
-                        target + i * size, 0, vector, count - i, S, 1, 1, 1, 0, 0, V, bits,
+                    multiply_block(
+                        terms, w, scratch + i * size, plane, place + i * size, pixels * size,
+                        last, min(V, count - i), S, 1, 0, V, bits,
                     )  # fmt: skip
 
     return kernel
@@ -205,8 +205,8 @@ def _grad_weight(bits: int) -> Any:
                     )  # fmt: skip
                 for i in range(0, height, A):
                     for j in range(0, width, B):
-                        product_block(
-                            -(-count // tile), left + i * row, step, right + j * row, step,
+                        correlate_block(
+                            -(-count // tile), step, left + i * row, right + j * row, row,
                             scratch + (i * width + j) * vector, width * vector, A, B, R, V, bits,
                         )  # fmt: skip
             for i in range(a):
