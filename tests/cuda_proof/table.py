@@ -1,8 +1,8 @@
 """The committed figures of every shipped kernel, and what counts as worse.
 
-``python tests/cuda_proof/table.py`` measures anew and writes ``table.json``: the pinned compiler's
-registers, spills and shared memory on each architecture, the 16-byte loads of its machine code, and
-what the PTX interpreter counts. All of it is deterministic; none of it is a time.
+``python tests/cuda_proof/table.py`` measures what changed and writes ``table.json``: the pinned
+compiler's registers, spills and shared memory on each architecture, the 16-byte loads of its machine
+code, and what the PTX interpreter counts. All of it is deterministic; none of it is a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NETWORKS = {  # the layers of the article's network and of RedNet: plane size, e
     "k3-stride2": (56, ("float32",)),
     "k7-stride2": (56, ("float32", "float16")),
 }
-TUNED = (80, 90)  # no spills at all on these
+TUNED = (80, 90)  # not a byte more may spill on these; elsewhere 64 may come and go
 
 
 def problems() -> Iterator[tuple[str, cases.Problem]]:
@@ -116,14 +116,14 @@ def worse(key: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What got worse than the committed row by more than compilers differ among each other."""
     found = []
     for arch in (a for a in new if a.startswith("sm_")):
-        (registers, spilled, shared), (was, _, shared_was) = new[arch], old[arch]
-        if spilled > (0 if int(arch[3:]) in TUNED else 64):
-            found.append(f"{key}, {arch}: spills {spilled} bytes")
+        (registers, spilled, shared), (was, spilled_was, shared_was) = new[arch], old[arch]
+        if spilled > max(spilled_was, 0 if int(arch[3:]) in TUNED else 64):
+            found.append(f"{key}, {arch}: spills {spilled} bytes, was {spilled_was}")
         if registers > 1.1 * was:
             found.append(f"{key}, {arch}: {registers} registers, was {was}")
         if registers * cuda.BLOCK > 65536:
             found.append(f"{key}, {arch}: {registers} registers x {cuda.BLOCK} threads > 65,536")
-        if shared > max(shared_was, 0):
+        if shared > shared_was:
             found.append(f"{key}, {arch}: {shared} bytes of shared memory, was {shared_was}")
     if new.get("wide_loads", 0) < old.get("wide_loads", 0):
         found.append(f"{key}: {new['wide_loads']} 16-byte loads, was {old['wide_loads']}")
@@ -135,8 +135,11 @@ def worse(key: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     kernels = shipped()
-    sources = [source for _, source, _ in kernels.values()]
-    rows = dict(zip(kernels, measure(sources, nvrtc.ARCHITECTURES), strict=True))
+    old = load() if FILE.exists() else {}
+    rows = {key: old.get(key, {}) for key in kernels}
+    changed = [k for k, (_, text, _) in kernels.items() if rows[k].get("source") != digest(text)]
+    measures = measure([kernels[key][1] for key in changed], nvrtc.ARCHITECTURES)
+    rows |= zip(changed, measures, strict=True)
     for key, problem in problems():
         for kernel, figures in counted(problem, key).items():
             rows[kernel] |= figures
