@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -289,10 +290,16 @@ SETUP = """
 """
 
 
-def run_script(body, **environment):
+def run_script(body, before="", **environment):
     """Run Python in a fresh process; its standard output."""
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SETUP) + textwrap.dedent(body)],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            textwrap.dedent(before + SETUP) + textwrap.dedent(body),
+        ],
         env={k: v for k, v in {**os.environ, **environment}.items() if v is not None},
         capture_output=True,
         text=True,
@@ -385,6 +392,28 @@ def test_kernels_are_not_kept_where_others_could_write(tmp_path):
 )
 def test_works_without_a_place_for_kernels(where):
     assert run_script(REPORT, **where) == "True 0"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
+@pytest.mark.parametrize(("processor", "features"), [("x86-64", {}), ("haswell", {"avx2": True})])
+def test_works_on_lesser_processors(processor, features):
+    """Vectors of 16 and 32 bytes, sixteen registers."""
+    before = f"""
+    from llvmlite import binding
+    binding.get_host_cpu_features = lambda: {features}
+    """
+    body = """
+    from invocupy.backends.involution import cpu_plan
+    grad_x, grad_kernel = np.empty_like(x), np.empty_like(kernel)
+    cpu.grad_x(right, kernel, g, grad_x)
+    cpu.grad_kernel(right, x, g, grad_kernel)
+    norm = np.vdot(right, right)
+    adjoint = [np.vdot(x, grad_x), np.vdot(kernel, grad_kernel)]
+    print(cpu_plan.VECTOR_BYTES, right_again(), np.allclose(adjoint, norm, rtol=1e-5))
+    """
+    where = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "+avx2,+fma" if features else ""}
+    expected = "32" if features else "16"
+    assert run_script(body, before, **where) == f"{expected} True True"
 
 
 def test_two_processes_that_compile_at_once(tmp_path):

@@ -115,7 +115,8 @@ class _Files(_Cache):
         directory = _directory()
         if directory is None:
             raise OSError("no directory for compiled kernels")
-        depends = (_sources(), _identity(self._function), str(sig), codegen.magic_tuple())
+        sources = _sources(self._function.__code__.co_filename)
+        depends = (sources, _identity(self._function), str(sig), codegen.magic_tuple())
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
         return directory / f"{self._function.__name__}-{name}"
 
@@ -128,11 +129,12 @@ def _identity(function: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _sources() -> tuple[str, ...]:
-    """What every compiled kernel depends on: our sources and the compilers."""
+def _sources(file: str) -> tuple[str, ...]:
+    """What the kernels in ``file`` depend on: it, its neighbours, this folder and the compilers."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in (Path(file).parent, Path(__file__).parent):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest(), numba.__version__, llvmlite.__version__, sys.version
 
 

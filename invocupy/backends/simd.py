@@ -89,7 +89,7 @@ class _Vectors:
         self._call("masked.store.{}.p0", ir.VoidType(), vector, self.at(address), align, mask)
 
     def prefetch(self, address: Any, write: int = 0) -> None:
-        """Ask for a cache line in the second level."""
+        """Ask for a cache line: in the second level, or, to be written, in the first."""
         number = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), number, number, number])
         callee = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
@@ -98,6 +98,13 @@ class _Vectors:
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self._call("fma.{}", self.type, a, b, c)
+
+    def sum(self, vector: Any, start: Any) -> Any:
+        """All lanes and ``start``, the lanes by halves."""
+        kind = ir.FunctionType(self.element, [self.element, self.type])
+        name = f"llvm.vector.reduce.fadd.v{self.V}f{self.size * 8}"
+        callee = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(callee, [start, vector], fastmath=("reassoc",))
 
     def add(self, a: Any, b: Any) -> Any:
         """Integer sum; ``b`` may be a Python int."""
@@ -177,6 +184,7 @@ def gather_block(  # type: ignore[no-untyped-def]
     used for P channels and each shifted vector of ``x`` for up to R rows, so that there are
     (P * (M + R - 1) + M * R) / (P * M * R) loads for each multiply-add: 0.55 for M=7, P=8, R=3.
     A step is one kernel column (for M tap rows at once); ``steps`` holds its byte offset in ``x``.
+    The lines of the results of the next R rows are prefetched.
     """
     m_, p_, r_, v_, b_ = _literals(M, P, R, V, bits)
 
@@ -213,7 +221,7 @@ def gather_block(  # type: ignore[no-untyped-def]
 @intrinsic(prefer_literal=True)
 def contract_block(  # type: ignore[no-untyped-def]
     typing, count, left, left_plane, right, right_plane, right_row, moves, places, stride,
-    out, out_tap, out_row, lanes, S, M, R, spread, shifted, add, V, bits
+    out, out_tap, out_row, ahead, lanes, S, M, R, spread, shifted, add, V, bits
 ):  # fmt: skip
     """``out[s, m, r] = sum over planes c < count of left * right``, S * M * R accumulators.
 
@@ -221,7 +229,8 @@ def contract_block(  # type: ignore[no-untyped-def]
     ``left[c, s, m]`` (spread=1). ``right`` is ``right[c, r]`` (shifted=0) or
     ``right[c, r + m]`` moved by ``moves[s]`` (shifted=1), each load serving up to R rows.
     With add=1 the sum starts from what ``out`` holds (packed, whole vectors).
-    The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``.
+    The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``. With
+    spread=0 results go to memory in many streams: the lines ``ahead`` bytes further are prefetched.
 
     - gradient of the kernel: the channels of grad (0) with the channels of x (shifted);
     - kernel from features: weights (1) with features, shifted for the gradient of x;
@@ -232,7 +241,7 @@ def contract_block(  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         v = _Vectors(builder, v_, b_)
         count, left, left_plane, right, right_plane, right_row, moves, places = args[:8]
-        stride, out, out_tap, out_row, lanes = args[8:13]
+        stride, out, out_tap, out_row, ahead, lanes = args[8:14]
         into = []
         for s in range(s_):
             place = v.at(v.add(places, v.times(stride, s)))
@@ -242,6 +251,9 @@ def contract_block(  # type: ignore[no-untyped-def]
                 for m in range(m_)
                 for r in range(r_)
             ]
+        if not spread_:
+            for place in into:
+                v.prefetch(v.add(place, ahead), 1)
         start = [v.load(place) if add_ else v.zero for place in into]
         moved = [ir.Constant(_I64, 0)] * s_
         if shifted_:
@@ -281,15 +293,15 @@ def contract_block(  # type: ignore[no-untyped-def]
         v.store_all(list(zip(total, into, strict=True)), lanes)
         return context.get_dummy_value()
 
-    signature = void(*[int64] * 13, S, M, R, spread, shifted, add, V, bits)
+    signature = void(*[int64] * 14, S, M, R, spread, shifted, add, V, bits)
     return signature, codegen
 
 
 @intrinsic(prefer_literal=True)
 def product_block(  # type: ignore[no-untyped-def]
     typing, count, left, left_tile, right, right_tile, out, out_row, A, B, R, V, bits
-):
-    """``out[a, b] += sum over tiles and r of left[tile, a, r] * right[tile, b, r]``, lane by lane.
+):  # fmt: skip
+    """``out[a, b] += sum over tiles, r and lanes of left[tile, a, r] * right[tile, b, r]``.
 
     A times B accumulators: (A + B) / (A * B) loads for each multiply-add.
     """
@@ -298,12 +310,7 @@ def product_block(  # type: ignore[no-untyped-def]
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         v = _Vectors(builder, v_, bits_)
         count, left, left_tile, right, right_tile, out, out_row = args[:7]
-        places = [
-            v.add(v.add(out, v.times(out_row, a)), b * v.bytes)
-            for a in range(a_)
-            for b in range(b_)
-        ]
-        loop = _Loop(builder, count, [left, right, *[v.load(place) for place in places]])
+        loop = _Loop(builder, count, [left, right, *[v.zero] * (a_ * b_)])
         left, right, *total = loop.carried
         for r in range(r_):
             columns = [v.load(v.add(right, (b * r_ + r) * v.bytes)) for b in range(b_)]
@@ -312,8 +319,11 @@ def product_block(  # type: ignore[no-untyped-def]
                 for b in range(b_):
                     total[a * b_ + b] = v.fma(factor, columns[b], total[a * b_ + b])
         loop.close([v.add(left, left_tile), v.add(right, right_tile), *total])
-        for vector, place in zip(total, places, strict=True):
-            v.store(vector, place)
+        for a in range(a_):
+            for b in range(b_):
+                place = v.at(v.add(v.add(out, v.times(out_row, a)), b * v.size))
+                before = builder.load(place, align=v.size, typ=v.element)
+                builder.store(v.sum(total[a * b_ + b], before), place, align=v.size)
         return context.get_dummy_value()
 
     return void(*[int64] * 7, A, B, R, V, bits), codegen

@@ -25,6 +25,8 @@ _GRAIN = 1 << 20  # multiply-adds below which waking another thread does not pay
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
+# products of taps and features for the weight gradients, in registers
+_TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
 
 
 class Sizes(NamedTuple):
@@ -59,7 +61,6 @@ class Sizes(NamedTuple):
     features_size: int
     tile_size: int
     patch_size: int
-    sums_size: int
     zero: int  # address of a zero
 
 
@@ -132,9 +133,10 @@ def fused_grad_span(
     blocks = np.zeros((g.groups, taps, job.sizes.padded), weight.dtype)
     blocks[:, :, :number] = weight.reshape(g.groups, taps, number)[:, order]
     blocks = blocks.reshape(g.groups, taps, -1, job.wide).transpose(0, 2, 1, 3).copy()
-    parts = np.empty((job.tasks, g.groups, taps, number + 1), weight.dtype)
+    shape = _up(taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
+    parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
     _run(job, grad, x, features, blocks, grad_features, parts)
-    total = parts.sum(axis=0)
+    total = parts[:, :, :taps, : number + 1].sum(axis=0)
     grad_weight.reshape(g.groups, taps, number)[:, order] = total[..., :-1]
     grad_bias.reshape(g.groups, taps)[:, order] = total[..., -1]
 
@@ -213,28 +215,29 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     """The gradients of features, weights and bias."""
     p = _correlation_plan(g, size, _TILES)
     wide = min(ACCUMULATORS // p.rows, max(features, 1))
-    a, b = (4, 6) if ACCUMULATORS == 24 else (3, 4)
     vector = p.rows * p.lanes * size
-    span, taps = -(-(features + 1) // b) * b, -(-g.kernel_h * g.kernel_w // a) * a
+    span = _up(features + 1, _FEATURES_AT_ONCE)
+    taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
     rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
     tiles = -(-rows // p.rows) * -(-columns // p.lanes)
     z = _sizes(g, p, size)
     z = z._replace(
         kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
-        padded=-(-features // wide) * wide, features_size=tiles * span * vector,
+        padded=_up(features, wide), features_size=tiles * span * vector,
         tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
-        sums_size=taps * span * p.lanes * size,
     )  # fmt: skip
-    kernel = span_gradients(8 * size, p.lanes, p.run, p.rows, _together(p), wide, a, b)
+    kernel = span_gradients(
+        8 * size, p.lanes, p.run, p.rows, _together(p), wide, _TAPS_AT_ONCE, _FEATURES_AT_ONCE
+    )
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
     return _job(g, kernel, p, _together(p), wide, z, (p.steps,), tasks)
 
 
 def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
     """A run of M taps times R rows must fit the accumulators, and only the plan knows M."""
-    p = plan(g, size, backward=False, rows=3, budget=_BUDGET, tiles=tiles)
+    p = plan(g, size, backward=False, rows=3, budget=_BUDGET, tiles=tiles, halves=False)
     rows = max(1, min(3, (ACCUMULATORS + 3) // p.run))
-    return plan(g, size, backward=False, rows=rows, budget=_BUDGET, tiles=tiles)
+    return plan(g, size, backward=False, rows=rows, budget=_BUDGET, tiles=tiles, halves=False)
 
 
 def _together(p: Plan) -> int:
@@ -254,14 +257,19 @@ def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
         phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
         pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, sums_size=0, zero=threads.address(_ZERO),
+        patch_size=0, zero=threads.address(_ZERO),
     )  # fmt: skip
 
 
 def _job(
     g: Geometry, kernel: Any, p: Plan, together: int, wide: int, z: Sizes, tables: Any, tasks: int
 ) -> _Job:
-    scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size + z.sums_size
+    scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
     work = products * (1 + z.features // z.channels)
     return _Job(kernel, p, together, wide, z, tables, tasks, scratch, work)
+
+
+def _up(number: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is not less than ``number``."""
+    return -(-number // step) * step

@@ -12,7 +12,7 @@ from typing import Any
 
 from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack
 from invocupy.backends.involution.cpu_plan import KERNEL, SEEN, STEP_FIELDS, TILE
-from invocupy.backends.jit import jit, next_task, pointer
+from invocupy.backends.jit import jit, next_task
 from invocupy.backends.simd import contract_block, copy_block, product_block, store_lanes
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
@@ -65,7 +65,8 @@ def correlate(bits: int, V: int, M: int, R: int, S: int) -> Any:
                         contract_block(
                             z.channels, patch, R * V * size, seen, z.plane, z.row_step * z.pitch,
                             table + s * _STEP + _SEEN, table + s * _STEP + _KERNEL, _STEP,
-                            out + image * z.kernel_plane + position, z.tap_step, line, lanes,
+                            out + image * z.kernel_plane + position, z.tap_step, line, R * line,
+                            lanes,
                             S, M, R, 0, 1, 0, V, bits,
                         )  # fmt: skip
 
@@ -88,24 +89,21 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
         patch = scratch + z.packed_size  # grad, then gradient of features
         tile = patch + z.patch_size
         features = tile + z.tile_size
-        sums = features + z.features_size
         count = steps.shape[0]
         taps = count * M
-        tap_tile = -(-taps // A) * A * R * V * size
-        span = -(-z.features // B) * B
+        tap_rows, span = -(-taps // A) * A, -(-z.features // B) * B
+        tap_tile = tap_rows * R * V * size
         feature_bytes = span * R * V * size
         blocks = z.images * z.bands * z.strips
         line = z.kernel_columns * size
         plane = z.kernel_rows * line
         table = steps.ctypes.data
-        total = pointer(sums, bits)
         while True:
             task = next_task(counter)
             if task >= tasks:
                 return
             for group in range(z.groups):
-                for k in range(-(-taps // A) * A * span * V):
-                    total[k] = 0
+                part = parts + (task * z.groups + group) * tap_rows * span * size
                 for block in range(blocks * task // tasks, blocks * (task + 1) // tasks):
                     rest, strip = divmod(block, z.strips)
                     number, band = divmod(rest, z.bands)
@@ -141,7 +139,7 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
                                     z.channels, patch, R * V * size, seen, z.plane,
                                     z.row_step * z.pitch, table + s * _STEP + _SEEN,
                                     table + s * _STEP + _TILE, _STEP, to, R * V * size, V * size,
-                                    V, S, M, R, 0, 1, 0, V, bits,
+                                    0, V, S, M, R, 0, 1, 0, V, bits,
                                 )  # fmt: skip
                             if lanes < V or rows < R:
                                 for t in range(taps):
@@ -168,7 +166,7 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
                                 contract_block(
                                     taps, weight + (group * z.padded + f) * taps * size, T * size,
                                     to, R * V * size, V * size, table, z.zero, 0, patch,
-                                    R * V * size, V * size, V, 1, T, R, 1, 0, 1, V, bits,
+                                    R * V * size, V * size, 0, V, 1, T, R, 1, 0, 1, V, bits,
                                 )  # fmt: skip
                                 for k in range(min(T, z.features - 1 - f)):
                                     for r in range(rows):
@@ -182,16 +180,8 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
                             product_block(
                                 tiles, tile + t * R * V * size, tap_tile,
                                 features + f * R * V * size, feature_bytes,
-                                sums + (t * span + f) * V * size, span * V * size,
+                                part + (t * span + f) * size, span * size,
                                 A, B, R, V, bits,
                             )  # fmt: skip
-                part = pointer(parts + (task * z.groups + group) * taps * z.features * size, bits)
-                for t in range(taps):
-                    for f in range(z.features):
-                        first = (t * span + f) * V
-                        value = total[first]
-                        for j in range(1, V):
-                            value += total[first + j]
-                        part[t * z.features + f] = value
 
     return span_gradients

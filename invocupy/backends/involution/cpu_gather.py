@@ -153,7 +153,7 @@ def _generated(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
                 contract_block(
                     z.features, weights + s * M * z.features * size, S * M * size,
                     features + seen, z.plane, z.pitch, table + s * _STEP + _SEEN,
-                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, V,
+                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, 0, V,
                     S, M, R, 1, 1, 0, V, bits,
                 )  # fmt: skip
             if inside:
@@ -170,7 +170,7 @@ def _generated(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
                 contract_block(
                     z.features, weights + s * M * z.features * size, S * M * size,
                     features, R * V * size, V * size, table + s * _STEP + _SEEN,
-                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, V,
+                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, 0, V,
                     S, M, R, 1, 0, 0, V, bits,
                 )  # fmt: skip
 

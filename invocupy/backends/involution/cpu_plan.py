@@ -116,12 +116,20 @@ class Plan:
 
 @lru_cache(maxsize=512)
 def plan(
-    g: Geometry, size: int, *, backward: bool, rows: int, budget: int, tiles: int = 1 << 30
+    g: Geometry,
+    size: int,
+    *,
+    backward: bool,
+    rows: int,
+    budget: int,
+    tiles: int = 1 << 30,
+    halves: bool = True,
 ) -> Plan:
     """Cut ``g`` for elements of ``size`` bytes: forward, or backward for the gradient of x.
 
     A tile has at most ``rows`` rows; a block has about ``budget`` bytes of packed source and at
-    most about ``tiles`` tiles.
+    most about ``tiles`` tiles. ``halves``: vectors may be shorter than the machine's if they fit
+    the width better.
     """
     if backward:
         down = _reached(g.height, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h)
@@ -142,11 +150,13 @@ def plan(
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
     rows = min(rows, fewest)
-    # the last vector of a row overlaps the one before; half vectors cost a little for each vector
+    # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
+    # little each, and too much where results go to as many places as there are taps.
     sizes = [lanes for lanes in (16, 8, 4) if lanes * size <= VECTOR_BYTES] or [
         VECTOR_BYTES // size
     ]
-    lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + 1))
+    cost = 1 if halves else sizes[0]
+    lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + cost))
 
     strips = max(1, narrowest // _WIDEST_STRIP)
     width = max(-(-widest // strips), lanes)
