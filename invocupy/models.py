@@ -13,6 +13,8 @@ import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
+from invocupy.autograd import Tensor, apply
+from invocupy.ops.block import involution_block
 
 
 class SimpleBlock(nn.Module):
@@ -25,7 +27,9 @@ class SimpleBlock(nn.Module):
     hidden_channels : int
         Inside; a multiple of 16.
     fused : bool or "auto"
-        See :class:`invocupy.nn.Involution`.
+        False runs layer by layer. Otherwise the whole block is one operator on the CPU, several
+        times faster and with a fraction of the memory; on the GPU see
+        :class:`invocupy.nn.Involution`.
     rng : numpy.random.Generator, optional
 
     Examples
@@ -51,9 +55,50 @@ class SimpleBlock(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """(N, channels, H, W) to the same; the residual is added after the last ReLU."""
+        if self._runs_as_one(x):
+            return self._as_one(x)
         hidden = self.expand_norm(self.expand(x), relu=True)
         y = self.project_norm(self.project(self.involution(hidden)), relu=True)
         return F.add(y, x)
+
+    def _runs_as_one(self, x: Any) -> bool:
+        """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
+        array = x.data if isinstance(x, Tensor) else x
+        return (
+            self.involution.fused is not False
+            and isinstance(array, np.ndarray)
+            and array.dtype in (np.float32, np.float64)
+            and array.ndim == 4
+            and array.size > array.shape[1]  # more than one value a channel
+            and all(p.dtype == array.dtype for p in self.parameters())
+        )
+
+    def _as_one(self, x: Any) -> Any:
+        """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
+        middle = self.involution
+        norms = self.expand_norm, middle.norm, self.project_norm
+        layers = (
+            self.expand, self.expand_norm, middle.reduce, middle.norm, middle.span,
+            self.project, self.project_norm,
+        )  # fmt: skip
+        count = x.size // x.shape[1]
+
+        def observe(moments: tuple[Any, ...]) -> None:
+            for norm, (mean, var) in zip(norms, moments, strict=True):
+                norm.observe(mean, var, count)
+
+        return apply(
+            involution_block,
+            x,
+            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
+            kernel_size=middle.kernel_size,
+            dilation=middle.dilation,
+            eps=tuple(norm.eps for norm in norms),
+            moments=None
+            if self.training
+            else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
+            observe=observe if self.training else None,
+        )
 
 
 class SimpleModel(nn.Module):
@@ -75,7 +120,7 @@ class SimpleModel(nn.Module):
     head_relu : bool
         Whether a ReLU stands between the dense layers; the article has none.
     fused : bool or "auto"
-        See :class:`invocupy.nn.Involution`.
+        See :class:`SimpleBlock`.
     rng : numpy.random.Generator or int, optional
         Where the initial weights are drawn from, or its seed.
 

@@ -476,14 +476,18 @@ class BatchNorm2d(Module):
             raise ValueError(
                 f"x must have more than one value a channel in training, got shape {x.shape}"
             )
-        moments = mean, var = F.batch_moments(x)
+        moments = F.batch_moments(x)
+        self.observe(*moments, count)
+        arguments = (None, None, self.weight, self.bias, True)
+        return F.batch_norm(x, *arguments, moments=moments, **options)
+
+    def observe(self, mean: Any, var: Any, count: int) -> None:
+        """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
         keep, unbiased = 1 - self.momentum, count / (count - 1)
         # New arrays: the old ones may be held by somebody.
         for buffer, new in ((self.running_mean, mean), (self.running_var, var * unbiased)):
             buffer.data = (keep * buffer.data + self.momentum * new).astype(buffer.data.dtype)
         self.num_batches_tracked.data = self.num_batches_tracked.data + 1
-        arguments = (None, None, self.weight, self.bias, True)
-        return F.batch_norm(x, *arguments, moments=moments, **options)
 
 
 class Involution(Module):
