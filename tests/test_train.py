@@ -235,7 +235,7 @@ def test_a_finished_run_goes_on_for_more_epochs_only(tmp_path: Path) -> None:
 
 
 def test_resume_with_other_settings_is_refused(whole: Path) -> None:
-    with pytest.raises(ConfigError, match=r"layers is 1 there, not 0; lr is 0.05 there, not 0.1"):
+    with pytest.raises(ConfigError, match=r"layers is 1 there, not 0; lr is 0.03 there, not 0.1"):
         fit(replace(HEAD, lr=0.1), whole, resume=True)
     with pytest.raises(ConfigError, match="out must be given"):
         fit(TINY, resume=True)
@@ -453,7 +453,7 @@ def test_rates_follow_the_schedule() -> None:
 
 
 def test_limit_and_sizes_of_the_data() -> None:
-    for limit, train, test in ((7, 7, 7), (None, 4000, 1000), (1200, 1200, 1000)):
+    for limit, train, test in ((7, 7, 7), (None, 10_000, 1000), (1200, 1200, 1000)):
         config = Config(limit=limit)
         assert len(load_data(config, train=True)[0]) == train
         assert len(load_data(config, train=False)[0]) == test

@@ -33,7 +33,7 @@ class DataSet(NamedTuple):
 
 def _shapes10(config: Config, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     # The set stays the same whatever the seed of the run, so that runs compare.
-    return data.shapes10(config.limit or 4000, 0) if train else data.shapes10(1000, 0, False)
+    return data.shapes10(config.limit or 10_000, 0) if train else data.shapes10(1000, 0, False)
 
 
 DATASETS = {
@@ -88,7 +88,7 @@ class Config:
         Of the initial weights, the order of the images and their augmentation.
     limit : int, optional
         Take the first so many images only, of the training and of the test set. Without it,
-        shapes10 has 4,000 and 1,000.
+        shapes10 has 10,000 and 1,000.
     device : "auto", "cpu", "cuda" or "cuda:i"
         ``"auto"`` takes a GPU if CuPy finds one.
 
@@ -112,11 +112,11 @@ class Config:
     dataset: str = "shapes10"
     data_dir: str | None = None
     model: str = "simple"
-    layers: int = 3
+    layers: int = 2
     head_relu: bool = True
-    epochs: int = 8
+    epochs: int = 4
     batch_size: int = 64
-    lr: float = 0.05
+    lr: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
