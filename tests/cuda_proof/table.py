@@ -1,8 +1,8 @@
 """The committed figures of every shipped kernel, and what counts as worse.
 
 ``python tests/cuda_proof/table.py`` measures what changed and writes ``table.json``: the pinned
-compiler's registers, spills and shared memory on each architecture, the 16-byte loads of its machine
-code, and what the PTX interpreter counts. All of it is deterministic; none of it is a time.
+compiler's registers, spills and shared memory on each architecture, the 16-byte loads of its
+machine code, and what the PTX interpreter counts. All of it is deterministic; none of it is a time.
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ def worse(key: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             found.append(f"{key}, {arch}: {registers} registers x {cuda.BLOCK} threads > 65,536")
         if shared > shared_was:
             found.append(f"{key}, {arch}: {shared} bytes of shared memory, was {shared_was}")
-    if new.get("wide_loads", 0) < old.get("wide_loads", 0):
+    if "wide_loads" in new and new["wide_loads"] < old["wide_loads"]:
         found.append(f"{key}: {new['wide_loads']} 16-byte loads, was {old['wide_loads']}")
     for figure in ("instructions_per_fma", "sectors_per_ideal"):
-        if new.get(figure, 0) > 1.02 * old.get(figure, 0):
+        if figure in new and new[figure] > 1.02 * old[figure]:
             found.append(f"{key}: {figure} {new[figure]}, was {old[figure]}")
     return found
 
