@@ -44,7 +44,7 @@ def _need_tools() -> None:
     lacking += ["ml_dtypes"] if importlib.util.find_spec("ml_dtypes") is None else []
     lacking += ["g++"] if shutil.which("g++") is None else []
     if lacking:
-        reason = f"no {', '.join(lacking)}: apt install g++, pip install 'invocupy[cuda-proof]'"
+        reason = f"no {', '.join(lacking)}: apt install g++, pip install 'invocupy[proof]'"
         if os.environ.get("CI"):
             raise RuntimeError(reason)
         pytest.skip(reason, allow_module_level=True)

@@ -52,7 +52,7 @@ def headers() -> Path:
     """NVIDIA's include folder."""
     file = wheel_file("*/include/cuda_bf16.h")
     if file is None:
-        raise RuntimeError("CUDA's headers are missing: pip install 'invocupy[cuda-proof]'")
+        raise RuntimeError("CUDA's headers are missing: pip install 'invocupy[proof]'")
     return file.parent
 
 
