@@ -8,8 +8,12 @@ absolute values; no constant is chosen.
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -635,3 +639,23 @@ def test_block_gives_new_arrays_and_refuses_what_does_not_fit() -> None:
         array[...] = np.nan
         partial = partials[next(i for i, other in enumerate(first) if other is array)]
         np.testing.assert_array_equal(partial(grad), kept)
+
+
+def test_kernels_kept_by_different_processes_are_told_apart(tmp_path: Path) -> None:
+    """Their object files may define equal symbols: the second loaded must not run the first."""
+    code = (
+        "import sys, numpy as np\n"
+        "from invocupy.backends.pointwise import cpu\n"
+        "for dtype in sys.argv[1:]:\n"
+        "    grad, x = np.full((1, 1, 1), 2, dtype), np.full((1, 1, 1), 3, dtype)\n"
+        "    out, bias = np.zeros((1, 1), dtype), np.zeros(1, dtype)\n"
+        "    cpu.grad_weight(grad, x, out, bias)\n"
+        "    assert (out[0, 0], bias[0]) == (6, 2), (dtype, out, bias)\n"
+    )
+    tmp_path.chmod(0o700)
+    for dtypes in (["float32"], ["float64"], ["float32", "float64"]):
+        subprocess.run(
+            [sys.executable, "-c", code, *dtypes],
+            check=True,
+            env={**os.environ, "INVOCUPY_CACHE_DIR": str(tmp_path)},
+        )

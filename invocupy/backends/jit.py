@@ -35,6 +35,10 @@ _DIGEST = hashlib.sha256().digest_size
 
 def jit(function: Any) -> Any:
     """Compile ``function`` when it is first called: no GIL, no Python errors, no fast-math."""
+    # Object files of one function with different sizes, compiled by different processes, may define
+    # the same symbols, and all but the first to be loaded would run its code.
+    digest = hashlib.sha256(repr(_identity(function)).encode()).hexdigest()[:16]
+    function.__qualname__ += f"_{digest}"
     dispatcher = njit(function, nogil=True, error_model="numpy")
     dispatcher._cache = _Files(function)
     return dispatcher

@@ -150,7 +150,7 @@ def involution(
 
     def device(inputs: list[Any], results: list[Any]) -> None:
         enough = involution_device._ENOUGH if f.few else 1
-        with mock.patch.object(involution_device, "_ENOUGH", enough):
+        with mock.patch.object(involution_device, "ENOUGH", enough):
             getattr(involution_device, function)(*inputs, g, *results)
 
     def magnitudes(inputs: list[Any]) -> list[Any]:

@@ -19,7 +19,7 @@ from invocupy.geometry import Geometry
 Macros: TypeAlias = dict[str, str | int]
 
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
-_ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
+ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
 
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
@@ -169,7 +169,7 @@ def _share_channels(
     Each share reads (or makes) the kernel values again. Loads that are not repeated, but for one
     other share, go past the first cache.
     """
-    enough = _ENOUGH if enough is None else enough
+    enough = ENOUGH if enough is None else enough
     per_group = g.channels_per_group
     sums = _SUMS // 2 if macros["ACCUM"] == "double" else _SUMS
     shares = ceil_div(per_group, max(1, min(most, sums // int(macros["COLUMNS"]))))
