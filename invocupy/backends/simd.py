@@ -22,6 +22,7 @@ from numba.core.types import int64, void
 from numba.extending import intrinsic
 
 _I64 = ir.IntType(64)
+_AHEAD = 4096  # bytes: rows are packed in the order of memory
 
 
 class _Vectors:
@@ -398,9 +399,16 @@ def pack_row(typing, out, source, before, count, after, V, bits):  # type: ignor
         with cgutils.for_range_slice(builder, zero, full, step) as (i, _):
             offset = v.times(i, v.size)
             v.store(v.load(v.add(source, offset)), v.add(out, offset))
+            v.prefetch(v.add(v.add(source, offset), _AHEAD))
         offset = v.times(full, v.size)
-        rest = v.lanes(None, builder.sub(count, full))
-        v.store(v.load_lanes(v.add(source, offset), rest), v.add(out, offset))
+        rest = builder.sub(count, full)
+        with builder.if_else(builder.icmp_signed(">", rest, zero)) as (some, none):
+            with some:
+                mask = v.lanes(None, rest)
+                v.store(v.load_lanes(v.add(source, offset), mask), v.add(out, offset))
+                v.prefetch(v.add(v.add(source, offset), _AHEAD))
+            with none:
+                v.store(v.zero, v.add(out, offset))
         with cgutils.for_range_slice(builder, v.add(full, v_), v.add(count, after), step) as (i, _):
             v.store(v.zero, v.add(out, v.times(i, v.size)))
         return context.get_dummy_value()
