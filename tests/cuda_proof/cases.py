@@ -149,7 +149,7 @@ def involution(
     judge = getattr(involution_reference, function)
 
     def device(inputs: list[Any], results: list[Any]) -> None:
-        enough = involution_device._ENOUGH if f.few else 1
+        enough = involution_device.ENOUGH if f.few else 1
         with mock.patch.object(involution_device, "ENOUGH", enough):
             getattr(involution_device, function)(*inputs, g, *results)
 
