@@ -142,6 +142,7 @@ def _given(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
 def _generated(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
     """Makes the tile's part of the kernel from the features, the last of which is one (bias)."""
     size = bits // 8
+    feature_tile = feature_tiles(bits, V, R)
 
     @jit
     def fill(
@@ -174,5 +175,4 @@ def _generated(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
                     S, M, R, 1, 0, 0, V, bits,
                 )  # fmt: skip
 
-    feature_tile = feature_tiles(bits, V, R)
     return fill
