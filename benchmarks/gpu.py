@@ -214,7 +214,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": properties["name"].decode(),
         "multiprocessors": properties["multiProcessorCount"],
-        "driver": cp.cuda.runtime.driverGetVersion(),
+        "driver_cuda": cp.cuda.runtime.driverGetVersion(),
         "cuda_runtime": cp.cuda.runtime.runtimeGetVersion(),
         "python": sys.version.split()[0],
         "numpy": np.__version__,
@@ -226,25 +226,42 @@ def environment() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    lines = [
-        f"{results['device']}, {results['date']}, CuPy {results['cupy']}, "
-        f"PyTorch {results['torch']}",
-        "",
-        "| shape | dtype | op | contender | ms | GB/s | share of copy |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: |",
-    ]
-    for row in results["results"]:
-        if "failed" in row:
-            why = row["failed"].split("\n")[0]
-            what = f"{row['shape']} | {row['dtype']} | {row['op']} | {row['contender']}"
-            lines.append(f"| {what} | failed: {why} | | |")
-            continue
-        lines.append(
-            f"| {row['shape']} | {row['dtype']} | {row['op']} | {row['contender']} "
-            f"| {row['ms']:.4f} | {row['gb_per_s']:.0f} | {row['share_of_copy']:.0%} |"
-        )
-    return "\n".join(lines)
+    """The figures as Markdown: operations against the peers, then whole layers."""
+    figures = {
+        (row["shape"], row["dtype"], row["op"], row["contender"]): row for row in results["results"]
+    }
+    sizes = list(dict.fromkeys((row["shape"], row["dtype"]) for row in results["results"]))
+
+    def lines(ops: Sequence[str], peers: Sequence[str]) -> list[str]:
+        head = ["shape", "dtype", "operation", "invocupy: ms (share of copy)", *peers]
+        made = [
+            f"| {' | '.join(head)} |",
+            "| --- | --- | --- " + "| ---: " * (len(peers) + 1) + "|",
+        ]
+        for shape, dtype in sizes:
+            for op in ops:
+                ours = figures[shape, dtype, op, "invocupy"]
+                cells = [f"{ours['ms']:.4f} ({ours['share_of_copy']:.0%})"]
+                for peer in peers:
+                    row = figures.get((shape, dtype, op, peer))
+                    if row is None or "failed" in row:
+                        cells.append("failed" if row else "")
+                    else:
+                        cells.append(f"{row['ms']:.4f} ({row['ms'] / ours['ms']:.1f}x)")
+                made.append(f"| {shape} | {dtype} | {op} | {' | '.join(cells)} |")
+        return made
+
+    facts = ", ".join(f"{name} {value}" for name, value in results.items() if name != "results")
+    peers = ("one thread per output", "torch.compile, shifts", "torch unfold")
+    return "\n".join(
+        [
+            f"Measured with `benchmarks/gpu.py`: {facts}.",
+            "",
+            *lines(("forward", "grad_x", "grad_kernel", "all three"), peers),
+            "",
+            *lines(("layer forward", "layer backward"), ["kernel stored, cuBLAS + invocupy"]),
+        ]
+    )
 
 
 def main() -> None:
