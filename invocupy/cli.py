@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -194,9 +195,10 @@ def _reporter() -> Callable[[Progress], None]:
         while bars:
             bars.pop().close()
         row = now.row
+        test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4g}"
         print(
             f"{title}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}  "
-            f"test loss {row['test_loss']:.4f}  test accuracy {row['test_accuracy']:.2%}  "
+            f"test loss {test_loss}  test accuracy {row['test_accuracy']:.2%}  "
             f"{row['images_per_second']:.0f} images/s",
             file=sys.stderr,
             flush=True,
@@ -226,13 +228,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         result = {
             "run": arguments.run, "checkpoint": arguments.checkpoint, "epochs": epochs,
-            "dataset": config.dataset, "images": len(images), "loss": loss, "accuracy": accuracy,
+            "dataset": config.dataset, "images": len(images),
+            "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
             "classes": dataset.classes, "class_accuracy": shares, "confusion": confusion.tolist(),
         }  # fmt: skip
         print(json.dumps(result))
         return 0
     print(
-        f"test accuracy {accuracy:.2%}, loss {loss:.4f} on {len(images)} images of "
+        f"test accuracy {accuracy:.2%}, loss {loss:.4g} on {len(images)} images of "
         f"{config.dataset}, {arguments.checkpoint} checkpoint (epoch {epochs})"
     )
     width = max(map(len, dataset.classes))

@@ -19,6 +19,7 @@ import pytest
 from invocupy import checkpoint, cli, data, nn
 from invocupy import train as training
 from invocupy.cli import main
+from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, load_run
 
 # no involution: nothing to compile; device: so that a GPU changes nothing
@@ -213,16 +214,23 @@ def test_info_sees_a_wrong_kernel(
 
 
 def test_warm_runs_what_it_shall_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, seen = nn.Involution.forward, []
+    seen: list[Any] = []
+    forward, logits = nn.Involution.forward, SimpleModel.logits
 
     def noted(layer: nn.Involution, x: Any) -> Any:
         seen.append((layer.kernel_size[0], layer.stride[0]))
         return forward(layer, x)
 
+    def noted_model(model: SimpleModel, x: Any) -> Any:
+        seen.append(len(model.blocks))
+        return logits(model, x)
+
     monkeypatch.setattr(nn.Involution, "forward", noted)
+    monkeypatch.setattr(SimpleModel, "logits", noted_model)
     monkeypatch.setattr(cli, "_WARM", ((1, 2),))  # quick to compile
     assert cli._warm("cpu") > 0
-    assert seen == [(3, 1), (1, 2)]
+    assert seen[0] == 1
+    assert seen[-1] == (1, 2)
 
 
 # -------------------------------------------------------------------------------------- exit codes
@@ -389,3 +397,19 @@ def test_training_needs_no_network(tmp_path: Path) -> None:
     off = start("train", "--dataset", "cifar10", env={**environment, "INVOCUPY_DATA": "empty"})
     assert "the network is off" in off.communicate(timeout=60)[1]
     assert off.returncode == 69
+
+
+def test_a_test_loss_that_is_not_finite_is_still_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = training.evaluate
+    for module in (training, training.loop):
+        monkeypatch.setattr(
+            module, "evaluate", lambda *a, **b: right(*a, **b)._replace(loss=float("inf"))
+        )  # fmt: skip
+    assert main([*TRAIN, "--out", "a", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["test_loss"] is None
+    assert "test loss not finite" in err
+    assert main(["evaluate", "a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] is None

@@ -115,8 +115,8 @@ class Config:
     layers: int = 2
     head_relu: bool = True
     epochs: int = 4
-    batch_size: int = 64
-    lr: float = 0.03
+    batch_size: int = 32
+    lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True

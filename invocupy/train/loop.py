@@ -70,8 +70,9 @@ def fit(
     list of dict
         The lines of ``metrics.jsonl``: ``epoch`` and ``step`` (done in all, from 1),
         ``train_loss``, ``train_accuracy`` (means over the epoch's batches as they were trained
-        on), ``test_loss``, ``test_accuracy``, ``seconds`` and ``images_per_second`` (of the
-        training alone), ``lr`` (of the last step).
+        on), ``test_loss`` (None if it is not finite: a network of many involutions can blow up
+        single images although it learns well), ``test_accuracy``, ``seconds`` and
+        ``images_per_second`` (of the training alone), ``lr`` (of the last step).
 
     Raises
     ------
@@ -83,7 +84,7 @@ def fit(
     invocupy.data.DataError, invocupy.data.DownloadError
         As :func:`invocupy.data.cifar10`.
     NonFiniteLoss
-        The checkpoints then hold the run before it went wrong.
+        For the training loss. The checkpoints then hold the run before it went wrong.
     Interrupted
         In the main thread, for Ctrl-C: the step at hand is finished and saved first. A second
         Ctrl-C raises ``KeyboardInterrupt`` at once.
@@ -188,7 +189,7 @@ def _read(run: Run, unread: list[tuple[Any, Any, int]]) -> None:
     )
     for ago, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
         if not np.isfinite(loss):
-            raise run.non_finite(f"training loss is {loss}", run.state.step - ago)
+            raise run.non_finite(loss, run.state.step - ago)
     for (_, _, count), loss, correct in zip(unread, losses, hits, strict=True):
         run.state.images += count
         run.state.loss += loss * count

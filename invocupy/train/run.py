@@ -19,8 +19,8 @@ from invocupy.checkpoint import CheckpointError
 from invocupy.train.config import Config, ConfigError, build
 from invocupy.train.evaluation import Evaluation
 
-Row = dict[str, float]
-"""One line of ``metrics.jsonl``."""
+Row = dict[str, Any]
+"""One line of ``metrics.jsonl``: names to numbers."""
 
 _FREE_AT_RESUME = ("epochs", "data_dir", "device")
 
@@ -152,14 +152,12 @@ class Run:
     def end_epoch(self, result: Evaluation, lr: float) -> Row:
         """Add a line to the history and save, what can be resumed before what is to be read."""
         state = self.state
-        if not math.isfinite(result.loss):
-            raise self.non_finite(f"test loss is {result.loss}", state.step)
         row: Row = {
             "epoch": state.epoch + 1,
             "step": (state.epoch + 1) * self.steps,
             "train_loss": state.loss / state.images,
             "train_accuracy": state.correct / state.images,
-            "test_loss": result.loss,
+            "test_loss": result.loss if math.isfinite(result.loss) else None,
             "test_accuracy": result.accuracy,
             "seconds": state.seconds,
             "images_per_second": state.images / max(state.seconds, 1e-9),
@@ -173,13 +171,13 @@ class Run:
         self._write_metrics()
         return row
 
-    def non_finite(self, fault: str, step: int) -> NonFiniteLoss:
+    def non_finite(self, loss: float, step: int) -> NonFiniteLoss:
         """The error that says which step of this epoch it was, and where to look."""
         number = self.state.epoch * self.steps + step
         kept = f"; {self.folder / 'last.safetensors'} is from before" if self.folder else ""
         return NonFiniteLoss(
-            f"{fault} in epoch {self.state.epoch + 1}, step {number}{self._first_non_finite()}: "
-            f"train with a lower lr than {self.config.lr}{kept}"
+            f"training loss is {loss} in epoch {self.state.epoch + 1}, step {number}"
+            f"{self._first_non_finite()}: train with a lower lr than {self.config.lr}{kept}"
         )
 
     def _first_non_finite(self) -> str:
