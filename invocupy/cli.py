@@ -254,6 +254,7 @@ def _info(arguments: argparse.Namespace) -> int:
     import pooch
 
     from invocupy.arrays import require_cupy
+    from invocupy.backends.jit import cache_directory
     from invocupy.backends.threads import get_num_threads
 
     def installed(*names: str) -> str | None:
@@ -287,7 +288,7 @@ def _info(arguments: argparse.Namespace) -> int:
         "cuda": reason or "ready",
         "threads": get_num_threads(),
         "data_cache": os.environ.get("INVOCUPY_DATA") or str(pooch.os_cache("invocupy")),
-        "kernel_cache": {"cpu": None, "cuda": cupy_cache},
+        "kernel_cache": {"cpu": str(cache_directory() or ""), "cuda": cupy_cache or ""},
         "self_check": checks,
     }
     if arguments.warm:
@@ -305,7 +306,10 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"cuda: not used; {reason}")
     print(f"threads: {result['threads']} (INVOCUPY_NUM_THREADS)")
     print(f"data cache: {result['data_cache']} (INVOCUPY_DATA)")
-    print(f"kernel cache: cpu in memory only; cuda {cupy_cache or 'none'} (CUPY_CACHE_DIR)")
+    kept = {name: where or "in memory only" for name, where in result["kernel_cache"].items()}
+    print(
+        f"kernel cache: cpu {kept['cpu']} (INVOCUPY_CACHE_DIR); cuda {kept['cuda']} (CUPY_CACHE_DIR)"
+    )
     for device, seconds in result.get("warm_seconds", {}).items():
         print(f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s")
     return 0 if good else 1

@@ -78,7 +78,7 @@ class _Files(_Cache):
 
     @property
     def cache_path(self) -> str | None:
-        directory = _directory()
+        directory = cache_directory()
         return None if directory is None else str(directory)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
@@ -116,7 +116,7 @@ class _Files(_Cache):
         """Files are never stale: their names say what they depend on."""
 
     def _path(self, sig: Any, codegen: Any) -> Path:
-        directory = _directory()
+        directory = cache_directory()
         if directory is None:
             raise OSError("no directory for compiled kernels")
         sources = _sources(self._function.__code__.co_filename)
@@ -143,7 +143,7 @@ def _sources(file: str) -> tuple[str, ...]:
 
 
 @cache
-def _directory() -> Path | None:
+def cache_directory() -> Path | None:
     """Where compiled kernels are kept; None if there is no private place for them."""
     try:
         given = os.environ.get("INVOCUPY_CACHE_DIR")
