@@ -306,9 +306,10 @@ def _info(arguments: argparse.Namespace) -> int:
         print(f"cuda: not used; {reason}")
     print(f"threads: {result['threads']} (INVOCUPY_NUM_THREADS)")
     print(f"data cache: {result['data_cache']} (INVOCUPY_DATA)")
-    kept = {name: where or "in memory only" for name, where in result["kernel_cache"].items()}
-    print(f"kernel cache of the CPU: {kept['cpu']} (INVOCUPY_CACHE_DIR)")
-    print(f"kernel cache of CUDA: {kept['cuda']} (CUPY_CACHE_DIR)")
+    kept = result["kernel_cache"]
+    print(f"compiled CPU kernels: {kept['cpu'] or 'in memory only'} (INVOCUPY_CACHE_DIR)")
+    if kept["cuda"]:
+        print(f"compiled CUDA kernels: {kept['cuda']} (CUPY_CACHE_DIR)")
     for device, seconds in result.get("warm_seconds", {}).items():
         print(f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s")
     return 0 if good else 1
