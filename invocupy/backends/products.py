@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 from numba.core.types import int64, void
@@ -182,3 +183,14 @@ def correlate_block(
         return context.get_dummy_value()
 
     return void(*[int64] * 7, A, B, R, V, bits), codegen
+
+
+def packed(weight: Any, bias: Any) -> Any:
+    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS).
+
+    A last block is filled up with its last row.
+    """
+    full = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
+    blocks = -(-full.shape[0] // ROWS)
+    rows = np.minimum(np.arange(blocks * ROWS), full.shape[0] - 1)
+    return np.ascontiguousarray(full[rows].reshape(blocks, ROWS, -1).swapaxes(1, 2))

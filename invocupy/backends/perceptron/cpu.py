@@ -16,7 +16,7 @@ import numpy as np
 
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch, plus
-from invocupy.backends.pointwise.cpu import PARTS, packed
+from invocupy.backends.pointwise.cpu import PARTS
 from invocupy.backends.products import (
     BYTES,
     COLUMNS,
@@ -24,6 +24,7 @@ from invocupy.backends.products import (
     VECTORS,
     correlate_block,
     multiply_block,
+    packed,
 )
 
 _TILES = 4  # that are in work at a time

@@ -25,6 +25,7 @@ from invocupy.backends.products import (
     VECTORS,
     correlate_block,
     multiply_block,
+    packed,
 )
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
@@ -83,17 +84,6 @@ def _blocks(channels: int, step: int) -> tuple[int, int]:
     count = -(-channels // _BLOCK)
     size = -(-channels // count)
     return count, -(-size // step) * step
-
-
-def packed(weight: Any, bias: Any) -> Any:
-    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS).
-
-    A last block is filled up with its last row.
-    """
-    full = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
-    blocks = -(-full.shape[0] // ROWS)
-    rows = np.minimum(np.arange(blocks * ROWS), full.shape[0] - 1)
-    return np.ascontiguousarray(full[rows].reshape(blocks, ROWS, -1).swapaxes(1, 2))
 
 
 @cache
