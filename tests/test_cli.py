@@ -16,9 +16,9 @@ import numpy as np
 import pooch  # noqa: F401  (its logger keeps the standard error of its first import)
 import pytest
 
-from invocupy import checkpoint, cli, data, nn
+from invocupy import checkpoint, data, nn
 from invocupy import train as training
-from invocupy.cli import main
+from invocupy.cli import info, main
 from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, load_run
 
@@ -182,7 +182,7 @@ def test_evaluate_a_class_without_images(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_warm", lambda _: 1.5)
+    monkeypatch.setattr(info, "_warm", lambda _: 1.5)
     assert main(["info", "--warm", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["self_check"]["cpu"] == []
@@ -227,8 +227,8 @@ def test_warm_runs_what_it_shall_compile(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(nn.Involution, "forward", noted)
     monkeypatch.setattr(SimpleModel, "logits", noted_model)
-    monkeypatch.setattr(cli, "_WARM", ((1, 2),))  # quick to compile
-    assert cli._warm("cpu") > 0
+    monkeypatch.setattr(info, "_WARM", ((1, 2),))  # quick to compile
+    assert info._warm("cpu") > 0
     assert seen[0] == 1
     assert seen[-1] == (1, 2)
 

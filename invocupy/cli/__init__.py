@@ -1,0 +1,74 @@
+"""The command line: ``invocupy COMMAND``, a module a command.
+
+Each module has ``add(commands)``, which adds its parser and names the function that runs it.
+Progress goes to standard error, results to standard output. What takes time to load is imported
+inside the commands, so that ``invocupy --help`` answers at once.
+
+Exit codes: 0 done, 1 unexpected, 2 wrong usage, 65 bad data or checkpoint, 69 download not
+possible, 70 the loss became NaN or infinite, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from invocupy._version import __version__
+from invocupy.cli import evaluate, info, train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; the program ``invocupy``.
+
+    Parameters
+    ----------
+    argv
+        The arguments; by default those of the process.
+
+    Examples
+    --------
+    >>> from invocupy.cli import main
+    >>> main(["evaluate", "no/such/run"])
+    65
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"invocupy: {error or 'interrupted'}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The code for errors that have a plain cause; None for those that deserve a traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    from invocupy.checkpoint import CheckpointError
+    from invocupy.data import DataError, DownloadError
+    from invocupy.train import ConfigError, NonFiniteLoss
+
+    codes: dict[type[Exception], int] = {
+        ConfigError: 2,
+        DataError: 65,
+        CheckpointError: 65,
+        DownloadError: 69,
+        NonFiniteLoss: 70,
+        OSError: 1,
+    }
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "invocupy", description="Involution without a deep learning framework."
+    )
+    parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in (train, evaluate, info):
+        module.add(commands)
+    return parser
