@@ -1,0 +1,148 @@
+"""``invocupy info``: versions, devices, and a check of the kernels on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from invocupy._version import __version__
+from invocupy.cli.options import Commands, add_json
+
+_WARM = ((7, 1), (7, 2))  # kernel size and stride of RedNet's involutions
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("info", help="versions, devices, and a check of the kernels")
+    parser.set_defaults(command=_run)
+    parser.add_argument(
+        "--warm", action="store_true", help="compile the usual kernels, and time it"
+    )
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import pooch
+
+    from invocupy.arrays import require_cupy
+    from invocupy.backends.jit import cache_directory
+    from invocupy.backends.threads import get_num_threads
+
+    def installed(*names: str) -> str | None:
+        for name in names:
+            try:
+                return f"{version(name)}"
+            except PackageNotFoundError:
+                pass
+        return None
+
+    devices, reason, cupy_cache = {"cpu": f"{os.cpu_count()} cores"}, None, None
+    try:
+        cupy = require_cupy()
+    except RuntimeError as error:
+        reason = str(error)
+    else:
+        cupy_cache = os.environ.get("CUPY_CACHE_DIR", str(Path.home() / ".cupy" / "kernel_cache"))
+        for i in range(cupy.cuda.runtime.getDeviceCount()):
+            properties = cupy.cuda.runtime.getDeviceProperties(i)
+            devices[f"cuda:{i}"] = (
+                f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
+            )
+    packages = {name: installed(name) for name in ("numpy", "numba", "llvmlite", "safetensors")}
+    packages["cupy"] = installed("cupy-cuda13x", "cupy-cuda12x", "cupy")
+    checks = {device: _self_check(device) for device in devices}
+    result: dict[str, Any] = {
+        "invocupy": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "packages": packages,
+        "devices": devices,
+        "cuda": reason or "ready",
+        "threads": get_num_threads(),
+        "data_cache": os.environ.get("INVOCUPY_DATA") or str(pooch.os_cache("invocupy")),
+        "kernel_cache": {"cpu": str(cache_directory() or ""), "cuda": cupy_cache or ""},
+        "self_check": checks,
+    }
+    if arguments.warm:
+        result["warm_seconds"] = {device: _warm(device) for device in devices}
+    good = all(faults == [] for faults in checks.values())
+    if arguments.json:
+        print(json.dumps(result))
+        return 0 if good else 1
+    print(f"invocupy {__version__}, Python {result['python']}")
+    print("packages:", ", ".join(f"{k} {v or '(none)'}" for k, v in packages.items()))
+    for device, description in devices.items():
+        state = "kernels agree with the reference" if not checks[device] else "KERNELS ARE WRONG: "
+        print(f"{device}: {description}; {state}{', '.join(checks[device])}")
+    if reason:
+        print(f"cuda: not used; {reason}")
+    print(f"threads: {result['threads']} (INVOCUPY_NUM_THREADS)")
+    print(f"data cache: {result['data_cache']} (INVOCUPY_DATA)")
+    kept = result["kernel_cache"]
+    print(f"compiled CPU kernels: {kept['cpu'] or 'in memory only'} (INVOCUPY_CACHE_DIR)")
+    if kept["cuda"]:
+        print(f"compiled CUDA kernels: {kept['cuda']} (CUPY_CACHE_DIR)")
+    for device, seconds in result.get("warm_seconds", {}).items():
+        print(f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s")
+    return 0 if good else 1
+
+
+def _self_check(device: str) -> list[str]:
+    """Names of the functions that differ from the reference; integers make all sums exact."""
+    import numpy as np
+
+    import invocupy
+    from invocupy import reference
+
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return invocupy.to_device(rng.integers(-3, 4, shape).astype(np.float32), device)
+
+    height, width = 9, 8
+    x, grad = draw(2, 8, height, width), draw(2, 8, height, width)
+    kernel = draw(2, 2, 3, 3, height, width)
+    features, weight, bias = draw(2, 4, height, width), draw(18, 4), draw(18)
+    wrong = []
+    for name, operands, options in (
+        ("involution", (x, kernel), {}),
+        ("involution_backward", (grad, x, kernel), {}),
+        ("fused_involution", (x, features, weight, bias), {"kernel_size": 3}),
+        ("fused_involution_backward", (grad, x, features, weight, bias), {"kernel_size": 3}),
+    ):
+        got, want = (getattr(where, name)(*operands, **options) for where in (invocupy, reference))
+        got, want = ((r if isinstance(r, tuple) else (r,)) for r in (got, want))
+        if not all(bool((a == b).all()) for a, b in zip(got, want, strict=True)):
+            wrong.append(name)
+    return wrong
+
+
+def _warm(device: str) -> float:
+    """Compile what the models of this package run, by running it small; seconds."""
+    import numpy as np
+
+    from invocupy import Tensor, functional, nn, to_device
+    from invocupy.models import SimpleModel
+
+    start = time.perf_counter()
+    images = Tensor(to_device(np.ones((2, 3, 32, 32), np.float32), device))
+    model = SimpleModel(num_layers=1, rng=0)
+    model.to(device)
+    labels = to_device(np.zeros(2, np.int64), device)
+    functional.cross_entropy(model.logits(images), labels).backward()
+    x = Tensor(to_device(np.ones((2, 32, 9, 9), np.float32), device), requires_grad=True)
+    for size, stride in _WARM:
+        layer = nn.Involution(32, size, stride=stride, fused=False)
+        layer.to(device)
+        layer(x).sum().backward()
+    if device != "cpu":
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,126 @@
+"""``invocupy train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invocupy.cli.options import Commands, add_json
+
+if TYPE_CHECKING:
+    from invocupy.train import Progress
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    # Flags that are not given leave no trace: invocupy.train.Config has the defaults.
+    parser = commands.add_parser(
+        "train",
+        help="train a model",
+        argument_default=argparse.SUPPRESS,
+        description="Train a model; with no options a small SimpleModel on generated images.",
+    )
+    parser.set_defaults(command=_run)
+    parser.add_argument("--dataset", metavar="NAME", help="shapes10 (generated) or cifar10")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie")
+    parser.add_argument("--model", metavar="NAME", help="simple")
+    parser.add_argument("--layers", metavar="N", type=int, help="involution blocks of the model")
+    parser.add_argument(
+        "--head-relu", action=argparse.BooleanOptionalAction, help="between the dense layers"
+    )
+    parser.add_argument("--epochs", metavar="N", type=int)
+    parser.add_argument("--batch-size", metavar="N", type=int)
+    parser.add_argument("--lr", metavar="X", type=float, help="highest learning rate")
+    parser.add_argument("--momentum", metavar="X", type=float)
+    parser.add_argument("--weight-decay", metavar="X", type=float)
+    parser.add_argument("--nesterov", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--schedule", metavar="NAME", help="one_cycle, cosine or constant")
+    parser.add_argument("--warmup", metavar="N", type=int, help="steps, with cosine")
+    parser.add_argument("--label-smoothing", metavar="X", type=float)
+    parser.add_argument("--augment", metavar="NAME", help="auto, none or crop_flip")
+    parser.add_argument("--seed", metavar="N", type=int)
+    parser.add_argument("--limit", metavar="N", type=int, help="use the first N images only")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (new; by default runs/...)")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict, fields, replace
+
+    from invocupy.train import Config, ConfigError, fit, load_run
+
+    names = {item.name for item in fields(Config)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    resume = getattr(arguments, "resume", None)
+    if resume is None:
+        config = Config(**given)
+        out = getattr(arguments, "out", None) or _new_folder(config.dataset, config.model)
+    elif hasattr(arguments, "out"):
+        raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
+    else:
+        config, out = replace(load_run(resume, "last")[0], **given), resume
+    history = fit(config, out, resume=resume is not None, progress=_reporter())
+    last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
+    result = {
+        "run": str(out),
+        "epochs": int(last["epoch"]),
+        "test_loss": last["test_loss"],
+        "test_accuracy": last["test_accuracy"],
+        "best_accuracy": best["test_accuracy"],
+        "best_epoch": int(best["epoch"]),
+        "seconds": sum(row["seconds"] for row in history),
+    }
+    if arguments.json:
+        print(json.dumps({**result, "config": asdict(config), "history": history}))
+    else:
+        print(
+            f"test accuracy {last['test_accuracy']:.2%} after {result['epochs']} epochs and "
+            f"{result['seconds']:.0f} s of training (best {best['test_accuracy']:.2%}, epoch "
+            f"{result['best_epoch']})\nrun: {out}"
+        )
+    return 0
+
+
+def _new_folder(dataset: str, model: str) -> Path:
+    number = 1
+    while (folder := Path("runs", f"{dataset}-{model}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def _reporter() -> Callable[[Progress], None]:
+    """A progress function: a bar on a terminal, and a line an epoch everywhere."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def report(now: Progress) -> None:
+        title = f"epoch {now.epoch}/{now.epochs}"
+        if now.row is None:
+            if not bars:
+                # disable=None: no bar where standard error is not a terminal
+                bars.append(tqdm(total=now.steps, desc=title, leave=False, disable=None))
+            bars[0].set_postfix(
+                loss=f"{now.loss:.3f}", accuracy=f"{now.accuracy:.1%}", refresh=False
+            )
+            bars[0].update(now.step - bars[0].n)
+            return
+        while bars:
+            bars.pop().close()
+        row = now.row
+        test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4g}"
+        print(
+            f"{title}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}  "
+            f"test loss {test_loss}  test accuracy {row['test_accuracy']:.2%}  "
+            f"{row['images_per_second']:.0f} images/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
