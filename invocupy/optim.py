@@ -1,12 +1,15 @@
-"""Stochastic gradient descent, and learning-rate schedules as functions of the step."""
+"""Stochastic gradient descent, clipping, and learning-rate schedules as functions of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from invocupy import backends
+from invocupy.arrays import namespace, on_device
 from invocupy.autograd import Tensor
 
 
@@ -26,6 +29,8 @@ class SGD:
     momentum, weight_decay : float
     nesterov : bool
         Needs a momentum.
+    decay_biases : bool
+        Whether weight decay also takes parameters of one axis: biases, and the weights of norms.
 
     Raises
     ------
@@ -51,6 +56,7 @@ class SGD:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        decay_biases: bool = True,
     ) -> None:
         self.params = list(params)
         if not self.params:
@@ -61,7 +67,7 @@ class SGD:
         if nesterov and not momentum:
             raise ValueError("nesterov needs a momentum > 0")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.nesterov = nesterov
+        self.nesterov, self.decay_biases = nesterov, decay_biases
         self.velocities: list[Any] = [None] * len(self.params)
 
     def zero_grad(self) -> None:
@@ -81,7 +87,7 @@ class SGD:
                 self.velocities[i],
                 lr=self.lr,
                 momentum=self.momentum,
-                weight_decay=self.weight_decay,
+                weight_decay=self.weight_decay if self.decay_biases or parameter.ndim > 1 else 0.0,
                 nesterov=self.nesterov,
             )
 
@@ -106,8 +112,35 @@ def constant(step: int, total: int) -> float:
     return 1.0
 
 
-def cosine(step: int, total: int, warmup: int = 0) -> float:
-    """A factor that rises linearly for ``warmup`` steps, then falls to 0 along half a cosine.
+def step_decay(
+    step: int, total: int, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1
+) -> float:
+    """A factor that is multiplied by ``factor`` at each milestone.
+
+    Parameters
+    ----------
+    step, total : int
+    milestones
+        Shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385, section
+        4.2 (to the rounding of its epochs).
+    factor : float
+
+    Returns
+    -------
+    float
+        To multiply the learning rate with.
+
+    Examples
+    --------
+    >>> from invocupy import optim
+    >>> [round(optim.step_decay(step, 4), 3) for step in range(4)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
+    return factor ** sum(step >= share * total for share in milestones)
+
+
+def cosine(step: int, total: int) -> float:
+    """A factor that falls from 1 to 0 along half a cosine.
 
     Parameters
     ----------
@@ -115,7 +148,6 @@ def cosine(step: int, total: int, warmup: int = 0) -> float:
         From 0.
     total : int
         Steps of the whole run.
-    warmup : int
 
     Returns
     -------
@@ -128,10 +160,7 @@ def cosine(step: int, total: int, warmup: int = 0) -> float:
     >>> [round(optim.cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(total - warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
 
 
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
@@ -160,3 +189,75 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
         return start + (1 - start) * 0.5 * (1 - math.cos(math.pi * step / top))
     progress = (step - top) / max(total - top, 1e-9)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup: int) -> float:
+    """A schedule after ``warmup`` steps in which the factor rises linearly to its first value.
+
+    Parameters
+    ----------
+    schedule : callable
+        ``schedule(step, total)``: any of this module; it gets the steps after the warm-up.
+    step, total, warmup : int
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from invocupy import optim
+    >>> [round(optim.warm_up(optim.cosine, step, 6, 2), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
+    """
+    if step < warmup:
+        return schedule(0, max(total - warmup, 1)) * (step + 1) / warmup
+    return schedule(step - warmup, max(total - warmup, 1))
+
+
+def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
+    """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
+
+    ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
+    PyTorch's ``clip_grad_norm_``. On a GPU nothing waits for the norm: it stays there. New arrays
+    replace the old ones.
+
+    Parameters
+    ----------
+    params : iterable of Parameter
+        On one device; those without a gradient are left out.
+    limit : float
+        Above 0.
+
+    Returns
+    -------
+    float64 array ()
+        The norm before, on the device; 0.0 if there is no gradient.
+
+    Raises
+    ------
+    ValueError
+        For a limit that is not above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn, optim
+    >>> p = nn.Parameter(np.zeros(2))
+    >>> p.grad = np.array([3.0, 4.0])
+    >>> float(optim.clip_by_norm([p], 1.0)), p.grad.round(3)
+    (5.0, array([0.6, 0.8]))
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be above 0, got {limit}")
+    held = [parameter for parameter in params if parameter.grad is not None]
+    if not held:
+        return np.zeros(())
+    xp = namespace(held[0].grad)
+    with on_device(held[0].grad):
+        squares = [xp.square(p.grad, dtype=np.float64).sum() for p in held]
+        norm = xp.sqrt(xp.stack(squares).sum())
+        factor = xp.minimum(1.0, limit / (norm + 1e-6))
+        for parameter in held:
+            parameter.grad = parameter.grad * factor.astype(parameter.grad.dtype)
+    return norm

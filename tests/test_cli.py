@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +120,23 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "dataset": "cifar10", "data_dir": "d", "model": "simple", "layers": 2, "epochs": 3,
         "batch_size": 4, "lr": 0.5, "momentum": 0.25, "weight_decay": 0.125,
         "schedule": "cosine", "warmup": 6, "label_smoothing": 0.75, "augment": "none", "seed": 7,
-        "limit": 8, "device": "cpu",
+        "limit": 8, "device": "cpu", "accumulate": 2, "clip_norm": 1.5, "drop": 0.25, "ema": 0.5,
+        "patience": 9, "cutout": 10,
     }  # fmt: skip
     arguments = [
         word
         for name, value in flags.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    assert main(["train", *arguments, "--no-nesterov", "--no-head-relu"]) == 130
-    assert seen == [Config(**flags, nesterov=False, head_relu=False)]
+    switches = ["--no-nesterov", "--no-head-relu", "--no-decay-biases", "--milestones", "0.25", "1"]
+    assert main(["train", *arguments, *switches]) == 130
+    rest = {"nesterov": False, "head_relu": False, "decay_biases": False, "milestones": (0.25, 1.0)}
+    assert seen == [Config(**flags, **rest)]
+    assert {*flags, *rest, "overfit"} == {item.name for item in fields(Config)}
     assert main(["train"]) == 130
     assert seen[1] == Config()
+    assert main(["train", "--overfit", "3"]) == 130
+    assert seen[2] == Config(overfit=3)
 
 
 def test_resume(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,10 +36,12 @@ from invocupy.train import (
 # 2 epochs of 3 steps, the last one of 10 images
 TINY = Config(
     layers=1, epochs=2, batch_size=20, limit=50, label_smoothing=0.1, augment="crop_flip",
-    schedule="cosine", warmup=2, device="cpu",
+    schedule="cosine", warmup=2, device="cpu", accumulate=3, clip_norm=1.0, ema=0.9, cutout=6,
+    decay_biases=False,
 )  # fmt: skip
 STEPS = 3
-HEAD = replace(TINY, layers=0)  # no involution: where the model does not matter
+# no involution: where the model does not matter
+HEAD = replace(TINY, layers=0, accumulate=1, clip_norm=None, ema=0.0, cutout=0)
 
 
 def content(folder: Path, which: str = "last") -> tuple[Any, ...]:
@@ -205,7 +207,8 @@ def test_resume_is_exact_when_stopped_after_every_step(whole: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "lost", ["velocity.", "running_mean", "weight", "seed", "step", "loss", "correct"]
+    "lost",
+    ["velocity.", "running_mean", "weight", "average.", "seed", "step", "loss", "correct"],
 )
 def test_resume_needs_each_part_of_the_checkpoint(whole: Path, tmp_path: Path, lost: str) -> None:
     """The test of the tests above: whatever a checkpoint lacked, they would see it."""
@@ -478,7 +481,7 @@ def test_limit_and_sizes_of_the_data() -> None:
 BAD = [
     ({"dataset": "mnist"}, "dataset must be one of shapes10, cifar10, got 'mnist'"),
     ({"model": "vgg"}, "model must be one of simple, got 'vgg'"),
-    ({"schedule": "step"}, "schedule must be one of constant, cosine, one_cycle"),
+    ({"schedule": "linear"}, "schedule must be one of constant, step, cosine, one_cycle"),
     ({"augment": "mixup"}, "augment must be one of auto, none, crop_flip"),
     ({"layers": -1}, "layers must be at least 0"),
     ({"layers": 1.5}, "layers must be of type int"),
@@ -493,8 +496,18 @@ BAD = [
     ({"weight_decay": -1e-4}, "weight_decay must be a finite number from 0 on"),
     ({"momentum": 0.0}, "nesterov must be false without a momentum"),
     ({"nesterov": 1}, "nesterov must be of type bool"),
-    ({"warmup": -1, "schedule": "cosine"}, "warmup must be at least 0"),
-    ({"warmup": 5}, "warmup must be 0 but with cosine"),
+    ({"warmup": -1}, "warmup must be at least 0"),
+    ({"accumulate": 0}, "accumulate must be at least 1"),
+    ({"accumulate": 33}, "accumulate must be at least 1 and at most batch_size=32"),
+    ({"clip_norm": 0.0}, "clip_norm must be above 0"),
+    ({"milestones": [0.5, 2]}, r"milestones must be shares in \[0, 1\]"),
+    ({"milestones": ["a"]}, r"milestones must be of type tuple\[float, ...\]"),
+    ({"drop": 0.0}, r"drop must be in \(0, 1\]"),
+    ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+    ({"patience": 0}, "patience must be at least 1"),
+    ({"cutout": -1}, "cutout must be at least 0"),
+    ({"overfit": 0}, "overfit must be at least 1"),
+    ({"overfit": 5, "limit": 5}, "overfit must be given without limit"),
     ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\]"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"limit": 0}, "limit must be at least 1"),
@@ -513,7 +526,8 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> 
 def test_settings_in_json() -> None:
     for config in (Config(), TINY, Config(dataset="cifar10", data_dir=Path("a", "b"), lr=1)):
         assert Config.from_json(config.to_json()) == config
-        assert json.loads(config.to_json()) == asdict(config)
+        shown = {**asdict(config), "milestones": list(config.milestones)}
+        assert json.loads(config.to_json()) == shown
     for text in ("", "[]", '{"rate": 1}', '{"lr": "x"}', "{"):
         with pytest.raises(ConfigError):
             Config.from_json(text)
@@ -523,7 +537,7 @@ def test_a_missing_gpu_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
     def missing() -> None:
         raise RuntimeError("CUDA needs a GPU")
 
-    monkeypatch.setattr("invocupy.train.config.require_cupy", missing)
+    monkeypatch.setattr("invocupy.train.setup.require_cupy", missing)
     assert pick_device("auto") == "cpu"
     for device in ("cuda", "cuda:1"):
         with pytest.raises(ConfigError, match=f"device is {device}, but CUDA needs"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.options import Commands, add_json
+from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
     from invocupy.train import Progress
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    # Flags that are not given leave no trace: invocupy.train.Config has the defaults.
     parser = commands.add_parser(
         "train",
         help="train a model",
@@ -25,38 +25,18 @@ def add(commands: Commands) -> None:
         description="Train a model; with no options a small SimpleModel on generated images.",
     )
     parser.set_defaults(command=_run)
-    parser.add_argument("--dataset", metavar="NAME", help="shapes10 (generated) or cifar10")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie")
-    parser.add_argument("--model", metavar="NAME", help="simple")
-    parser.add_argument("--layers", metavar="N", type=int, help="involution blocks of the model")
-    parser.add_argument(
-        "--head-relu", action=argparse.BooleanOptionalAction, help="between the dense layers"
-    )
-    parser.add_argument("--epochs", metavar="N", type=int)
-    parser.add_argument("--batch-size", metavar="N", type=int)
-    parser.add_argument("--lr", metavar="X", type=float, help="highest learning rate")
-    parser.add_argument("--momentum", metavar="X", type=float)
-    parser.add_argument("--weight-decay", metavar="X", type=float)
-    parser.add_argument("--nesterov", action=argparse.BooleanOptionalAction)
-    parser.add_argument("--schedule", metavar="NAME", help="one_cycle, cosine or constant")
-    parser.add_argument("--warmup", metavar="N", type=int, help="steps, with cosine")
-    parser.add_argument("--label-smoothing", metavar="X", type=float)
-    parser.add_argument("--augment", metavar="NAME", help="auto, none or crop_flip")
-    parser.add_argument("--seed", metavar="N", type=int)
-    parser.add_argument("--limit", metavar="N", type=int, help="use the first N images only")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i")
+    add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="the run's folder (new; by default runs/...)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict, fields, replace
+    from dataclasses import asdict, replace
 
     from invocupy.train import Config, ConfigError, fit, load_run
 
-    names = {item.name for item in fields(Config)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
+    given = given_settings(arguments)
     resume = getattr(arguments, "resume", None)
     if resume is None:
         config = Config(**given)

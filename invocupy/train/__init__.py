@@ -5,24 +5,19 @@ A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safeten
 and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
 the CPU, with the same bits as one that was not.
 
-``config`` says what a run is, ``run`` saves and restores it, ``evaluation`` measures a model,
-``loop`` trains it.
+``config`` says what a run is, ``choices`` what its names stand for, ``setup`` makes data, model and
+rates of it, ``run`` saves and restores it, ``evaluation`` measures a model, ``average`` averages
+weights, ``loop`` trains.
 """
 
 from __future__ import annotations
 
-from invocupy.train.config import (
-    DATASETS,
-    MODELS,
-    Config,
-    ConfigError,
-    build,
-    load_data,
-    pick_device,
-)
+from invocupy.train.choices import DATASETS, MODELS
+from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation, evaluate
 from invocupy.train.loop import Interrupted, Progress, fit
 from invocupy.train.run import NonFiniteLoss, load_run
+from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
 __all__ = [
     "DATASETS",
@@ -33,10 +28,13 @@ __all__ = [
     "Interrupted",
     "NonFiniteLoss",
     "Progress",
+    "augmentation",
     "build",
     "evaluate",
     "fit",
     "load_data",
     "load_run",
     "pick_device",
+    "rate",
+    "read_settings",
 ]

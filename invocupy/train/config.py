@@ -1,4 +1,4 @@
-"""The settings of a run, and what they mean: data, model, device."""
+"""The settings of a run."""
 
 from __future__ import annotations
 
@@ -6,52 +6,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from invocupy import data, models, nn
-from invocupy.arrays import require_cupy
+from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
 
 class ConfigError(ValueError):
     """Settings that make no sense, or do not fit the run. One line: setting, rule, values."""
-
-
-class DataSet(NamedTuple):
-    """What training knows of a data set: a row of ``DATASETS``."""
-
-    load: Callable[[Config, bool], tuple[NDArray[np.uint8], NDArray[np.int64]]]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    augment: str  # what "auto" means
-
-
-def _shapes10(config: Config, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    # The set stays the same whatever the seed of the run, so that runs compare.
-    return data.shapes10(config.limit or 10_000, 0) if train else data.shapes10(1000, 0, False)
-
-
-DATASETS = {
-    "shapes10": DataSet(
-        _shapes10, data.SHAPES10_CLASSES, data.SHAPES10_MEAN, data.SHAPES10_STD, "none"
-    ),
-    "cifar10": DataSet(
-        lambda config, train: data.cifar10(config.data_dir, train),
-        data.CIFAR10_CLASSES, data.CIFAR10_MEAN, data.CIFAR10_STD, "crop_flip",
-    ),
-}  # fmt: skip
-MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
-    "simple": lambda config, classes: models.SimpleModel(
-        num_layers=config.layers, num_classes=classes, head_relu=config.head_relu, rng=config.seed
-    ),
-}
-SCHEDULES = ("constant", "cosine", "one_cycle")
-AUGMENT = {"none": (), "crop_flip": (data.random_crop, data.random_flip)}
 
 
 @dataclass(frozen=True)
@@ -71,24 +36,42 @@ class Config:
         Whether a ReLU stands between the dense layers at the model's end. The article has none,
         and its head is then a linear map, which learns shapes10 many times slower.
     epochs, batch_size : int
+    accumulate : int
+        Parts into which each batch is cut to save memory; the step is that of the whole batch, but
+        for batch norm, which then sees the moments of the parts.
     lr : float
         The highest learning rate; ``schedule`` gives the share of it in each step.
-    momentum, weight_decay, nesterov
+    momentum, weight_decay, nesterov, decay_biases
         Of :class:`invocupy.optim.SGD`.
-    schedule : "one_cycle", "cosine" or "constant"
+    clip_norm : float, optional
+        Of :func:`invocupy.optim.clip_by_norm`; None clips nothing.
+    schedule : "one_cycle", "cosine", "step" or "constant"
         Over all epochs, step by step; see :mod:`invocupy.optim`.
+    milestones, drop
+        Of ``"step"``: shares of the run, in [0, 1], at which the rate is multiplied by ``drop``.
     warmup : int
-        Steps at the beginning of ``"cosine"`` in which the rate rises.
+        Steps at the beginning in which the rate rises linearly, before the schedule starts.
     label_smoothing : float
         In training, not in evaluation.
+    ema : float
+        Decay of an exponential moving average of the weights, which is then what is evaluated and
+        saved for use: ``average += (1 - d) * (weights - average)`` after each step, with
+        ``d = min(ema, (1 + steps) / (10 + steps))``, so that the first steps fade. 0 for none.
+    patience : int, optional
+        Stop after so many epochs without a higher test accuracy.
     augment : "auto", "none" or "crop_flip"
         Training images are shifted by up to four pixels and mirrored; ``"auto"`` does so for
         CIFAR-10.
+    cutout : int
+        Side, in pixels, of a square that is covered in each training image; 0 for none.
     seed : int
         Of the initial weights, the order of the images and their augmentation.
     limit : int, optional
         Take the first so many images only, of the training and of the test set. Without it,
         shapes10 has 10,000 and 1,000.
+    overfit : int, optional
+        Train on the first so many training images and test on the same: a model and loop that are
+        right reach 100 %. Without augmentation, unless it is asked for.
     device : "auto", "cpu", "cuda" or "cuda:i"
         ``"auto"`` takes a GPU if CuPy finds one.
 
@@ -116,24 +99,35 @@ class Config:
     head_relu: bool = True
     epochs: int = 4
     batch_size: int = 32
+    accumulate: int = 1
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
+    decay_biases: bool = True
+    clip_norm: float | None = None
     schedule: str = "one_cycle"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    drop: float = 0.1
     warmup: int = 0
     label_smoothing: float = 0.0
+    ema: float = 0.0
+    patience: int | None = None
     augment: str = "auto"
+    cutout: int = 0
     seed: int = 0
     limit: int | None = None
+    overfit: int | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.data_dir, os.PathLike):
             object.__setattr__(self, "data_dir", os.fspath(self.data_dir))
+        if isinstance(self.milestones, list):  # JSON and TOML have no tuples
+            object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in fields(self):
             value = getattr(self, item.name)
-            if type(value).__name__.replace("NoneType", "None") not in _accepted(str(item.type)):
+            if not _accepts(str(item.type), value):
                 raise ConfigError(f"{item.name} must be of type {item.type}, got {value!r}")
         for name, known in (
             ("dataset", DATASETS), ("model", MODELS), ("schedule", SCHEDULES),
@@ -143,23 +137,33 @@ class Config:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        limit = 1 if self.limit is None else self.limit
         device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
         for name, right, rule in (
             ("layers", self.layers >= 0, "at least 0"),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
+            (
+                "accumulate", 1 <= self.accumulate <= self.batch_size,
+                f"at least 1 and at most batch_size={self.batch_size}",
+            ),
             ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 on"),
             ("nesterov", self.momentum > 0 or not self.nesterov, "false without a momentum"),
+            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0"),
+            ("milestones", all(0 <= m <= 1 for m in self.milestones), "shares in [0, 1]"),
+            ("drop", 0 < self.drop <= 1, "in (0, 1]"),
             ("warmup", self.warmup >= 0, "at least 0"),
-            ("warmup", self.schedule == "cosine" or not self.warmup, "0 but with cosine"),
             ("label_smoothing", 0 <= self.label_smoothing <= 1, "in [0, 1]"),
+            ("ema", 0 <= self.ema < 1, "in [0, 1)"),
+            ("patience", self.patience is None or self.patience >= 1, "at least 1"),
+            ("cutout", self.cutout >= 0, "at least 0"),
             ("seed", self.seed >= 0, "at least 0"),
-            ("limit", limit >= 1, "at least 1"),
+            ("limit", self.limit is None or self.limit >= 1, "at least 1"),
+            ("overfit", self.overfit is None or self.overfit >= 1, "at least 1"),
+            ("overfit", self.overfit is None or self.limit is None, "given without limit"),
             ("device", device, "auto, cpu, cuda or cuda:i"),
-        ):
+        ):  # fmt: skip
             if not right:
                 raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
 
@@ -180,100 +184,66 @@ class Config:
             values = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"config must be JSON: {error}") from error
-        names = {item.name for item in fields(Config)}
-        if not isinstance(values, dict) or not names.issuperset(values):
-            raise ConfigError(f"config must be a JSON object with {', '.join(sorted(names))} only")
-        return Config(**values)
+        return Config(**_known("config", values))
 
 
-def load_data(config: Config, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The training or test set of a run.
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings from a TOML file, or from the ``config.json`` of a run.
 
     Parameters
     ----------
-    config : Config
-    train : bool
+    path
+        One key a setting, named as in :class:`Config`; a hyphen may stand for an underscore.
 
     Returns
     -------
-    images : uint8 array (N, 3, 32, 32)
-        NumPy; the first ``config.limit`` of the set.
-    labels : int64 array (N,)
-
-    Raises
-    ------
-    invocupy.data.DataError, invocupy.data.DownloadError
-        As :func:`invocupy.data.cifar10`.
-
-    Examples
-    --------
-    >>> from invocupy.train import Config, load_data
-    >>> images, labels = load_data(Config(limit=20), train=False)
-    >>> images.shape
-    (20, 3, 32, 32)
-    """
-    images, labels = DATASETS[config.dataset].load(config, train)
-    return images[: config.limit], labels[: config.limit]
-
-
-def build(config: Config) -> nn.Module:
-    """The untrained model of a run.
-
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    Module
-        On the CPU; its weights depend on ``config.seed``.
-
-    Examples
-    --------
-    >>> from invocupy.train import Config, build
-    >>> type(build(Config(layers=1))).__name__
-    'SimpleModel'
-    """
-    return MODELS[config.model](config, len(DATASETS[config.dataset].classes))
-
-
-def pick_device(device: str) -> str:
-    """What ``"auto"`` means on this machine; other names are checked.
-
-    Parameters
-    ----------
-    device : "auto", "cpu", "cuda" or "cuda:i"
-
-    Returns
-    -------
-    str
-        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
+    dict
+        For ``Config(**settings)``: the settings that the file names.
 
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none, or none of that number.
+        If the file cannot be read, is not TOML (JSON), or names a setting that does not exist.
 
     Examples
     --------
-    >>> from invocupy.train import pick_device
-    >>> pick_device("cpu")
-    'cpu'
+    >>> import tempfile
+    >>> from invocupy.train import read_settings
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "long.toml")
+    ...     _ = path.write_text("layers = 10\\nbatch-size = 128\\n")
+    ...     read_settings(path)
+    {'layers': 10, 'batch_size': 128}
     """
-    if device == "cpu":
-        return device
+    path = Path(path)
     try:
-        cupy = require_cupy()
-    except RuntimeError as error:
-        if device == "auto":
-            return "cpu"
-        raise ConfigError(f"device is {device}, but {error}") from error
-    count = cupy.cuda.runtime.getDeviceCount()
-    if int(device.partition(":")[2] or 0) >= count:
-        raise ConfigError(f"device must be below cuda:{count} on this machine, got {device}")
-    return "cuda" if device == "auto" else device
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {error}") from error
+    if isinstance(values, dict):
+        values = {name.replace("-", "_"): value for name, value in values.items()}
+    return _known(f"config {path}", values)
 
 
-def _accepted(annotation: str) -> list[str]:
-    """The names of the types of a setting: an integer will do for a float, a bool for neither."""
-    return [*annotation.split(" | "), *(["int"] if "float" in annotation else [])]
+def _known(where: str, values: Any) -> dict[str, Any]:
+    """``values`` itself, if it is a mapping of settings."""
+    names = {item.name for item in fields(Config)}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a JSON object with {', '.join(sorted(names))} only")
+    if unknown := sorted(values.keys() - names):
+        raise ConfigError(
+            f"{where} has {', '.join(unknown)}, but only these settings exist: "
+            f"{', '.join(sorted(names))}"
+        )
+    return dict(values)
+
+
+def _accepts(annotation: str, value: Any) -> bool:
+    """Whether a value has the type of a setting: an int will do for a float, a bool for neither."""
+    if annotation == "tuple[float, ...]":
+        return isinstance(value, tuple) and all(_accepts("float", v) for v in value)
+    name = type(value).__name__.replace("NoneType", "None")
+    return name in [*annotation.split(" | "), *(["int"] if "float" in annotation else [])]

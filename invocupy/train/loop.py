@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,12 @@ from invocupy import data, nn, optim
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
-from invocupy.train.config import AUGMENT, DATASETS, Config, build, load_data, pick_device
+from invocupy.train.average import Average
+from invocupy.train.choices import DATASETS
+from invocupy.train.config import Config
 from invocupy.train.evaluation import evaluate, logits_of
 from invocupy.train.run import Row, Run
+from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
 
@@ -46,6 +49,8 @@ def fit(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
     model: nn.Module | None = None,
+    before_update: Callable[[nn.Module, optim.SGD], object] | None = None,
+    after_epoch: Callable[[nn.Module, Row], object] | None = None,
 ) -> list[Row]:
     """Train a model; stop and go on as often as you like.
 
@@ -58,12 +63,21 @@ def fit(
         (of the highest test accuracy). Without it nothing is written.
     resume : bool
         Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
-        ``epochs``, ``data_dir`` and ``device``. With more epochs the schedule is that of the
-        longer run, from the next step on.
+        ``epochs``, ``patience``, ``accumulate``, ``data_dir`` and ``device``. With more epochs the
+        schedule is that of the longer run, from the next step on.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
-        What to train, in place; by default :func:`build` makes it from ``config``.
+        What to train, in place; by default :func:`build` makes it from ``config``. With
+        ``config.ema`` it ends with the averaged weights.
+    before_update
+        Called with the model and the optimiser in each step, when the gradients are there (and
+        clipped): look at them, change them, or set ``optimiser.lr``. On a GPU, whoever reads a
+        number waits for it.
+    after_epoch
+        Called after each epoch's evaluation with the model, as it was evaluated, and the epoch's
+        line, before that is written: what is added to the line (numbers, strings) is kept. The run
+        stops if it returns True.
 
     Returns
     -------
@@ -102,15 +116,17 @@ def fit(
     images, labels, *test = (
         to_device(array, device) for train in (True, False) for array in load_data(config, train)
     )
-    augment = AUGMENT[dataset.augment if config.augment == "auto" else config.augment]
     batches = data.Batches(
         images, labels, config.batch_size,
-        seed=config.seed, augment=augment, mean=dataset.mean, std=dataset.std,
+        seed=config.seed, augment=augmentation(config), mean=dataset.mean, std=dataset.std,
     )  # fmt: skip
     optimiser = optim.SGD(
-        model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov
-    )
-    run = Run(config, None if out is None else Path(out), model, optimiser, len(batches))
+        model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov,
+        config.decay_biases,
+    )  # fmt: skip
+    average = Average(model, config.ema) if config.ema else None
+    folder = None if out is None else Path(out)
+    run = Run(config, folder, model, optimiser, len(batches), average)
     if resume:
         run.restore()
     run.begin(resume)
@@ -123,12 +139,17 @@ def fit(
                 raise _Pause
 
         try:
-            while run.state.epoch < config.epochs:
-                _train_epoch(run, batches, progress, pause)
-                result = evaluate(
-                    model, *test, mean=dataset.mean, std=dataset.std, progress=pause
-                )  # fmt: skip
-                row = run.end_epoch(result, _rate(run, run.steps - 1))
+            stop = False
+            while run.state.epoch < config.epochs and not (stop or run.stalled()):
+                _train_epoch(run, batches, progress, before_update, pause)
+                with average.used_by(model) if average else nullcontext():
+                    result = evaluate(
+                        model, *test, mean=dataset.mean, std=dataset.std, progress=pause
+                    )  # fmt: skip
+                    row = run.row(result, _rate(run, run.steps - 1))
+                    if after_epoch is not None:
+                        stop = after_epoch(model, row) is True
+                run.end_epoch(row)
                 if progress is not None:
                     means = row["train_loss"], row["train_accuracy"]
                     now = run.state.epoch, config.epochs, run.steps, run.steps
@@ -139,6 +160,8 @@ def fit(
             raise Interrupted(
                 f"interrupted in epoch {run.state.epoch + 1} after step {number}"
             ) from None
+    if average:
+        average.put_into(model)
     return run.state.history
 
 
@@ -146,6 +169,7 @@ def _train_epoch(
     run: Run,
     batches: data.Batches,
     progress: Callable[[Progress], None] | None,
+    before_update: Callable[[nn.Module, optim.SGD], object] | None,
     pause: Callable[[], None],
 ) -> None:
     """Do the steps of the current epoch that are left."""
@@ -155,16 +179,18 @@ def _train_epoch(
     for x, labels in batches.epoch(state.epoch, state.step):
         optimiser.lr = _rate(run, state.step)
         optimiser.zero_grad()
-        logits = logits_of(model, Tensor(x))
-        loss = F.cross_entropy(logits, labels, run.config.label_smoothing)
-        loss.backward()
-        correct = (logits.data.argmax(axis=1) == labels).sum()
-        unread.append((loss.data, correct, len(x)))
+        unread.append(_gradients(run, x, labels))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.
         if not is_cupy(x) or state.step % _READ_EVERY == 0 or state.step == run.steps:
             _read(run, unread)
+        if run.config.clip_norm is not None:
+            optim.clip_by_norm(optimiser.params, run.config.clip_norm)
+        if before_update is not None:
+            before_update(model, optimiser)
         optimiser.step()
+        if run.average is not None:
+            run.average.update(model, state.epoch * run.steps + state.step)
         now = time.perf_counter()
         state.seconds += now - clock
         clock = now
@@ -177,6 +203,26 @@ def _train_epoch(
         except _Pause:
             _read(run, unread)
             raise
+
+
+def _gradients(run: Run, x: Any, labels: Any) -> tuple[Any, Any, int]:
+    """Leave the gradients of a batch in the parameters; its loss, correct answers and images.
+
+    In as many parts as the settings say: each part's loss counts by its share of the images.
+    """
+    size = -(-run.config.batch_size // run.config.accumulate)
+    loss_sum, correct_sum = 0.0, 0
+    for start in range(0, len(x), size):
+        part, answers = x[start : start + size], labels[start : start + size]
+        logits = logits_of(run.model, Tensor(part))
+        loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
+        if len(part) < len(x):
+            loss = loss * (len(part) / len(x))
+        loss.backward()
+        loss_sum = loss_sum + loss.data
+        correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
+        del logits, loss  # their graph's memory serves the next part
+    return loss_sum, correct_sum, len(x)
 
 
 def _read(run: Run, unread: list[tuple[Any, Any, int]]) -> None:
@@ -199,14 +245,8 @@ def _read(run: Run, unread: list[tuple[Any, Any, int]]) -> None:
 
 def _rate(run: Run, step: int) -> float:
     """The learning rate in a step of the current epoch."""
-    config = run.config
-    now, total = run.state.epoch * run.steps + step, config.epochs * run.steps
-    factor = {
-        "constant": lambda: optim.constant(now, total),
-        "cosine": lambda: optim.cosine(now, total, config.warmup),
-        "one_cycle": lambda: optim.one_cycle(now, total),
-    }[config.schedule]()
-    return config.lr * factor
+    total = run.config.epochs * run.steps
+    return rate(run.config, run.state.epoch * run.steps + step, total)
 
 
 class _Pause(Exception):  # noqa: N818

@@ -16,13 +16,15 @@ from invocupy import checkpoint, nn, optim
 from invocupy._version import __version__
 from invocupy.arrays import device_of, namespace, to_device
 from invocupy.checkpoint import CheckpointError
-from invocupy.train.config import Config, ConfigError, build
+from invocupy.train.average import Average
+from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import Evaluation
+from invocupy.train.setup import build
 
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``: names to numbers."""
 
-_FREE_AT_RESUME = ("epochs", "data_dir", "device")
+_FREE_AT_RESUME = ("epochs", "patience", "accumulate", "data_dir", "device")
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818
@@ -43,6 +45,7 @@ def load_run(
     -------
     config : Config
     model : Module
+        With the averaged weights if ``config.ema`` asked for them.
     history : list of dict
         The epochs until then, as from :func:`invocupy.train.fit`.
 
@@ -58,7 +61,9 @@ def load_run(
     ...
     invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
     """
-    config, state, model, _ = _read(Path(folder, f"{which}.safetensors"))
+    config, state, model, arrays = _read(Path(folder, f"{which}.safetensors"))
+    if config.ema:
+        model.load_state_dict(_under("average.", arrays))
     return config, model.eval(), state.history
 
 
@@ -84,6 +89,7 @@ class Run:
     model: nn.Module
     optimiser: optim.SGD
     steps: int  # an epoch
+    average: Average | None
     state: State = field(default_factory=State)
 
     def begin(self, resume: bool) -> None:
@@ -109,7 +115,7 @@ class Run:
         if self.folder is None:
             raise ConfigError("out must be given to resume: the run's folder")
         path = self.folder / "last.safetensors"
-        config, state, model, velocities = _read(path)
+        config, state, model, arrays = _read(path)
         mine, its = asdict(self.config), asdict(config)
         wrong = [
             f"{name} is {its[name]!r} there, not {mine[name]!r}"
@@ -126,6 +132,9 @@ class Run:
         if wrong:
             raise ConfigError(f"settings contradict the run in {self.folder}: {'; '.join(wrong)}")
         self.model.load_state_dict(model.state_dict())
+        if self.average is not None:
+            self.average.load(_under("average.", arrays))
+        velocities = _under("velocity.", arrays)
         self.optimiser.velocities = [
             to_device(velocities[name], device_of(p.data)) if name in velocities else None
             for name, p in self.model.named_parameters()
@@ -141,6 +150,8 @@ class Run:
         for (name, _), velocity in zip(named, self.optimiser.velocities, strict=True):
             if velocity is not None:
                 arrays[f"velocity.{name}"] = to_device(velocity, "cpu")
+        for name, array in self.average.arrays.items() if self.average else ():
+            arrays[f"average.{name}"] = to_device(array, "cpu")
         info = {
             "invocupy": __version__,
             "config": asdict(self.config),
@@ -149,10 +160,10 @@ class Run:
         }
         checkpoint.save(self.folder / f"{which}.safetensors", arrays, info)
 
-    def end_epoch(self, result: Evaluation, lr: float) -> Row:
-        """Add a line to the history and save, what can be resumed before what is to be read."""
+    def row(self, result: Evaluation, lr: float) -> Row:
+        """The line of the epoch whose steps are done."""
         state = self.state
-        row: Row = {
+        return {
             "epoch": state.epoch + 1,
             "step": (state.epoch + 1) * self.steps,
             "train_loss": state.loss / state.images,
@@ -163,13 +174,22 @@ class Run:
             "images_per_second": state.images / max(state.seconds, 1e-9),
             "lr": lr,
         }
+
+    def end_epoch(self, row: Row) -> None:
+        """Add a line to the history and save, what can be resumed before what is to be read."""
         best = self._best()
-        self.state = State(epoch=state.epoch + 1, history=[*state.history, row])
-        if best is None or result.accuracy > best:
+        self.state = State(epoch=self.state.epoch + 1, history=[*self.state.history, row])
+        if best is None or row["test_accuracy"] > best:
             self.save("best")
         self.save("last")
         self._write_metrics()
-        return row
+
+    def stalled(self) -> bool:
+        """Whether the last ``patience`` epochs brought no higher test accuracy."""
+        if self.config.patience is None or not self.state.history:
+            return False
+        scores = [row["test_accuracy"] for row in self.state.history]
+        return len(scores) - 1 - scores.index(max(scores)) >= self.config.patience
 
     def non_finite(self, loss: float, step: int) -> NonFiniteLoss:
         """The error that says which step of this epoch it was, and where to look."""
@@ -199,18 +219,20 @@ class Run:
 
 
 def _read(path: Path) -> tuple[Config, State, nn.Module, dict[str, np.ndarray[Any, Any]]]:
-    """Settings, state, model and velocities by parameter from a checkpoint."""
+    """Settings, state, model and all arrays of a checkpoint."""
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])
         model = build(config)
         model.load_state_dict(_under("model.", arrays))
+        if config.ema:  # the names and shapes, for whoever takes them
+            build(config).load_state_dict(_under("average.", arrays))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
             f"it ({info.get('invocupy', 'unknown')}), or train again"
         ) from error
-    return config, state, model, _under("velocity.", arrays)
+    return config, state, model, arrays
 
 
 def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""An exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from invocupy import nn
+from invocupy.arrays import device_of, on_device, to_device
+
+
+class Average:
+    """Averages of all floating arrays of a model, on its device; running statistics, too.
+
+    Other state (the count of batches) is taken as it is.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.arrays = {name: holder.data.copy() for name, holder in _state(model)}
+
+    def update(self, model: nn.Module, steps: int) -> None:
+        """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
+        keep = min(self.decay, (1 + steps) / (10 + steps))
+        for name, holder in _state(model):
+            with on_device(holder.data):
+                if holder.data.dtype.kind == "f":
+                    self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
+                else:
+                    self.arrays[name] = holder.data
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Go on from saved averages; the names are the model's."""
+        self.arrays = {
+            name: to_device(np.array(arrays[name]), device_of(array))
+            for name, array in self.arrays.items()
+        }
+
+    @contextmanager
+    def used_by(self, model: nn.Module) -> Iterator[None]:
+        """Within it the model computes with the averages."""
+        own = [(holder, holder.data) for _, holder in _state(model)]
+        self.put_into(model)
+        try:
+            yield
+        finally:
+            for holder, array in own:
+                holder.data = array
+
+    def put_into(self, model: nn.Module) -> None:
+        """Let the model hold the averages in place of its weights."""
+        for name, holder in _state(model):
+            holder.data = self.arrays[name]
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | nn.Buffer]]:
+    """Parameters and buffers with the names that ``state_dict`` gives them."""
+    for path, module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, (nn.Parameter, nn.Buffer)):
+                yield f"{path}.{name}" if path else name, value

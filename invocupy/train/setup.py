@@ -1,0 +1,149 @@
+"""From a run's settings to its data, model, device and learning rates."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from invocupy import data, nn, optim
+from invocupy.arrays import require_cupy
+from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES, Images
+from invocupy.train.config import Config, ConfigError
+
+
+def load_data(config: Config, train: bool) -> Images:
+    """The training or test set of a run.
+
+    Parameters
+    ----------
+    config : Config
+    train : bool
+
+    Returns
+    -------
+    images : uint8 array (N, 3, 32, 32)
+        NumPy; the first ``config.limit`` of the set. With ``config.overfit`` the first so many of
+        the training set, for training and test.
+    labels : int64 array (N,)
+
+    Raises
+    ------
+    invocupy.data.DataError, invocupy.data.DownloadError
+        As :func:`invocupy.data.cifar10`.
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, load_data
+    >>> images, labels = load_data(Config(limit=20), train=False)
+    >>> images.shape
+    (20, 3, 32, 32)
+    """
+    limit = config.overfit or config.limit
+    images, labels = DATASETS[config.dataset].load(config, train or bool(config.overfit))
+    return images[:limit], labels[:limit]
+
+
+def augmentation(config: Config) -> list[data.batches.Augment]:
+    """The functions that alter the training images of a run, in their order.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    list of callable
+        As :class:`invocupy.data.Batches` takes them.
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, augmentation
+    >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
+    ['random_crop', 'random_flip']
+    """
+    name = DATASETS[config.dataset].augment if config.augment == "auto" else config.augment
+    if config.overfit and config.augment == "auto":
+        name = "none"
+    cover = [partial(data.cutout, size=config.cutout)] if config.cutout else []
+    return [*AUGMENT[name], *cover]
+
+
+def rate(config: Config, step: int, total: int) -> float:
+    """The learning rate of a step.
+
+    Parameters
+    ----------
+    config : Config
+    step, total : int
+        From 0, of the whole run.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, rate
+    >>> config = Config(lr=0.1, schedule="constant", warmup=4)
+    >>> [rate(config, step, 100) for step in (0, 3, 50)]
+    [0.025, 0.1, 0.1]
+    """
+    schedule = partial(SCHEDULES[config.schedule], config)
+    return config.lr * optim.warm_up(schedule, step, total, config.warmup)
+
+
+def build(config: Config) -> nn.Module:
+    """The untrained model of a run.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Module
+        On the CPU; its weights depend on ``config.seed``.
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, build
+    >>> type(build(Config(layers=1))).__name__
+    'SimpleModel'
+    """
+    return MODELS[config.model](config, len(DATASETS[config.dataset].classes))
+
+
+def pick_device(device: str) -> str:
+    """What ``"auto"`` means on this machine; other names are checked.
+
+    Parameters
+    ----------
+    device : "auto", "cpu", "cuda" or "cuda:i"
+
+    Returns
+    -------
+    str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
+
+    Raises
+    ------
+    ConfigError
+        If a GPU is asked for and there is none, or none of that number.
+
+    Examples
+    --------
+    >>> from invocupy.train import pick_device
+    >>> pick_device("cpu")
+    'cpu'
+    """
+    if device == "cpu":
+        return device
+    try:
+        cupy = require_cupy()
+    except RuntimeError as error:
+        if device == "auto":
+            return "cpu"
+        raise ConfigError(f"device is {device}, but {error}") from error
+    count = cupy.cuda.runtime.getDeviceCount()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise ConfigError(f"device must be below cuda:{count} on this machine, got {device}")
+    return "cuda" if device == "auto" else device

@@ -1,0 +1,341 @@
+"""What a run can be asked for: schedules, clipping, averages, parts of batches, hooks, files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from invocupy import checkpoint, data, nn, optim
+from invocupy.cli import main
+from invocupy.models import SimpleModel
+from invocupy.train import (
+    DATASETS,
+    Config,
+    ConfigError,
+    Evaluation,
+    augmentation,
+    build,
+    evaluate,
+    fit,
+    load_data,
+    load_run,
+    loop,
+    rate,
+    read_settings,
+)
+
+# no involution: nothing to compile; 2 epochs of 3 steps, the last one of 10 images
+TINY = Config(layers=0, epochs=2, batch_size=20, limit=50, device="cpu")
+
+
+# ------------------------------------------------------------------------- schedules and the update
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({"schedule": "constant"}, [1] * 8),
+        ({"schedule": "constant", "warmup": 4}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        ({"schedule": "step"}, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
+        (
+            {"schedule": "step", "milestones": (0.25,), "drop": 0.5, "warmup": 4},
+            [0.25, 0.5, 0.75, 1, 1, 0.5, 0.5, 0.5],
+        ),
+        ({"schedule": "step", "milestones": (), "drop": 0.5}, [1] * 8),
+        ({"schedule": "cosine"}, [(1 + np.cos(np.pi * i / 8)) / 2 for i in range(8)]),
+        (
+            {"schedule": "cosine", "warmup": 2},
+            [0.5, 1, *((1 + np.cos(np.pi * i / 6)) / 2 for i in range(6))],
+        ),
+        ({"schedule": "one_cycle", "warmup": 2}, [0.02, 0.04, 0.04]),
+        ({"schedule": "one_cycle", "warmup": 100}, [0.04 * i / 100 for i in range(1, 9)]),
+    ],
+)
+def test_rates(settings: dict[str, Any], factors: list[float]) -> None:
+    config = Config(lr=0.5, **settings)
+    found = [rate(config, step, 8) for step in range(len(factors))]
+    np.testing.assert_allclose(found, 0.5 * np.array(factors), rtol=1e-12)
+
+
+def test_biases_and_norms_may_stay_without_decay() -> None:
+    """Without gradients only the decay moves a parameter."""
+    for decay_biases in (True, False):
+        model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2))
+        before = model.state_dict()
+        for parameter in model.parameters():
+            parameter.grad = np.zeros_like(parameter.data)
+        optim.SGD(
+            model.parameters(), 1.0, weight_decay=0.5, decay_biases=decay_biases
+        ).step()  # fmt: skip
+        for name, parameter in model.named_parameters():
+            decays = decay_biases or name in ("0.weight", "2.weight")
+            np.testing.assert_array_equal(parameter.data, before[name] * (0.5 if decays else 1))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
+def test_clipping(limit: float, xp: Any) -> None:
+    rng = np.random.default_rng(0)
+    grads = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (5,), ())]
+    params = [nn.Parameter(xp.zeros(grad.shape, np.float32)) for grad in (*grads, grads[0])]
+    for parameter, grad in zip(params, grads, strict=False):  # the last one has none
+        parameter.grad = xp.asarray(grad)
+    norm = optim.clip_by_norm(params, limit)
+    wanted = np.sqrt(sum(np.sum(grad.astype(np.float64) ** 2) for grad in grads))
+    assert float(norm) == pytest.approx(wanted, rel=1e-12)
+    factor = min(1, limit / (wanted + 1e-6))
+    for parameter, grad in zip(params, grads, strict=False):
+        assert parameter.grad.dtype == np.float32
+        found = parameter.grad if xp is np else parameter.grad.get()
+        np.testing.assert_allclose(found, grad * factor, rtol=2**-22)
+    assert params[-1].grad is None
+
+
+def test_clipping_nothing() -> None:
+    assert float(optim.clip_by_norm([nn.Parameter(np.ones(2))], 1.0)) == 0
+    for limit in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="limit must be above 0"):
+            optim.clip_by_norm([], limit)
+
+
+def test_gradients_are_clipped_before_the_update() -> None:
+    norms: list[float] = []
+
+    def note(model: nn.Module, sgd: optim.SGD) -> None:
+        norms.append(float(np.sqrt(sum((p.grad**2).sum() for p in sgd.params))))
+
+    fit(replace(TINY, clip_norm=0.125), before_update=note)
+    assert len(norms) == 6
+    np.testing.assert_allclose(norms, 0.125, rtol=1e-5)
+    norms.clear()
+    fit(TINY, before_update=note)
+    assert min(norms) > 0.125
+
+
+# ------------------------------------------------------------------------ parts of a batch
+
+
+def first_gradients(config: Config) -> dict[str, Any]:
+    """The gradients of the first two steps, in float64, of a model without norms."""
+    model = SimpleModel(num_layers=0, rng=0)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    found: list[dict[str, Any]] = []
+    fit(
+        config, model=model,
+        before_update=lambda m, _: found.append({n: p.grad for n, p in m.named_parameters()}),
+    )  # fmt: skip
+    return {f"{step} {name}": grad for step in (0, 2) for name, grad in found[step].items()}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7, 20])
+def test_parts_of_a_batch_make_the_gradient_of_the_whole(parts: int) -> None:
+    """Also of the last batch, of 10 images, whose parts have other sizes."""
+    config = replace(TINY, epochs=1, lr=1e-6, label_smoothing=0.1)
+    whole, cut = first_gradients(config), first_gradients(replace(config, accumulate=parts))
+    assert whole.keys() == cut.keys()
+    for name, grad in whole.items():
+        # sums of 20 x 3072 products; the data, in float32, are the same
+        bound = 20 * 3072 * 2**-52 * np.abs(grad).max()
+        np.testing.assert_allclose(cut[name], grad, rtol=0, atol=bound, err_msg=name)
+
+
+def test_parts_of_a_batch_report_the_same_losses() -> None:
+    config = replace(TINY, epochs=1)
+    (one,), (cut,) = fit(config), fit(replace(config, accumulate=3))
+    assert cut["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+    assert cut["train_accuracy"] == one["train_accuracy"]
+    assert cut["step"] == one["step"]
+
+
+def test_batch_norm_sees_the_parts() -> None:
+    model = SimpleModel(num_layers=1, rng=0)
+    fit(replace(TINY, layers=1, epochs=1, accumulate=2), model=model)
+    tracked = {int(b) for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert tracked == {2 + 2 + 1}  # the last batch of 10 images is one part of up to 10
+
+
+# ------------------------------------------------------------------------ averaged weights
+
+
+def test_averages_follow_the_formula_and_are_what_is_used(tmp_path: Path) -> None:
+    config = replace(TINY, layers=1, ema=0.5, lr=0.05)
+    model = build(config)
+    wanted = {name: array.astype(np.float64) for name, array in model.state_dict().items()}
+    count = 0
+
+    def take_in() -> None:
+        nonlocal count
+        count += 1
+        keep = min(0.5, (1 + count) / (10 + count))
+        for name, array in model.state_dict().items():
+            wanted[name] = wanted[name] * keep + array * (1 - keep)
+            if "num_batches" in name:
+                wanted[name] = array
+
+    history = fit(
+        config, tmp_path, model=model, progress=lambda now: take_in() if now.row is None else None
+    )
+    assert count == 6
+    _, averaged, _ = load_run(tmp_path, "last")
+    for name, array in averaged.state_dict().items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-7, err_msg=name)
+        np.testing.assert_array_equal(array, model.state_dict()[name])  # what fit leaves
+    dataset = DATASETS[config.dataset]
+    test = load_data(config, train=False)
+    result = evaluate(averaged, *test, mean=dataset.mean, std=dataset.std)
+    assert result.loss == history[-1]["test_loss"]
+    arrays, _ = checkpoint.load(tmp_path / "last.safetensors")
+    apart = [
+        name for name in wanted
+        if not np.array_equal(arrays[f"model.{name}"], arrays[f"average.{name}"])
+    ]  # fmt: skip
+    assert len(apart) > len(wanted) / 2
+
+
+# ------------------------------------------------------------------------ early stopping
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    given = iter(values)
+    nothing = np.zeros((10, 10), np.int64)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0, next(given), nothing))
+
+
+def test_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores(monkeypatch, 0.2, 0.4, 0.3, 0.4, 0.9)
+    config = replace(TINY, epochs=10, patience=2)
+    history = fit(config, tmp_path)
+    assert [row["test_accuracy"] for row in history] == [0.2, 0.4, 0.3, 0.4]
+    assert fit(config, tmp_path, resume=True) == history  # stopped is stopped
+    longer = fit(replace(config, patience=3, epochs=5), tmp_path, resume=True)
+    assert [row["test_accuracy"] for row in longer] == [0.2, 0.4, 0.3, 0.4, 0.9]
+
+
+# ------------------------------------------------------------------------ hooks and data
+
+
+def test_after_epoch_adds_to_the_line_and_stops_the_run(tmp_path: Path) -> None:
+    def note(model: nn.Module, row: dict[str, Any]) -> bool:
+        row["largest_weight"] = float(max(np.abs(p.data).max() for p in model.parameters()))
+        return row["epoch"] == 2
+
+    history = fit(replace(TINY, epochs=5), tmp_path, after_epoch=note)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history
+    assert [row["epoch"] for row in lines] == [1, 2]
+    assert all(row["largest_weight"] > 0 for row in lines)
+
+
+def test_overfit_trains_and_tests_on_the_same_images() -> None:
+    config = Config(dataset="shapes10", overfit=16, layers=0, epochs=40, batch_size=8, device="cpu")
+    for one, other in zip(load_data(config, True), load_data(config, False), strict=True):
+        assert len(one) == 16
+        np.testing.assert_array_equal(one, other)
+    assert fit(config)[-1]["test_accuracy"] == 1.0
+
+
+def test_augmentation() -> None:
+    def names(**settings: Any) -> list[str]:
+        functions = augmentation(Config(**settings))
+        return [getattr(f, "func", f).__name__ for f in functions]  # type: ignore[attr-defined]
+
+    crop_flip = ["random_crop", "random_flip"]
+    assert names(dataset="cifar10", cutout=16) == [*crop_flip, "cutout"]
+    assert names(cutout=4) == ["cutout"]
+    assert names(dataset="cifar10", overfit=3) == []
+    assert names(augment="crop_flip", overfit=3) == crop_flip
+    (cover,) = augmentation(Config(cutout=6))
+    covered = cover(np.zeros((1, 3, 32, 32), np.uint8), np.full((1, 8), 0.5))
+    assert (covered != 0).sum() == 3 * 6 * 6
+
+
+def test_cutout_changes_the_training_data_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    original = data.Batches.epoch
+
+    def noted(batches: data.Batches, epoch: int, start: int = 0) -> Any:
+        for x, labels in original(batches, epoch, start):
+            seen.append(float((x == x.reshape(-1)[0]).mean()) if batches.augment else -1.0)
+            yield x, labels
+
+    monkeypatch.setattr(data.Batches, "epoch", noted)
+    fit(replace(TINY, epochs=1, cutout=8))
+    assert len(seen) == 3 + 1
+    assert seen.count(-1.0) == 1
+
+
+# ------------------------------------------------------------------------ settings files
+
+
+def test_settings_files(tmp_path: Path) -> None:
+    toml = tmp_path / "a.toml"
+    toml.write_text(
+        'layers = 0\nbatch-size = 8 # small\nmilestones = [0.1, 0.5]\ndataset="cifar10"'
+    )
+    settings = read_settings(toml)
+    assert Config(**settings) == Config(
+        layers=0, batch_size=8, milestones=(0.1, 0.5), dataset="cifar10"
+    )
+    saved = tmp_path / "config.json"
+    saved.write_text(TINY.to_json())
+    assert Config(**read_settings(saved)) == TINY
+    for text, words in (
+        ("layers", "must be TOML"),
+        ("colour = 1\nshape = 2", "a.toml has colour, shape, but only these settings exist: "),
+        ("[train]\nlayers = 1", "a.toml has train, but only"),
+    ):
+        toml.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            read_settings(toml)
+    saved.write_text("[]")
+    with pytest.raises(ConfigError, match="must be a JSON object"):
+        read_settings(saved)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_settings(tmp_path / "none.toml")
+
+
+def test_flags_win_over_smoke_and_smoke_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text('layers = 0\nepochs = 7\nbatch_size = 99\nlr = 0.5\ndevice = "cpu"')
+    arguments = ["train", "--config", "a.toml", "--smoke", "--lr", "0.001", "--json", "--out", "r"]
+    assert main(arguments) == 0
+    wanted = Config(layers=0, epochs=1, batch_size=16, limit=64, lr=0.001, device="cpu")
+    printed = json.loads(capsys.readouterr().out)["config"]
+    assert Config(**printed) == wanted == Config.from_json(Path("r/config.json").read_text())
+    assert main(["train", "--config", "none.toml"]) == 2
+    assert "config none.toml cannot be read" in capsys.readouterr().err
+    Path("a.toml").write_text("layers = 'two'")
+    assert main(["train", "--config", "a.toml"]) == 2
+    assert "layers must be of type int, got 'two'" in capsys.readouterr().err
+
+
+def test_runs_from_before_these_settings_are_read_and_go_on(tmp_path: Path) -> None:
+    fit(TINY, tmp_path)
+    later = {
+        "accumulate", "decay_biases", "clip_norm", "milestones", "drop", "ema", "patience",
+        "cutout", "overfit",
+    }  # fmt: skip
+    for which in ("best", "last"):
+        path = tmp_path / f"{which}.safetensors"
+        arrays, info = checkpoint.load(path)
+        info["config"] = {k: v for k, v in info["config"].items() if k not in later}
+        checkpoint.save(path, arrays, info)
+    assert load_run(tmp_path)[0] == TINY
+    assert len(fit(replace(TINY, epochs=3), tmp_path, resume=True)) == 3
+
+
+@pytest.mark.gpu
+def test_all_options_on_the_gpu(tmp_path: Path) -> None:
+    config = replace(TINY, ema=0.9, clip_norm=1.0, accumulate=2, cutout=8, decay_biases=False)
+    here, there = fit(config), fit(replace(config, device="cuda"), tmp_path)
+    for one, other in zip(here, there, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
+        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
+    assert len(load_run(tmp_path)[2]) == 2
