@@ -1,0 +1,5 @@
+"""Involution for other libraries' arrays: a module a library, imported by you only.
+
+``invocupy.interop.torch``, ``invocupy.interop.jax`` and ``invocupy.interop.dask`` each import
+their library; nothing else in the package does, and none of them is a dependency.
+"""

@@ -1,0 +1,115 @@
+"""The JAX function: the same bits as for arrays, jit, gradients of two orders, vmap.
+
+Skipped where JAX is not installed; it is no dependency.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import invocupy
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+interop = pytest.importorskip("invocupy.interop.jax")
+jnp: Any = jax.numpy
+
+PLAIN = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+X, KERNEL = (2, 4, 7, 6), (2, 2, 3, 3, 4, 6)
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def operands(dtype: Any = np.float64, seed: int = 0) -> tuple[Any, Any]:
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in (X, KERNEL))
+
+
+def plain(x: Any, kernel: Any) -> Any:
+    return interop.involution(x, kernel, **PLAIN)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_same_bits_as_for_arrays(dtype: str, jit: bool) -> None:
+    x, kernel = operands(dtype)
+    arrays = np.asarray(x), np.asarray(kernel)
+    out, pull = jax.vjp(jax.jit(plain) if jit else plain, x, kernel)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, invocupy.involution(*arrays, **PLAIN))
+    grad = np.random.default_rng(1).standard_normal(out.shape).astype(dtype)
+    wanted = invocupy.involution_backward(grad, *arrays, **PLAIN)
+    for got, expected in zip(pull(jnp.asarray(grad)), wanted, strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_gradients_of_two_orders() -> None:
+    from jax.test_util import check_grads
+
+    check_grads(plain, operands(), order=2, modes=["rev"])
+
+
+def test_grad_under_jit_of_one_argument() -> None:
+    x, kernel = operands()
+
+    def loss(x: Any) -> Any:
+        return (plain(2 * x, kernel) ** 2).sum()
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), jax.grad(loss)(x), rtol=1e-14)
+
+
+def test_vmap_makes_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = invocupy.backends.of("involution", np.ones(1))
+    calls, forward = [], module.forward
+
+    def spy(x: Any, *others: Any) -> None:
+        calls.append(x.shape)
+        forward(x, *others)
+
+    monkeypatch.setattr(module, "forward", spy)
+    x, kernel = operands()
+    many = jnp.stack([x, 2 * x, 3 * x])
+    out = jax.vmap(plain, (0, None))(many, kernel)
+    assert calls == [(6, 4, 7, 6)]
+    for i in range(3):
+        np.testing.assert_array_equal(out[i], plain(many[i], kernel))
+
+    def loss(x: Any) -> Any:
+        return (plain(x, kernel) ** 2).sum()
+
+    of_many = jax.jit(jax.vmap(jax.grad(loss)))(many)
+    np.testing.assert_allclose(of_many[2], 3 * jax.grad(loss)(x), rtol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_computed_in_float32(dtype: str) -> None:
+    x, kernel = operands(dtype)
+    out = plain(x, kernel)
+    wide = plain(x.astype("float32"), kernel.astype("float32"))
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, wide.astype(dtype))
+
+
+def test_empty_batch() -> None:
+    x, kernel = operands()
+    assert plain(x[:0], kernel[:0]).shape == (0, 4, 4, 6)
+
+
+def test_what_does_not_work_says_so() -> None:
+    x, kernel = operands()
+    with pytest.raises(TypeError, match="x has dtype int64, but only floating dtypes work"):
+        plain(x.astype(int), kernel)
+    with pytest.raises(ValueError, match="kernel has 4x6 positions, but x of 7x6"):
+        interop.involution(x, kernel)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: plain(x, kernel), (x,), (x,))
