@@ -21,14 +21,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 interop = pytest.importorskip("invocupy.interop.torch")
 Tensor = Any
 
-OPERATORS = {
-    "forward": interop._involution,
-    "grad_x": interop._grad_x,
-    "grad_kernel": interop._grad_kernel,
-    "fused_forward": interop._fused,
-    "fused_grad_x": interop._fused_grad_x,
-    "fused_grad_span": interop._fused_grad_span,
-}
+OPERATORS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
 PLAIN = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 X, KERNEL = (2, 4, 7, 6), (2, 2, 3, 3, 4, 6)
 FEATURES, WEIGHT = (2, 3, 4, 6), (18, 3)
@@ -196,7 +189,9 @@ def test_opcheck(name: str) -> None:
     tests = ["test_schema", "test_faketensor"]
     if name not in once:
         tests += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
-    results = torch.library.opcheck(OPERATORS[name], arguments(name), test_utils=tests)
+    results = torch.library.opcheck(
+        getattr(interop.operators, name), arguments(name), test_utils=tests
+    )
     assert set(results.values()) == {"SUCCESS"}
 
 
@@ -279,7 +274,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="needs an odd kernel size"):
         interop.involution(x, draw(2, 2, 2, 2, 7, 6))
     with pytest.raises(ValueError, match="grad must have shape"):
-        OPERATORS["grad_x"](x, kernel, [7, 6], *map(list, PLAIN.values()))
+        interop.operators.grad_x(x, kernel, [7, 6], *map(list, PLAIN.values()))
     with pytest.raises(ValueError, match="x is on cpu and kernel on meta"):
         interop.involution(x, kernel.to("meta"))
     with pytest.raises(ValueError, match="channels must be a multiple of 16, got 24"):
