@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from invocupy._version import __version__
-from invocupy.cli import evaluate, info, train
+from invocupy.cli import evaluate, info, summary, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, evaluate, info):
+    for module in (train, summary, evaluate, info):
         module.add(commands)
     return parser

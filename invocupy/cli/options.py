@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -12,3 +13,21 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", default=False, help="for programs to read")
+
+
+def table(rows: Sequence[Sequence[str]], align: str) -> str:
+    """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each.
+
+    Examples
+    --------
+    >>> print(table([("a", "1"), ("bcd", "23")], "<>"))
+    a     1
+    bcd  23
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )

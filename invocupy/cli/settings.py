@@ -48,9 +48,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--decay-biases", action=on_off, help="weight decay for biases and norms, too")
     how.add_argument("--clip-norm", metavar="X", type=float, help="largest norm of all gradients")
     how.add_argument("--label-smoothing", metavar="X", type=float)
-    how.add_argument(
-        "--ema", metavar="X", type=float, help="average the weights; e.g. 0.999"
-    )
+    how.add_argument("--ema", metavar="X", type=float, help="average the weights; e.g. 0.999")
     how.add_argument(
         "--patience", metavar="N", type=int, help="stop after N epochs that are not better"
     )

@@ -7,7 +7,7 @@ the CPU, with the same bits as one that was not.
 
 ``config`` says what a run is, ``choices`` what its names stand for, ``setup`` makes data, model and
 rates of it, ``run`` saves and restores it, ``evaluation`` measures a model, ``average`` averages
-weights, ``loop`` trains.
+weights, ``memory`` says whether it fits, ``loop`` trains.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from invocupy.train.choices import DATASETS, MODELS
 from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation, evaluate
 from invocupy.train.loop import Interrupted, Progress, fit
+from invocupy.train.memory import check_memory, estimate, free_memory
 from invocupy.train.run import NonFiniteLoss, load_run
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
@@ -30,8 +31,11 @@ __all__ = [
     "Progress",
     "augmentation",
     "build",
+    "check_memory",
+    "estimate",
     "evaluate",
     "fit",
+    "free_memory",
     "load_data",
     "load_run",
     "pick_device",

@@ -21,6 +21,7 @@ from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config
 from invocupy.train.evaluation import evaluate, logits_of
+from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.run import Row, Run
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
@@ -91,8 +92,8 @@ def fit(
     Raises
     ------
     ConfigError
-        If ``out`` holds a run already, ``config`` contradicts the run to resume, or the device
-        is missing.
+        If ``out`` holds a run already, ``config`` contradicts the run to resume, the device is
+        missing, or a step would not fit into its memory (not checked for a ``model`` of your own).
     invocupy.checkpoint.CheckpointError
         If there is no whole checkpoint to resume from.
     invocupy.data.DataError, invocupy.data.DownloadError
@@ -111,6 +112,7 @@ def fit(
     [(1, 2), (2, 4)]
     """
     dataset, device = DATASETS[config.dataset], pick_device(config.device)
+    own = model is not None
     model = build(config) if model is None else model
     model.to(device)
     images, labels, *test = (
@@ -124,6 +126,8 @@ def fit(
         model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov,
         config.decay_biases,
     )  # fmt: skip
+    if not own:
+        check_memory(config, estimate(config, model)._replace(data=0), free_memory(device))
     average = Average(model, config.ema) if config.ema else None
     folder = None if out is None else Path(out)
     run = Run(config, folder, model, optimiser, len(batches), average)
@@ -144,7 +148,8 @@ def fit(
                 _train_epoch(run, batches, progress, before_update, pause)
                 with average.used_by(model) if average else nullcontext():
                     result = evaluate(
-                        model, *test, mean=dataset.mean, std=dataset.std, progress=pause
+                        model, *test, mean=dataset.mean, std=dataset.std,
+                        batch_size=EVALUATION_BATCH, progress=pause,
                     )  # fmt: skip
                     row = run.row(result, _rate(run, run.steps - 1))
                     if after_epoch is not None:

@@ -1,0 +1,308 @@
+"""What a model costs, before it is run: shapes, parameters, multiply-adds, memory.
+
+Nothing here is a formula of some model. The model's own code runs on a few images with backends
+that do nothing (:func:`invocupy.backends.dry_run`), and what its layers see and what it allocates
+is noted. So the figures follow the code, whatever is fused or computed again.
+"""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invocupy import backends, nn, optim
+from invocupy import functional as F  # noqa: N812
+from invocupy.arrays import device_of, is_cupy, namespace, on_device, to_device
+from invocupy.autograd import Tensor, no_grad
+from invocupy.backends import memory
+
+Shape = tuple[int, ...]
+
+Phases = tuple[Callable[[Any, Any], None], ...]
+"""The parts of a step, which take a batch and its labels."""
+
+_SIZES = 8, 24  # images of the two runs that the memory of any other number follows from
+
+
+class Layer(NamedTuple):
+    """A module of a model, as :func:`layers` saw it; numbers are for one image."""
+
+    name: str  # dotted; "" is the model
+    kind: str
+    shape: Shape  # of its last result, without the batch; () if it was not called
+    parameters: int  # its own and its submodules'
+    macs: int  # multiply-adds of products with weights and kernels: its own and its submodules'
+
+
+class StepMemory(NamedTuple):
+    """Bytes that a step holds at its peak: the largest of ``fixed + images * per_image``."""
+
+    phases: tuple[tuple[int, int], ...]  # (fixed, per_image) of the gradients, of the update
+
+    @property
+    def fixed(self) -> int:
+        """Weights, and in training gradients and velocities."""
+        return max(fixed for fixed, _ in self.phases)
+
+    @property
+    def per_image(self) -> int:
+        """What each image of a batch adds."""
+        return max(per_image for _, per_image in self.phases)
+
+    def of(self, images: int) -> int:
+        """For a batch (or part of one) of so many images."""
+        return max(fixed + images * per_image for fixed, per_image in self.phases)
+
+    def images(self, available: int) -> int:
+        """How many images at a time fit into so many bytes; 0 if not even one does."""
+        return max(min((available - fixed) // max(each, 1) for fixed, each in self.phases), 0)
+
+    def plus(self, more: int) -> StepMemory:
+        """The same with more fixed memory."""
+        return StepMemory(tuple((fixed + more, per_image) for fixed, per_image in self.phases))
+
+
+def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
+    """Every module of a model in the order of its attributes, with what one image costs in it.
+
+    Blocks that are computed as one operator are shown as the layers that they mean. Multiply-adds
+    are those of convolutions, linear maps and involutions (the making of the kernel is the layer's
+    ``reduce`` and ``span``); norms, ReLU and pooling count as none.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed.
+    shape : tuple of int
+        Of one image, (C, H, W).
+
+    Returns
+    -------
+    list of Layer
+
+    Examples
+    --------
+    >>> from invocupy import nn
+    >>> from invocupy.summary import layers
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    >>> for layer in layers(model, (3, 10, 10)):
+    ...     print(layer)
+    Layer(name='', kind='Sequential', shape=(8, 10, 10), parameters=224, macs=21600)
+    Layer(name='0', kind='Conv2d', shape=(8, 10, 10), parameters=224, macs=21600)
+    Layer(name='1', kind='ReLU', shape=(8, 10, 10), parameters=0, macs=0)
+    """
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.modules():  # one that stands at two places counts at its first
+        if all(module is not other for other in modules.values()):
+            modules[name] = module
+    shapes: dict[str, Shape] = {}
+    own = dict.fromkeys(modules, 0)
+
+    def note(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(x: Any, *rest: Any, **options: Any) -> Any:
+            result = forward(x, *rest, **options)
+            shapes[name] = result.shape[1:]
+            own[name] += _macs(module, x.shape, result.shape)
+            return result
+
+        return noted
+
+    device = device_of(next(iter(model.parameters())).data)
+    x = to_device(np.zeros((1, *shape), np.float32), device)
+    with _dry(model, training=False), no_grad(), ExitStack() as undo:
+        for name, module in modules.items():
+            if isinstance(module, nn.Involution):
+                undo.callback(setattr, module, "fused", module.fused)
+                module.fused = False
+            undo.callback(vars(module).pop, "forward")
+            module.forward = note(name, module, module.forward)  # type: ignore[method-assign]
+        model(x)
+
+    def below(name: str) -> Iterator[str]:
+        yield from (n for n in modules if n == name or not name or n.startswith(f"{name}."))
+
+    return [
+        Layer(
+            name,
+            type(module).__name__,
+            shapes.get(name, ()),
+            sum(parameter.size for parameter in module.parameters()),
+            sum(own[inner] for inner in below(name)),
+        )
+        for name, module in modules.items()
+    ]
+
+
+def training_memory(
+    model: nn.Module, shape: Shape = (3, 32, 32), **options: float | bool
+) -> StepMemory:
+    """The memory of training steps of :class:`invocupy.optim.SGD`.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed; on the device that is to be asked about.
+    shape : tuple of int
+        Of one image, (C, H, W).
+    **options
+        Of :class:`invocupy.optim.SGD`.
+
+    Returns
+    -------
+    StepMemory
+        Without the program itself, the images of the data set, and what backends need for a
+        moment while they compute, which does not depend on the batch.
+
+    Examples
+    --------
+    >>> from invocupy.models import SimpleModel
+    >>> from invocupy.summary import training_memory
+    >>> step = training_memory(SimpleModel(num_layers=1), momentum=0.9)
+    >>> step.fixed > 3 * 4 * 1_589_879  # weights, velocities and gradients, in float32
+    True
+    """
+
+    def prepare() -> Phases:
+        sgd = optim.SGD(model.parameters(), 1e-3, **options)  # type: ignore[arg-type]
+
+        def gradients(x: Any, labels: Any) -> None:
+            sgd.zero_grad()
+            F.cross_entropy(_logits(model, Tensor(x)), labels).backward()
+
+        return gradients, lambda *_: sgd.step()
+
+    with _dry(model, training=True):
+        return _measure(model, shape, prepare)
+
+
+def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemory:
+    """The memory of evaluating batches of images.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed; on the device that is to be asked about.
+    shape : tuple of int
+        Of one image, (C, H, W).
+
+    Returns
+    -------
+    StepMemory
+
+    Examples
+    --------
+    >>> from invocupy.models import SimpleModel
+    >>> from invocupy.summary import evaluation_memory, training_memory
+    >>> model = SimpleModel(num_layers=3)
+    >>> evaluation_memory(model).of(100) < training_memory(model).of(100)
+    True
+    """
+
+    def forward(x: Any, labels: Any) -> None:
+        F.cross_entropy(_logits(model, x), labels)
+
+    with _dry(model, training=False), no_grad():
+        step = _measure(model, shape, lambda: (forward,))
+    weights = sum(array.nbytes for array in model.state_dict().values())
+    return step.plus(weights)
+
+
+def _macs(module: nn.Module, seen: Shape, result: Shape) -> int:
+    """Multiply-adds of a module itself; its submodules count for themselves."""
+    if isinstance(module, nn.Conv2d):
+        return math.prod(result) * math.prod(module.weight.shape[1:])
+    if isinstance(module, nn.Linear):
+        return math.prod(result) * module.weight.shape[1]
+    if isinstance(module, nn.Involution):
+        return math.prod(result) * math.prod(module.kernel_size)
+    return 0
+
+
+def _logits(model: nn.Module, x: Any) -> Any:
+    return getattr(model, "logits", model)(x)
+
+
+@contextmanager
+def _dry(model: nn.Module, training: bool) -> Iterator[None]:
+    """Backends do nothing; afterwards the model is as it was."""
+    state = [
+        (value, value.data)
+        for _, module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, (nn.Parameter, nn.Buffer))
+    ]
+    grads = [(p, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for _, module in model.modules()]
+    device = on_device(next(iter(model.parameters())).data)
+    try:
+        with backends.dry_run(), np.errstate(all="ignore"), device:
+            model.train(training)
+            yield
+    finally:
+        for holder, array in state:
+            holder.data = array
+        for parameter, grad in grads:
+            parameter.grad = grad
+        for module, mode in modes:
+            module.training = mode
+
+
+def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:
+    """The straight lines through the peaks of two runs."""
+    runs = (_peaks(model, shape, prepare, images) for images in _SIZES)
+    lines = []
+    for small, large in zip(*runs, strict=True):
+        per_image = max(-(-(large - small) // (_SIZES[1] - _SIZES[0])), 0)
+        lines.append((max(small - _SIZES[0] * per_image, 0), per_image))
+    return StepMemory(tuple(lines))
+
+
+def _peaks(model: nn.Module, shape: Shape, prepare: Callable[[], Phases], images: int) -> list[int]:
+    """Bytes that each phase of the second step adds to what was there before the first one."""
+    like = next(iter(model.parameters())).data
+    count = _in_a_pool if is_cupy(like) else _traced
+    with count(like) as (begin, peak):
+        phases = prepare()
+        found: list[int] = []
+        for _ in range(2):
+            found.clear()
+            xp = namespace(like)
+            x, labels = xp.zeros((images, *shape), np.float32), xp.zeros(images, np.int64)
+            for phase in phases:
+                begin()
+                phase(x, labels)
+                found.append(peak())
+        return found
+
+
+Counter = tuple[Callable[[], object], Callable[[], int]]
+"""Begin to count; the highest count since."""
+
+
+@contextmanager
+def _traced(_: Any) -> Iterator[Counter]:
+    memory.release()
+    started = tracemalloc.is_tracing()
+    if not started:
+        tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        yield tracemalloc.reset_peak, lambda: tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if not started:
+            tracemalloc.stop()
+        memory.release()
+
+
+@contextmanager
+def _in_a_pool(like: Any) -> Iterator[Counter]:
+    """A pool of its own: what it had to take from the device since it was last tidied up."""
+    cuda = namespace(like).cuda
+    pool = cuda.MemoryPool()
+    with cuda.using_allocator(pool.malloc):
+        yield pool.free_all_blocks, lambda: int(pool.total_bytes())

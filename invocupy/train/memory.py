@@ -1,0 +1,189 @@
+"""Whether a run fits into memory, said before it starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from invocupy import nn
+from invocupy.arrays import require_cupy
+from invocupy.summary import StepMemory, evaluation_memory, training_memory
+from invocupy.train.choices import DATASETS
+from invocupy.train.config import Config, ConfigError
+
+EVALUATION_BATCH = 250
+PROGRAM = 256 << 20  # bytes: the interpreter, the libraries, and the compiler of the CPU kernels
+
+_IMAGE = (3, 32, 32)
+_PER_IMAGE = 3 * 32 * 32 + 8 + 9 * 8 * 3  # pixels, label, the epoch's random numbers
+
+
+class Needs(NamedTuple):
+    """The memory of a run in bytes, as estimated before it."""
+
+    training: StepMemory
+    evaluation: StepMemory
+    program: int  # on the CPU; a GPU's context counts as used
+    images: int  # to train on
+    data: int  # of all images
+
+    def training_peak(self, config: Config) -> int:
+        """Of a step, with everything that is there besides."""
+        part = min(-(-config.batch_size // config.accumulate), self.images)
+        return self.program + self.data + self.training.of(part)
+
+    def evaluation_peak(self) -> int:
+        """Of a batch of the test set, with everything that is there besides."""
+        # Gradients and velocities stay, and training.fixed has the weights already.
+        images = EVALUATION_BATCH * self.evaluation.per_image
+        return self.program + self.data + self.training.fixed + images
+
+
+def estimate(config: Config, model: nn.Module) -> Needs:
+    """Estimate what a run needs; the model, on its device, is not changed.
+
+    Parameters
+    ----------
+    config : Config
+    model : Module
+
+    Returns
+    -------
+    Needs
+
+    Examples
+    --------
+    >>> from invocupy.train import Config, build, estimate
+    >>> config = Config(batch_size=1000, device="cpu")
+    >>> needs = estimate(config, build(config))
+    >>> needs.training_peak(config) > needs.training.of(100)
+    True
+    """
+    options = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    training = training_memory(model, _IMAGE, nesterov=config.nesterov, **options)
+    if config.ema:
+        weights = sum(array.nbytes for array in model.state_dict().values())
+        training = training.plus(2 * weights)
+    on_cpu = all(isinstance(p.data, np.ndarray) for p in model.parameters())
+    images = [min(config.overfit or config.limit or n, n) for n in DATASETS[config.dataset].sizes]
+    evaluation, program = evaluation_memory(model, _IMAGE), PROGRAM if on_cpu else 0
+    return Needs(training, evaluation, program, images[0], sum(images) * _PER_IMAGE)
+
+
+def check_memory(config: Config, needs: Needs, available: int) -> None:
+    """Refuse a run that does not fit, and say which settings would.
+
+    Parameters
+    ----------
+    config : Config
+    needs : Needs
+        From :func:`estimate`.
+    available : int
+        Bytes, as from :func:`free_memory`.
+
+    Raises
+    ------
+    ConfigError
+        Naming the parts of a batch, or the batch, that fit.
+
+    Examples
+    --------
+    >>> from invocupy.summary import StepMemory
+    >>> from invocupy.train import Config
+    >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 0)
+    >>> check_memory(Config(batch_size=100), needs, 60 << 20)
+    Traceback (most recent call last):
+    ...
+    invocupy.train.config.ConfigError: batch_size 100 needs about 115 MB ... accumulate=2 ...
+    """
+    step = needs.training_peak(config)
+    if step > available:
+        besides = available - needs.program - needs.data
+        fits = needs.training.images(besides)
+        parts = -(-config.batch_size // config.accumulate)
+        what = f"batch_size {config.batch_size}"
+        if config.accumulate > 1:
+            what += f" in {config.accumulate} parts of {parts}"
+        short = f"{what} needs about {size(step)} of memory, but {size(available)} are free: "
+        if fits < 1:
+            raise ConfigError(
+                f"{short}not even one image at a time fits, take fewer layers than {config.layers}"
+            )
+        raise ConfigError(
+            f"{short}accumulate={-(-config.batch_size // fits)} (the same step in parts) or "
+            f"batch_size={fits} fits"
+        )
+    if needs.evaluation_peak() > available:
+        raise ConfigError(
+            f"layers {config.layers} needs about {size(needs.evaluation_peak())} of memory in the "
+            f"evaluation, but {size(available)} are free: take fewer layers"
+        )
+
+
+def free_memory(device: str, root: str | os.PathLike[str] = "/") -> int:
+    """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda" or "cuda:i"
+    root : path
+        Where ``proc`` and ``sys`` are.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> from invocupy.train import free_memory
+    >>> free_memory("cpu") > 0
+    True
+    """
+    if device != "cpu":
+        cupy = require_cupy()
+        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+            idle = cupy.get_default_memory_pool().free_bytes()
+            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(idle)
+    meminfo = Path(root, "proc/meminfo").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
+    return min([kib << 10, *_group_limits(Path(root))])
+
+
+def _group_limits(root: Path) -> list[int]:
+    """What is left in each control group (version 2, then 1) that this process is in."""
+    left = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base = root / "sys/fs/cgroup/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in [group, *group.parents]:
+            limit, used = _text(folder / names[0]).strip(), _text(folder / names[1]).strip()
+            if limit.isdecimal() and used.isdecimal():
+                stat = dict(
+                    item.split(" ", 1) for item in _text(folder / "memory.stat").splitlines()
+                )
+                left.append(int(limit) - int(used) + int(stat.get(names[2], 0)))
+            if folder == base:
+                break
+    return left
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``"31 MB"``, ``"2.4 GB"``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count, 0) / 1e6:.0f} MB"
