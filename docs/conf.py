@@ -1,0 +1,70 @@
+"""How the documentation is built: ``sphinx-build -W docs docs/_build`` (no network needed)."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from draw_pictures import draw_all
+
+import invocupy
+
+project = "invocupy"
+author = "The invocupy authors"
+version = release = invocupy.__version__
+copyright = author  # noqa: A001
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_mock_imports = [name for name in ("torch", "jax", "dask") if find_spec(name) is None]
+autodoc_typehints = "none"  # the docstrings say shapes and dtypes, which is more
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "invocupy"
+html_static_path = ["_static"]
+html_css_files = ["invocupy.css"]
+html_copy_source = False
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def inline_math(writer: Any, node: nodes.math) -> None:
+    """Formulas as MathML, which browsers show by themselves."""
+    writer.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(writer: Any, node: nodes.math_block) -> None:
+    writer.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    raise nodes.SkipNode
+
+
+def trim_blocks(app: Sphinx, doctree: nodes.document) -> None:
+    """Examples end with an empty line, for doctest's sake; readers need not see it."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.rawsource == block.astext():
+            block.rawsource = block.rawsource.rstrip()
+            block.children = [nodes.Text(block.rawsource)]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", trim_blocks)
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("builder-inited", lambda _: draw_all())
+
+
+html_math_renderer = "mathml"

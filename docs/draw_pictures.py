@@ -1,0 +1,169 @@
+"""Draws the pictures of the documentation into ``docs/pictures``; the build calls it.
+
+Everything comes from the generated images of ``shapes10`` and fixed seeds: no download, and the
+same pictures every time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+import invocupy
+from invocupy import functional as F
+from invocupy.data import shapes10
+from invocupy.train import Config, fit
+
+FOLDER = Path(__file__).parent / "pictures"
+STAR, CLEAN = 31, 10
+KERNELS = {
+    "identity": [[0, 0, 0], [0, 1, 0], [0, 0, 0]],
+    "blur": [[1 / 9] * 3] * 3,
+    "sharpen": [[0, -1, 0], [-1, 5, -1], [0, -1, 0]],
+    "vertical edges": [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]],
+    "outline": [[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]],
+}
+INK, ACCENT = "#1f2933", "#67e8f9"
+
+
+def image_of(index: int) -> Any:
+    """One image as (1, 3, 32, 32) in [0, 1]."""
+    return shapes10(40, seed=0)[0][index : index + 1] / 255
+
+
+def as_picture(image: Any) -> Any:
+    return np.clip(image[0].transpose(1, 2, 0), 0, 1)
+
+
+def show(axes: Any, picture: Any, title: str = "", **options: Any) -> None:
+    axes.imshow(picture, interpolation="nearest", **options)
+    axes.set_title(title, fontsize=12, color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def show_kernel(axes: Any, kernel: Any, title: str = "", digits: bool = True) -> None:
+    kernel = np.asarray(kernel)
+    limit = abs(kernel).max()
+    show(axes, kernel, title, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    if digits:
+        for (i, j), value in np.ndenumerate(kernel):
+            text = f"{value:.2g}".replace("0.11", "1/9").replace("-", "−")
+            light = "white" if abs(value) > 0.6 * limit else INK
+            axes.text(j, i, text, ha="center", va="center", fontsize=12, color=light)
+
+
+def save(figure: Any, name: str) -> None:
+    figure.savefig(FOLDER / f"{name}.png", dpi=110, facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+
+
+def bilateral(pixels: Any, size: int = 5, softness: float = 0.2) -> Any:
+    """A kernel for each pixel: neighbours of a like colour count, others do not (tutorial.md)."""
+    pad = size // 2
+    padded = np.pad(pixels, ((0, 0), (0, 0), (pad, pad), (pad, pad)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3))
+    difference = ((windows - pixels[..., None, None]) ** 2).sum(axis=1)
+    weights = np.exp(-difference / (2 * softness**2))
+    weights /= weights.sum(axis=(-2, -1), keepdims=True)
+    return weights.transpose(0, 3, 4, 1, 2)[:, None]
+
+
+def draw_convolutions() -> None:
+    """Five kernels, and what each makes of the same image."""
+    pixels = image_of(CLEAN)
+    figure, axes = plt.subplots(2, 5, figsize=(10, 4.2), layout="constrained")
+    for (name, kernel), (above, below) in zip(KERNELS.items(), axes.T, strict=True):
+        weight = np.tile(np.array(kernel, float), (3, 1, 1, 1))
+        padded = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+        out = F.conv2d(padded, weight, groups=3)
+        show_kernel(above, kernel, name)
+        show(below, as_picture(abs(out) if weight.sum() == 0 else out))
+    save(figure, "convolutions")
+
+
+def draw_windows() -> None:
+    """The same three places under a convolution and under an involution."""
+    pixels, places = image_of(CLEAN), {"A": (5, 25), "B": (24, 16), "C": (20, 21)}
+    kernel = bilateral(pixels)
+    figure, axes = plt.subplots(2, 4, figsize=(10, 5.3), layout="constrained")
+    rows = {"convolution": np.full_like(kernel, 1 / 25), "involution": kernel}
+    for row, (name, kernels) in zip(axes, rows.items(), strict=True):
+        show(row[0], as_picture(pixels), name)
+        for (place, (i, j)), other in zip(places.items(), row[1:], strict=True):
+            box = plt.Rectangle((j - 2.5, i - 2.5), 5, 5, fill=False, color=ACCENT, linewidth=2)
+            row[0].add_patch(box)
+            row[0].text(j - 2.3, i - 3, place, color=ACCENT, fontsize=13, fontweight="bold")
+            show(other, kernels[0, 0, :, :, i, j], f"kernel at {place}", cmap="viridis", vmin=0,
+                 vmax=0.1)  # fmt: skip
+            other.set_xticks(np.arange(0.5, 4), minor=True)
+            other.set_yticks(np.arange(0.5, 4), minor=True)
+            other.grid(which="minor", color="white", linewidth=0.5)
+            other.tick_params(which="minor", length=0)
+    save(figure, "windows")
+
+
+def draw_by_hand() -> None:
+    """A noisy image, blurred by one kernel and by a kernel of its own for each pixel."""
+    noise = np.random.default_rng(0).normal(0, 0.06, (1, 3, 32, 32))
+    pixels = np.clip(image_of(STAR) + noise, 0, 1)
+    padded = np.pad(pixels, ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+    kernel = bilateral(pixels, softness=0.25)
+    blur = np.full_like(kernel, 1 / 25)
+    pictures = {
+        "with noise": pixels,
+        "convolution: one blur": invocupy.involution(padded, blur, padding="valid"),
+        "involution: a kernel a pixel": invocupy.involution(padded, kernel, padding="valid"),
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
+    for (title, picture), place in zip(pictures.items(), axes, strict=False):
+        show(place, as_picture(picture), title)
+    show(axes[3], kernel[0, 0, 2, 2], "weight of the pixel itself", cmap="viridis")
+    save(figure, "by_hand")
+
+
+def draw_learned() -> None:
+    """The kernels that a layer makes, before and after a short training."""
+    config = Config(layers=2, epochs=4, limit=3000, lr=0.03, device="cpu")
+    images, _ = shapes10(8, seed=0, train=False)
+    heat = []
+
+    def look(model: Any) -> None:
+        model.eval()
+        x = (images / 255 - 0.5).astype(np.float32) / np.float32(0.294)
+        block = model.blocks[0]
+        kernel = block.involution.kernel(block.expand_norm(block.expand(x), relu=True))
+        kernel = getattr(kernel, "data", kernel)
+        heat.append(kernel.sum(axis=(2, 3)))  # over the taps: (N, G, H, W)
+        model.train()
+
+    model = invocupy.models.SimpleModel(num_layers=2, head_relu=True, rng=0)
+    look(model)
+    fit(config, model=model)
+    look(model)
+    figure, axes = plt.subplots(3, 8, figsize=(11, 4.4), layout="constrained")
+    names = "image", "before training", "after training"
+    for row, name in zip(axes, names, strict=True):
+        row[0].set_ylabel(name, fontsize=11, color=INK)
+    for n, column in enumerate(axes.T):
+        show(column[0], images[n].transpose(1, 2, 0))
+        for place, maps in zip(column[1:], heat, strict=True):
+            group = heat[1][n].std(axis=(1, 2)).argmax()
+            show(place, maps[n, group], cmap="magma")
+    save(figure, "learned")
+
+
+def draw_all() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned):
+        draw()
+
+
+if __name__ == "__main__":
+    draw_all()
