@@ -24,7 +24,19 @@ from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, load_run
 
 # no involution: nothing to compile; device: so that a GPU changes nothing
-TINY = ["--layers", "0", "--limit", "40", "--batch-size", "20", "--epochs", "2", "--device", "cpu"]
+TINY = [
+    "--layers",
+    "0",
+    "--limit",
+    "40",
+    "--batch-size",
+    "20",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+    "--no-plots",
+]
 TRAIN = ["train", *TINY]
 
 

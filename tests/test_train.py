@@ -101,7 +101,8 @@ def test_history_metrics_and_config(whole: Path) -> None:
         shares = {number / 50 for number in range(51)}
         assert {row["test_accuracy"], row["train_accuracy"]} <= shares
     assert Config.from_json((whole / "config.json").read_text()) == TINY
-    names = {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors"}
+    names = {"config.json", "machine.json", "metrics.jsonl"}
+    names |= {"last.safetensors", "best.safetensors"}
     assert {path.name for path in whole.iterdir()} == names
 
 

@@ -4,8 +4,8 @@ Each module has ``add(commands)``, which adds its parser and names the function 
 Progress goes to standard error, results to standard output. What takes time to load is imported
 inside the commands, so that ``invocupy --help`` answers at once.
 
-Exit codes: 0 done, 1 unexpected, 2 wrong usage, 65 bad data or checkpoint, 69 download not
-possible, 70 the loss became NaN or infinite, 130 interrupted.
+Exit codes: 0 done, 1 unexpected, 2 wrong usage, 65 bad data, image or checkpoint, 69 download not
+possible or a package missing, 70 the loss became NaN or infinite, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from invocupy._version import __version__
-from invocupy.cli import evaluate, info, summary, train
+from invocupy.cli import evaluate, info, look, predict, summary, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +50,7 @@ def _exit_code(error: BaseException) -> int | None:
         return 130
     from invocupy.checkpoint import CheckpointError
     from invocupy.data import DataError, DownloadError
+    from invocupy.extras import MissingExtra
     from invocupy.train import ConfigError, NonFiniteLoss
 
     codes: dict[type[Exception], int] = {
@@ -57,6 +58,7 @@ def _exit_code(error: BaseException) -> int | None:
         DataError: 65,
         CheckpointError: 65,
         DownloadError: 69,
+        MissingExtra: 69,
         NonFiniteLoss: 70,
         OSError: 1,
     }
@@ -69,6 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, summary, evaluate, info):
+    for module in (train, summary, evaluate, predict, look, info):
         module.add(commands)
     return parser

@@ -6,17 +6,15 @@ import argparse
 import json
 import math
 
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, add_run
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser("evaluate", help="measure a trained model on its test set")
     parser.set_defaults(command=_run)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    add_run(parser)
     parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie now")
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
     add_json(parser)
 
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from invocupy._version import __version__
 from invocupy.cli.options import Commands, add_json
 
 _WARM = ((7, 1), (7, 2))  # kernel size and stride of RedNet's involutions
@@ -26,45 +25,21 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     import os
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     import pooch
 
-    from invocupy.arrays import require_cupy
+    from invocupy import machine
     from invocupy.backends.jit import cache_directory
-    from invocupy.backends.threads import get_num_threads
 
-    def installed(*names: str) -> str | None:
-        for name in names:
-            try:
-                return f"{version(name)}"
-            except PackageNotFoundError:
-                pass
-        return None
-
-    devices, reason, cupy_cache = {"cpu": f"{os.cpu_count()} cores"}, None, None
-    try:
-        cupy = require_cupy()
-    except RuntimeError as error:
-        reason = str(error)
-    else:
+    about = machine.describe()
+    devices, reason = machine.devices()
+    cupy_cache = None
+    if reason is None:
         cupy_cache = os.environ.get("CUPY_CACHE_DIR", str(Path.home() / ".cupy" / "kernel_cache"))
-        for i in range(cupy.cuda.runtime.getDeviceCount()):
-            properties = cupy.cuda.runtime.getDeviceProperties(i)
-            devices[f"cuda:{i}"] = (
-                f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.0f} GiB"
-            )
-    packages = {name: installed(name) for name in ("numpy", "numba", "llvmlite", "safetensors")}
-    packages["cupy"] = installed("cupy-cuda13x", "cupy-cuda12x", "cupy")
     checks = {device: _self_check(device) for device in devices}
     result: dict[str, Any] = {
-        "invocupy": __version__,
-        "python": f"{platform.python_version()} on {platform.platform()}",
-        "packages": packages,
-        "devices": devices,
+        **about,
         "cuda": reason or "ready",
-        "threads": get_num_threads(),
         "data_cache": os.environ.get("INVOCUPY_DATA") or str(pooch.os_cache("invocupy")),
         "kernel_cache": {"cpu": str(cache_directory() or ""), "cuda": cupy_cache or ""},
         "self_check": checks,
@@ -75,8 +50,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result))
         return 0 if good else 1
-    print(f"invocupy {__version__}, Python {result['python']}")
-    print("packages:", ", ".join(f"{k} {v or '(none)'}" for k, v in packages.items()))
+    print(f"invocupy {result['invocupy']}, Python {result['python']}")
+    packages = about["packages"].items()
+    print("packages:", ", ".join(f"{name} {number or '(none)'}" for name, number in packages))
     for device, description in devices.items():
         state = "kernels agree with the reference" if not checks[device] else "KERNELS ARE WRONG: "
         print(f"{device}: {description}; {state}{', '.join(checks[device])}")

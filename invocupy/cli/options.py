@@ -15,6 +15,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="for programs to read")
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the run's folder, which of its checkpoints, and the device."""
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
+
+
 def table(rows: Sequence[Sequence[str]], align: str) -> str:
     """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each.
 

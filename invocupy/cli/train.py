@@ -6,9 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invocupy.cli.look import write_plots
 from invocupy.cli.options import Commands, add_json
 from invocupy.cli.settings import add_settings, given_settings
 
@@ -28,12 +30,17 @@ def add(commands: Commands) -> None:
     add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="the run's folder (new; by default runs/...)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument(
+        "--plots", action=argparse.BooleanOptionalAction,
+        help="write pictures at the end (as plot does; by default if matplotlib is installed)",
+    )  # fmt: skip
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
+    from invocupy.extras import require
     from invocupy.train import Config, ConfigError, fit, load_run
 
     given = given_settings(arguments)
@@ -45,6 +52,9 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
     else:
         config, out = replace(load_run(resume, "last")[0], **given), resume
+    plots = getattr(arguments, "plots", find_spec("matplotlib") is not None)
+    if plots:
+        require("matplotlib", "matplotlib", "plots")  # now, not after the training
     history = fit(config, out, resume=resume is not None, progress=_reporter())
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     result = {
@@ -64,6 +74,9 @@ def _run(arguments: argparse.Namespace) -> int:
             f"{result['seconds']:.0f} s of training (best {best['test_accuracy']:.2%}, epoch "
             f"{result['best_epoch']})\nrun: {out}"
         )
+    if plots:
+        files = write_plots(out, config.device, config.data_dir)
+        print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
     return 0
 
 

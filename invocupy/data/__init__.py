@@ -1,8 +1,8 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
 ``cifar`` reads CIFAR-10 where it lies, ``shapes`` draws a set that needs no file and no network,
-``batches`` cuts either into normalised, augmented batches. Images are uint8 (N, 3, 32, 32) and
-labels int64 (N,) everywhere.
+``batches`` cuts either into normalised, augmented batches, ``files`` reads single images. Sets are
+uint8 images (N, 3, 32, 32) and int64 labels (N,) everywhere.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from invocupy.data.cifar import (
     DownloadError,
     cifar10,
 )
+from invocupy.data.files import read_image
 from invocupy.data.shapes import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "cutout",
     "random_crop",
     "random_flip",
+    "read_image",
     "shapes10",
 ]

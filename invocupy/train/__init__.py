@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from invocupy.train.choices import DATASETS, MODELS
 from invocupy.train.config import Config, ConfigError, read_settings
-from invocupy.train.evaluation import Evaluation, evaluate
+from invocupy.train.evaluation import Evaluation, evaluate, predict
 from invocupy.train.loop import Interrupted, Progress, fit
 from invocupy.train.memory import check_memory, estimate, free_memory
 from invocupy.train.run import NonFiniteLoss, load_run
@@ -39,6 +39,7 @@ __all__ = [
     "load_data",
     "load_run",
     "pick_device",
+    "predict",
     "rate",
     "read_settings",
 ]

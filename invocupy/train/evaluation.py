@@ -96,6 +96,66 @@ def evaluate(
     return Evaluation(float(total) / count, int(np.trace(confusion)) / count, confusion)
 
 
+def predict(
+    model: nn.Module,
+    images: Any,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 250,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:
+    """Class probabilities of images, in evaluation mode.
+
+    Parameters
+    ----------
+    model : Module
+        Its ``logits`` method is used, or the model itself if it has none.
+    images : uint8 array (N, C, H, W)
+        NumPy, or CuPy on the device of the model.
+    mean, std, batch_size, progress
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    float64 array (N, K)
+        NumPy; the softmax of the model's logits, in float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`evaluate`.
+
+    Examples
+    --------
+    >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
+    >>> from invocupy.models import SimpleModel
+    >>> from invocupy.train import predict
+    >>> images, _ = shapes10(5, 0)
+    >>> model = SimpleModel(num_layers=1, rng=0)
+    >>> predict(model, images, mean=SHAPES10_MEAN, std=SHAPES10_STD).sum(axis=1).round(6)
+    array([1., 1., 1., 1., 1.])
+    """
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    device = device_of(next(iter(model.parameters())).data)
+    images = to_device(images, device)
+    nothing = namespace(images).zeros(len(images), np.int64)
+    batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
+    found, training = [], model.training
+    model.eval()
+    try:
+        with no_grad(), on_device(images):
+            for step, (x, _) in enumerate(batches.epoch(0), 1):
+                found.append(logits_of(model, x).data)
+                if progress is not None:
+                    progress(step, len(batches))
+    finally:
+        model.train(training)
+    logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
+    return np.asarray(F.softmax(logits, 1))
+
+
 def logits_of(model: nn.Module, x: Any) -> Any:
     """Class scores (N, K): of the model's ``logits`` if ``model(x)`` gives probabilities."""
     scores = getattr(model, "logits", model)

@@ -59,7 +59,8 @@ def fit(
     ----------
     config : Config
     out : path, optional
-        The run's folder, made if need be: ``config.json``, ``metrics.jsonl`` (a line an epoch),
+        The run's folder, made if need be: ``config.json``, ``machine.json`` (versions and devices),
+        ``metrics.jsonl`` (a line an epoch),
         ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
         (of the highest test accuracy). Without it nothing is written.
     resume : bool

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy import checkpoint, nn, optim
+from invocupy import checkpoint, machine, nn, optim
 from invocupy._version import __version__
 from invocupy.arrays import device_of, namespace, to_device
 from invocupy.checkpoint import CheckpointError
@@ -106,6 +106,8 @@ class Run:
             ) from None
         checkpoint.sweep(self.folder)
         checkpoint.write_atomically(path, self.config.to_json().encode())
+        about = json.dumps(machine.describe(), indent=2) + "\n"
+        checkpoint.write_atomically(self.folder / "machine.json", about.encode())
         self._write_metrics()
         if not resume:
             self.save("last")

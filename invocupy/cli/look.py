@@ -1,0 +1,105 @@
+"""``invocupy plot`` and ``invocupy report``: a run as pictures, and as a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invocupy.cli.options import Commands, add_json, add_run
+
+if TYPE_CHECKING:
+    from invocupy.report import Findings
+
+
+def add(commands: Commands) -> None:
+    """Add the two commands to the parser."""
+    plot = commands.add_parser(
+        "plot",
+        help="write pictures of a run into its folder",
+        description="Learning curves, confusion matrix, the most certain mistakes, and heat maps "
+        "of the generated kernels, as PNG files in the run's folder. Needs matplotlib: "
+        "pip install 'invocupy[plots]'.",
+    )
+    plot.set_defaults(command=_plot)
+    report = commands.add_parser(
+        "report",
+        help="write a page about a run: one HTML file that needs nothing else",
+        description="Settings, curves, confusion matrix, samples, heat maps of the generated "
+        "kernels, machine and versions in one HTML file, to open in any browser, offline.",
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("--out", metavar="FILE", help="by default report.html in the run's folder")
+    for parser in (plot, report):
+        add_run(parser)
+        parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie now")
+        parser.add_argument(
+            "--involutions", metavar="N", type=int, nargs="+",
+            help="whose kernels to show, counted from 0 (up to four, evenly over the depth)",
+        )  # fmt: skip
+        add_json(parser)
+
+
+def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:
+    """What ``plot`` does, for the end of a training."""
+    from invocupy.report import draw, gather
+
+    with _bar() as progress:
+        found = gather(folder, device=device, data_dir=data_dir, progress=progress)
+    return draw(found, folder)
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    from invocupy.extras import require
+    from invocupy.report import draw
+
+    require("matplotlib", "matplotlib", "plots")  # before the work, not after it
+    files = draw(_gather(arguments), arguments.run)
+    return _say(arguments, files)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from invocupy.report import write_page
+
+    path = Path(arguments.out or Path(arguments.run, "report.html"))
+    write_page(_gather(arguments), path)
+    return _say(arguments, [path])
+
+
+def _gather(arguments: argparse.Namespace) -> Findings:
+    from invocupy.report import gather
+
+    with _bar() as progress:
+        return gather(
+            arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,
+            device=arguments.device, data_dir=arguments.data_dir, progress=progress,
+        )  # fmt: skip
+
+
+def _say(arguments: argparse.Namespace, files: list[Path]) -> int:
+    if arguments.json:
+        print(json.dumps({"run": arguments.run, "files": [str(path) for path in files]}))
+    else:
+        print("\n".join(map(str, files)))
+    return 0
+
+
+class _bar:  # noqa: N801
+    """A progress function over batches of the test set; the bar is gone afterwards."""
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc="test images", leave=False, disable=None, file=sys.stderr)
+
+        def progress(done: int, steps: int) -> None:
+            self.bar.total = steps
+            self.bar.update(done - self.bar.n)
+
+        return progress
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()

@@ -1,0 +1,69 @@
+"""``invocupy predict``: what a trained model sees in image files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from invocupy.cli.options import Commands, add_json, add_run, table
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "predict",
+        help="ask a trained model about image files",
+        description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
+        "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
+        "that is no image is one line on standard error and exit code 65; the others are answered. "
+        "Needs Pillow: pip install 'invocupy[plots]'.",
+    )
+    parser.set_defaults(command=_run)
+    add_run(parser)
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("--top", metavar="N", type=int, default=3, help="classes shown (3)")
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from invocupy.data import DataError, read_image
+    from invocupy.train import DATASETS, load_run, pick_device, predict
+
+    config, model, _ = load_run(arguments.run, arguments.checkpoint)
+    dataset = DATASETS[config.dataset]
+    results: dict[str, dict[str, object]] = {}
+    images = {}
+    for path in arguments.images:
+        try:
+            images[path] = read_image(path)
+        except DataError as error:
+            print(f"invocupy: {error}", file=sys.stderr)
+            results[path] = {"image": path, "error": str(error)}
+    if images:
+        model.to(pick_device(arguments.device))
+        stack = np.stack(list(images.values()))
+        found = predict(model, stack, mean=dataset.mean, std=dataset.std)
+        for path, probabilities in zip(images, found, strict=True):
+            best = np.argsort(-probabilities, kind="stable")[: max(arguments.top, 1)]
+            results[path] = {
+                "image": path,
+                "classes": [
+                    {"class": dataset.classes[i], "probability": float(probabilities[i])}
+                    for i in best
+                ],
+            }
+    rows = [results[path] for path in arguments.images]
+    if arguments.json:
+        result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
+        print(json.dumps(result))
+    elif images:
+        shown = [
+            (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))
+            for row in rows
+            if isinstance(classes := row.get("classes"), list)
+        ]
+        print(table(shown, "<" * len(shown[0])))
+    return 0 if len(images) == len(set(arguments.images)) else 65

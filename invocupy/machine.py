@@ -1,0 +1,77 @@
+"""What this machine is, and what is installed on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from invocupy._version import __version__
+from invocupy.arrays import require_cupy
+from invocupy.backends.threads import get_num_threads
+
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors")
+
+
+@cache
+def devices() -> tuple[dict[str, str], str | None]:
+    """Device names with their descriptions, and why there is no GPU among them if so.
+
+    Examples
+    --------
+    >>> from invocupy.machine import devices
+    >>> "cores" in devices()[0]["cpu"]
+    True
+    """
+    found = {"cpu": f"{_processor()}, {os.cpu_count()} cores"}
+    try:
+        cupy = require_cupy()
+    except RuntimeError as error:
+        return found, str(error)
+    for i in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(i)
+        memory = properties["totalGlobalMem"] / 2**30
+        found[f"cuda:{i}"] = f"{properties['name'].decode()}, {memory:.0f} GiB"
+    return found, None
+
+
+def describe() -> dict[str, Any]:
+    """Versions, devices and threads, for a run's folder and for reports.
+
+    Examples
+    --------
+    >>> from invocupy.machine import describe
+    >>> sorted(describe())
+    ['devices', 'invocupy', 'packages', 'python', 'threads']
+    """
+    packages = {name: _installed(name) for name in PACKAGES}
+    packages["cupy"] = _installed("cupy-cuda13x", "cupy-cuda12x", "cupy")
+    return {
+        "invocupy": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "packages": packages,
+        "devices": dict(devices()[0]),
+        "threads": get_num_threads(),
+    }
+
+
+def _installed(*names: str) -> str | None:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

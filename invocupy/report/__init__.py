@@ -1,0 +1,13 @@
+"""A finished run, to look at: what it found, as pictures and as a page.
+
+``findings`` gathers it as arrays, ``figures`` draws them with matplotlib, ``page`` writes one HTML
+file that needs nothing else (``svg`` draws its curves, ``png`` its images).
+"""
+
+from __future__ import annotations
+
+from invocupy.report.figures import draw
+from invocupy.report.findings import Findings, gather, heat_maps
+from invocupy.report.page import write_page
+
+__all__ = ["Findings", "draw", "gather", "heat_maps", "write_page"]

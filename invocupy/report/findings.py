@@ -1,0 +1,238 @@
+"""What there is to see of a run, as arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from invocupy import nn
+from invocupy.arrays import device_of, to_device
+from invocupy.autograd import no_grad
+from invocupy.data import Batches
+from invocupy.train import (
+    DATASETS,
+    Config,
+    ConfigError,
+    load_data,
+    load_run,
+    pick_device,
+    predict,
+)
+
+_SHOWN = 24  # images in a grid
+_MAPPED = 3  # images with heat maps
+_LAYERS = 4  # of heat maps, by default
+
+
+class Shots(NamedTuple):
+    """Some test images with what the model says of them."""
+
+    images: NDArray[np.uint8]  # (n, 3, H, W)
+    labels: NDArray[np.int64]  # (n,)
+    probabilities: NDArray[np.float64]  # (n, K)
+
+    def take(self, index: Any) -> Shots:
+        """Those of the given numbers."""
+        return Shots(self.images[index], self.labels[index], self.probabilities[index])
+
+
+class HeatMap(NamedTuple):
+    """The kernels that one layer makes over some images, each summed over its taps."""
+
+    layer: str
+    values: NDArray[np.float64]  # (n, G, Ho, Wo)
+
+
+class Findings(NamedTuple):
+    """What :func:`gather` finds."""
+
+    name: str  # of the run's folder
+    config: Config
+    history: list[dict[str, Any]]
+    machine: dict[str, Any]  # {} for runs from before it was noted
+    classes: tuple[str, ...]
+    images: int  # in the test set
+    accuracy: float
+    confusion: NDArray[np.int64]  # (K, K), rows: the label, columns: the model's answer
+    samples: Shots
+    mistakes: Shots  # the most certain ones first; maybe none
+    mapped: Shots
+    maps: list[HeatMap]
+
+
+def gather(
+    folder: str | os.PathLike[str],
+    *,
+    which: str = "best",
+    involutions: Sequence[int] | None = None,
+    device: str = "auto",
+    data_dir: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Findings:
+    """Run a trained model over its test set, and keep what is worth a look.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    which : "best" or "last"
+    involutions : sequence of int, optional
+        Which involution layers to map, counted from 0; by default up to four, evenly over the
+        depth.
+    device, data_dir
+        As in :class:`invocupy.train.Config`, for here and now.
+    progress
+        Called with the batches done and all batches.
+
+    Returns
+    -------
+    Findings
+
+    Raises
+    ------
+    invocupy.checkpoint.CheckpointError, invocupy.data.DataError
+        If the run or its data cannot be read.
+    invocupy.train.ConfigError
+        If there is no such involution layer.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from invocupy.train import fit
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     _ = fit(Config(layers=1, epochs=1, limit=20, device="cpu"), run)
+    ...     found = gather(run)
+    >>> found.confusion.sum(), [heat.layer for heat in found.maps]
+    (np.int64(20), ['blocks.0.involution'])
+    """
+    config, model, _ = load_run(folder, which)
+    _, _, history = load_run(folder, "last")
+    config = replace(config, device=device)
+    if data_dir is not None:
+        config = replace(config, data_dir=data_dir)
+    names = involution_layers(model, involutions)
+    dataset = DATASETS[config.dataset]
+    model.to(pick_device(device))
+    images, labels = load_data(config, train=False)
+    mean, std = dataset.mean, dataset.std
+    probabilities = predict(model, images, mean=mean, std=std, progress=progress)
+    answers = probabilities.argmax(axis=1)
+    classes = len(dataset.classes)
+    confusion = np.bincount(labels * classes + answers, minlength=classes**2)
+    shots = Shots(images, labels, probabilities)
+    certainty = np.where(answers != labels, probabilities.max(axis=1), -1.0)
+    worst = np.argsort(-certainty, kind="stable")[: min(_SHOWN, int((certainty >= 0).sum()))]
+    mapped = shots.take(_of_many_classes(labels, _MAPPED))
+    about = Path(folder, "machine.json")
+    return Findings(
+        Path(folder).resolve().name, config, history,
+        json.loads(about.read_text()) if about.exists() else {},
+        dataset.classes, len(images), float((answers == labels).mean()),
+        confusion.reshape(classes, classes),
+        shots.take(_of_many_classes(labels, _SHOWN)), shots.take(worst),
+        mapped, heat_maps(model, mapped.images, names, mean=mean, std=std),
+    )  # fmt: skip
+
+
+def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) -> list[str]:
+    """Names of a model's involution layers: the given ones, or up to four evenly over the depth.
+
+    Raises
+    ------
+    invocupy.train.ConfigError
+        If there is no layer of that number.
+    """
+    names = [name for name, module in model.modules() if isinstance(module, nn.Involution)]
+    if numbers is None:
+        count = min(_LAYERS, len(names))
+        return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
+    wrong = [number for number in numbers if not 0 <= number < len(names)]
+    if wrong:
+        raise ConfigError(
+            f"involutions must be numbers below {len(names)}, the layers of this model, "
+            f"got {', '.join(map(str, wrong))}"
+        )
+    return [names[number] for number in numbers]
+
+
+def heat_maps(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    names: Sequence[str],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> list[HeatMap]:
+    """The kernels that involution layers make over images, summed over their taps.
+
+    As in Li et al., arXiv 2103.06255, section 4.4: the sum of the K x K values of each kernel
+    stands for it, pixel by pixel and group by group.
+
+    Parameters
+    ----------
+    model : Module
+    images : uint8 array (n, C, H, W)
+    names
+        Of involution layers, as ``model.modules()`` has them.
+    mean, std
+        As in :class:`invocupy.data.Batches`.
+
+    Returns
+    -------
+    list of HeatMap
+        In the order of ``names``.
+
+    Examples
+    --------
+    >>> from invocupy.models import SimpleModel
+    >>> model = SimpleModel(num_layers=1, rng=0)
+    >>> images = np.zeros((2, 3, 32, 32), np.uint8)
+    >>> (heat,) = heat_maps(model, images, ["blocks.0.involution"], mean=(0,) * 3, std=(1,) * 3)
+    >>> heat.values.shape
+    (2, 4, 32, 32)
+    """
+    modules, seen = dict(model.modules()), {}
+    training = model.training
+
+    def note(name: str, layer: Any) -> Callable[[Any], Any]:
+        def noted(x: Any) -> Any:
+            sums = layer.kernel(x).data.sum(axis=(2, 3))  # (n, G, Kh, Kw, Ho, Wo) over the taps
+            seen[name] = np.asarray(to_device(sums, "cpu"), np.float64)
+            return type(layer).forward(layer, x)
+
+        return noted
+
+    device = device_of(next(iter(model.parameters())).data)
+    images, nothing = to_device(images, device), to_device(np.zeros(len(images), int), device)
+    batches = Batches(images, nothing, max(len(images), 1), shuffle=False, mean=mean, std=std)
+    model.eval()
+    with no_grad(), ExitStack() as undo:
+        undo.callback(model.train, training)
+        for module in modules.values():
+            if isinstance(module, nn.Involution):
+                undo.callback(setattr, module, "fused", module.fused)
+                module.fused = False  # a block that runs as one would not call its layer
+        for name in names:
+            layer = modules[name]
+            undo.callback(vars(layer).pop, "forward")
+            vars(layer)["forward"] = note(name, layer)
+        for x, _ in batches.epoch(0):
+            model(x)
+    return [HeatMap(name, seen[name]) for name in names]
+
+
+def _of_many_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Numbers of the first images of the classes in turn: one of each, then a second one, ..."""
+    turn = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        turn[of_class] = np.arange(len(of_class))
+    return np.lexsort((labels, turn))[:count]
