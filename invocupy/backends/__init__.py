@@ -20,13 +20,16 @@ gathers only: the same call gives the same bits. Half types accumulate in float3
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+on_compile: Callable[[str, bool], object] | None = None
+"""Called with a CPU kernel's name when its compiling begins, and with True when it is done."""
 
 _dry: ContextVar[bool] = ContextVar("invocupy_dry", default=False)
 

@@ -30,6 +30,8 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
+from invocupy import backends
+
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -86,13 +88,15 @@ class _Files(_Cache):
         try:
             blob = self._path(sig, target_context.codegen()).read_bytes()
             if hashlib.sha256(blob[_DIGEST:]).digest() != blob[:_DIGEST]:
-                return None
+                raise OSError("a damaged file")
             content = pickle.loads(blob[_DIGEST:])  # noqa: S301
             return CompileResult._rebuild(target_context, *content)
         except Exception:
+            _tell(self._function, False)
             return None  # compiled again, and written again
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        _tell(self._function, True)
         try:
             path, content = self._path(sig, data.codegen), dumps(data._reduce())
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -123,6 +127,11 @@ class _Files(_Cache):
         depends = (sources, _identity(self._function), str(sig), codegen.magic_tuple())
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
         return directory / f"{self._function.__name__}-{name}"
+
+
+def _tell(function: Any, done: bool) -> None:
+    if backends.on_compile is not None:
+        backends.on_compile(function.__name__, done)
 
 
 def _identity(function: Any) -> tuple[Any, ...]:

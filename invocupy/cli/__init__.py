@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from invocupy._version import __version__
 from invocupy.cli import evaluate, info, look, predict, summary, train
+from invocupy.cli.notice import compiling_is_told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        return command(arguments)
+        with compiling_is_told():
+            return command(arguments)
     except (Exception, KeyboardInterrupt) as error:
         code = _exit_code(error)
         if code is None:

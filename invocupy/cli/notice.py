@@ -1,0 +1,80 @@
+"""A line for those who wait for CPU kernels to be compiled, at their first use on a machine."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from invocupy import backends
+
+_PATIENCE = 1.0  # seconds of compiling that nobody need be told of
+
+
+@contextmanager
+def compiling_is_told() -> Iterator[None]:
+    """Within it, one line on standard error once compiling has taken long, and one at the end."""
+    waiting = _Waiting()
+    before, backends.on_compile = backends.on_compile, waiting.note
+    try:
+        yield
+    finally:
+        backends.on_compile = before
+        waiting.end()
+
+
+class _Waiting:
+    """Adds up the time spent compiling; kernels may compile others, and threads at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.begun: dict[int, list[float]] = {}  # by thread: when each compilation began
+        self.kernels, self.seconds, self.told = 0, 0.0, False
+        self.timer: threading.Timer | None = None
+
+    def note(self, name: str, done: bool) -> None:
+        """A compilation begins, or is done."""
+        with self.lock:
+            stack = self.begun.setdefault(threading.get_ident(), [])
+            if not done:
+                stack.append(time.perf_counter())
+                if self.timer is None and not self.told:
+                    self.timer = threading.Timer(max(_PATIENCE - self.seconds, 0), self.tell)
+                    self.timer.daemon = True
+                    self.timer.start()
+                return
+            start = stack.pop() if stack else time.perf_counter()
+            self.kernels += 1
+            if not stack:
+                self.seconds += time.perf_counter() - start
+                self.stop()
+
+    def tell(self) -> None:
+        """Say once that compiling is what takes so long."""
+        from invocupy.backends.jit import cache_directory
+
+        self.told = True
+        place = cache_directory() or "memory only"
+        print(
+            f"invocupy: compiling CPU kernels for their first use here (kept in {place})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def stop(self) -> None:
+        """No compilation is under way."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def end(self) -> None:
+        """The command is over."""
+        with self.lock:
+            self.stop()
+            if self.told:
+                print(
+                    f"invocupy: compiled {self.kernels} kernels in {self.seconds:.0f} s",
+                    file=sys.stderr,
+                )
