@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import astuple, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -51,6 +52,13 @@ def padding_pair(
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; < 0 if nothing fits."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_exact(option: Any) -> bool:
+    """Whether it can be looked up: True, which is refused, would find what was kept for 1."""
+    if type(option) is tuple:
+        return all(type(item) is int for item in option)
+    return type(option) in (int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,20 @@ class Geometry:
         ValueError
             Naming the argument, the rule, the values and the way out.
         """
-        x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
+        shapes, options = (tuple(x_shape), tuple(kernel_shape)), (stride, padding, dilation)
+        if all(_is_exact(option) for option in options):
+            return cls._known(*shapes, *options)
+        return cls._checked(*shapes, *options)
+
+    @classmethod
+    def _checked(
+        cls,
+        x_shape: tuple[int, ...],
+        kernel_shape: tuple[int, ...],
+        stride: IntOrPair,
+        padding: Padding,
+        dilation: IntOrPair,
+    ) -> Geometry:
         if len(x_shape) != 4:
             raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x_shape}")
         if len(kernel_shape) != 6:
@@ -149,6 +170,9 @@ class Geometry:
             batch, channels, groups, height, width, kernel_h, kernel_w, out_h, out_w,
             stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
         )  # fmt: skip
+
+    # A small operator takes less time than these checks.
+    _known = classmethod(lru_cache(maxsize=512)(_checked.__func__))  # type: ignore[attr-defined]
 
     @property
     def channels_per_group(self) -> int:

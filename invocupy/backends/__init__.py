@@ -20,6 +20,7 @@ gathers only: the same call gives the same bits. Half types accumulate in float3
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -29,4 +30,9 @@ import numpy as np
 
 def of(op: str, array: Any) -> ModuleType:
     """The module of ``op`` for this array, imported when first needed: Numba and CuPy are slow."""
-    return import_module(f"{__name__}.{op}.{'cpu' if isinstance(array, np.ndarray) else 'cuda'}")
+    return _module(op, "cpu" if isinstance(array, np.ndarray) else "cuda")
+
+
+@cache
+def _module(op: str, machine: str) -> ModuleType:
+    return import_module(f"{__name__}.{op}.{machine}")

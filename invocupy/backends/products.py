@@ -8,6 +8,7 @@ compile-time constants; memory comes in as integer addresses and byte strides.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from llvmlite import binding, ir
 from numba.core import cgutils
 from numba.core.types import int64, void
 from numba.extending import intrinsic
+
+from invocupy.backends.jit import jit, pointer
 
 _FEATURES = binding.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512vl"))
@@ -183,6 +186,25 @@ def correlate_block(
         return context.get_dummy_value()
 
     return void(*[int64] * 7, A, B, R, V, bits), codegen
+
+
+@cache
+def add_lanes(bits: int) -> Any:
+    """Of what :func:`correlate_block` has summed."""
+
+    @jit
+    def add_lanes(sums, rows, columns, pitch, out, out_pitch):
+        """The lanes of each of ``rows`` x ``columns`` sums together, in float64."""
+        lanes, out = pointer(sums, bits), pointer(out, 64)
+        V = 8 * BYTES // bits
+        for r in range(rows):
+            for c in range(columns):
+                total = 0.0
+                for v in range(V):
+                    total += lanes[(r * pitch + c) * V + v]
+                out[r * out_pitch + c] = total
+
+    return add_lanes
 
 
 def packed(weight: Any, bias: Any) -> Any:

@@ -169,6 +169,7 @@ def gather_block(  # type: ignore[no-untyped-def]
     stride,
     count,
     taps,
+    tap_step,
     out,
     out_plane,
     out_row,
@@ -176,6 +177,7 @@ def gather_block(  # type: ignore[no-untyped-def]
     M,
     P,
     R,
+    moving,
     V,
     bits,
 ):
@@ -185,13 +187,15 @@ def gather_block(  # type: ignore[no-untyped-def]
     used for P channels and each shifted vector of ``x`` for up to R rows, so that there are
     (P * (M + R - 1) + M * R) / (P * M * R) loads for each multiply-add: 0.55 for M=7, P=8, R=3.
     A step is one kernel column (for M tap rows at once); ``steps`` holds its byte offset in ``x``.
+    Its taps begin ``tap_step`` bytes after the last one's; with moving=1 they move like ``x``.
     The lines of the results of the next R rows are prefetched.
     """
-    m_, p_, r_, v_, b_ = _literals(M, P, R, V, bits)
+    m_, p_, r_, moving_, v_, b_ = _literals(M, P, R, moving, V, bits)
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         v = _Vectors(builder, v_, b_)
-        x, plane, row, steps, stride, count, taps, out, out_plane, out_row, lanes = args[:11]
+        x, plane, row, steps, stride, count, taps, tap_step = args[:8]
+        out, out_plane, out_row, lanes = args[8:12]
         bases = [v.add(x, v.times(plane, p)) for p in range(p_)]
         for p in range(p_):
             for r in range(r_):
@@ -199,15 +203,16 @@ def gather_block(  # type: ignore[no-untyped-def]
         loop = _Loop(builder, count, [steps, taps, *[v.zero] * (p_ * r_)])
         step, tap, *total = loop.carried
         moved = builder.load(v.at(step), align=8, typ=_I64)
+        given = v.add(tap, moved) if moving_ else tap
         for q in range(m_ + r_ - 1):
             pairs = [(q - r, r) for r in range(r_) if 0 <= q - r < m_]
-            factors = [v.load(v.add(tap, (m * r_ + r) * v.bytes)) for m, r in pairs]
+            factors = [v.load(v.add(given, (m * r_ + r) * v.bytes)) for m, r in pairs]
             for p in range(p_):
                 seen = v.load(v.add(bases[p], moved))
                 for (_, r), factor in zip(pairs, factors, strict=True):
                     total[p * r_ + r] = v.fma(seen, factor, total[p * r_ + r])
             moved = v.add(moved, row)
-        loop.close([v.add(step, stride), v.add(tap, m_ * r_ * v.bytes), *total])
+        loop.close([v.add(step, stride), v.add(tap, tap_step), *total])
         places = [
             v.add(v.add(out, v.times(out_plane, p)), v.times(out_row, r))
             for p in range(p_)
@@ -216,7 +221,7 @@ def gather_block(  # type: ignore[no-untyped-def]
         v.store_all(list(zip(total, places, strict=True)), lanes)
         return context.get_dummy_value()
 
-    return void(*[int64] * 11, M, P, R, V, bits), codegen
+    return void(*[int64] * 12, M, P, R, moving, V, bits), codegen
 
 
 @intrinsic(prefer_literal=True)

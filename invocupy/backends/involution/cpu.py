@@ -18,50 +18,16 @@ import numpy as np
 from invocupy.backends import threads
 from invocupy.backends.involution.cpu_correlate import correlate, span_gradients
 from invocupy.backends.involution.cpu_gather import gather
-from invocupy.backends.involution.cpu_plan import ACCUMULATORS, VECTOR_BYTES, Plan, plan
+from invocupy.backends.involution.cpu_plan import ACCUMULATORS, VECTOR_BYTES, Plan, Sizes, plan
+from invocupy.backends.launch import launch
 from invocupy.geometry import Geometry
 
-_GRAIN = 1 << 20  # multiply-adds below which waking another thread does not pay
+_GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
 # products of taps and features for the weight gradients, in registers
 _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
-
-
-class Sizes(NamedTuple):
-    """What the kernels know about one call; see :class:`~.cpu_plan.Plan` for most of it."""
-
-    images: int
-    groups: int
-    channels: int  # of a group
-    height: int  # of the source
-    width: int
-    kernel_rows: int
-    kernel_columns: int
-    kernel_plane: int  # bytes of one group's kernel, or of one image's features
-    out_plane: int  # elements
-    out_row_step: int
-    out_step: int
-    tap_step: int  # bytes from a tap to the next of its run
-    bands: int
-    strips: int
-    row_step: int
-    column_step: int
-    column_phases: int
-    phase_width: int
-    halo_rows: int
-    pitch: int
-    plane: int
-    pad_rows: int
-    pad_columns: int
-    features: int  # and one more for the bias
-    padded: int
-    packed_size: int  # bytes of scratch memory
-    features_size: int
-    tile_size: int
-    patch_size: int
-    zero: int  # address of a zero
 
 
 class _Job(NamedTuple):
@@ -72,7 +38,7 @@ class _Job(NamedTuple):
     together: int  # steps at once
     wide: int  # features at once
     sizes: Sizes
-    tables: tuple[Any, ...]
+    tables: tuple[Any, ...]  # the sizes as an array, then the plan's
     tasks: int
     scratch: int
     work: int
@@ -161,16 +127,7 @@ def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
 
 
 def _run(job: _Job, *arrays: Any) -> None:
-    counter = np.zeros(1, np.int64)
-    places = [threads.address(array) for array in arrays]
-    number = threads.address(counter)
-
-    def call(keep: Any = arrays) -> None:
-        room = threads.scratch(job.scratch)
-        job.kernel(job.tasks, room, number, job.sizes, *job.tables, *places)
-
-    helpers = min(threads.get_num_threads(), job.tasks, job.work // _GRAIN + 1) - 1
-    threads.run(call, helpers)
+    launch(job.kernel, job.tasks, job.work, job.scratch, job.tables, *arrays)
 
 
 @lru_cache(maxsize=512)
@@ -267,7 +224,8 @@ def _job(
     scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
     work = products * (1 + z.features // z.channels)
-    return _Job(kernel, p, together, wide, z, tables, tasks, scratch, work)
+    tables = np.array(z, np.int64), *tables
+    return _Job(kernel, p, together, wide, z, tables, tasks, scratch, work // _GRAIN)
 
 
 def _up(number: int, step: int) -> int:

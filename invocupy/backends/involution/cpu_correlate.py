@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack
+from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack, unpack
 from invocupy.backends.involution.cpu_plan import KERNEL, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.jit import jit, next_task
 from invocupy.backends.simd import contract_block, copy_block, product_block, store_lanes
@@ -25,7 +25,9 @@ def correlate(bits: int, V: int, M: int, R: int, S: int) -> Any:
     size = bits // 8
 
     @jit
-    def correlate(tasks, scratch, counter, z, steps, grad, source, out):
+    def correlate(tasks, scratch, counter, tables, grad, source, out):
+        numbers, steps = tables
+        z = unpack(numbers)
         patch = scratch + z.packed_size
         table = steps.ctypes.data
         line = z.kernel_columns * size
@@ -85,7 +87,9 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
     feature_tile = feature_tiles(bits, V, R)
 
     @jit
-    def span_gradients(tasks, scratch, counter, z, steps, grad, source, given, weight, out, parts):
+    def span_gradients(tasks, scratch, counter, tables, grad, source, given, weight, out, parts):
+        numbers, steps = tables
+        z = unpack(numbers)
         patch = scratch + z.packed_size  # grad, then gradient of features
         tile = patch + z.patch_size
         features = tile + z.tile_size

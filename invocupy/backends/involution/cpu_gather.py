@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack, pack_inside
+from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack, pack_inside, unpack
 from invocupy.backends.involution.cpu_plan import COLUMN, KERNEL, ROW, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.simd import contract_block, copy_block, gather_block
@@ -29,7 +29,9 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
     fill = (_generated if S else _given)(bits, V, M, R, S, shifted)
 
     @jit
-    def gather(tasks, scratch, counter, z, phases, steps, source, given, weight, out):
+    def gather(tasks, scratch, counter, tables, source, given, weight, out):
+        numbers, phases, steps = tables
+        z = unpack(numbers)
         features = scratch + z.packed_size  # packed like the source or, unshifted, a tile
         tile = features + z.features_size
         patch = tile + z.tile_size
@@ -88,14 +90,14 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
                             gather_block(
                                 packed + c * z.plane + seen, z.plane, z.row_step * z.pitch,
                                 steps.ctypes.data + first * _STEP + _SEEN, _STEP, count, tile,
-                                to, z.out_plane * size, z.out_row_step * size, lanes,
-                                M, P, R, V, bits,
+                                M * R * V * size, to, z.out_plane * size, z.out_row_step * size, lanes,
+                                M, P, R, 0, V, bits,
                             )  # fmt: skip
                             continue
                         gather_block(
                             packed + c * z.plane + seen, z.plane, z.row_step * z.pitch,
                             steps.ctypes.data + first * _STEP + _SEEN, _STEP, count, tile,
-                            patch, R * V * size, V * size, V, M, P, R, V, bits,
+                            M * R * V * size, patch, R * V * size, V * size, V, M, P, R, 0, V, bits,
                         )  # fmt: skip
                         values, result = pointer(patch, bits), pointer(to, bits)
                         for q in range(P):

@@ -6,7 +6,7 @@ specialisation for each set of micro-kernel sizes; what depends on the image com
 
 Names: an *image* is one group of one image of the batch; a *block* is a range of rows and columns
 of its positions; a *tile* is R rows times one vector of V positions. Arrays come in by address,
-``size`` is that of an element, ``z`` the :class:`~.cpu.Sizes` of the call; offsets are bytes.
+``size`` is that of an element, ``z`` the :class:`~.cpu_plan.Sizes` of the call; offsets are bytes.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -16,11 +16,20 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_plan import VECTOR_BYTES
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from invocupy.backends.involution.cpu_plan import VECTOR_BYTES, Sizes
 from invocupy.backends.jit import jit, pointer
 from invocupy.backends.simd import copy_block, pack_row
 
 _WORDS = VECTOR_BYTES // 4
+_SIZES = len(Sizes._fields)
+
+
+@jit
+def unpack(numbers):
+    """The :class:`~.cpu_plan.Sizes` in an array: as a tuple they take longer to hand over."""
+    return Sizes(*to_fixed_tuple(numbers, _SIZES))
 
 
 @jit

@@ -114,6 +114,41 @@ class Plan:
         return int(np.gcd.reduce(self.phases[:, 1]))
 
 
+class Sizes(NamedTuple):
+    """What the kernels know about one call; see :class:`Plan` for most of it."""
+
+    images: int
+    groups: int
+    channels: int  # of a group
+    height: int  # of the source
+    width: int
+    kernel_rows: int
+    kernel_columns: int
+    kernel_plane: int  # bytes of one group's kernel, or of one image's features
+    out_plane: int  # elements
+    out_row_step: int
+    out_step: int
+    tap_step: int  # bytes from a tap to the next of its run
+    bands: int
+    strips: int
+    row_step: int
+    column_step: int
+    column_phases: int
+    phase_width: int
+    halo_rows: int
+    pitch: int
+    plane: int
+    pad_rows: int
+    pad_columns: int
+    features: int  # and one more for the bias
+    padded: int
+    packed_size: int  # bytes of scratch memory
+    features_size: int
+    tile_size: int
+    patch_size: int
+    zero: int  # address of a zero
+
+
 @lru_cache(maxsize=512)
 def plan(
     g: Geometry,
@@ -163,7 +198,13 @@ def plan(
     reach = max(seen for a in across for _, _, seen in a.taps)
     column_phases = min(column_step, reach + 1)
     phase_width = width + reach // column_step
-    pitch = _odd_lines(column_phases * phase_width * size + VECTOR_BYTES)  # zeros before the next
+    if column_step == 1:
+        # the zeros after a row are those before the next one
+        border = min(max(0, *(-a.source for a in across), reach), phase_width)
+        held = min(phase_width, g.out_w if backward else g.width)
+        pitch = _lines(held * size) + _lines(border * size)
+    else:
+        pitch = _lines(column_phases * phase_width * size)
 
     halo_rows = max(seen for a in down for _, _, seen in a.taps)
     height = (budget // (pitch * g.channels_per_group) - halo_rows) // row_step
@@ -224,5 +265,9 @@ def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> li
     return axes
 
 
+def _lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE
+
+
 def _odd_lines(size: int) -> int:
-    return (-(-size // _LINE) | 1) * _LINE
+    return _lines(size) | _LINE
