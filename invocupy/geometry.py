@@ -108,10 +108,9 @@ class Geometry:
         ValueError
             Naming the argument, the rule, the values and the way out.
         """
-        shapes, options = (tuple(x_shape), tuple(kernel_shape)), (stride, padding, dilation)
-        if all(_is_exact(option) for option in options):
-            return cls._known(*shapes, *options)
-        return cls._checked(*shapes, *options)
+        exact = _is_exact(stride) and _is_exact(padding) and _is_exact(dilation)
+        make = _known if exact else cls._checked
+        return make(tuple(x_shape), tuple(kernel_shape), stride, padding, dilation)
 
     @classmethod
     def _checked(
@@ -171,9 +170,6 @@ class Geometry:
             stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
         )  # fmt: skip
 
-    # A small operator takes less time than these checks.
-    _known = classmethod(lru_cache(maxsize=512)(_checked.__func__))  # type: ignore[attr-defined]
-
     @property
     def channels_per_group(self) -> int:
         """C / G: how many channels share one kernel."""
@@ -206,6 +202,10 @@ class Geometry:
         if max(values) > np.iinfo(np.int32).max:
             raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
         return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
+
+
+# A small operator takes less time than the checks.
+_known = lru_cache(maxsize=512)(Geometry._checked)
 
 
 def fused_geometry(

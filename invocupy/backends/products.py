@@ -4,7 +4,7 @@ Rows are channels, their elements pixels. As in :mod:`invocupy.backends.simd` ea
 Numba intrinsic that emits straight vector code, specialised for its last arguments, which must be
 compile-time constants; memory comes in as integer addresses and byte strides.
 """
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 

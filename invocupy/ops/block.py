@@ -329,7 +329,7 @@ class _Block:
         return out
 
     def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
-        """Gradients of z and of the norm's weight and bias; with ``out = relu(norm(z))`` its mask."""
+        """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
         total, total_x = (self.xp.empty(z.shape[1], self.work) for _ in range(2))
         backend = self.backend("batch_norm")
         backend.grad_sums(grad, z, out, *self.channel(norm.mean), total, total_x)

@@ -90,8 +90,8 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
                             gather_block(
                                 packed + c * z.plane + seen, z.plane, z.row_step * z.pitch,
                                 steps.ctypes.data + first * _STEP + _SEEN, _STEP, count, tile,
-                                M * R * V * size, to, z.out_plane * size, z.out_row_step * size, lanes,
-                                M, P, R, 0, V, bits,
+                                M * R * V * size, to, z.out_plane * size, z.out_row_step * size,
+                                lanes, M, P, R, 0, V, bits,
                             )  # fmt: skip
                             continue
                         gather_block(

@@ -27,7 +27,7 @@ VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
 # what leaves room for the operands in 16 vector registers, or 32 with AVX-512
 ACCUMULATORS = 24 if _WIDE else 12
 _LINE = 64
-_LONGEST_RUN = 13
+_RUNS = (7, 5, 3, 1)  # kernel rows in a step: few, since each is compiled
 _WIDEST_STRIP = 128
 _NOWHERE = -(1 << 30)  # so far out that everything there is padding
 
@@ -179,17 +179,15 @@ def plan(
         row_step, column_step = g.stride_h, g.stride_w
         result_width = g.out_w
 
-    run = 1
-    if g.stride_h == g.dilation_h:
-        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
-    rows = min(rows, fewest)
+    rows = rows if fewest >= rows else 1
+    run = 1
+    if g.stride_h == g.dilation_h and rows > 1:
+        run = next(m for m in _RUNS if g.kernel_h % m == 0)
     # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
     # little each, and too much where results go to as many places as there are taps.
-    sizes = [lanes for lanes in (16, 8, 4) if lanes * size <= VECTOR_BYTES] or [
-        VECTOR_BYTES // size
-    ]
+    sizes = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
     cost = 1 if halves else sizes[0]
     lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + cost))
 

@@ -41,7 +41,7 @@ _BUDGET = 512 << 10  # bytes of planes in a band: half of a core's second-level 
 _TILE = VECTORS * BYTES
 _LEFT = 6 if COLUMNS == 4 else 4  # rows of the left side of a sum over pixels, in registers
 _TAPS = 4  # whose gradient is in registers at a time
-_CHANNELS = 4  # of a group at a time
+_CHANNELS = 3  # of a group at a time
 
 
 class _Sizes(NamedTuple):
@@ -86,7 +86,7 @@ def forward(
     """The kernel tile by tile, each used up at once."""
     job = _job(g, x.itemsize, z.shape[1])
     launch(
-        _forward(8 * x.itemsize, min(job.sizes.each, _CHANNELS)), job.sizes.units, job.work,
+        _forward(8 * x.itemsize, _few(job.sizes.each, _CHANNELS)), job.sizes.units, job.work,
         job.forward, job.tables, x, z, scale, shift, packed(weight, bias), offset, out,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def backward(
     parts = min(PARTS, s.units)
     sums = np.empty((parts, s.taps, s.features + 1), np.float64)
     launch(
-        _backward(8 * x.itemsize, min(s.each, _CHANNELS), min(s.taps, _TAPS)), parts,
+        _backward(8 * x.itemsize, _few(s.each, _CHANNELS), _few(s.taps, _TAPS)), parts,
         3 * job.work, job.backward, job.tables, grad, x, z, scale, shift, packed(weight, bias),
         packed(weight.T, None), grad_x, grad_z, sums,
     )  # fmt: skip
@@ -151,6 +151,11 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
     ahead = (g.channels + each + feature_rows) * sizes.plane + kernel_rows * _TILE
     work = g.batch * g.height * g.width * taps * (features + each) // 8
     return _Job(sizes, tables, ahead + 128, planes * sizes.plane + sums + 128, work)
+
+
+def _few(number: int, most: int) -> int:
+    """How many at once: all that fit or one, so that few kernels are compiled."""
+    return most if number >= most else 1
 
 
 def _up(number: int, step: int) -> int:
@@ -243,14 +248,14 @@ def _planes(bits: int) -> _Planes:
 
 @cache
 def _forward(bits: int, P: int) -> Any:
-    clear, lay, rectify, unpack, make = _planes(bits)
+    _, lay, rectify, unpack, make = _planes(bits)
     size = bits // 8
     V, R = BYTES // size, VECTORS
     tile, vector = _TILE, BYTES
 
     @jit
     def kernel(tasks, scratch, counter, tables, x, z_, scale, shift, weight, offset, out):
-        numbers, shifts, back, places = tables
+        numbers, shifts, _, _ = tables
         z = _unpack_sizes(numbers)
         taps = scratch
         seen = taps + z.kernel_rows * tile
@@ -343,9 +348,7 @@ def _backward(bits: int, P: int, S: int) -> Any:
                                 1, P, R, 1, V, bits,
                             )  # fmt: skip
                 for c in range(channels):
-                    unpack(
-                        grad_x + image * channels, result + c * z.plane, c, first, rows, zero, z
-                    )
+                    unpack(grad_x + image * channels, result + c * z.plane, c, first, rows, zero, z)
                 # the gradient of the kernel, in the place of the kernel
                 for at in range(inner, end, tile):
                     for tap in range(0, z.taps, S):
@@ -377,8 +380,6 @@ def _backward(bits: int, P: int, S: int) -> Any:
                             A, B, R, V, bits,
                         )  # fmt: skip
             wide = z.features + 1
-            lanes_of(
-                sums, z.taps, wide, z.feature_rows, parts + part * z.taps * wide * 8, wide
-            )
+            lanes_of(sums, z.taps, wide, z.feature_rows, parts + part * z.taps * wide * 8, wide)
 
     return kernel
