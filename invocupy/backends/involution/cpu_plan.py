@@ -17,15 +17,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import binding
 
+from invocupy.backends.simd import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
-_FEATURES = binding.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512vl"))
-VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
-# what leaves room for the operands in 16 vector registers, or 32 with AVX-512
-ACCUMULATORS = 24 if _WIDE else 12
 _LINE = 64
 _RUNS = (7, 5, 3, 1)  # kernel rows in a step: few, since each is compiled
 _WIDEST_STRIP = 128
@@ -67,7 +62,7 @@ class Plan:
     Attributes
     ----------
     lanes, run, rows : int
-        V, M and R of the micro-kernels in :mod:`invocupy.backends.simd`.
+        V, M and R of the micro-kernels in :mod:`~invocupy.backends.involution.cpu_blocks`.
     steps : array (steps, 5) of int64
         Bytes from the first position to what the step sees in the packed source, and to its
         kernel plane; shift of the kernel position in rows and columns; bytes to the step's part of
@@ -147,6 +142,14 @@ class Sizes(NamedTuple):
     tile_size: int
     patch_size: int
     zero: int  # address of a zero
+    lanes: int  # V, M and R of the micro-kernels
+    run: int
+    rows: int
+    at_once: int = 0  # channels, or features, of one micro-kernel
+    together: int = 0  # steps of one
+    shifted: int = 0  # whether taps of the kernel look at shifted positions
+    each_time: int = 0  # taps and features in a product
+    across: int = 0
 
 
 @lru_cache(maxsize=512)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from invocupy.backends.involution.cpu_blocks import contract_block, gather_block, pack_row
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch
 from invocupy.backends.pointwise.cpu import PARTS
@@ -34,14 +35,14 @@ from invocupy.backends.products import (
     multiply_block,
     packed,
 )
-from invocupy.backends.simd import contract_block, gather_block, pack_row
+from invocupy.backends.simd import call
 from invocupy.geometry import Geometry
 
 _BUDGET = 512 << 10  # bytes of planes in a band: half of a core's second-level cache
 _TILE = VECTORS * BYTES
 _LEFT = 6 if COLUMNS == 4 else 4  # rows of the left side of a sum over pixels, in registers
 _TAPS = 4  # whose gradient is in registers at a time
-_CHANNELS = 3  # of a group at a time
+_CHANNELS = 4  # of a group at a time
 
 
 class _Sizes(NamedTuple):
@@ -67,6 +68,8 @@ class _Sizes(NamedTuple):
     plane: int
     units: int  # bands of all images
     sums: int  # bytes of the sums of products
+    at_once: int  # channels of a group in one micro-kernel
+    taps_at_once: int  # in the gradient of the kernel
 
 
 class _Job(NamedTuple):
@@ -86,8 +89,8 @@ def forward(
     """The kernel tile by tile, each used up at once."""
     job = _job(g, x.itemsize, z.shape[1])
     launch(
-        _forward(8 * x.itemsize, _few(job.sizes.each, _CHANNELS)), job.sizes.units, job.work,
-        job.forward, job.tables, x, z, scale, shift, packed(weight, bias), offset, out,
+        _forward(8 * x.itemsize), job.sizes.units, job.work, job.forward,
+        job.tables, x, z, scale, shift, packed(weight, bias), offset, out,
     )  # fmt: skip
 
 
@@ -101,8 +104,8 @@ def backward(
     parts = min(PARTS, s.units)
     sums = np.empty((parts, s.taps, s.features + 1), np.float64)
     launch(
-        _backward(8 * x.itemsize, _few(s.each, _CHANNELS), _few(s.taps, _TAPS)), parts,
-        3 * job.work, job.backward, job.tables, grad, x, z, scale, shift, packed(weight, bias),
+        _backward(8 * x.itemsize), parts, 3 * job.work, job.backward,
+        job.tables, grad, x, z, scale, shift, packed(weight, bias),
         packed(weight.T, None), grad_x, grad_z, sums,
     )  # fmt: skip
     total = sums.sum(axis=0)
@@ -133,7 +136,7 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
     sizes = _Sizes(
         g.batch, bands, g.height, g.width, g.height * g.width, g.groups, each, features, taps,
         kernel_rows, gradient_rows, feature_rows, span_rows, g.pad_h, g.pad_w, row * size,
-        lead * size, plane(rows), g.batch * bands, sums,
+        lead * size, plane(rows), g.batch * bands, sums, min(each, _CHANNELS), min(taps, _TAPS),
     )  # fmt: skip
     shifts = np.array(
         [
@@ -144,18 +147,19 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
         np.int64,
     )
     groups = np.arange(g.groups)[:, None] * each * sizes.plane
+    V, bits = BYTES // size, 8 * size
+    code = (
+        gather_block(1, sizes.at_once, VECTORS, 0, V, bits),
+        gather_block(1, sizes.at_once, VECTORS, 1, V, bits),
+        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, V, bits),
+    )
     tables = (
-        np.array(sizes, np.int64), (groups + shifts).ravel(), -shifts,
+        np.array(sizes, np.int64), np.array(code, np.int64), (groups + shifts).ravel(), -shifts,
         np.arange(taps) * sizes.plane,
     )  # fmt: skip
     ahead = (g.channels + each + feature_rows) * sizes.plane + kernel_rows * _TILE
     work = g.batch * g.height * g.width * taps * (features + each) // 8
     return _Job(sizes, tables, ahead + 128, planes * sizes.plane + sums + 128, work)
-
-
-def _few(number: int, most: int) -> int:
-    """How many at once: all that fit or one, so that few kernels are compiled."""
-    return most if number >= most else 1
 
 
 def _up(number: int, step: int) -> int:
@@ -247,16 +251,17 @@ def _planes(bits: int) -> _Planes:
 
 
 @cache
-def _forward(bits: int, P: int) -> Any:
+def _forward(bits: int) -> Any:
     _, lay, rectify, unpack, make = _planes(bits)
     size = bits // 8
-    V, R = BYTES // size, VECTORS
+    V = BYTES // size
     tile, vector = _TILE, BYTES
 
     @jit
     def kernel(tasks, scratch, counter, tables, x, z_, scale, shift, weight, offset, out):
-        numbers, shifts, _, _ = tables
+        numbers, code, shifts, _, _ = tables
         z = _unpack_sizes(numbers)
+        P = z.at_once
         taps = scratch
         seen = taps + z.kernel_rows * tile
         features = seen + z.groups * z.each * z.plane
@@ -278,11 +283,10 @@ def _forward(bits: int, P: int) -> Any:
                 make(z.features + 1, weight, z.kernel_rows, features + at, taps, tile, z)
                 for p in range(0, z.each, P):
                     c = min(p, z.each - P)
-                    gather_block(
+                    call(code[0], (
                         seen + c * z.plane + at, z.plane, vector, shifts.ctypes.data, 8, z.taps,
                         taps, tile, result + c * z.plane + at, z.plane, vector, V,
-                        1, P, R, 0, V, bits,
-                    )  # fmt: skip
+                    ))  # fmt: skip
             for o in range(z.each):
                 unpack(
                     out + n * z.each * z.pixels * size, result + o * z.plane, o, first, rows,
@@ -293,7 +297,7 @@ def _forward(bits: int, P: int) -> Any:
 
 
 @cache
-def _backward(bits: int, P: int, S: int) -> Any:
+def _backward(bits: int) -> Any:
     clear, lay, rectify, unpack, make = _planes(bits)
     size = bits // 8
     zero = np.dtype(f"f{size}").type(0)
@@ -306,8 +310,9 @@ def _backward(bits: int, P: int, S: int) -> Any:
         tasks, scratch, counter, tables, grad, x, z_, scale, shift, weight, turned, grad_x, grad_z,
         parts,
     ):  # fmt: skip
-        numbers, shifts, back, places = tables
+        numbers, code, shifts, back, places = tables
         z = _unpack_sizes(numbers)
+        P, S = z.at_once, z.taps_at_once
         channels, each_tap = z.groups * z.each, z.taps // z.groups
         sums = scratch
         seen = sums + z.sums
@@ -341,23 +346,22 @@ def _backward(bits: int, P: int, S: int) -> Any:
                     for at in range(inner, end, tile):
                         for p in range(0, z.each, P):
                             c = min(p, z.each - P)
-                            gather_block(
+                            call(code[1], (
                                 grads + c * z.plane + at, z.plane, vector, back.ctypes.data, 8,
                                 each_tap, taps + j * each_tap * z.plane + at, z.plane,
                                 result + (j * z.each + c) * z.plane + at, z.plane, vector, V,
-                                1, P, R, 1, V, bits,
-                            )  # fmt: skip
+                            ))  # fmt: skip
                 for c in range(channels):
                     unpack(grad_x + image * channels, result + c * z.plane, c, first, rows, zero, z)
                 # the gradient of the kernel, in the place of the kernel
                 for at in range(inner, end, tile):
                     for tap in range(0, z.taps, S):
                         t = min(tap, z.taps - S)
-                        contract_block(
+                        call(code[2], (
                             z.each, grads + at, z.plane, seen + at, z.plane, vector,
                             shifts.ctypes.data + 8 * t, places.ctypes.data + 8 * t, 8, taps + at,
-                            0, vector, 0, V, S, 1, R, 0, 1, 0, V, bits,
-                        )  # fmt: skip
+                            0, vector, 0, V,
+                        ))  # fmt: skip
                     make(z.taps, turned, z.span_rows, taps + at, returned + at, z.plane, z)
                 for f in range(z.features):
                     start = z.lead + z.halo * z.row + f * z.plane
