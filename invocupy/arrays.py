@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+_NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
 
 
 def is_cupy(array: Any) -> bool:
@@ -48,6 +49,8 @@ def check(**arrays: Any) -> None:
     ValueError
         For CuPy arrays on different devices.
     """
+    if all(type(a) is np.ndarray and a.dtype.char in _NUMPY_FLOATS for a in arrays.values()):
+        return
     first_name, first = next(iter(arrays.items()))
     for name, array in arrays.items():
         if not (isinstance(array, np.ndarray) or is_cupy(array)):
@@ -112,6 +115,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
 
 def contiguous(array: Any, dtype: Any) -> Any:
     """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one."""
+    if type(array) is np.ndarray and array.dtype == dtype and array.dtype.isnative:
+        flags = array.flags
+        if flags.c_contiguous and flags.aligned:
+            return array
     if is_cupy(array):
         return namespace(array).ascontiguousarray(array, dtype)
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import astuple, dataclass, fields
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -51,6 +52,13 @@ def padding_pair(
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; < 0 if nothing fits."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_exact(option: Any) -> bool:
+    """Whether it can be looked up: True, which is refused, would find what was kept for 1."""
+    if type(option) is tuple:
+        return all(type(item) is int for item in option)
+    return type(option) in (int, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,19 @@ class Geometry:
         ValueError
             Naming the argument, the rule, the values and the way out.
         """
-        x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
+        exact = _is_exact(stride) and _is_exact(padding) and _is_exact(dilation)
+        make = _known if exact else cls._checked
+        return make(tuple(x_shape), tuple(kernel_shape), stride, padding, dilation)
+
+    @classmethod
+    def _checked(
+        cls,
+        x_shape: tuple[int, ...],
+        kernel_shape: tuple[int, ...],
+        stride: IntOrPair,
+        padding: Padding,
+        dilation: IntOrPair,
+    ) -> Geometry:
         if len(x_shape) != 4:
             raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x_shape}")
         if len(kernel_shape) != 6:
@@ -182,6 +202,10 @@ class Geometry:
         if max(values) > np.iinfo(np.int32).max:
             raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
         return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
+
+
+# A small operator takes less time than the checks.
+_known = lru_cache(maxsize=512)(Geometry._checked)
 
 
 def fused_geometry(

@@ -16,6 +16,7 @@ import os
 import pickle
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
+from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
@@ -44,6 +47,29 @@ def jit(function: Any) -> Any:
     dispatcher = njit(function, nogil=True, error_model="numpy")
     dispatcher._cache = _Files(function)
     return dispatcher
+
+
+@global_compiler_lock  # type: ignore[untyped-decorator]
+def machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) -> int:
+    """The address of a function of so many integers, whose code ``write(builder, values)`` emits.
+
+    It stays there for the life of the process.
+    """
+    library = cpu_target.target_context.codegen().create_library(name)
+    module = library.create_ir_module(name)
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
+    function = ir.Function(module, kind, f"invocupy_{name}")
+    builder = ir.IRBuilder(function.append_basic_block())
+    write(builder, function.args)
+    builder.ret_void()
+    library.add_ir_module(module)
+    library.finalize()
+    _kept.append(library)
+    address: int = library.get_pointer_to_function(function.name)
+    return address
+
+
+_kept: list[Any] = []
 
 
 @intrinsic(prefer_literal=True)

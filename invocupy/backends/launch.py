@@ -13,6 +13,14 @@ from invocupy.backends import threads
 GRAIN = 1 << 17  # units of work per thread below which a helper does not pay
 
 
+_counters: list[tuple[np.ndarray, int]] = []  # at rest, with their addresses
+
+
+def _counter() -> tuple[np.ndarray, int]:
+    counter = np.zeros(1, np.int64)
+    return counter, threads.address(counter)
+
+
 def launch(
     kernel: Callable[..., None], tasks: int, work: int, scratch: int, *arguments: Any
 ) -> None:
@@ -21,20 +29,22 @@ def launch(
     Each thread takes tasks from ``counter`` (:func:`invocupy.backends.jit.next_task`) until
     ``tasks`` are taken. ``work`` is roughly the number of elements read or vector operations done;
     ``scratch`` the number of bytes that each thread gets for itself. Arrays are passed by address,
-    numbers as they are; ``None`` is passed as 0.
+    numbers and tuples as they are; ``None`` is passed as 0.
     """
     if tasks == 0:
         return
-    counter = np.zeros(1, np.int64)
     places = [
         threads.address(a) if isinstance(a, np.ndarray) else 0 if a is None else a
-        for a in (counter, *arguments)
+        for a in arguments
     ]
+    counter, counter_place = _counters.pop() if _counters else _counter()
+    counter[0] = 0
 
     def call(keep: Any = (counter, arguments)) -> None:
-        kernel(tasks, threads.scratch(scratch), *places)
+        kernel(tasks, threads.scratch(scratch), counter_place, *places)
 
     threads.run(call, min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1)
+    _counters.append((counter, counter_place))
 
 
 @intrinsic

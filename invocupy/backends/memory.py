@@ -20,7 +20,8 @@ _SMALLEST = 1 << 16  # bytes; smaller arrays get warm memory from malloc
 LARGEST_RESERVE = 1 << 30  # bytes lying idle from which a request that finds none empties the pool
 _LINE = 64
 
-_idle: defaultdict[int, list[np.ndarray[Any, Any]]] = defaultdict(list)
+# blocks by their size, with the address of their first cache line
+_idle: defaultdict[int, list[tuple[np.ndarray[Any, Any], int]]] = defaultdict(list)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
@@ -57,24 +58,24 @@ def release() -> None:
 class _Block:
     """The owner of an array's memory, which it hands back when no array needs it any more."""
 
-    __slots__ = ("__array_interface__", "memory")
+    __slots__ = ("__array_interface__", "memory", "size")
 
     def __init__(self, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         step = 1 << (size.bit_length() - 4)  # sizes in steps of at most an eighth
-        size = -(-size // step) * step + _LINE
+        self.size = -(-size // step) * step + _LINE
         try:
-            self.memory = _idle[size].pop()
+            self.memory = _idle[self.size].pop()
         except IndexError:
             if _reserve() > LARGEST_RESERVE:
                 release()
-            self.memory = np.empty(size, np.uint8)
-        start = -(-self.memory.ctypes.data // _LINE) * _LINE
+            memory = np.empty(self.size, np.uint8)
+            self.memory = memory, -(-memory.ctypes.data // _LINE) * _LINE
         self.__array_interface__ = {
-            "data": (start, False),
+            "data": (self.memory[1], False),
             "shape": tuple(shape),
             "typestr": dtype.str,
             "version": 3,
         }
 
     def __del__(self) -> None:
-        _idle[self.memory.size].append(self.memory)
+        _idle[self.size].append(self.memory)

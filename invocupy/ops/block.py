@@ -185,8 +185,6 @@ class _Block:
                 )
                 for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
             )
-            # (C, groups * C): what adds the groups' shares up
-            self.add = self.xp.tile(self.xp.eye(c, dtype=self.work), (1, self.groups))
             self.x = contiguous(x, self.work)
         kernel_shape = (n, self.groups, *size, h, w)
         self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
@@ -225,11 +223,11 @@ class _Block:
         self.held = (reduced, shares) if keep else None
         second = self.given[1] if self.given else self.measure(reduced)
         self.norm2 = _Norm.of(self.scale2, self.shift2, second, self.eps[1], batch)
-        mixed = self.new(self.groups * c)
-        self.backend("involution").forward(
-            shares, self.kernel(self.features(reduced)), self.g, mixed
-        )
-        self.projected = self.product(self.add, mixed, self.project[1])
+        self.projected = self.new(c)
+        self.backend("involution_sum").forward(
+            shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
+            self.project[1], self.g, self.projected,
+        )  # fmt: skip
         third = self.given[2] if self.given else self.measure(self.projected)
         self.norm3 = _Norm.of(self.scale3, self.shift3, third, self.eps[2], batch)
         self.moments = first, second, third
@@ -245,20 +243,15 @@ class _Block:
     def backward_here(self, grad: Any) -> tuple[Any, ...]:
         """Backwards through the steps of :meth:`forward`."""
         c = self.shape[1]
-        involve = self.backend("involution")
         grad_z, *last = self.norm_back(self.norm3, grad, self.projected, self.last())
-        grad_mixed = self.product(self.add.T, grad_z)
         reduced, shares = self.held or self.perceive()
-        features = self.features(reduced)
-        kernel = self.kernel(features)
-        grad_shares = self.new(self.groups * c)
-        involve.grad_x(grad_mixed, kernel, self.g, grad_shares)
-        involve.grad_kernel(grad_mixed, shares, self.g, kernel)  # over the kernel, now used up
-        grad_span = self.xp.empty_like(self.span[0]), self.xp.empty_like(self.span[1])
-        flat_kernel = kernel.reshape(len(kernel), len(self.span[0]), -1)
-        self.backend("pointwise").grad_weight(flat_kernel, flat(features), *grad_span)
-        grad_features = self.product(self.span[0].T, flat_kernel)
-        grad_reduced, *middle = self.norm_back(self.norm2, grad_features, reduced, features)
+        grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
+        grad_span = tuple(self.xp.empty(p.shape, np.float64) for p in self.span)
+        self.backend("involution_sum").backward(
+            grad_z, shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
+            self.g, grad_shares, grad_normed, *grad_span,
+        )  # fmt: skip
+        grad_reduced, *middle = self.norm_back(self.norm2, grad_normed, reduced, None)
         grad_x, first, offset, *rest = self.perceive_back(grad_reduced, grad_shares)
         grad_reduce, grad_project = rest[:2], rest[2]
 
@@ -321,21 +314,12 @@ class _Block:
         )  # fmt: skip
         return grad_x, *results
 
-    def normed(self, norm: _Norm, z: Any) -> Any:
-        """``relu(norm(z))``."""
-        out = self.new(z.shape[1])
-        scale, shift = self.channel(norm.scale, norm.shift)
-        self.backend("batch_norm").forward(z, scale, shift, None, True, out)
-        return out
-
-    def features(self, reduced: Any) -> Any:
-        return self.normed(self.norm2, reduced)
-
     def last(self) -> Any:
-        return self.normed(self.norm3, self.projected)
-
-    def kernel(self, features: Any) -> Any:
-        return self.product(self.span[0], features, self.span[1]).reshape(self.g.kernel_shape)
+        """``relu(norm(projected))``, with the last norm."""
+        out = self.new(self.shape[1])
+        scale, shift = self.channel(self.norm3.scale, self.norm3.shift)
+        self.backend("batch_norm").forward(self.projected, scale, shift, None, True, out)
+        return out
 
     def product(self, weight: Any, z: Any, bias: Any = None) -> Any:
         """The 1x1 convolution of z (N, C, ...)."""
@@ -345,7 +329,7 @@ class _Block:
         return out
 
     def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
-        """Gradients of z, and of the norm's weight and bias, for ``out = relu(norm(z))``."""
+        """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
         total, total_x = (self.xp.empty(z.shape[1], self.work) for _ in range(2))
         backend = self.backend("batch_norm")
         backend.grad_sums(grad, z, out, *self.channel(norm.mean), total, total_x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -261,9 +262,13 @@ def _span_gradients(
 
 def _dtypes(*inputs: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """The dtype of the result, by NumPy's promotion, and the one that the backend computes in."""
-    dtype = np.result_type(*(array.dtype for array in inputs)).newbyteorder("=")
-    half_on_cpu = dtype == np.float16 and not is_cupy(inputs[0])
-    return dtype, np.dtype(np.float32) if half_on_cpu else dtype
+    return _promoted(is_cupy(inputs[0]), *(array.dtype for array in inputs))
+
+
+@cache
+def _promoted(on_gpu: bool, *given: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    dtype = np.result_type(*given).newbyteorder("=")
+    return dtype, np.dtype(np.float32) if dtype == np.float16 and not on_gpu else dtype
 
 
 def _check_grad(grad_out: Any, g: Geometry) -> None:

@@ -16,12 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends import threads
-from invocupy.backends.involution.cpu_correlate import correlate, span_gradients
-from invocupy.backends.involution.cpu_gather import gather
-from invocupy.backends.involution.cpu_plan import ACCUMULATORS, VECTOR_BYTES, Plan, plan
+from invocupy.backends.involution import cpu_correlate, cpu_gather
+from invocupy.backends.involution.cpu_blocks import (
+    contract_block,
+    copy_block,
+    gather_block,
+    product_block,
+    store_lanes,
+)
+from invocupy.backends.involution.cpu_plan import Plan, Sizes, plan
+from invocupy.backends.launch import launch
+from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES
 from invocupy.geometry import Geometry
 
-_GRAIN = 1 << 20  # multiply-adds below which waking another thread does not pay
+_GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
@@ -29,50 +37,13 @@ _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight grad
 _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
 
 
-class Sizes(NamedTuple):
-    """What the kernels know about one call; see :class:`~.cpu_plan.Plan` for most of it."""
-
-    images: int
-    groups: int
-    channels: int  # of a group
-    height: int  # of the source
-    width: int
-    kernel_rows: int
-    kernel_columns: int
-    kernel_plane: int  # bytes of one group's kernel, or of one image's features
-    out_plane: int  # elements
-    out_row_step: int
-    out_step: int
-    tap_step: int  # bytes from a tap to the next of its run
-    bands: int
-    strips: int
-    row_step: int
-    column_step: int
-    column_phases: int
-    phase_width: int
-    halo_rows: int
-    pitch: int
-    plane: int
-    pad_rows: int
-    pad_columns: int
-    features: int  # and one more for the bias
-    padded: int
-    packed_size: int  # bytes of scratch memory
-    features_size: int
-    tile_size: int
-    patch_size: int
-    zero: int  # address of a zero
-
-
 class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     kernel: Any
     plan: Plan
-    together: int  # steps at once
-    wide: int  # features at once
     sizes: Sizes
-    tables: tuple[Any, ...]
+    tables: tuple[Any, ...]  # the sizes as an array, addresses of micro-kernels, the plan's tables
     tasks: int
     scratch: int
     work: int
@@ -132,7 +103,7 @@ def fused_grad_span(
     # (G, taps, F) -> (G, F / wide, taps, wide)
     blocks = np.zeros((g.groups, taps, job.sizes.padded), weight.dtype)
     blocks[:, :, :number] = weight.reshape(g.groups, taps, number)[:, order]
-    blocks = blocks.reshape(g.groups, taps, -1, job.wide).transpose(0, 2, 1, 3).copy()
+    blocks = blocks.reshape(g.groups, taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
     shape = _up(taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
     parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
     _run(job, grad, x, features, blocks, grad_features, parts)
@@ -156,21 +127,12 @@ def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
     """
     both = np.concatenate([weight, bias[:, None]], axis=1)
     both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]
-    run = job.together * job.plan.run
+    run = job.sizes.together * job.plan.run
     return both.reshape(g.groups, -1, run, both.shape[2]).transpose(0, 1, 3, 2).copy()
 
 
 def _run(job: _Job, *arrays: Any) -> None:
-    counter = np.zeros(1, np.int64)
-    places = [threads.address(array) for array in arrays]
-    number = threads.address(counter)
-
-    def call(keep: Any = arrays) -> None:
-        room = threads.scratch(job.scratch)
-        job.kernel(job.tasks, room, number, job.sizes, *job.tables, *places)
-
-    helpers = min(threads.get_num_threads(), job.tasks, job.work // _GRAIN + 1) - 1
-    threads.run(call, helpers)
+    launch(job.kernel, job.tasks, job.work, job.scratch, job.tables, *arrays)
 
 
 @lru_cache(maxsize=512)
@@ -178,8 +140,8 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
     p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
     z = _sizes(g, p, size)
-    # channels at once: as many as there are accumulators for, split evenly
-    channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
+    # as many channels at once as there are accumulators for; a last block overlaps the one before
+    channels = _most((8, 4, 2, 1), min(ACCUMULATORS // 3, z.channels))
     vector = p.rows * p.lanes * size
     if backward:
         z = z._replace(
@@ -193,10 +155,19 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
     z = z._replace(tile_size=p.most_taps * vector, patch_size=channels * vector)
-    together = _together(p) if features else 0
-    kernel = gather(8 * size, p.lanes, p.run, p.rows, channels, together, int(backward))
+    z = z._replace(at_once=channels, together=_together(p), shifted=int(backward))
+    code = [0] * cpu_gather.CODES
+    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
+    code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, V, bits)
+    code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
+    if features:
+        code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
+        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 0, V, bits)
+    else:
+        code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * len(p.phases) * p.bands * p.strips
-    return _job(g, kernel, p, together, 0, z, (p.phases, p.steps), tasks)
+    kernel = cpu_gather.gather(bits, bool(features))
+    return _job(g, kernel, p, z, code, (p.phases, p.steps), tasks)
 
 
 @lru_cache(maxsize=512)
@@ -204,17 +175,26 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
     z = _sizes(g, p, size)
-    z = z._replace(patch_size=z.channels * p.rows * p.lanes * size)
-    kernel = correlate(8 * size, p.lanes, p.run, p.rows, _together(p))
+    z = z._replace(patch_size=z.channels * p.rows * p.lanes * size, together=_together(p))
     tasks = g.batch * g.groups * p.bands * p.strips
-    return _job(g, kernel, p, _together(p), 0, z, (p.steps,), tasks)
+    kernel = cpu_correlate.correlate(8 * size)
+    return _job(g, kernel, p, z, _correlate_code(p, z, size), (p.steps,), tasks)
+
+
+def _correlate_code(p: Plan, z: Sizes, size: int) -> list[int]:
+    """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
+    code = [0] * cpu_correlate.CODES
+    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
+    code[cpu_correlate.CONTRACT] = contract_block(z.together, M, R, 0, 1, 0, V, bits)
+    code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
+    return code
 
 
 @lru_cache(maxsize=512)
 def _span_job(g: Geometry, size: int, features: int) -> _Job:
     """The gradients of features, weights and bias."""
     p = _correlation_plan(g, size, _TILES)
-    wide = min(ACCUMULATORS // p.rows, max(features, 1))
+    wide = _most((8, 4, 1), min(ACCUMULATORS // p.rows, features + 3 if features > 1 else 1))
     vector = p.rows * p.lanes * size
     span = _up(features + 1, _FEATURES_AT_ONCE)
     taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
@@ -226,11 +206,15 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
         padded=_up(features, wide), features_size=tiles * span * vector,
         tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
     )  # fmt: skip
-    kernel = span_gradients(
-        8 * size, p.lanes, p.run, p.rows, _together(p), wide, _TAPS_AT_ONCE, _FEATURES_AT_ONCE
+    z = z._replace(
+        at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
     )
+    code, R, V, bits = _correlate_code(p, z, size), p.rows, p.lanes, 8 * size
+    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, V, bits)
+    code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
+    code[cpu_correlate.STORE] = store_lanes(V, bits)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
-    return _job(g, kernel, p, _together(p), wide, z, (p.steps,), tasks)
+    return _job(g, cpu_correlate.span_gradients(bits), p, z, code, (p.steps,), tasks)
 
 
 def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
@@ -243,7 +227,12 @@ def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
 def _together(p: Plan) -> int:
     """How many steps at once: the most that divide all steps and fit the accumulators."""
     most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
-    return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
+    return next(s for s in (7, 5, 3, 1) if s <= most and p.common_steps % s == 0)
+
+
+def _most(choices: tuple[int, ...], limit: int) -> int:
+    """The first that is not above the limit: each choice is compiled, so there are few."""
+    return next(choice for choice in choices if choice <= limit)
 
 
 def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
@@ -257,17 +246,19 @@ def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
         phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
         pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, zero=threads.address(_ZERO),
+        patch_size=0, zero=threads.address(_ZERO), lanes=p.lanes, run=p.run, rows=p.rows,
     )  # fmt: skip
 
 
 def _job(
-    g: Geometry, kernel: Any, p: Plan, together: int, wide: int, z: Sizes, tables: Any, tasks: int
-) -> _Job:
+    g: Geometry, kernel: Any, p: Plan, z: Sizes, code: list[int], tables: tuple[Any, ...],
+    tasks: int,
+) -> _Job:  # fmt: skip
     scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
     work = products * (1 + z.features // z.channels)
-    return _Job(kernel, p, together, wide, z, tables, tasks, scratch, work)
+    tables = np.array(z, np.int64), np.array(code, np.int64), *tables
+    return _Job(kernel, p, z, tables, tasks, scratch, work // _GRAIN)
 
 
 def _up(number: int, step: int) -> int:

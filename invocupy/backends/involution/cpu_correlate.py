@@ -10,22 +10,28 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack
+from invocupy.backends.involution.cpu_pack import aligning, feature_tile, pack, unpack
 from invocupy.backends.involution.cpu_plan import KERNEL, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.jit import jit, next_task
-from invocupy.backends.simd import contract_block, copy_block, product_block, store_lanes
+from invocupy.backends.simd import call
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
 _SEEN, _TILE, _KERNEL = 8 * SEEN, 8 * TILE, 8 * KERNEL
 
+# places of the micro-kernels' addresses
+CONTRACT, COPY, ADD, PRODUCT, STORE, CODES = range(6)
+
 
 @cache
-def correlate(bits: int, V: int, M: int, R: int, S: int) -> Any:
-    """Gradient of the kernel, S steps at once."""
+def correlate(bits: int) -> Any:
+    """Gradient of the kernel."""
     size = bits // 8
 
     @jit
-    def correlate(tasks, scratch, counter, z, steps, grad, source, out):
+    def correlate(tasks, scratch, counter, tables, grad, source, out):
+        numbers, code, steps = tables
+        z = unpack(numbers)
+        V, R, S = z.lanes, z.rows, z.together
         patch = scratch + z.packed_size
         table = steps.ctypes.data
         line = z.kernel_columns * size
@@ -56,36 +62,39 @@ def correlate(bits: int, V: int, M: int, R: int, S: int) -> Any:
                     position = (row * z.kernel_columns + column) * size
                     here = grad + image * z.channels * z.kernel_rows * line + position
                     for c in range(z.channels):
-                        copy_block(
+                        call(code[COPY], (
                             patch + c * R * V * size, here + c * z.kernel_rows * line, 0, line,
-                            R * line, 0, lanes, 0, R, 1, R, 0, 1, V, bits,
-                        )  # fmt: skip
+                            R * line, 0, lanes, 0, R,
+                        ))  # fmt: skip
                     seen = packed + (row - a0) * z.row_step * z.pitch + (column - b0) * size
                     for s in range(0, steps.shape[0], S):
-                        contract_block(
+                        call(code[CONTRACT], (
                             z.channels, patch, R * V * size, seen, z.plane, z.row_step * z.pitch,
                             table + s * _STEP + _SEEN, table + s * _STEP + _KERNEL, _STEP,
                             out + image * z.kernel_plane + position, z.tap_step, line, R * line,
                             lanes,
-                            S, M, R, 0, 1, 0, V, bits,
-                        )  # fmt: skip
+                        ))  # fmt: skip
 
     return correlate
 
 
 @cache
-def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B: int) -> Any:
+def span_gradients(bits: int) -> Any:
     """Gradient of the kernel, consumed tile by tile: gradients of features, weights and bias.
 
-    S steps at once, T features at once for their gradient, A taps and B features for the weights'.
     A task is a range of blocks. For each group it adds its share to the gradient of the features
-    (which belong to it alone) and leaves its share of the weights' in a part of its own.
+    (which belong to it alone) and leaves its share of the weights' in a part of its own. In
+    registers are S steps, or T features, or products of A taps and B features.
     """
     size = bits // 8
-    feature_tile = feature_tiles(bits, V, R)
 
     @jit
-    def span_gradients(tasks, scratch, counter, z, steps, grad, source, given, weight, out, parts):
+    def span_gradients(tasks, scratch, counter, tables, grad, source, given, weight, out, parts):
+        numbers, code, steps = tables
+        z = unpack(numbers)
+        V, M, R, S, T, A, B = (
+            z.lanes, z.run, z.rows, z.together, z.at_once, z.each_time, z.across
+        )  # fmt: skip
         patch = scratch + z.packed_size  # grad, then gradient of features
         tile = patch + z.patch_size
         features = tile + z.tile_size
@@ -127,61 +136,57 @@ def span_gradients(bits: int, V: int, M: int, R: int, S: int, T: int, A: int, B:
                             position = (a * z.kernel_columns + b) * size
                             here = grad + image * z.channels * plane + position
                             for c in range(z.channels):
-                                copy_block(
+                                call(code[COPY], (
                                     patch + c * R * V * size, here + c * plane, 0, line, R * line,
-                                    0, lanes,
-                                    0, rows, 1, R, 0, 1, V, bits,
-                                )  # fmt: skip
+                                    0, lanes, 0, rows,
+                                ))  # fmt: skip
                             to = tile + tiles * tap_tile
                             seen = packed + (a - a0) * z.row_step * z.pitch + (b - b0) * size
                             for s in range(0, count, S):
-                                contract_block(
+                                call(code[CONTRACT], (
                                     z.channels, patch, R * V * size, seen, z.plane,
                                     z.row_step * z.pitch, table + s * _STEP + _SEEN,
                                     table + s * _STEP + _TILE, _STEP, to, R * V * size, V * size,
-                                    0, V, S, M, R, 0, 1, 0, V, bits,
-                                )  # fmt: skip
+                                    0, V,
+                                ))  # fmt: skip
                             if lanes < V or rows < R:
                                 for t in range(taps):
                                     place = to + t * R * V * size
-                                    copy_block(
-                                        place, place, 0, V * size, 0, 0, lanes, 0, rows,
-                                        1, R, 0, 1, V, bits,
-                                    )  # fmt: skip
+                                    call(
+                                        code[COPY],
+                                        (place, place, 0, V * size, 0, 0, lanes, 0, rows),
+                                    )
                             feature_tile(
                                 features + tiles * feature_bytes, given + number * z.kernel_plane,
-                                a, b, lanes, rows, z,
+                                a, b, lanes, rows, code[COPY], z, size,
                             )  # fmt: skip
                             # the first group finds nothing to add to
                             known = lanes if group else 0
                             mine = out + number * z.kernel_plane + position
                             for f in range(0, z.features - 1, T):
                                 for k in range(T):
-                                    copy_block(
+                                    call(code[COPY], (
                                         patch + k * R * V * size, mine + (f + k) * plane, 0, line,
-                                        0,
-                                        0, known, 0, rows if f + k < z.features - 1 else 0,
-                                        1, R, 0, 1, V, bits,
-                                    )  # fmt: skip
-                                contract_block(
+                                        0, 0, known, 0, rows if f + k < z.features - 1 else 0,
+                                    ))  # fmt: skip
+                                call(code[ADD], (
                                     taps, weight + (group * z.padded + f) * taps * size, T * size,
                                     to, R * V * size, V * size, table, z.zero, 0, patch,
-                                    R * V * size, V * size, 0, V, 1, T, R, 1, 0, 1, V, bits,
-                                )  # fmt: skip
+                                    R * V * size, V * size, 0, V,
+                                ))  # fmt: skip
                                 for k in range(min(T, z.features - 1 - f)):
                                     for r in range(rows):
-                                        store_lanes(
+                                        call(code[STORE], (
                                             mine + (f + k) * plane + r * line,
-                                            patch + (k * R + r) * V * size, lanes, V, bits,
-                                        )  # fmt: skip
+                                            patch + (k * R + r) * V * size, lanes,
+                                        ))  # fmt: skip
                             tiles += 1
                     for t in range(0, taps, A):
                         for f in range(0, z.features, B):
-                            product_block(
+                            call(code[PRODUCT], (
                                 tiles, tile + t * R * V * size, tap_tile,
                                 features + f * R * V * size, feature_bytes,
                                 part + (t * span + f) * size, span * size,
-                                A, B, R, V, bits,
-                            )  # fmt: skip
+                            ))  # fmt: skip
 
     return span_gradients

@@ -10,26 +10,29 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_pack import aligning, feature_tiles, pack, pack_inside
+from invocupy.backends.involution.cpu_pack import aligning, feature_tile, pack, pack_inside, unpack
 from invocupy.backends.involution.cpu_plan import COLUMN, KERNEL, ROW, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.jit import jit, next_task, pointer
-from invocupy.backends.simd import contract_block, copy_block, gather_block
+from invocupy.backends.simd import call
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
 _SEEN, _TILE = 8 * SEEN, 8 * TILE
 
+# places of the micro-kernels' addresses
+GATHER, COPY, COPY_EDGE, COPY_FEATURES, MAKE, CODES = range(6)
+
 
 @cache
-def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> Any:
-    """Forward (``shifted`` 0) and gradient of x (1), P channels at once.
-
-    The kernel is given (``S`` 0), or generated from features, S steps at once.
-    """
+def gather(bits: int, made: bool) -> Any:
+    """Forward and gradient of x; the kernel given, or ``made`` from features."""
     size = bits // 8
-    fill = (_generated if S else _given)(bits, V, M, R, S, shifted)
+    fill = _made(bits) if made else _given(bits)
 
     @jit
-    def gather(tasks, scratch, counter, z, phases, steps, source, given, weight, out):
+    def gather(tasks, scratch, counter, tables, source, given, weight, out):
+        numbers, code, phases, steps = tables
+        z = unpack(numbers)
+        V, M, R, P = z.lanes, z.run, z.rows, z.at_once
         features = scratch + z.packed_size  # packed like the source or, unshifted, a tile
         tile = features + z.features_size
         patch = tile + z.tile_size
@@ -52,18 +55,18 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
             packed = scratch + skew
             pack(
                 source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                held,
-                z, packed, size,
+                held, z, packed, size,
             )  # fmt: skip
             number, group = divmod(image, z.groups)
             kernel = given + image * z.kernel_plane
-            if S:
+            weights = weight
+            if made:
                 kernel = given + number * z.kernel_plane
-                if shifted:
+                if z.shifted:
                     pack(kernel, z.features - 1, top, left, held, z, features + skew, size)
                     last = features + skew + (z.features - 1) * z.plane
                     pack_inside(top, left, held, z, last, size)
-            weights = weight + (group * steps.shape[0] + first) * M * z.features * size
+                weights = weight + (group * steps.shape[0] + first) * M * z.features * size
             for a in range(a0, a1, R):
                 row = min(a, a1 - R)
                 for b in range(b0, b1, V):
@@ -77,26 +80,26 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
                     )
                     seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
                     fill(
-                        tile, kernel, weights, features + (skew if shifted else 0), seen, steps,
-                        first, count, row, column, lanes, inside, z,
+                        tile, kernel, weights, features + (skew if z.shifted else 0), seen, steps,
+                        first, count, row, column, lanes, inside, code, z,
                     )  # fmt: skip
                     place = start + row * z.out_row_step + column * z.out_step
                     for p in range(0, z.channels, P):
                         c = min(p, z.channels - P)
                         to = out + ((image * z.channels + c) * z.out_plane + place) * size
+                        here = packed + c * z.plane + seen
+                        table = steps.ctypes.data + first * _STEP + _SEEN
                         if z.out_step == 1:
-                            gather_block(
-                                packed + c * z.plane + seen, z.plane, z.row_step * z.pitch,
-                                steps.ctypes.data + first * _STEP + _SEEN, _STEP, count, tile,
-                                to, z.out_plane * size, z.out_row_step * size, lanes,
-                                M, P, R, V, bits,
-                            )  # fmt: skip
+                            call(code[GATHER], (
+                                here, z.plane, z.row_step * z.pitch, table, _STEP, count, tile,
+                                M * R * V * size, to, z.out_plane * size, z.out_row_step * size,
+                                lanes,
+                            ))  # fmt: skip
                             continue
-                        gather_block(
-                            packed + c * z.plane + seen, z.plane, z.row_step * z.pitch,
-                            steps.ctypes.data + first * _STEP + _SEEN, _STEP, count, tile,
-                            patch, R * V * size, V * size, V, M, P, R, V, bits,
-                        )  # fmt: skip
+                        call(code[GATHER], (
+                            here, z.plane, z.row_step * z.pitch, table, _STEP, count, tile,
+                            M * R * V * size, patch, R * V * size, V * size, V,
+                        ))  # fmt: skip
                         values, result = pointer(patch, bits), pointer(to, bits)
                         for q in range(P):
                             for r in range(R):
@@ -109,70 +112,57 @@ def gather(bits: int, V: int, M: int, R: int, P: int, S: int, shifted: int) -> A
 
 
 @cache
-def _given(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
+def _given(bits: int) -> Any:
     """Packs the tile's part of the kernel: read once, from as many streams as there are taps."""
     size = bits // 8
 
     @jit
     def fill(
-        tile, kernel, weights, features, seen, steps, first, count, row, column, lanes, inside, z
-    ):
+        tile, kernel, weights, features, seen, steps, first, count, row, column, lanes, inside,
+        code, z,
+    ):  # fmt: skip
         source = kernel + (row * z.kernel_columns + column) * size
         line = z.kernel_columns * size
-        ahead = R * line if row + R < z.kernel_rows else z.kernel_plane - row * line
+        ahead = z.rows * line if row + z.rows < z.kernel_rows else z.kernel_plane - row * line
         for s in range(first, first + count):
-            if inside:
-                copy_block(
-                    tile + steps[s, TILE], source + steps[s, KERNEL], z.tap_step, line, ahead,
-                    0, 0, 0, 0,
-                    M, R, shifted, 0, V, bits,
-                )  # fmt: skip
-            else:
-                y, x = row + steps[s, ROW], column + steps[s, COLUMN]
-                copy_block(
-                    tile + steps[s, TILE], source + steps[s, KERNEL], z.tap_step, line, ahead,
-                    -x, min(lanes, z.kernel_columns - x), -y, z.kernel_rows - y,
-                    M, R, shifted, 1, V, bits,
-                )  # fmt: skip
+            y, x = row + steps[s, ROW], column + steps[s, COLUMN]
+            call(code[COPY if inside else COPY_EDGE], (
+                tile + steps[s, TILE], source + steps[s, KERNEL], z.tap_step, line, ahead,
+                -x, min(lanes, z.kernel_columns - x), -y, z.kernel_rows - y,
+            ))  # fmt: skip
 
     return fill
 
 
 @cache
-def _generated(bits: int, V: int, M: int, R: int, S: int, shifted: int) -> Any:
+def _made(bits: int) -> Any:
     """Makes the tile's part of the kernel from the features, the last of which is one (bias)."""
     size = bits // 8
-    feature_tile = feature_tiles(bits, V, R)
 
     @jit
     def fill(
-        tile, kernel, weights, features, seen, steps, first, count, row, column, lanes, inside, z
-    ):
+        tile, kernel, weights, features, seen, steps, first, count, row, column, lanes, inside,
+        code, z,
+    ):  # fmt: skip
+        V, M, R, S = z.lanes, z.run, z.rows, z.together
         table = steps.ctypes.data + first * _STEP
-        if shifted:
-            for s in range(0, count, S):
-                contract_block(
-                    z.features, weights + s * M * z.features * size, S * M * size,
-                    features + seen, z.plane, z.pitch, table + s * _STEP + _SEEN,
-                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, 0, V,
-                    S, M, R, 1, 1, 0, V, bits,
-                )  # fmt: skip
-            if inside:
-                return
-            for s in range(first, first + count):  # outside there is no kernel, not even the bias
-                y, x = row + steps[s, ROW], column + steps[s, COLUMN]
-                copy_block(
-                    tile + steps[s, TILE], tile + steps[s, TILE], R * V * size, V * size, 0,
-                    -x, z.kernel_columns - x, -y, z.kernel_rows - y, M, R, shifted, 1, V, bits,
-                )  # fmt: skip
+        if z.shifted:
+            place, plane, pitch = features + seen, z.plane, z.pitch
         else:
-            feature_tile(features, kernel, row, column, lanes, R, z)
-            for s in range(0, count, S):
-                contract_block(
-                    z.features, weights + s * M * z.features * size, S * M * size,
-                    features, R * V * size, V * size, table + s * _STEP + _SEEN,
-                    table + s * _STEP + _TILE, _STEP, tile, R * V * size, V * size, 0, V,
-                    S, M, R, 1, 0, 0, V, bits,
-                )  # fmt: skip
+            place, plane, pitch = features, R * V * size, V * size
+            feature_tile(features, kernel, row, column, lanes, R, code[COPY_FEATURES], z, size)
+        for s in range(0, count, S):
+            call(code[MAKE], (
+                z.features, weights + s * M * z.features * size, S * M * size, place, plane, pitch,
+                table + s * _STEP + _SEEN, table + s * _STEP + _TILE, _STEP, tile, R * V * size,
+                V * size, 0, V,
+            ))  # fmt: skip
+        if z.shifted and not inside:  # outside there is no kernel, not even the bias
+            for s in range(first, first + count):
+                y, x = row + steps[s, ROW], column + steps[s, COLUMN]
+                call(code[COPY_EDGE], (
+                    tile + steps[s, TILE], tile + steps[s, TILE], R * V * size, V * size, 0,
+                    -x, z.kernel_columns - x, -y, z.kernel_rows - y,
+                ))  # fmt: skip
 
     return fill

@@ -6,21 +6,28 @@ specialisation for each set of micro-kernel sizes; what depends on the image com
 
 Names: an *image* is one group of one image of the batch; a *block* is a range of rows and columns
 of its positions; a *tile* is R rows times one vector of V positions. Arrays come in by address,
-``size`` is that of an element, ``z`` the :class:`~.cpu.Sizes` of the call; offsets are bytes.
+``size`` is that of an element, ``z`` the :class:`~.cpu_plan.Sizes` of the call; offsets are bytes.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from invocupy.backends.involution.cpu_plan import VECTOR_BYTES
+from invocupy.backends.involution.cpu_blocks import pack_row
+from invocupy.backends.involution.cpu_plan import Sizes
 from invocupy.backends.jit import jit, pointer
-from invocupy.backends.simd import copy_block, pack_row
+from invocupy.backends.simd import VECTOR_BYTES, call
 
 _WORDS = VECTOR_BYTES // 4
+_SIZES = len(Sizes._fields)
+
+
+@jit
+def unpack(numbers):
+    """The :class:`~.cpu_plan.Sizes` in an array: as a tuple they take longer to hand over."""
+    return Sizes(*to_fixed_tuple(numbers, _SIZES))
 
 
 @jit
@@ -74,24 +81,25 @@ def pack_inside(top, left, rows, z, out, size):
                 pointer(out + q * z.pitch, 64)[b] = 1 if seen else 0
 
 
-@cache
-def feature_tiles(bits: int, V: int, R: int) -> Any:
-    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows."""
-    size = bits // 8
+@jit
+def feature_tile(to, source, row, column, lanes, rows, copy, z, size):
+    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows.
 
-    @jit
-    def feature_tile(to, source, row, column, lanes, rows, z):
-        here = source + (row * z.kernel_columns + column) * size
-        line = z.kernel_columns * size
-        for f in range(z.features - 1):
-            copy_block(
-                to + f * R * V * size, here + f * z.kernel_rows * line, 0, line, R * line,
-                0, lanes, 0, rows,
-                1, R, 0, 1, V, bits,
-            )  # fmt: skip
-        ones = pointer(to + (z.features - 1) * R * V * size, bits)
-        for r in range(R):
-            for j in range(V):
-                ones[r * V + j] = 1 if r < rows and j < lanes else 0
-
-    return feature_tile
+    ``copy`` is the address of a masked :func:`~.cpu_blocks.copy_block` for one tap.
+    """
+    tile = z.rows * z.lanes * size
+    here = source + (row * z.kernel_columns + column) * size
+    line = z.kernel_columns * size
+    for f in range(z.features - 1):
+        call(copy, (
+            to + f * tile, here + f * z.kernel_rows * line, 0, line, z.rows * line,
+            0, lanes, 0, rows,
+        ))  # fmt: skip
+    ones = to + (z.features - 1) * tile
+    for r in range(z.rows):
+        for j in range(z.lanes):
+            value = 1 if r < rows and j < lanes else 0
+            if size == 4:
+                pointer(ones, 32)[r * z.lanes + j] = value
+            else:
+                pointer(ones, 64)[r * z.lanes + j] = value

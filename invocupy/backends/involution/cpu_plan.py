@@ -17,17 +17,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import binding
 
+from invocupy.backends.simd import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
-_FEATURES = binding.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512vl"))
-VECTOR_BYTES = 64 if _WIDE else 32 if _FEATURES.get("avx2") else 16
-# what leaves room for the operands in 16 vector registers, or 32 with AVX-512
-ACCUMULATORS = 24 if _WIDE else 12
 _LINE = 64
-_LONGEST_RUN = 13
+_RUNS = (7, 5, 3, 1)  # kernel rows in a step: few, since each is compiled
 _WIDEST_STRIP = 128
 _NOWHERE = -(1 << 30)  # so far out that everything there is padding
 
@@ -67,7 +62,7 @@ class Plan:
     Attributes
     ----------
     lanes, run, rows : int
-        V, M and R of the micro-kernels in :mod:`invocupy.backends.simd`.
+        V, M and R of the micro-kernels in :mod:`~invocupy.backends.involution.cpu_blocks`.
     steps : array (steps, 5) of int64
         Bytes from the first position to what the step sees in the packed source, and to its
         kernel plane; shift of the kernel position in rows and columns; bytes to the step's part of
@@ -114,6 +109,49 @@ class Plan:
         return int(np.gcd.reduce(self.phases[:, 1]))
 
 
+class Sizes(NamedTuple):
+    """What the kernels know about one call; see :class:`Plan` for most of it."""
+
+    images: int
+    groups: int
+    channels: int  # of a group
+    height: int  # of the source
+    width: int
+    kernel_rows: int
+    kernel_columns: int
+    kernel_plane: int  # bytes of one group's kernel, or of one image's features
+    out_plane: int  # elements
+    out_row_step: int
+    out_step: int
+    tap_step: int  # bytes from a tap to the next of its run
+    bands: int
+    strips: int
+    row_step: int
+    column_step: int
+    column_phases: int
+    phase_width: int
+    halo_rows: int
+    pitch: int
+    plane: int
+    pad_rows: int
+    pad_columns: int
+    features: int  # and one more for the bias
+    padded: int
+    packed_size: int  # bytes of scratch memory
+    features_size: int
+    tile_size: int
+    patch_size: int
+    zero: int  # address of a zero
+    lanes: int  # V, M and R of the micro-kernels
+    run: int
+    rows: int
+    at_once: int = 0  # channels, or features, of one micro-kernel
+    together: int = 0  # steps of one
+    shifted: int = 0  # whether taps of the kernel look at shifted positions
+    each_time: int = 0  # taps and features in a product
+    across: int = 0
+
+
 @lru_cache(maxsize=512)
 def plan(
     g: Geometry,
@@ -144,17 +182,15 @@ def plan(
         row_step, column_step = g.stride_h, g.stride_w
         result_width = g.out_w
 
-    run = 1
-    if g.stride_h == g.dilation_h:
-        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
-    rows = min(rows, fewest)
+    rows = rows if fewest >= rows else 1
+    run = 1
+    if g.stride_h == g.dilation_h and rows > 1:
+        run = next(m for m in _RUNS if g.kernel_h % m == 0)
     # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
     # little each, and too much where results go to as many places as there are taps.
-    sizes = [lanes for lanes in (16, 8, 4) if lanes * size <= VECTOR_BYTES] or [
-        VECTOR_BYTES // size
-    ]
+    sizes = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
     cost = 1 if halves else sizes[0]
     lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + cost))
 
@@ -163,7 +199,13 @@ def plan(
     reach = max(seen for a in across for _, _, seen in a.taps)
     column_phases = min(column_step, reach + 1)
     phase_width = width + reach // column_step
-    pitch = _odd_lines(column_phases * phase_width * size + VECTOR_BYTES)  # zeros before the next
+    if column_step == 1:
+        # the zeros after a row are those before the next one
+        border = min(max(0, *(-a.source for a in across), reach), phase_width)
+        held = min(phase_width, g.out_w if backward else g.width)
+        pitch = _lines(held * size) + _lines(border * size)
+    else:
+        pitch = _lines(column_phases * phase_width * size)
 
     halo_rows = max(seen for a in down for _, _, seen in a.taps)
     height = (budget // (pitch * g.channels_per_group) - halo_rows) // row_step
@@ -224,5 +266,9 @@ def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> li
     return axes
 
 
+def _lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE
+
+
 def _odd_lines(size: int) -> int:
-    return (-(-size // _LINE) | 1) * _LINE
+    return _lines(size) | _LINE

@@ -22,6 +22,7 @@ from invocupy.backends.products import (
     COLUMNS,
     ROWS,
     VECTORS,
+    add_lanes,
     correlate_block,
     multiply_block,
     packed,
@@ -185,7 +186,6 @@ class _Rows(NamedTuple):
     product: Any
     add_product: Any
     correlate: Any
-    add_lanes: Any
 
 
 @cache
@@ -237,23 +237,12 @@ def _rows(bits: int) -> _Rows:
                     sums + (r * columns + c) * vector, columns * vector, M, B, R, V, bits,
                 )  # fmt: skip
 
-    @jit
-    def add_lanes(sums, rows, columns, pitch, out, out_pitch):
-        """The lanes of each of ``rows`` x ``columns`` sums together, in float64."""
-        lanes, out = pointer(sums, bits), pointer(out, 64)
-        for r in range(rows):
-            for c in range(columns):
-                total = 0.0
-                for v in range(V):
-                    total += lanes[(r * pitch + c) * V + v]
-                out[r * out_pitch + c] = total
-
-    return _Rows(fill, pack, unpack, products(0), products(1), correlate, add_lanes)
+    return _Rows(fill, pack, unpack, products(0), products(1), correlate)
 
 
 @cache
 def _forward(bits: int) -> Any:
-    fill, pack, unpack, product, _, _, _ = _rows(bits)
+    fill, pack, unpack, product, _, _ = _rows(bits)
     size, row = bits // 8, _ROW
     tile = _ROW // size
     zero = np.dtype(f"f{size}").type(0)
@@ -298,7 +287,8 @@ def _forward(bits: int) -> Any:
 
 @cache
 def _backward(bits: int) -> Any:
-    fill, pack, unpack, product, add_product, correlate, add_lanes = _rows(bits)
+    fill, pack, unpack, product, add_product, correlate = _rows(bits)
+    lanes_of = add_lanes(bits)
     size, row, vector = bits // 8, _ROW, BYTES
     tile = _ROW // size
     zero = np.dtype(f"f{size}").type(0)
@@ -370,17 +360,17 @@ def _backward(bits: int) -> Any:
                     )  # fmt: skip
                 correlate(tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
             wide = z.hidden + 1
-            add_lanes(
+            lanes_of(
                 sums_dense, z.outputs, wide, z.hidden_rows,
                 parts_dense + part * z.outputs * wide * 8, wide,
             )  # fmt: skip
             for g in range(z.groups):
-                add_lanes(
+                lanes_of(
                     sums_grouped + g * z.each_rows * z.group_rows * vector, z.each, depth,
                     z.group_rows, parts_grouped + (part * z.each * z.hidden + g * depth) * 8,
                     z.hidden,
                 )  # fmt: skip
-            add_lanes(
+            lanes_of(
                 sums_first, z.hidden, z.inputs + 1, z.input_rows,
                 parts_first + part * z.hidden * (z.inputs + 1) * 8, z.inputs + 1,
             )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What this machine can do at most: copy bandwidth and multiply-adds, on a number of threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from invocupy.backends import threads
+from invocupy.backends.involution.cpu_plan import ACCUMULATORS
+from invocupy.backends.jit import jit, next_task
+from invocupy.backends.launch import launch
+from invocupy.backends.products import BYTES
+from invocupy.backends.simd import product_block
+
+_COPIED = 1 << 26  # bytes: more than a cache holds
+_CHUNK = 1 << 21
+_A, _B = (4, 6) if ACCUMULATORS == 24 else (3, 4)
+_V = BYTES // 4
+_TURNS = 2000
+
+
+@jit
+def _multiply(tasks: int, scratch: int, counter: int, turns: int) -> None:
+    """Multiply-adds of vectors that stay in L1."""
+    while next_task(counter) < tasks:
+        for _ in range(turns):
+            product_block(64, scratch, 0, scratch, 0, scratch + 4096, 64, _A, _B, 1, _V, 32)
+
+
+def spin(number: int, turns: int = _TURNS) -> None:
+    """Keep ``number`` cores busy for some milliseconds: a core that slept is slow at first."""
+    launch(_multiply, 8 * number, 1 << 30, 1 << 16, turns)
+
+
+def _best(call: Callable[[], Any], rounds: int = 7) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure(number: int) -> dict[str, float]:
+    """GB/s (read and written) of a copy larger than the caches, and float32 GFLOP/s."""
+    before = threads.get_num_threads()
+    threads.set_num_threads(number)
+    source, target = np.ones(_COPIED, np.uint8), np.zeros(_COPIED, np.uint8)
+    parts = [slice(i, i + _CHUNK) for i in range(0, _COPIED, _CHUNK)]
+    left: list[slice] = []
+
+    def copy() -> None:
+        left[:] = parts
+
+        def work() -> None:  # np.copyto runs without the GIL
+            while True:
+                try:
+                    part = left.pop()
+                except IndexError:
+                    return
+                np.copyto(target[part], source[part])
+
+        threads.run(work, number - 1)
+
+    spin(number)
+    copied = _best(copy)
+    multiplied = _best(lambda: spin(number))
+    threads.set_num_threads(before)
+    products = 8 * number * _TURNS * 64 * _A * _B * _V
+    return {"copy GB/s": 2 * _COPIED / copied / 1e9, "GFLOP/s": 2 * products / multiplied / 1e9}

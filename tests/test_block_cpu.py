@@ -1,0 +1,312 @@
+"""A block of the article's network on the CPU: its two wide operators, and the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from bounds import DTYPES, PIXELS, SEEDS, agree, draw, filled, roundoff, sizes_of, wide
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from invocupy import Tensor, functional, models, nn
+from invocupy.autograd import apply
+from invocupy.backends import threads
+from invocupy.backends.involution_sum import cpu as involution_sum
+from invocupy.backends.involution_sum import reference as involution_sum_reference
+from invocupy.backends.perceptron import cpu as perceptron
+from invocupy.backends.perceptron import reference as perceptron_reference
+from invocupy.geometry import Geometry
+from invocupy.ops.block import involution_block
+
+
+def check_perceptron(
+    backend: Any, dtype: str, sizes: tuple[int, int, int, int, int, int, int], seed: int
+) -> None:
+    """Both passes of ``backend`` against the reference in float64."""
+    batch, inputs, depth, groups, outputs, each, pixels = sizes
+    hidden = depth * groups
+    x, first, offset, dense, bias, grouped, grad, grad_grouped = draw(
+        seed, dtype, (batch, inputs, pixels), (hidden, inputs), (hidden,), (outputs, hidden),
+        (outputs,), (each, hidden), (batch, outputs, pixels), (batch, groups * each, pixels),
+    )  # fmt: skip
+    # keep the hidden layer away from ReLU's kink, where rounding decides what passes
+    x, first, offset = (np.round(4 * a) / 4 for a in (x, first, offset))
+    offset = (offset + np.float64(1) / 32).astype(dtype)
+    weights = [x, first, offset, dense, bias, grouped]
+    shapes = [grad.shape, grad_grouped.shape]
+    terms = inputs + 1 + hidden + 1
+
+    def forward(mode: Any) -> Any:
+        return lambda *a: mode.forward(*a[:6], groups, *a[6:])
+
+    def backward(mode: Any) -> Any:
+        return lambda *a: mode.backward(*a[:7], groups, *a[7:])
+
+    results = filled(forward(backend), weights, *shapes, dtype=dtype)
+    exact = filled(forward(perceptron_reference), wide(*weights), *shapes, dtype=np.float64)
+    bounds = filled(forward(perceptron_reference), sizes_of(*weights), *shapes, dtype=np.float64)
+    agree(results, exact, [2 * roundoff(dtype, terms) * b for b in bounds])
+
+    arguments = [grad, grad_grouped, *weights[:4], grouped]
+    shapes = [a.shape for a in (x, first, offset, dense, bias, grouped)]
+    results = filled(backward(backend), arguments, *shapes, dtype=np.float64)
+    exact = filled(backward(perceptron_reference), wide(*arguments), *shapes, dtype=np.float64)
+    # the reference on absolute values, with every hidden channel passing
+    bounds = filled(backward(perceptron_reference), sizes_of(*arguments), *shapes, dtype=np.float64)
+    terms += outputs + each + batch * pixels
+    agree(results, exact, [2 * roundoff(dtype, terms) * b for b in bounds])
+
+
+@given(
+    DTYPES,
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 4),
+        st.integers(1, 9), st.integers(1, 6), PIXELS,
+    ),
+    SEEDS,
+)  # fmt: skip
+@example("float32", (2, 3, 16, 4, 16, 3, 1024), 0)
+@example("float64", (1, 1, 1, 1, 1, 1, 1), 0)
+def test_perceptron_is_the_reference(
+    dtype: str, sizes: tuple[int, int, int, int, int, int, int], seed: int
+) -> None:
+    # x is in the dtype's own results: float64 arrays take them without rounding
+    class InFloat64:
+        forward = staticmethod(perceptron.forward)
+
+        @staticmethod
+        def backward(*arguments: Any) -> None:
+            given, results = arguments[:8], arguments[8:]
+            grad_x = np.full(results[0].shape, np.nan, dtype)
+            perceptron.backward(*given, grad_x, *results[1:])
+            results[0][...] = grad_x
+
+    check_perceptron(InFloat64, dtype, sizes, seed)
+
+
+def test_a_hidden_channel_of_the_wrong_group_is_found() -> None:
+    class Wrong:
+        @staticmethod
+        def forward(*a: Any) -> None:
+            perceptron.forward(*a[:5], np.roll(a[5], 1, axis=1), *a[6:])
+
+    with pytest.raises(AssertionError):
+        check_perceptron(Wrong, "float32", (2, 3, 4, 2, 5, 3, 70), 0)
+
+
+@given(st.sampled_from(["float32", "float64"]), st.sampled_from([0.0, 1e3]), SEEDS)
+def test_covariance_does_not_cancel(dtype: str, mean: float, seed: int) -> None:
+    (noise,) = draw(seed, "float64", (3, 4, 50))
+    x = (mean + noise).astype(dtype)
+    exact = x.astype(np.float64)
+    center = exact.mean(axis=(0, 2))
+    (result,) = filled(perceptron.covariance, [x, center], (4, 4), dtype=np.float64)
+    apart = (exact - center[:, None]).transpose(1, 0, 2).reshape(4, -1)
+    size = abs(apart) @ abs(apart).T / apart.shape[1]
+    assert (
+        abs(result - apart @ apart.T / apart.shape[1]) <= 2 * roundoff("float64", 153) * size
+    ).all()
+
+
+SumSizes = tuple[int, int, int, int, tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def check_involution_sum(backend: Any, dtype: str, sizes: SumSizes, seed: int) -> None:
+    """Both passes of ``backend`` against the reference in float64."""
+    batch, each, groups, features, (kernel_h, kernel_w), dilation, (height, width) = sizes
+    shape, channels = (height, width), groups * each
+    taps = groups * kernel_h * kernel_w
+    kernel_shape = (batch, groups, kernel_h, kernel_w, *shape)
+    g = Geometry.of((batch, channels, *shape), kernel_shape, 1, "same", dilation)
+    grad, x, z, scale, shift, weight, bias, offset = draw(
+        seed, dtype, (batch, each, *shape), (batch, channels, *shape), (batch, features, *shape),
+        (features,), (features,), (taps, features), (taps,), (each,),
+    )  # fmt: skip
+    # keep the features away from ReLU's kink, where rounding decides what passes
+    z, scale, shift = (np.round(4 * a) / 4 for a in (z, scale, shift))
+    shift = (shift + np.float64(1) / 32).astype(dtype)
+    operands = [x, z, scale, shift, weight, bias]
+
+    def forward(mode: Any) -> Any:
+        return lambda *a: mode.forward(*a[:7], g, *a[7:])
+
+    def backward(mode: Any) -> Any:
+        return lambda *a: mode.backward(*a[:7], g, *a[7:])
+
+    terms = 2 + features + 1 + taps + 1
+    results = filled(forward(backend), [*operands, offset], grad.shape, dtype=dtype)
+    exact, bounds = (
+        filled(
+            forward(involution_sum_reference), read(*operands, offset), grad.shape, dtype=np.float64
+        )
+        for read in (wide, sizes_of)
+    )
+    agree(results, exact, [2 * roundoff(dtype, terms) * b for b in bounds])
+
+    in_dtype = [np.full(a.shape, np.nan, dtype) for a in (x, z)]
+    in_float64 = [np.full(a.shape, np.nan) for a in (weight, bias)]
+    backward(backend)(grad, *operands, *in_dtype, *in_float64)
+    shapes = [a.shape for a in (x, z, weight, bias)]
+    exact, bounds = (
+        filled(backward(involution_sum_reference), read(grad, *operands), *shapes, dtype=np.float64)
+        for read in (wide, sizes_of)
+    )
+    terms += batch * height * width + taps
+    agree([*in_dtype, *in_float64], exact, [2 * roundoff(dtype, terms) * b for b in bounds])
+
+
+@given(
+    DTYPES,
+    st.tuples(
+        st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.integers(1, 9),
+        st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3, 7])),
+        st.tuples(st.integers(1, 3), st.integers(1, 2)),
+        st.tuples(st.integers(1, 12), st.integers(1, 40)),
+    ),
+    SEEDS,
+)  # fmt: skip
+@example("float32", (2, 3, 4, 16, (3, 3), (1, 1), (32, 32)), 0)
+@example("float64", (1, 3, 4, 16, (7, 7), (1, 1), (61, 50)), 0)  # several bands
+@example("float32", (40, 1, 1, 1, (1, 1), (1, 1), (1, 1)), 0)  # several images a part
+def test_involution_sum_is_the_reference(dtype: str, sizes: SumSizes, seed: int) -> None:
+    check_involution_sum(involution_sum, dtype, sizes, seed)
+
+
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_a_shifted_row_or_group_in_an_involution_sum_is_found(argument: int) -> None:
+    class Wrong:
+        @staticmethod
+        def forward(*a: Any) -> None:
+            given = list(a)
+            given[argument] = np.roll(given[argument], 1, axis=(1, 2, 0)[argument])
+            involution_sum.forward(*given)
+
+    with pytest.raises(AssertionError):
+        check_involution_sum(Wrong, "float32", (2, 2, 2, 3, (3, 3), (1, 1), (7, 20)), 0)
+
+
+def test_an_involution_sum_is_the_same_for_any_number_of_threads() -> None:
+    g = Geometry.of((9, 6, 40, 33), (9, 2, 3, 5, 40, 33))
+    grad, x, z, scale, shift, weight, bias, offset = draw(
+        0, "float32", (9, 3, 40, 33), (9, 6, 40, 33), (9, 5, 40, 33), (5,), (5,), (30, 5), (30,),
+        (3,),
+    )  # fmt: skip
+    results = []
+    for number in (1, 2, 5):
+        threads.set_num_threads(number)
+        try:
+            operands = x, z, scale, shift, weight, bias
+            shapes = [a.shape for a in (x, z, weight, bias)]
+            value = np.empty_like(grad)
+            involution_sum.forward(*operands, offset, g, value)
+            gradients = [np.empty(s, d) for s, d in zip(shapes, "ffdd", strict=True)]
+            involution_sum.backward(grad, *operands, g, *gradients)
+        finally:
+            threads.set_num_threads(None)
+        results.append([value, *gradients])
+    for others in results[1:]:
+        for first, other in zip(results[0], others, strict=True):
+            np.testing.assert_array_equal(first, other)
+
+
+def block_of(seed: int, dtype: str, channels: int, hidden: int) -> models.SimpleBlock:
+    """A block whose state is random, also what starts at 0 or 1."""
+    rng = np.random.default_rng(seed)
+    block = models.SimpleBlock(channels, hidden, fused=False, rng=rng)
+    for name, value in block._state((nn.Parameter, nn.Buffer)):
+        if value.data.dtype == np.float32:
+            moved = value.data + 0.3 * rng.standard_normal(value.data.shape)
+            value.data = (abs(moved) + 0.1 if "var" in name else moved).astype(dtype)
+    return block
+
+
+def parameters_of(block: models.SimpleBlock) -> list[nn.Parameter]:
+    layer = block.involution
+    parts = [
+        (block.expand, block.expand_norm), (layer.reduce, layer.norm), (layer.span, None),
+        (block.project, block.project_norm),
+    ]  # fmt: skip
+    return [p for pair in parts for m in pair if m is not None for p in (m.weight, m.bias)]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, channels: int) -> None:
+    block = block_of(0, "float64", channels, 32).train(training)
+    x, cotangent = draw(1, "float64", (3, channels, 6, 7), (3, channels, 6, 7))
+    x += 2  # a stream has a mean
+    norms = [block.expand_norm, block.involution.norm, block.project_norm]
+    moments = [(norm.running_mean.data, norm.running_var.data) for norm in norms]
+    gradients = []
+    seen: list[Any] = []
+    for fused in (False, True):
+        operands = [Tensor(x, requires_grad=True), *parameters_of(block)]
+        for operand in operands:
+            operand.grad = None
+        if fused:
+            y = apply(
+                involution_block, *operands, kernel_size=3, keep=keep, observe=seen.append,
+                moments=None if training else tuple(moments),
+            )  # fmt: skip
+        else:
+            y = block(operands[0])
+        y.backward(cotangent)
+        gradients.append([y.data, *(operand.grad for operand in operands)])
+    names = [name for name, _ in block.named_parameters()]
+    for name, composed, fused in zip(["y", "x", *names], *gradients, strict=True):
+        # float64, about a thousand terms; biases before a norm have gradient 0
+        np.testing.assert_allclose(fused, composed, rtol=1e-10, atol=1e-10, err_msg=name)
+    hidden = functional.conv2d(x, block.expand.weight.data, block.expand.bias.data)
+    if training:
+        np.testing.assert_allclose(seen[0][0][0], hidden.mean(axis=(0, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(seen[0][0][1], hidden.var(axis=(0, 2, 3)), rtol=1e-10)
+
+
+def test_block_is_as_exact_in_float32_as_its_layers() -> None:
+    x, cotangent = draw(1, "float64", (4, 3, 16, 16), (4, 3, 16, 16))
+    x += 2
+    results: dict[str, list[Any]] = {}
+    for name in ("exact", "composed", "block"):
+        dtype = "float64" if name == "exact" else "float32"
+        block = block_of(0, "float32", 3, 64)
+        for value in block.parameters():
+            value.data = value.data.astype(dtype)
+        operands = [Tensor(x.astype(dtype), requires_grad=True), *parameters_of(block)]
+        if name == "block":
+            y = apply(involution_block, *operands, kernel_size=3)
+        else:
+            y = block(operands[0])
+        y.backward(cotangent.astype(dtype))
+        results[name] = [y.data, *(operand.grad for operand in operands)]
+
+    def error(name: str, i: int) -> float:
+        exact = results["exact"][i]
+        return float(np.linalg.norm(results[name][i] - exact) / np.linalg.norm(exact))
+
+    for i in range(16):
+        if i in (3, 7, 13):  # biases before a norm: their gradient is 0
+            continue
+        # at most a few times what the same steps in float32 lose
+        assert error("block", i) <= 4 * error("composed", i) + 4 * float(np.finfo("f4").eps)
+
+
+def test_block_gives_new_arrays_and_refuses_what_does_not_fit() -> None:
+    block = block_of(0, "float64", 2, 16)
+    arrays = [p.data for p in parameters_of(block)]
+    (x,) = draw(0, "float64", (2, 2, 5, 6))
+    with pytest.raises(ValueError, match="expand_weight must have shape"):
+        involution_block(x[:, :1], *arrays, kernel_size=3)
+    with pytest.raises(ValueError, match="must not be empty"):
+        involution_block(x[:0], *arrays, kernel_size=3)
+    value, partials = involution_block(x, *arrays, kernel_size=3)
+    grad = np.ones_like(value)
+    first = [partial(grad) for partial in partials]
+    for array, operand in zip(first, [x, *arrays], strict=True):
+        assert array.shape == operand.shape
+        kept = array.copy()
+        array[...] = np.nan
+        partial = partials[next(i for i, other in enumerate(first) if other is array)]
+        np.testing.assert_array_equal(partial(grad), kept)
