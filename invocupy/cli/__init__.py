@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from invocupy._version import __version__
-from invocupy.cli import evaluate, info, look, predict, summary, train
+from invocupy.cli import bench, evaluate, info, look, predict, summary, train
 from invocupy.cli.notice import compiling_is_told
 
 
@@ -73,6 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, summary, evaluate, predict, look, info):
+    for module in (train, summary, evaluate, predict, look, bench, info):
         module.add(commands)
     return parser

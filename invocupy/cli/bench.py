@@ -1,0 +1,253 @@
+"""``invocupy bench``: how fast the operator and a training step are on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from invocupy.cli.options import Commands, add_json, table
+
+_SHAPES = {  # name: (N, C, H, W), G, K
+    "article's layer": ((32, 64, 32, 32), 4, 3),
+    "RedNet, 28 x 28": ((8, 128, 28, 28), 8, 7),
+}
+_LAYERS, _BATCH = 10, 32
+_ROUNDS = 5
+_COPIED = 1 << 27  # bytes: far beyond the caches
+
+Call = Callable[[], Any]
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "bench",
+        help="time the operator and a training step on this machine",
+        description="In float32, each row a median over rounds in which all variants take turns. "
+        "Beside them what the machine can do: its copy bandwidth and a matrix product of its BLAS. "
+        "PyTorch's usual form of involution (unfold) runs too where PyTorch is installed.",
+    )
+    parser.set_defaults(command=_run)
+    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
+    parser.add_argument(
+        "--seconds", metavar="X", type=float, default=1.0, help="for each timed variant (1)"
+    )
+    add_json(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from invocupy import machine
+    from invocupy.train import ConfigError, pick_device
+
+    if not arguments.seconds > 0:
+        raise ConfigError(f"seconds must be above 0, got {arguments.seconds}")
+    device = pick_device(arguments.device)
+    rows: list[dict[str, Any]] = []
+    jobs: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+        "machine": lambda where: _machine(where, arguments.seconds),
+        **{
+            name: lambda where, name=name: _operator(where, name, arguments.seconds)  # type: ignore[misc]
+            for name in _SHAPES
+        },
+        "network": lambda where: _network(where, arguments.seconds),
+    }
+    with tqdm(jobs.items(), leave=False, disable=None, file=sys.stderr) as bar:
+        for name, job in bar:
+            bar.set_description(name)
+            rows += job(device)
+    copy = rows[0]["gb_s"]
+    for row in rows[2:]:
+        if "gb_s" in row:
+            row["of_copy"] = row["gb_s"] / copy
+    about = machine.describe()
+    if arguments.json:
+        print(json.dumps({"machine": about, "device": device, "rows": rows}))
+        return 0
+    name = about["devices"].get(device) or next(iter(about["devices"].values()))
+    print(f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n")
+    cells = [("what", "ms", "20 to 80 %", "rate", "of the copy")]
+    cells += [
+        (
+            f"{row['what']}, {row['who']}" if row["who"] else row["what"],
+            f"{row['ms']:.3g}", f"{row['low']:.3g} to {row['high']:.3g}", _rate(row),
+            f"{row['of_copy']:.0%}" if "of_copy" in row else "",
+        )
+        for row in rows
+    ]  # fmt: skip
+    print(table(cells, "<>>>>"))
+    return 0
+
+
+def _rate(row: dict[str, Any]) -> str:
+    for key, unit in (
+        ("gb_s", "GB/s"), ("gflop_s", "GFLOP/s"), ("images_per_second", "images/s"),
+    ):  # fmt: skip
+        if key in row:
+            return f"{row[key]:,.0f} {unit}"
+    return ""
+
+
+def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, dict[str, float]]:
+    """Milliseconds a call, by name: median and quantiles over rounds in which all take turns."""
+    import numpy as np
+
+    if device == "cpu":
+        finish: Call = lambda: None  # noqa: E731
+    else:
+        import cupy
+
+        finish = cupy.cuda.get_current_stream().synchronize
+    repeats = {}
+    for name, call in calls.items():
+        call()  # compiles
+        finish()
+        start = time.perf_counter()
+        call()
+        finish()
+        once = max(time.perf_counter() - start, 1e-7)
+        repeats[name] = max(round(seconds / _ROUNDS / once), 1)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(_ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            finish()
+            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+    return {
+        name: dict(
+            zip(("low", "ms", "high"), np.quantile(t, (0.2, 0.5, 0.8)).tolist(), strict=True)
+        )
+        for name, t in times.items()
+    }
+
+
+def _machine(device: str, seconds: float) -> list[dict[str, Any]]:
+    """The copy bandwidth, reading and writing, with all threads; a product of 1024 x 1024."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    from invocupy import to_device
+    from invocupy.arrays import namespace
+    from invocupy.backends.threads import get_num_threads
+
+    source = to_device(np.ones(_COPIED, np.uint8), device)
+    xp = namespace(source)
+    target = xp.empty_like(source)
+    matrix = to_device(np.ones((1024, 1024), np.float32), device)
+    parts = get_num_threads() if device == "cpu" else 1
+    pieces = list(zip(xp.array_split(target, parts), xp.array_split(source, parts), strict=True))
+    with ThreadPoolExecutor(parts) as pool:
+        calls: dict[str, Call] = {
+            "copy": (lambda: list(pool.map(lambda piece: xp.copyto(*piece), pieces)))
+            if device == "cpu"
+            else (lambda: xp.copyto(target, source)),
+            "matrix product": lambda: matrix @ matrix,
+        }
+        found = _timed(calls, device, seconds)
+    copy, product = found["copy"], found["matrix product"]
+    return [
+        {"what": "copy", "who": "", **copy, "gb_s": 2 * _COPIED / copy["ms"] / 1e6},
+        {"what": "matrix product, 1024", "who": "", **product,
+         "gflop_s": 2 * 1024**3 / product["ms"] / 1e6},
+    ]  # fmt: skip
+
+
+def _operator(device: str, name: str, seconds: float) -> list[dict[str, Any]]:
+    """Forward, and both gradients, of one shape."""
+    import numpy as np
+
+    import invocupy
+
+    shape, groups, size = _SHAPES[name]
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return invocupy.to_device(rng.standard_normal(shape, np.float32), device)
+
+    x, grad = draw(*shape), draw(*shape)
+    kernel = draw(shape[0], groups, size, size, *shape[2:])
+    forward: dict[str, Call] = {"invocupy": lambda: invocupy.involution(x, kernel)}
+    backward: dict[str, Call] = {"invocupy": lambda: invocupy.involution_backward(grad, x, kernel)}
+    torch = _torch()
+    if torch is not None and device == "cpu":
+        forward["PyTorch, unfold"], backward["PyTorch, unfold"] = _unfold(torch, x, kernel, grad)
+        want, got = forward["invocupy"](), forward["PyTorch, unfold"]().numpy()
+        if not np.allclose(got, want, rtol=1e-4, atol=1e-3):  # never time what is wrong
+            raise RuntimeError(f"{name}: the forms differ")
+    rows = []
+    for what, calls, moved in (
+        ("forward", forward, 2 * x.nbytes + kernel.nbytes),
+        ("gradients", backward, 3 * x.nbytes + 2 * kernel.nbytes),
+    ):
+        for who, times in _timed(calls, device, seconds).items():
+            row = {"what": f"{name}, {what}", "who": who, **times}
+            rows.append(row | {"gb_s": moved / times["ms"] / 1e6} if who == "invocupy" else row)
+    return rows
+
+
+def _network(device: str, seconds: float) -> list[dict[str, Any]]:
+    """A training step and an evaluation of the article's network."""
+    import numpy as np
+
+    from invocupy import Tensor, no_grad, optim, to_device
+    from invocupy import functional as F  # noqa: N812
+    from invocupy.models import SimpleModel
+
+    model = SimpleModel(num_layers=_LAYERS, rng=0).to(device)
+    sgd = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    rng = np.random.default_rng(0)
+    x = to_device(rng.standard_normal((_BATCH, 3, 32, 32), np.float32), device)
+    labels = to_device(rng.integers(0, 10, _BATCH), device)
+
+    def step() -> None:
+        sgd.zero_grad()
+        F.cross_entropy(model.train().logits(Tensor(x)), labels).backward()
+        sgd.step()
+
+    def evaluate() -> None:
+        with no_grad():
+            model.eval().logits(x)
+
+    rows = []
+    for what, call in (("training step", step), ("evaluation", evaluate)):
+        (times,) = _timed({what: call}, device, seconds).values()
+        name = f"SimpleModel, {_LAYERS} blocks, {_BATCH} images, {what}"
+        rate = _BATCH / times["ms"] * 1e3
+        rows.append({"what": name, "who": "invocupy", **times, "images_per_second": rate})
+    return rows
+
+
+def _torch() -> Any:
+    """PyTorch if it is installed; looked up by name, since nothing here depends on it."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    return import_module("torch") if find_spec("torch") is not None else None
+
+
+def _unfold(torch: Any, x: Any, kernel: Any, grad: Any) -> tuple[Call, Call]:
+    """Involution as it is usually written in PyTorch: K*K copies of the image, product, sum."""
+    n, c, h, w = x.shape
+    g, size = kernel.shape[1:3]
+    tx, tk = (torch.from_numpy(array).requires_grad_() for array in (x, kernel))
+    tg = torch.from_numpy(grad)
+
+    def form() -> Any:
+        patches = torch.nn.functional.unfold(tx, size, padding=size // 2)
+        patches = patches.view(n, g, c // g, size * size, h, w)
+        return (tk.view(n, g, 1, size * size, h, w) * patches).sum(dim=3).view(n, c, h, w)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return form()
+
+    graph = form()
+    return forward, lambda: torch.autograd.grad(graph, (tx, tk), tg, retain_graph=True)
