@@ -1,3 +1,69 @@
 """The code that runs on each kind of machine: a folder per operator, a module per machine.
 
-======================  ===================================================================
+======================  ==========================================================================
+module                  what it is
+======================  ==========================================================================
+``<op>/reference.py``   plain array code for NumPy and CuPy: the specification
+``<op>/cpu.py``         NumPy arrays, Numba
+``<op>/cuda.py``        CuPy arrays, the ``.cu`` files beside it
+======================  ==========================================================================
+
+The modules of one folder have the same functions with the same signatures; the folder's own
+docstring lists them. Only operators that earn it have a folder: the rest is array code in
+:mod:`invocupy.ops`.
+
+Rules. Arrays come in C-contiguous, of one floating dtype that the backend knows, of the right
+shapes, on one device, none of them empty; results are handed in as the last arguments, are filled
+completely and never read. Inputs are never written. No checks, no state that changes a result,
+gathers only: the same call gives the same bits. Half types accumulate in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+on_compile: Callable[[str, bool], object] | None = None
+"""Called with a CPU kernel's name when its compiling begins, and with True when it is done."""
+
+_dry: ContextVar[bool] = ContextVar("invocupy_dry", default=False)
+
+
+def of(op: str, array: Any) -> Any:
+    """The module of ``op`` for this array, imported when first needed: Numba and CuPy are slow."""
+    if _dry.get() and op != "sgd":  # whose results are new arrays
+        return _Nothing()
+    return _module(op, "cpu" if isinstance(array, np.ndarray) else "cuda")
+
+
+@cache
+def _module(op: str, machine: str) -> ModuleType:
+    return import_module(f"{__name__}.{op}.{machine}")
+
+
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Within it, in this thread, backends do nothing: results are whatever was in their memory.
+
+    Shapes and allocations are those of the real computation, at next to no time, and nothing is
+    compiled: for counting.
+    """
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
+
+
+class _Nothing:
+    """In place of a backend's module: each of its functions fills nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
