@@ -17,6 +17,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Callable
@@ -28,20 +29,23 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
-CHANNELS_PER_GROUP = 16
-OPERATOR = {  # name: (N, C, H, W), K
-    "article": ((32, 64, 32, 32), 3),
-    "article, batch 1": ((1, 64, 32, 32), 3),
-    "RedNet stage 1": ((8, 64, 56, 56), 7),
-    "RedNet stage 2": ((8, 128, 28, 28), 7),
-    "RedNet stage 3": ((8, 256, 14, 14), 7),
-    "RedNet stage 4": ((8, 512, 7, 7), 7),
-    "one large image": ((1, 64, 224, 224), 7),
+OPERATOR = {  # name: (N, C, H, W), K, stride
+    "article": ((32, 64, 32, 32), 3, 1),
+    "article, batch 1": ((1, 64, 32, 32), 3, 1),
+    "RedNet stage 1": ((8, 64, 56, 56), 7, 1),
+    "RedNet stage 2": ((8, 128, 28, 28), 7, 1),
+    "RedNet stage 3": ((8, 256, 14, 14), 7, 1),
+    "RedNet stage 4": ((8, 512, 7, 7), 7, 1),
+    "one large image": ((1, 64, 224, 224), 7, 1),
+    "article, stride 2": ((32, 64, 32, 32), 3, 2),
+    "RedNet stage 2, stride 2": ((8, 128, 56, 56), 7, 2),
 }
-Call = Callable[[], Any]
+LAYER = {"article": ((32, 64, 32, 32), 3), "RedNet stage 1": ((8, 64, 56, 56), 7)}
+
+Calls = dict[str, Callable[[], Any]]
 
 
-def sample(call: Call, seconds: float) -> tuple[float, int]:
+def sample(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
     """How often to repeat ``call`` for one sample of about ``seconds``; the first call warms up."""
     call()
     start = time.perf_counter()
@@ -50,15 +54,17 @@ def sample(call: Call, seconds: float) -> tuple[float, int]:
     return once, max(1, round(seconds / max(once, 1e-7)))
 
 
-def interleave(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+def interleave(
+    calls: Calls, rounds: int, seconds: float, threads: int
+) -> dict[str, dict[str, float]]:
     """Run all in turn; milliseconds a call as median, 20 % and 80 % quantile."""
+    from limits import spin
+
     repeats = {name: sample(call, seconds)[1] for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            spin = time.perf_counter() + 0.005  # a core that slept is slow at first
-            while time.perf_counter() < spin:
-                pass
+            spin(threads)
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -69,108 +75,12 @@ def interleave(calls: dict[str, Call], rounds: int, seconds: float) -> dict[str,
     }
 
 
-def agree(name: str, got: Any, expected: Any) -> None:
-    """Refuse to time what is wrong."""
-    error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-    if not error < 1e-5:
-        raise SystemExit(f"{name}: relative difference {error:.1e} from PyTorch")
-
-
-def operator_calls(
-    shape: tuple[int, ...], k: int, compiled: bool
-) -> tuple[dict[str, Call], dict[str, Call]]:
-    """Forward and both gradients of one shape, ours and the peers'."""
-    import peers
-    import torch
-
-    import invocupy
-
+def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, float]:
+    """Bytes (each operand read once, the result written once) and operations of forward."""
     n, c, h, w = shape
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal(shape, np.float32)
-    kernel = rng.standard_normal((n, c // CHANNELS_PER_GROUP, k, k, h, w), np.float32)
-    grad = rng.standard_normal(shape, np.float32)
-    tx, tk = (torch.tensor(a, requires_grad=True) for a in (x, kernel))
-    tg = torch.tensor(grad)
-    depthwise = torch.randn(c, 1, k, k)
-    full = torch.randn(c, c, 3, 3)
-    forms = {"unfold": peers.unfold_form, "shift": peers.shift_form}
-    if compiled:
-        forms["shift, compiled"] = torch.compile(peers.shift_form)
-
-    forward: dict[str, Call] = {"invocupy": lambda: invocupy.involution(x, kernel)}
-    backward: dict[str, Call] = {"invocupy": lambda: invocupy.involution_backward(grad, x, kernel)}
-    for name, form in forms.items():
-
-        def value(form: Any = form) -> Any:
-            with torch.no_grad():
-                return form(tx, tk, k // 2)
-
-        graph = form(tx, tk, k // 2)
-
-        def gradients(graph: Any = graph) -> Any:
-            return torch.autograd.grad(graph, (tx, tk), tg, retain_graph=True)
-
-        agree(name, forward["invocupy"](), value().numpy())
-        for ours, theirs in zip(backward["invocupy"](), gradients(), strict=True):
-            agree(f"{name}, gradient", ours, theirs.numpy())
-        forward[name], backward[name] = value, gradients
-
-    def conv(weight: Any, groups: int, padding: int) -> Call:
-        def call() -> Any:
-            with torch.no_grad():
-                return torch.nn.functional.conv2d(tx, weight, padding=padding, groups=groups)
-
-        return call
-
-    forward["depthwise convolution"] = conv(depthwise, c, k // 2)
-    forward["3x3 convolution"] = conv(full, 1, 1)
-    out = np.empty_like(x)
-    forward["copy of the arrays"] = lambda: (np.copyto(out, x), kernel.copy())
-    return forward, backward
-
-
-def network_calls(layers: int, batch: int, training: bool) -> dict[str, Call]:
-    """One training step, or one evaluation, of the article's model."""
-    import peers
-    import torch
-
-    from invocupy import Tensor, no_grad, optim, weights
-    from invocupy import functional as F  # noqa: N812
-    from invocupy.models import SimpleModel
-
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((batch, 3, 32, 32), np.float32)
-    labels = rng.integers(0, 10, batch)
-    theirs, ours = peers.SimpleModel(layers), SimpleModel(num_layers=layers)
-    weights.import_state(ours, theirs.state_dict())
-    tx, t_labels = torch.tensor(x), torch.tensor(labels)
-    if training:
-        t_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9)
-        sgd = optim.SGD(ours.parameters(), lr=1e-4, momentum=0.9)
-
-        def step() -> None:
-            sgd.zero_grad()
-            F.cross_entropy(ours.logits(Tensor(x)), labels).backward()
-            sgd.step()
-
-        return {
-            "invocupy": step,
-            "PyTorch": lambda: peers.training_step(theirs, t_sgd, tx, t_labels),
-        }
-    theirs.eval()
-    ours.eval()
-
-    def infer() -> Any:
-        with no_grad():
-            return ours.logits(x)
-
-    def t_infer() -> Any:
-        with torch.no_grad():
-            return theirs(tx)
-
-    agree("model", infer(), t_infer().numpy())
-    return {"invocupy": infer, "PyTorch": t_infer}
+    positions = n * -(-h // stride) * -(-w // stride)
+    taps = c // 16 * k * k
+    return 4.0 * (n * c * h * w + positions * (c + taps)), 2.0 * positions * c * k * k
 
 
 def peak_memory(which: str, layers: int, batch: int) -> float:
@@ -178,7 +88,7 @@ def peak_memory(which: str, layers: int, batch: int) -> float:
     code = (
         "import sys, resource; sys.path[:0] = sys.argv[1:3]; import cpu\n"
         "import torch, invocupy.models\n"
-        "calls = cpu.network_calls(int(sys.argv[4]), int(sys.argv[5]), True)\n"
+        "calls = cpu_calls.network_calls(int(sys.argv[4]), int(sys.argv[5]), True)\n"
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "calls[sys.argv[3]]()\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)\n"
@@ -190,7 +100,36 @@ def peak_memory(which: str, layers: int, batch: int) -> float:
     return float(result.stdout)
 
 
-def machine(threads: int) -> dict[str, Any]:
+def first_calls() -> dict[str, float]:
+    """Seconds of the import, and of the first call in a process, with and without kept kernels."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); start = time.perf_counter()\n"
+        "import invocupy; loaded = time.perf_counter()\n"
+        "import numpy as np\n"
+        "x = np.ones((1, 16, 32, 32), np.float32)\n"
+        "invocupy.involution(x, np.ones((1, 1, 3, 3, 32, 32), np.float32))\n"
+        "first = time.perf_counter()\n"
+        "invocupy.involution(x, np.ones((1, 1, 7, 7, 32, 32), np.float32))\n"
+        "print(loaded - start, first - loaded, time.perf_counter() - first)\n"
+    )
+    times: dict[str, list[list[float]]] = {"ever": [], "kept": []}
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o700)
+            for which in times:
+                result = subprocess.run(
+                    [sys.executable, "-c", code, str(ROOT)], check=True, capture_output=True,
+                    text=True, env={**os.environ, "INVOCUPY_CACHE_DIR": folder},
+                )  # fmt: skip
+                times[which].append([float(part) for part in result.stdout.split()])
+    ever, kept = (np.median(times[which], axis=0) for which in ("ever", "kept"))
+    return {
+        "import": kept[0], "first call, kernels kept": kept[1], "first call ever": ever[1],
+        "first call with another kernel size": ever[2],
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import llvmlite
     import numba
@@ -210,7 +149,6 @@ def machine(threads: int) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "cpu": cpu,
         "cores": os.cpu_count(),
-        "threads": threads,
         "python": platform.python_version(),
         "invocupy": invocupy.__version__,
         "numpy": np.__version__,
@@ -222,67 +160,125 @@ def machine(threads: int) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All rows asked for."""
+    import limits
     import torch
+    from cpu_calls import layer_calls, network_calls, operator_calls
 
     from invocupy.backends import threads
 
-    torch.set_num_threads(arguments.threads)
-    threads.set_num_threads(arguments.threads)
     rows: list[dict[str, Any]] = []
+    bounds = {number: limits.measure(number) for number in arguments.threads}
 
-    def row(what: str, calls: dict[str, Call], rounds: int, **facts: Any) -> None:
-        rows.append({"what": what, **facts, "ms": interleave(calls, rounds, arguments.seconds)})
-        print(*(format_row(rows[-1])), sep="\n", file=sys.stderr)
+    def use(number: int) -> None:
+        torch.set_num_threads(number)
+        threads.set_num_threads(number)
 
-    if "operator" in arguments.only:
-        for name, (shape, k) in OPERATOR.items():
-            forward, backward = operator_calls(shape, k, arguments.compile)
-            facts = {"name": name, "shape": shape, "K": k}
-            row("forward", forward, arguments.rounds, **facts)
-            row("both gradients", backward, arguments.rounds, **facts)
+    def row(what: str, calls: Calls, number: int, rounds: int, **facts: Any) -> None:
+        ms = interleave(calls, rounds, arguments.seconds, number)
+        rows.append({"what": what, **facts, "threads": number, "ms": ms})
+        print(*format_row(rows[-1]), sep="\n", file=sys.stderr)
+
+    for number in arguments.threads if "operator" in arguments.only else ():
+        use(number)
+        for name, (shape, k, stride) in OPERATOR.items():
+            forward, backward = operator_calls(shape, k, stride, arguments.compile)
+            bytes_, flops = operator_cost(shape, k, stride)
+            copied, multiplied = bounds[number].values()
+            floor = max(bytes_ / copied, flops / multiplied) / 1e6
+            facts = {"name": name, "shape": shape, "K": k, "stride": stride}
+            row(
+                "forward", forward, number, arguments.rounds, **facts,
+                **cost(bytes_, flops, floor),
+            )  # fmt: skip
+            # twice the products; the inputs twice and grad as the result
+            row(
+                "both gradients", backward, number, arguments.rounds, **facts,
+                **cost(2 * bytes_, 2 * flops, 2 * floor),
+            )  # fmt: skip
+    most = max(arguments.threads)
+    use(most)
+    if "layer" in arguments.only:
+        for name, (shape, k) in LAYER.items():
+            calls = layer_calls(shape, k)
+            row("layer", calls, most, arguments.rounds, name=name, shape=shape, K=k)
     if "network" in arguments.only:
         for layers, batch, training in ((10, 128, True), (50, 64, True), (50, 64, False)):
             what = "training step" if training else "inference"
-            calls = network_calls(layers, batch, training)
-            row(what, calls, arguments.network_rounds, layers=layers, batch=batch)
+            calls = network_calls(layers, batch, training, arguments.compile and layers == 10)
+            row(what, calls, most, arguments.network_rounds, layers=layers, batch=batch)
     if "memory" in arguments.only:
         facts = {"layers": 50, "batch": 64}
         rows.append(
-            {"what": "peak memory of a training step", **facts}
+            {"what": "peak memory of a training step", **facts, "threads": most}
             | {"MB": {name: peak_memory(name, 50, 64) for name in ("invocupy", "PyTorch")}}
         )
-    return {"machine": machine(arguments.threads), "rows": rows}
+    if "first" in arguments.only:
+        rows.append({"what": "first calls", "s": first_calls()})
+    after = {number: limits.measure(number) for number in arguments.threads}
+    for number, before in bounds.items():
+        for what, value in before.items():
+            before[what] = max(value, after[number][what])
+    return {"machine": machine(), "limits": bounds, "rows": rows}
+
+
+def cost(bytes_: float, flops: float, floor: float) -> dict[str, float]:
+    """What a row must move and multiply, and how long the machine needs for that at least."""
+    return {"MB_moved": bytes_ / 1e6, "MFLOP": flops / 1e6, "limit_ms": floor}
 
 
 def format_row(row: dict[str, Any]) -> list[str]:
-    """Markdown lines of one row: a variant each, with its ratio to ours."""
+    """Markdown lines of one row: a variant each, with its time over ours."""
+    if "s" in row:
+        return [f"| {what} | | | {s:.2f} s | | |" for what, s in row["s"].items()]
     figures = row.get("ms") or {k: {"median": v} for k, v in row["MB"].items()}
     ours = figures["invocupy"]["median"]
-    facts = ", ".join(
-        f"{k} {tuple(v) if isinstance(v, list) else v}"
-        for k, v in row.items()
-        if k not in ("what", "ms", "MB", "name")
-    )
+    size = f"{tuple(row['shape'])} K={row['K']}" if "shape" in row else (
+        f"{row['layers']} layers, batch {row['batch']}"
+    )  # fmt: skip
+    if row.get("stride", 1) > 1:
+        size += f" stride {row['stride']}"
     lines = []
     for name, figure in figures.items():
         spread = f"{figure['low']:.3g} to {figure['high']:.3g}" if "low" in figure else ""
+        unit = "MB" if "MB" in row else "ms"
+        ratio = "" if name == "invocupy" else f"{figure['median'] / ours:.3g}x"
+        if name == "invocupy" and "limit_ms" in row:
+            ratio = f"{row['limit_ms'] / ours:.0%} of the limit"
         lines.append(
-            f"| {row['what']} | {facts} | {name} | {figure['median']:.3g} | {spread} "
-            f"| {figure['median'] / ours:.1f} |"
+            f"| {row['what']}, {row['threads']} threads | {size} | {name} "
+            f"| {figure['median']:.3g} {unit} | {spread} | {ratio} |"
         )
     return lines
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as a Markdown table."""
+    """The results as Markdown tables."""
     facts = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
+    bounds = "; ".join(
+        f"{number} threads: copy {b['copy GB/s']:.3g} GB/s (read and written), "
+        f"{b['GFLOP/s']:.3g} GFLOP/s"
+        for number, b in results["limits"].items()
+    )
     lines = [
         f"Measured with `benchmarks/cpu.py`: {facts}.",
         "",
-        "| what | size | variant | median (ms or MB) | 20 to 80 % | ratio to invocupy |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"The machine's limits, measured in the same run: {bounds}.",
+        "",
+        "| what | size | variant | median | 20 to 80 % | time over ours |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
     ]
     return "\n".join(lines + [line for row in results["rows"] for line in format_row(row)])
+
+
+def write_docs(results: dict[str, Any], page: Path) -> None:
+    """Put the table between the page's two marks."""
+    start, end = "<!-- cpu table: made by benchmarks/cpu.py --docs -->", "<!-- end of cpu table -->"
+    text = page.read_text()
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{page} must hold the lines {start!r} and {end!r}")
+    page.write_text(f"{before}{start}\n{table(results)}\n{end}{after}")
 
 
 def make_env(folder: Path) -> None:
@@ -295,20 +291,22 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--make-env", type=Path, metavar="DIR")
-    parser.add_argument("--table", type=Path, metavar="FILE")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print results as Markdown")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="with --table: into this page")
     parser.add_argument("--out", type=Path, metavar="FILE")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count(), 1])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network-rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.02, help="length of one sample")
     parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
-    parts = ("operator", "network", "memory")
+    parts = ("operator", "layer", "network", "memory", "first")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()
     if arguments.make_env:
         make_env(arguments.make_env)
     elif arguments.table:
-        print(table(json.loads(arguments.table.read_text())))
+        results = json.loads(arguments.table.read_text())
+        write_docs(results, arguments.docs) if arguments.docs else print(table(results))
     else:
         results = measure(arguments)
         if arguments.out:

@@ -9,30 +9,29 @@ from typing import Any
 import numpy as np
 
 from invocupy.backends import threads
-from invocupy.backends.involution.cpu_plan import ACCUMULATORS
+from invocupy.backends.involution.cpu_blocks import product_block
 from invocupy.backends.jit import jit, next_task
 from invocupy.backends.launch import launch
-from invocupy.backends.products import BYTES
-from invocupy.backends.simd import product_block
+from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES, call
 
 _COPIED = 1 << 26  # bytes: more than a cache holds
 _CHUNK = 1 << 21
 _A, _B = (4, 6) if ACCUMULATORS == 24 else (3, 4)
-_V = BYTES // 4
+_V = VECTOR_BYTES // 4
 _TURNS = 2000
 
 
 @jit
-def _multiply(tasks: int, scratch: int, counter: int, turns: int) -> None:
+def _multiply(tasks: int, scratch: int, counter: int, block: int, turns: int) -> None:
     """Multiply-adds of vectors that stay in L1."""
     while next_task(counter) < tasks:
         for _ in range(turns):
-            product_block(64, scratch, 0, scratch, 0, scratch + 4096, 64, _A, _B, 1, _V, 32)
+            call(block, (64, scratch, 0, scratch, 0, scratch + 4096, 64))
 
 
 def spin(number: int, turns: int = _TURNS) -> None:
     """Keep ``number`` cores busy for some milliseconds: a core that slept is slow at first."""
-    launch(_multiply, 8 * number, 1 << 30, 1 << 16, turns)
+    launch(_multiply, 8 * number, 1 << 30, 1 << 16, product_block(_A, _B, 1, _V, 32), turns)
 
 
 def _best(call: Callable[[], Any], rounds: int = 7) -> float:

@@ -5,31 +5,37 @@ Needs PyTorch, which is no dependency of the package: see ``benchmarks/cpu.py --
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+Form = Callable[..., Tensor]
 
-def unfold_form(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+
+def unfold_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
     """The usual form: write K*K shifted copies of the image, multiply, sum."""
-    n, c, h, w = x.shape
-    _, g, kh, kw, _, _ = kernel.shape
-    patches = F.unfold(x, (kh, kw), padding=padding).view(n, g, c // g, kh * kw, h, w)
-    return (kernel.view(n, g, 1, kh * kw, h, w) * patches).sum(dim=3).view(n, c, h, w)
+    n, c = x.shape[:2]
+    _, g, kh, kw, ho, wo = kernel.shape
+    patches = F.unfold(x, (kh, kw), padding=padding, stride=stride)
+    patches = patches.view(n, g, c // g, kh * kw, ho, wo)
+    return (kernel.view(n, g, 1, kh * kw, ho, wo) * patches).sum(dim=3).view(n, c, ho, wo)
 
 
-def shift_form(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+def shift_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
     """What a careful user writes: one multiply-add for each tap of the padded image."""
     n, c, h, w = x.shape
-    _, g, kh, kw, _, _ = kernel.shape
+    _, g, kh, kw, ho, wo = kernel.shape
     padded = F.pad(x, (padding,) * 4).view(n, g, c // g, h + 2 * padding, w + 2 * padding)
-    out = torch.zeros(n, g, c // g, h, w, dtype=x.dtype, device=x.device)
+    out = torch.zeros(n, g, c // g, ho, wo, dtype=x.dtype, device=x.device)
     for u in range(kh):
         for v in range(kw):
-            out = out + kernel[:, :, None, u, v] * padded[..., u : u + h, v : v + w]
-    return out.view(n, c, h, w)
+            rows = slice(u, u + (ho - 1) * stride + 1, stride)
+            columns = slice(v, v + (wo - 1) * stride + 1, stride)
+            out = out + kernel[:, :, None, u, v] * padded[..., rows, columns]
+    return out.view(n, c, ho, wo)
 
 
 class Involution(nn.Module):
@@ -41,9 +47,11 @@ class Involution(nn.Module):
         kernel_size: int = 3,
         reduction_ratio: int = 4,
         channels_per_group: int = 16,
+        form: Form = unfold_form,
     ) -> None:
         super().__init__()
         self.kernel_size, self.groups = kernel_size, channels // channels_per_group
+        self.form = form
         width = channels // reduction_ratio
         self.weights0 = nn.Conv2d(channels, width, 1)
         self.BN = nn.BatchNorm2d(width)
@@ -54,20 +62,20 @@ class Involution(nn.Module):
         """(N, C, H, W) to the same."""
         n, _, h, w = x.shape
         size = (n, self.groups, self.kernel_size, self.kernel_size, h, w)
-        return unfold_form(x, self.kernel_generator(x).view(size), self.kernel_size // 2)
+        return self.form(x, self.kernel_generator(x).view(size), self.kernel_size // 2)
 
 
 class SimpleModel(nn.Module):
     """The article's network up to the logits, with the residual added out of place."""
 
-    def __init__(self, num_layers: int = 50) -> None:
+    def __init__(self, num_layers: int = 50, form: Form = unfold_form) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(3, 64, 1),
                 nn.BatchNorm2d(64),
                 nn.ReLU(),
-                Involution(64),
+                Involution(64, form=form),
                 nn.Conv2d(64, 3, 1),
                 nn.BatchNorm2d(3),
                 nn.ReLU(),

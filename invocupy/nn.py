@@ -14,7 +14,7 @@ import numpy as np
 
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
-from invocupy.autograd import Tensor
+from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrPair, Padding, pair
 
 M = TypeVar("M", bound="Module")
@@ -591,7 +591,12 @@ class Involution(Module):
         taps = self.kernel_size[0] * self.kernel_size[1]
         n, _, h, w = x.shape
         pixels = n * -(-h // self.stride[0]) * -(-w // self.stride[1])
-        return bool(pixels * self.groups * taps >= _LARGE_KERNEL)
+        # Fused, the kernel is made again for the gradients: the more features, the dearer.
+        on_gpu = arrays.is_cupy(x.data if isinstance(x, Tensor) else x)
+        narrow = 0 if on_gpu else _NARROW[is_recording()]
+        large = pixels * self.groups * taps >= _LARGE_KERNEL
+        return bool(large or len(self.reduce.weight) <= narrow)
 
 
 _LARGE_KERNEL = 2**24  # elements; from there on the stored kernel leaves the caches
+_NARROW = {False: 64, True: 32}  # features up to which the CPU fuses, without and with gradients

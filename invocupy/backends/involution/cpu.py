@@ -23,6 +23,7 @@ from invocupy.backends.involution.cpu_blocks import (
     gather_block,
     product_block,
     store_lanes,
+    take_even,
 )
 from invocupy.backends.involution.cpu_plan import Plan, Sizes, plan
 from invocupy.backends.launch import launch
@@ -246,7 +247,8 @@ def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
         phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
         pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, zero=threads.address(_ZERO), lanes=p.lanes, run=p.run, rows=p.rows,
+        patch_size=0, zero=threads.address(_ZERO),
+        take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
     )  # fmt: skip
 
 

@@ -192,6 +192,32 @@ def store_lanes(v: Vectors, args: Any) -> None:
     v.store_all([(v.load(args[1]), args[0])], args[2])
 
 
+@micro(5)
+def take_even(v: Vectors, args: Any) -> None:
+    """Pack every other element, ``count`` vectors of them: zeros outside [low, high).
+
+    ``low`` and ``high`` count elements from ``source`` on.
+    """
+    loop = Loop(v.builder, args[4], args[:4])
+    out, source, low, high = loop.carried
+    halves = [
+        v.load_lanes(
+            v.add(source, h * v.bytes), v.lanes(v.add(low, -h * v.V), v.add(high, -h * v.V))
+        )
+        for h in range(2)
+    ]
+    even = ir.Constant(ir.VectorType(ir.IntType(32), v.V), list(range(0, 2 * v.V, 2)))
+    v.store(v.builder.shuffle_vector(*halves, even), out)
+    loop.close(
+        [
+            v.add(out, v.bytes),
+            v.add(source, 2 * v.bytes),
+            v.add(low, -2 * v.V),
+            v.add(high, -2 * v.V),
+        ]
+    )
+
+
 @intrinsic(prefer_literal=True)
 def pack_row(typing, out, source, before, count, after, V, bits):  # type: ignore[no-untyped-def]
     """Copy ``count`` elements, with at least ``before`` zeros before them and ``after`` behind.

@@ -58,6 +58,14 @@ def pack(source, channels, top, left, rows, z, out, size):
                     (z.phase_width - lead - here) * words, _WORDS, 32,
                 )  # fmt: skip
                 continue
+            if z.column_step == 2 and inside:
+                for phase in range(z.column_phases):
+                    first = left + phase
+                    call(z.take_even, (
+                        to + phase * z.phase_width * size, start + phase * size, -first,
+                        z.width - first, -(-z.phase_width * size // VECTOR_BYTES),
+                    ))  # fmt: skip
+                continue
             for phase in range(z.column_phases):
                 for b in range(z.phase_width):
                     x = phase + b * z.column_step

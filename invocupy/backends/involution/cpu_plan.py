@@ -142,6 +142,7 @@ class Sizes(NamedTuple):
     tile_size: int
     patch_size: int
     zero: int  # address of a zero
+    take_even: int  # address of the micro-kernel
     lanes: int  # V, M and R of the micro-kernels
     run: int
     rows: int
