@@ -222,7 +222,7 @@ def test_training_by_the_cuda_backends(fused: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         backends, "of", lambda op, array: import_module(f"invocupy.backends.{op}.cuda")
     )
-    monkeypatch.setattr(pointwise, "multiply", cases.cublas)
+    monkeypatch.setattr(pointwise, "_multiply", cases.cublas)
     with host.installed(machine.compile):
         got = trained(fused)
     assert {"fold", "coefficients", "running", "sum_planes", "update"} <= {

@@ -299,8 +299,8 @@ def pointwise(
 
     def device(inputs: list[Any], results: list[Any]) -> None:
         real = not isinstance(inputs[0], np.ndarray)  # on a GPU
-        multiply = pointwise_device.multiply if real else cublas
-        with mock.patch.object(pointwise_device, "multiply", multiply):
+        multiply = pointwise_device._multiply if real else cublas
+        with mock.patch.object(pointwise_device, "_multiply", multiply):
             getattr(pointwise_device, function)(*inputs, *results)
 
     judge = getattr(pointwise_reference, function)

@@ -20,14 +20,14 @@ _WARPS = 4096  # that keep a large GPU busy with sums
 
 def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
     """One product for each image."""
-    product(weight, False, x, False, out)
+    _product(weight, False, x, False, out)
     if bias is not None:
         out += bias[:, None]
 
 
 def grad_x(grad: Any, weight: Any, out: Any) -> None:
     """The transpose of :func:`forward`."""
-    product(weight, True, grad, False, out)
+    _product(weight, True, grad, False, out)
 
 
 def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
@@ -37,7 +37,7 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
     xp = namespace(x)
     with on_device(x):
         products = xp.empty((batch, channels, x.shape[1]), accum)
-        product(grad, False, x, True, products)
+        _product(grad, False, x, True, products)
         _sum_rows(products, out)
         if grad_bias is None:
             return
@@ -50,7 +50,7 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
         _sum_rows(partial, grad_bias)
 
 
-def product(a: Any, turn_a: bool, b: Any, turn_b: bool, out: Any) -> None:
+def _product(a: Any, turn_a: bool, b: Any, turn_b: bool, out: Any) -> None:
     """``out[n] = a[n] @ b[n]``, each transposed if asked; an ``a`` of two axes is of all n."""
     batch, rows, columns = out.shape
     inner = b.shape[2] if turn_b else b.shape[1]
@@ -58,10 +58,10 @@ def product(a: Any, turn_a: bool, b: Any, turn_b: bool, out: Any) -> None:
     shapes = columns, rows, inner
     first = b, turn_b, b.shape[1] * b.shape[2]
     second = a, turn_a, a.shape[1] * a.shape[2] if a.ndim == 3 else 0
-    multiply(shapes, first, second, (out, rows * columns), batch)
+    _multiply(shapes, first, second, (out, rows * columns), batch)
 
 
-def multiply(
+def _multiply(
     sizes: tuple[int, int, int], a: tuple[Any, bool, int], b: tuple[Any, bool, int],
     c: tuple[Any, int], batch: int,
 ) -> None:  # fmt: skip
