@@ -16,7 +16,6 @@ from cuda_proof import cases, host, sanitize
 
 from invocupy import Tensor, backends, models, nn, optim
 from invocupy import functional as F  # noqa: N812
-from invocupy.backends.pointwise import cuda as pointwise
 
 # Every family in float32; the other types where the code differs by type: vectors, tails, stride.
 COMBINATIONS = [
@@ -222,8 +221,7 @@ def test_training_by_the_cuda_backends(fused: bool, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         backends, "of", lambda op, array: import_module(f"invocupy.backends.{op}.cuda")
     )
-    monkeypatch.setattr(pointwise, "_multiply", cases.cublas)
-    with host.installed(machine.compile):
+    with host.installed(machine.compile), cases.cublas():
         got = trained(fused)
     assert {"fold", "coefficients", "running", "sum_planes", "update"} <= {
         name for name, _, _ in machine.launches

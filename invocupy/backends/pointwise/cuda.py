@@ -65,7 +65,7 @@ def _multiply(
     sizes: tuple[int, int, int], a: tuple[Any, bool, int], b: tuple[Any, bool, int],
     c: tuple[Any, int], batch: int,
 ) -> None:  # fmt: skip
-    """cuBLAS' strided batch of products, of arrays with their transposition and step: the seam.
+    """cuBLAS' strided batch of products, of arrays with their transposition and step.
 
     Sums are float32, or float64 for float64; never TF32.
     """
@@ -80,7 +80,7 @@ def _multiply(
     double = c[0].dtype == np.float64
     one, zero = np.array([[1], [0]], np.float64 if double else np.float32)
     operands = (
-        (array.data.ptr, kinds[array.dtype.name], array.shape[-1], step)
+        (cuda.address(array), kinds[array.dtype.name], array.shape[-1], step)
         for array, step in ((a[0], a[2]), (b[0], b[2]), c)
     )
     first, second, third = operands
