@@ -198,6 +198,16 @@ def test_averages_follow_the_formula_and_are_what_is_used(tmp_path: Path) -> Non
     assert len(apart) > len(wanted) / 2
 
 
+def test_averaging_does_not_change_the_training(tmp_path: Path) -> None:
+    fit(TINY, tmp_path / "plain")
+    fit(replace(TINY, ema=0.9), tmp_path / "averaged")
+    plain, averaged = (
+        checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("plain", "averaged")
+    )
+    for name, array in plain.items():
+        np.testing.assert_array_equal(averaged[name], array)
+
+
 # ------------------------------------------------------------------------ early stopping
 
 
