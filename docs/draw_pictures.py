@@ -148,13 +148,13 @@ def draw_learned() -> None:
     fit(config, model=model)
     look(model)
     figure, axes = plt.subplots(3, 8, figsize=(11, 4.4), layout="constrained")
+    group = heat[1].std(axis=(2, 3)).mean(axis=0).argmax()  # the one with the most to show
     names = "image", "before training", "after training"
     for row, name in zip(axes, names, strict=True):
         row[0].set_ylabel(name, fontsize=11, color=INK)
     for n, column in enumerate(axes.T):
         show(column[0], images[n].transpose(1, 2, 0))
         for place, maps in zip(column[1:], heat, strict=True):
-            group = heat[1][n].std(axis=(1, 2)).argmax()
             show(place, maps[n, group], cmap="magma")
     save(figure, "learned")
 

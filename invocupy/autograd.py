@@ -157,29 +157,33 @@ class Tensor:
             grad = grad.data
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
-        pending: dict[int, tuple[Tensor, Any]] = {self._serial: (self, grad)}
+        # With each gradient, whether it has memory of its own, which a leaf may keep.
+        pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
         newest_first = [-self._serial]
         while newest_first:
-            tensor, grad = pending.pop(-heappop(newest_first))
+            tensor, grad, own = pending.pop(-heappop(newest_first))
             if not tensor._parents:
-                tensor._accumulate(grad)
+                tensor._accumulate(grad, own)
             for parent, partial in tensor._parents:
                 share = partial(grad)
                 serial = parent._serial
                 if serial in pending:
-                    # A sum of its own: the two shares may be views of other arrays.
+                    # Not in place: the two shares may be views of other arrays.
                     first = pending[serial][1]
                     total = memory.empty(first.shape, first.dtype, first)
-                    pending[serial] = parent, xp.add(first, share, out=total)
+                    pending[serial] = parent, xp.add(first, share, out=total), True
                 else:
-                    pending[serial] = parent, share
+                    # By the rules of ops: a new array, or grad itself, or a view.
+                    own = share is not grad and share.base is None
+                    pending[serial] = parent, share, own
                     heappush(newest_first, -serial)
 
-    def _accumulate(self, grad: Any) -> None:
+    def _accumulate(self, grad: Any, own: bool) -> None:
         """Keep the gradient of a leaf, in memory that no other tensor's gradient shares."""
         xp = arrays.namespace(self.data)
         if self.grad is None:
-            self.grad = xp.array(grad, dtype=self.dtype)
+            keep = own and type(grad) is type(self.data) and grad.dtype == self.dtype
+            self.grad = grad if keep else xp.array(grad, dtype=self.dtype)
         else:
             self.grad = xp.asarray(self.grad + grad)
 

@@ -16,6 +16,7 @@ from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrPair, Padding, pair
+from invocupy.ops.normalization import running_moments
 
 M = TypeVar("M", bound="Module")
 FusedOption = bool | Literal["auto"]
@@ -483,10 +484,11 @@ class BatchNorm2d(Module):
 
     def observe(self, mean: Any, var: Any, count: int) -> None:
         """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
-        keep, unbiased = 1 - self.momentum, count / (count - 1)
+        running = self.running_mean.data, self.running_var.data
         # New arrays: the old ones may be held by somebody.
-        for buffer, new in ((self.running_mean, mean), (self.running_var, var * unbiased)):
-            buffer.data = (keep * buffer.data + self.momentum * new).astype(buffer.data.dtype)
+        self.running_mean.data, self.running_var.data = running_moments(
+            *running, mean, var, self.momentum, count
+        )
         self.num_batches_tracked.data = self.num_batches_tracked.data + 1
 
 

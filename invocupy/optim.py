@@ -77,19 +77,23 @@ class SGD:
 
     def step(self) -> None:
         """Move every parameter that has a gradient."""
+        moving: dict[Any, list[int]] = {}
         for i, parameter in enumerate(self.params):
-            if parameter.grad is None:
-                continue
-            update = backends.of("sgd", parameter.data).update
-            parameter.data, self.velocities[i] = update(
-                parameter.data,
-                parameter.grad,
-                self.velocities[i],
+            if parameter.grad is not None:
+                moving.setdefault(backends.of("sgd", parameter.data), []).append(i)
+        for backend, chosen in moving.items():
+            params = [self.params[i] for i in chosen]
+            arrays, velocities = backend.update(
+                [p.data for p in params],
+                [p.grad for p in params],
+                [self.velocities[i] for i in chosen],
+                [self.weight_decay if self.decay_biases or p.ndim > 1 else 0.0 for p in params],
                 lr=self.lr,
                 momentum=self.momentum,
-                weight_decay=self.weight_decay if self.decay_biases or parameter.ndim > 1 else 0.0,
                 nesterov=self.nesterov,
             )
+            for i, array, velocity in zip(chosen, arrays, velocities, strict=True):
+                self.params[i].data, self.velocities[i] = array, velocity
 
 
 def constant(step: int, total: int) -> float:

@@ -181,6 +181,57 @@ def test_batch_norm(cp: Any, shape: tuple[int, ...], dtype: str) -> None:
     assert (to_residual.get().astype(np.float64) == to_residual64).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pointwise(cp: Any, dtype: str) -> None:
+    """cuBLAS gets every transposition and step right, and sums in float32, not in TF32."""
+    kind = as_dtype(dtype)
+    sums = 2.0**-53 if dtype == "float64" else 2.0**-24
+    roundoff = 2.0**-9 if dtype == "bfloat16" else float(np.finfo(kind).eps) / 2
+    batch, inside, outside, pixels = 5, 12, 20, 63
+    one, plain = (backends.of("pointwise", a) for a in (cp.zeros(1), np.zeros(1)))
+    shapes = ((batch, inside, pixels), (outside, inside), (batch, outside, pixels))
+    (x, x64), (weight, weight64), (grad, grad64) = (
+        draw(cp, shape, kind, i) for i, shape in enumerate(shapes)
+    )
+    results = (shapes[2:], shapes[:1], (shapes[1], (outside,)))
+    calls = (
+        ("forward", (x, weight, None), (x64, weight64, None), inside),
+        ("grad_x", (grad, weight), (grad64, weight64), outside),
+        ("grad_weight", (grad, x), (grad64, x64), batch * pixels),
+    )
+    for (name, device, host, terms), shapes in zip(calls, results, strict=True):
+        got = [cp.full(shape, cp.nan, kind) for shape in shapes]
+        wanted, sizes = ([np.empty(shape) for shape in shapes] for _ in range(2))
+        getattr(one, name)(*device, *got)
+        getattr(plain, name)(*host, *wanted)
+        getattr(plain, name)(*(None if a is None else np.abs(a) for a in host), *sizes)
+        for a, b, size in zip(got, wanted, sizes, strict=True):
+            error = np.abs(a.get().astype(np.float64) - b)
+            assert (error <= (terms + 4) * sums * size + 1.1 * roundoff * size).all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd(cp: Any, nesterov: bool, dtype: str) -> None:
+    """More arrays than go into one launch, with and without velocities."""
+    kind = as_dtype(dtype)
+    sgd, plain = (backends.of("sgd", a) for a in (cp.zeros(1), np.zeros(1)))
+    shapes = ((64, 64, 1, 1), (64,), (), (1000,)) * 5
+    lists = [[draw(cp, s, kind, 9 * i + j) for j, s in enumerate(shapes)] for i in range(3)]
+    device, host = ([[pair[k] for pair in pairs] for pairs in lists] for k in (0, 1))
+    for velocities in (device[2], host[2]):
+        velocities[1] = None
+    decays = [0.0, 0.01] * 10
+    options = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    loose = {"float64": 1e-14, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2e-2}[dtype]
+    for got, wanted in zip(
+        sgd.update(*device, decays, **options), plain.update(*host, decays, **options), strict=True
+    ):
+        for a, b in zip(got, wanted, strict=True):
+            assert a.dtype == kind
+            assert np.allclose(a.get().astype(np.float64), b, rtol=loose, atol=4 * loose)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_unaligned_views(cp: Any, dtype: str) -> None:
     """Contiguous views that start at any element give the same bits by narrower accesses."""

@@ -56,7 +56,7 @@ def by_sanitizers(name: str) -> str:
 
 def by_table(bug: planted.Bug) -> str:
     key = f"{bug.function} {bug.family} float32"
-    source = table.shipped()[key][1]
+    source = table.specialisations()[key][1]
     bad = table.measured(host.substituted(source, bug.replacements), (90,))
     return "\n".join(table.worse(key, table.load()[key], bad))
 
@@ -95,6 +95,16 @@ def launch_sum(machine: host.Machine, *scale: object) -> np.ndarray:
     arguments = scale or (np.int32(2),)
     machine.compile_source("sum", SUM)((2,), (128,), (x, out, *arguments))
     return out
+
+
+def test_denormals_are_flushed_as_on_the_device() -> None:
+    """CuPy compiles with -ftz=true: float32 below 1.2e-38 goes in and comes out as zero."""
+    source = 'extern "C" __global__ void half(const float* x, float* out)'
+    source += "{ out[threadIdx.x] = x[threadIdx.x] * 0.5f; }"
+    x, out = np.float32([2e-38, -2e-38, 1e-40, 3e-38, 1]), np.full(5, np.nan, np.float32)
+    ptx.Kernel(nvrtc.ptx(source, 90), "half")((1,), (5,), (x, out))
+    np.testing.assert_array_equal(out, np.float32([0, 0, 0, 1.5e-38, 0.5]))
+    assert np.signbit(out).tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize("order", [0, 1, 5])

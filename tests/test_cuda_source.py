@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cuda_proof import cases, host, sanitize
+
+from invocupy import Tensor, backends, models, nn, optim
+from invocupy import functional as F  # noqa: N812
 
 # Every family in float32; the other types where the code differs by type: vectors, tails, stride.
 COMBINATIONS = [
@@ -72,7 +76,7 @@ def test_infinity_stays_where_it_belongs(function: str, family: str) -> None:
     here, so results may be finite in more places.
     """
     for number, name in enumerate(cases.INVOLUTION[function][0]):
-        if name in ("weight", "bias"):
+        if name in ("weight", "bias") and function != "fused_grad_x":
             continue  # of a tap at every position, the padding too
         problem = cases.involution(function, family, height=7, units=5, seed=number)
         flat = problem.inputs[number].reshape(-1)
@@ -126,3 +130,101 @@ def test_batch_norm_keeps_nan(dtype: str) -> None:
 @pytest.mark.parametrize("plane", PLANES)
 def test_trace_of_batch_norm(function: str, plane: tuple[int, int]) -> None:
     trace(cases.batch_norm(function, "float32", (17, 5, *plane)))
+
+
+@pytest.mark.parametrize("function", cases.CHANNELS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_channels(function: str, dtype: str) -> None:
+    """The arithmetic of batch norm between its passes."""
+
+    @settings(max_examples=8)
+    @given(
+        count=st.integers(1, 300), seed=st.integers(0, 2**16), offset=st.sampled_from((0, 1))
+    )  # fmt: skip
+    def examples(**options: int) -> None:
+        verify(cases.channels(function, dtype, **options))
+
+    examples()
+    trace(cases.channels(function, dtype, 200))
+
+
+@pytest.mark.parametrize("function", cases.POINTWISE)
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_pointwise(function: str, dtype: str) -> None:
+    # One rounding more for the bias would show in half types.
+    always = {"bias": dtype in ("float32", "float64")} if function == "forward" else {}
+
+    @settings(max_examples=8)
+    @given(
+        batch=st.integers(1, 9), inside=st.integers(1, 5), outside=st.integers(1, 11),
+        pixels=st.sampled_from((1, 2, 12, 40)), bias=st.booleans(), seed=st.integers(0, 2**16),
+        offset=st.sampled_from((0, 0, 1)),
+    )  # fmt: skip
+    def examples(**options: int) -> None:
+        verify(cases.pointwise(function, dtype, **options | always))
+
+    examples()
+    # Several slices and blocks.
+    verify(cases.pointwise(function, dtype, 40, 6, 17, 96, **always))
+    trace(cases.pointwise(function, dtype, 7, 5, 9, 320, **always))
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd(dtype: str, momentum: float, nesterov: bool) -> None:
+    """More arrays than go into one launch, of more than a block, of one element and of none."""
+    shapes = ((3, 5), (1,), (), (0, 2), (33, 50), (512,), (513,)) * 3
+    for sizes in (shapes[:1], shapes):
+        options = {"momentum": momentum, "nesterov": nesterov}
+        verify(cases.sgd(dtype, sizes, **options))
+    trace(cases.sgd(dtype, shapes[3:], **options))
+
+
+def test_parameters_of_two_dtypes_in_one_step() -> None:
+    one, two = np.ones(3, np.float32), np.ones(4)
+    with host.installed(host.Machine().compile):
+        new, velocities = cases.sgd_device.update(
+            [one, two], [one, two], [None, None], [0, 0], lr=0.5, momentum=0.0, nesterov=False
+        )
+    assert [(a.dtype, a.tolist()) for a in new] == [("float32", [0.5] * 3), ("float64", [0.5] * 4)]
+    assert velocities == [None, None]
+
+
+def trained(fused: bool) -> dict[str, np.ndarray]:
+    """The state after three steps, in float64, of a small network or of a layer that fuses."""
+    random = np.random.default_rng(7)
+    if fused:
+        layer = nn.Involution(16, kernel_size=3, fused=True, rng=random)
+        model = nn.Sequential(nn.Conv2d(3, 16, 1, rng=random), layer)
+    else:
+        model = models.SimpleModel(8, 8, num_layers=2, fused=False, rng=random)
+    for _, module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, nn.Parameter | nn.Buffer) and value.data.dtype == np.float32:
+                value.data = value.data.astype(np.float64)
+    sgd = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, nesterov=True)
+    for _ in range(3):
+        x = Tensor(random.standard_normal((5, 3, 8, 8)))
+        sgd.zero_grad()
+        y = (model(x) ** 2).mean() if fused else model.logits(x)
+        loss = y if fused else F.cross_entropy(y, random.integers(0, 10, 5))
+        loss.backward()
+        sgd.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_by_the_cuda_backends(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same steps by the CUDA modules, launchers and kernels as by those of the CPU."""
+    want = trained(fused)
+    machine = host.Machine()
+    monkeypatch.setattr(
+        backends, "of", lambda op, array: import_module(f"invocupy.backends.{op}.cuda")
+    )
+    with host.installed(machine.compile), cases.cublas():
+        got = trained(fused)
+    assert {"fold", "coefficients", "running", "sum_planes", "update"} <= {
+        name for name, _, _ in machine.launches
+    }
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-9, atol=1e-12, err_msg=name)

@@ -161,6 +161,14 @@ def test_recomputing_blocks_need_less() -> None:
     assert training_memory(SimpleModel(num_layers=6), momentum=0.9).fixed > as_one.fixed
 
 
+def test_each_phase_is_counted_on_its_own() -> None:
+    """In a model that is all weights the update takes the most: new ones beside the old."""
+    model = SimpleModel(num_layers=0, rng=0)
+    weights = sum(p.data.nbytes for p in model.parameters())
+    (gradients, _), (update, _) = training_memory(model, momentum=0.9).phases
+    assert 3 * weights < gradients < update - weights
+
+
 def test_numbers_of_images() -> None:
     step = StepMemory(((100, 10),))
     assert [step.images(n) for n in (0, 99, 109, 110, 205)] == [0, 0, 0, 1, 10]

@@ -28,6 +28,7 @@ from invocupy.train import (
     rate,
     read_settings,
 )
+from invocupy.train.average import Average
 
 # no involution: nothing to compile; 2 epochs of 3 steps, the last one of 10 images
 TINY = Config(layers=0, epochs=2, batch_size=20, limit=50, device="cpu")
@@ -197,6 +198,16 @@ def test_averages_follow_the_formula_and_are_what_is_used(tmp_path: Path) -> Non
     assert len(apart) > len(wanted) / 2
 
 
+def test_averaging_does_not_change_the_training(tmp_path: Path) -> None:
+    fit(TINY, tmp_path / "plain")
+    fit(replace(TINY, ema=0.9), tmp_path / "averaged")
+    plain, averaged = (
+        checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("plain", "averaged")
+    )
+    for name, array in plain.items():
+        np.testing.assert_array_equal(averaged[name], array)
+
+
 # ------------------------------------------------------------------------ early stopping
 
 
@@ -339,3 +350,53 @@ def test_all_options_on_the_gpu(tmp_path: Path) -> None:
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
         assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
     assert len(load_run(tmp_path)[2]) == 2
+
+
+# ----------------------------------------------------------------------- nothing waits for a device
+
+
+class Remote(np.ndarray[Any, Any]):
+    """An array that refuses to be read, as one on a GPU should be within a step."""
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return np.asarray(array).view(Remote)  # never a NumPy scalar
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        result = super().__array_function__(function, types, args, options)
+        return result.view(Remote) if isinstance(result, np.ndarray) else result
+
+    def refuse(self, *_: Any) -> Any:
+        raise AssertionError("read on the host")
+
+    __bool__ = __float__ = __int__ = __index__ = item = tolist = refuse  # type: ignore[assignment]
+
+
+def remote(array: Any) -> Any:
+    return np.asarray(array, np.float32).view(Remote)
+
+
+def test_clipping_and_averaging_read_nothing() -> None:
+    with pytest.raises(AssertionError, match="read on the host"):
+        float(remote([3.0, 4.0]).sum())
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
+    for _, module in model.modules():
+        for holder in vars(module).values():
+            if isinstance(holder, (nn.Parameter, nn.Buffer)):
+                holder.data = remote(holder.data)
+    for parameter in model.parameters():
+        parameter.grad = remote(np.full(parameter.shape, 2.0))
+    norm = optim.clip_by_norm(model.parameters(), 1.0)
+    assert isinstance(norm, Remote)
+    wanted = 2 * np.sqrt(6 + 2 + 2 + 2)
+    np.testing.assert_allclose(norm.view(np.ndarray), wanted, rtol=1e-7)
+    first = next(model.parameters()).grad
+    np.testing.assert_allclose(first.view(np.ndarray), 2 / wanted, rtol=1e-5)
+    average = Average(model, 0.9)
+    average.update(model, 1)
+    assert all(isinstance(array, Remote) for array in average.arrays.values())
+
+
+def test_testing_is_told() -> None:
+    seen: list[tuple[int, int]] = []
+    fit(replace(TINY, limit=600, epochs=1), testing=lambda *done: seen.append(done))
+    assert seen == [(1, 3), (2, 3), (3, 3)]

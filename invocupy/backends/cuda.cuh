@@ -44,16 +44,26 @@ __device__ __forceinline__ void store(SCALAR* to, const ACCUM* from)
     *reinterpret_cast<raw_t*>(to) = pack.raw;
 }
 
-// Elements first .. first + COUNT - 1 of a row of `size` elements, zero where outside of it.
-// `first`, `size` and COUNT are multiples of WIDTH, so that each access is wholly in or out.
-// An access that the caller makes no use of is dropped by the compiler.
-template <int WIDTH, int COUNT, bool ONCE = false>
-__device__ __forceinline__ void load_run(const SCALAR* row, int first, int size, ACCUM* to)
+// Whether the elements of an access that lies `away` from a position are in its row of `size`
+// elements. All three are multiples of its width. No position is negative, and with INSIDE none is
+// past the end: then one comparison is enough or, since `away` is known to the compiler, none.
+template <bool INSIDE = true>
+__device__ __forceinline__ bool in_row(int position, int away, int size)
+{
+    return (away >= 0 || position + away >= 0) &&
+           ((INSIDE && away <= 0) || position + away < size);
+}
+
+// COUNT elements, of which the first lies `offset` from `at`, which is at `position` of a row; zero
+// where outside of the row. An access that the caller makes no use of is dropped by the compiler.
+template <int WIDTH, int COUNT, bool ONCE = false, bool INSIDE = true>
+__device__ __forceinline__ void load_run(const SCALAR* at, int position, int offset, int size,
+                                         ACCUM* to)
 {
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH) {
-        if (first + k >= 0 && first + k < size) {
-            load<WIDTH, ONCE>(row + first + k, to + k);
+        if (in_row<INSIDE>(position, offset + k, size)) {
+            load<WIDTH, ONCE>(at + offset + k, to + k);
         } else {
 #pragma unroll
             for (int e = 0; e < WIDTH; ++e) to[k + e] = ACCUM(0);
@@ -61,12 +71,13 @@ __device__ __forceinline__ void load_run(const SCALAR* row, int first, int size,
     }
 }
 
+// COUNT elements from `at` on, which is at `position` of a row; what is past its end is left out.
 template <int WIDTH, int COUNT>
-__device__ __forceinline__ void store_run(SCALAR* row, int first, int size, const ACCUM* from)
+__device__ __forceinline__ void store_run(SCALAR* at, int position, int size, const ACCUM* from)
 {
 #pragma unroll
     for (int k = 0; k < COUNT; k += WIDTH)
-        if (first + k < size) store<WIDTH>(row + first + k, from + k);
+        if (in_row(position, k, size)) store<WIDTH>(at + k, from + k);
 }
 
 __host__ __device__ constexpr int round_up(int value, int unit) { return (value + unit - 1) / unit * unit; }

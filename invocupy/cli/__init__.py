@@ -69,7 +69,11 @@ def _exit_code(error: BaseException) -> int | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "invocupy", description="Involution without a deep learning framework."
+        "invocupy",
+        description="Involution without a deep learning framework.",
+        epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "
+        "unexpected, 2 wrong usage or settings, 65 bad data, image or checkpoint, 69 a download or "
+        "package is missing, 70 the loss became NaN or infinite, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 
-from invocupy.cli.options import Commands, add_json, add_run
+from invocupy.cli.options import Commands, add_json, add_run, bar
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +30,10 @@ def _run(arguments: argparse.Namespace) -> int:
     dataset = DATASETS[config.dataset]
     model.to(pick_device(config.device))
     images, labels = load_data(config, train=False)
-    loss, accuracy, confusion = evaluate(model, images, labels, mean=dataset.mean, std=dataset.std)
+    with bar("test images") as progress:
+        loss, accuracy, confusion = evaluate(
+            model, images, labels, mean=dataset.mean, std=dataset.std, progress=progress
+        )
     totals = confusion.sum(axis=1)
     shares = [
         int(confusion[i, i]) / int(total) if total else None for i, total in enumerate(totals)

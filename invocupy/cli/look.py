@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json, add_run
+from invocupy.cli.options import Commands, add_json, add_run, bar
 
 if TYPE_CHECKING:
     from invocupy.report import Findings
@@ -47,7 +45,7 @@ def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:
     """What ``plot`` does, for the end of a training."""
     from invocupy.report import draw, gather
 
-    with _bar() as progress:
+    with bar("test images") as progress:
         found = gather(folder, device=device, data_dir=data_dir, progress=progress)
     return draw(found, folder)
 
@@ -72,7 +70,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _gather(arguments: argparse.Namespace) -> Findings:
     from invocupy.report import gather
 
-    with _bar() as progress:
+    with bar("test images") as progress:
         return gather(
             arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,
             device=arguments.device, data_dir=arguments.data_dir, progress=progress,
@@ -85,21 +83,3 @@ def _say(arguments: argparse.Namespace, files: list[Path]) -> int:
     else:
         print("\n".join(map(str, files)))
     return 0
-
-
-class _bar:  # noqa: N801
-    """A progress function over batches of the test set; the bar is gone afterwards."""
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc="test images", leave=False, disable=None, file=sys.stderr)
-
-        def progress(done: int, steps: int) -> None:
-            self.bar.total = steps
-            self.bar.update(done - self.bar.n)
-
-        return progress
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -20,6 +22,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress function, of what is done and all; off a terminal it shows nothing."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, leave=False, disable=None, file=sys.stderr) as shown:
+
+        def progress(done: int, steps: int) -> None:
+            shown.total = steps
+            shown.update(done - shown.n)
+
+        yield progress
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> str:

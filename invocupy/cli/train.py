@@ -55,7 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     plots = getattr(arguments, "plots", find_spec("matplotlib") is not None)
     if plots:
         require("matplotlib", "matplotlib", "plots")  # now, not after the training
-    history = fit(config, out, resume=resume is not None, progress=_reporter())
+    report, testing = _reporter()
+    history = fit(config, out, resume=resume is not None, progress=report, testing=testing)
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     result = {
         "run": str(out),
@@ -87,8 +88,8 @@ def _new_folder(dataset: str, model: str) -> Path:
     return folder
 
 
-def _reporter() -> Callable[[Progress], None]:
-    """A progress function: a bar on a terminal, and a line an epoch everywhere."""
+def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]:
+    """What ``fit`` calls on its way: a bar on a terminal, and a line an epoch everywhere."""
     from tqdm import tqdm
 
     bars: list[Any] = []
@@ -116,4 +117,8 @@ def _reporter() -> Callable[[Progress], None]:
             flush=True,
         )
 
-    return report
+    def testing(done: int, batches: int) -> None:
+        if bars:
+            bars[0].set_postfix_str(f"testing, {done / batches:.0%}")
+
+    return report, testing

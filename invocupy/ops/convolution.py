@@ -175,7 +175,8 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
     @once
     def parameters(grad: Any) -> tuple[Any, Any]:
         with on_device(x):
-            results = namespace(x).zeros((o, c), work), namespace(x).zeros(o, work)
+            make = namespace(x).empty if summing else namespace(x).zeros
+            results = make((o, c), work), make(o, work)
             if summing:
                 backend.grad_weight(flat_grad(grad), flat, *results)
         return results

@@ -8,6 +8,7 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
@@ -22,6 +23,24 @@ def batch_moments(x: Any) -> tuple[Any, Any]:
         mean, var = (namespace(x).empty(x.shape[1], channel) for _ in range(2))
         backends.of("batch_norm", x).moments(contiguous(x, work), mean, var)
     return mean, var
+
+
+def running_moments(
+    running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, count: int
+) -> tuple[Any, Any]:
+    """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
+
+    ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel.
+    """
+    arrays = running_mean, running_var, mean, var
+    # The backends' arithmetic is in one dtype.
+    one = all(array.dtype == mean.dtype for array in arrays)
+    backend = backends.of("batch_norm", mean) if one else reference
+    xp = namespace(mean)
+    with on_device(mean):
+        results = xp.empty_like(running_mean), xp.empty_like(running_var)
+        backend.running(*arrays, momentum, count / (count - 1), *results)
+    return results
 
 
 def batch_norm(
@@ -43,12 +62,13 @@ def batch_norm(
     """
     work, channel = _dtypes(x)
     backend = backends.of("batch_norm", x)
-    xp = namespace(x)
+    xp, channels = namespace(x), x.shape[1]
     # Per-channel arithmetic on (C,) arrays; the passes over the images are the backend's.
-    mean, var = contiguous(mean, channel), var.astype(channel, copy=False)
-    inverse = 1 / xp.sqrt(var + channel.type(eps))
-    scale = weight.astype(channel, copy=False) * inverse
-    shift = bias.astype(channel, copy=False) - mean * scale
+    with on_device(x):
+        mean = contiguous(mean, channel)
+        given = (contiguous(array, channel) for array in (var, weight, bias))
+        inverse, scale, shift = xp.empty((3, channels), channel)
+        backend.fold(mean, *given, eps, inverse, scale, shift)
     wide = contiguous(x, work)
     value = empty(x.shape, work, x)
     with on_device(x):
@@ -56,26 +76,25 @@ def batch_norm(
         if x.size:
             backend.forward(wide, scale, shift, added, relu, value)
     masks = value if relu else None
-    count = x.size // x.shape[1] if x.shape[1] else 0
 
     @once
-    def sums(grad: Any) -> tuple[Any, Any]:
+    def sums(grad: Any) -> Any:
+        """Gradients of bias and weight, and b and c of the gradient of x, (4, C)."""
         with on_device(x):
-            results = xp.zeros(x.shape[1], channel), xp.zeros(x.shape[1], channel)
-            if x.size:
-                backend.grad_sums(contiguous(grad, work), wide, masks, mean, *results)
-        return results
+            if not x.size:
+                return xp.zeros((4, channels), channel)
+            total, total_x, b, c, grad_weight = xp.empty((5, channels), channel)
+            backend.grad_sums(contiguous(grad, work), wide, masks, mean, total, total_x)
+            count = x.size // channels
+            backend.coefficients(scale, inverse, mean, total, total_x, count, b, c, grad_weight)
+        return total, grad_weight, b, c
 
     def grad_input(grad: Any) -> Any:
-        a, b, c = scale, xp.zeros_like(scale), xp.zeros_like(scale)
-        if training:
-            total, total_x = sums(grad)
-            b = -scale * inverse * inverse * total_x / channel.type(count)
-            c = -scale * total / channel.type(count) - b * mean
         result = empty(x.shape, work, x)
         with on_device(x):
+            _, _, b, c = sums(grad) if training else xp.zeros((4, channels), channel)
             if x.size:
-                backend.grad_x(contiguous(grad, work), wide, masks, a, b, c, result, None)
+                backend.grad_x(contiguous(grad, work), wide, masks, scale, b, c, result, None)
         return result.astype(x.dtype.newbyteorder("="), copy=False)
 
     def grad_residual(grad: Any) -> Any:
@@ -84,7 +103,7 @@ def batch_norm(
 
     return value.astype(x.dtype.newbyteorder("="), copy=False), (
         grad_input,
-        lambda grad: (sums(grad)[1] * inverse).astype(weight.dtype, copy=False),
+        lambda grad: sums(grad)[1].astype(weight.dtype),
         lambda grad: sums(grad)[0].astype(bias.dtype),
         grad_residual,
     )

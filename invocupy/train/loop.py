@@ -52,6 +52,7 @@ def fit(
     model: nn.Module | None = None,
     before_update: Callable[[nn.Module, optim.SGD], object] | None = None,
     after_epoch: Callable[[nn.Module, Row], object] | None = None,
+    testing: Callable[[int, int], object] | None = None,
 ) -> list[Row]:
     """Train a model; stop and go on as often as you like.
 
@@ -80,6 +81,8 @@ def fit(
         Called after each epoch's evaluation with the model, as it was evaluated, and the epoch's
         line, before that is written: what is added to the line (numbers, strings) is kept. The run
         stops if it returns True.
+    testing
+        Called in each evaluation with the batches of the test set that are done, and all of them.
 
     Returns
     -------
@@ -111,6 +114,14 @@ def fit(
     >>> history = fit(Config(layers=1, epochs=2, limit=20, batch_size=10, device="cpu"))
     >>> [(row["epoch"], row["step"]) for row in history]
     [(1, 2), (2, 4)]
+
+    Hooks are plain functions; this one stops the run at the first epoch that is good enough:
+
+    >>> def good_enough(model, row):
+    ...     return row["test_accuracy"] >= 0.0
+    >>> config = Config(layers=1, epochs=9, limit=20, batch_size=10, device="cpu")
+    >>> len(fit(config, after_epoch=good_enough))
+    1
     """
     dataset, device = DATASETS[config.dataset], pick_device(config.device)
     own = model is not None
@@ -139,7 +150,9 @@ def fit(
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     with _interrupts() as asked, on_device(images), np.errstate(all="ignore"):
 
-        def pause(*_: int) -> None:
+        def pause(*batches: int) -> None:
+            if testing is not None and batches:
+                testing(*batches)
             if asked():
                 raise _Pause
 

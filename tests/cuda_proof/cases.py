@@ -1,25 +1,34 @@
 """What the proof runs: every function of the CUDA backends, on NumPy arrays, with a checked result.
 
-:func:`involution` and :func:`batch_norm` make a :class:`Problem` of one call; :func:`run` calls the
-library's CUDA backend with poisoned results; :func:`check` compares with the reference in float64
-under a derived bound: ``terms`` roundings of the accumulator for what is summed, in magnitude, and
-one rounding of the result.
+:func:`involution`, :func:`batch_norm`, :func:`channels`, :func:`pointwise` and :func:`sgd` make a
+:class:`Problem` of one call; :func:`run` calls the library's CUDA backend with poisoned results;
+:func:`check` compares with the reference in float64 under a derived bound: ``terms`` roundings of
+the accumulator for what is summed, in magnitude, and one rounding of the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
+from invocupy.backends import cuda
 from invocupy.backends.batch_norm import cuda as batch_norm_device
 from invocupy.backends.batch_norm import reference as batch_norm_reference
 from invocupy.backends.involution import cuda as involution_device
 from invocupy.backends.involution import reference as involution_reference
+from invocupy.backends.pointwise import cuda as pointwise_device
+from invocupy.backends.pointwise import reference as pointwise_reference
+from invocupy.backends.sgd import cpu as sgd_reference
+from invocupy.backends.sgd import cuda as sgd_device
 from invocupy.geometry import Geometry, output_size, padding_pair, pair
 
 DTYPES = {
@@ -43,6 +52,19 @@ BATCH_NORM = {
     "grad_sums": (("grad", "x", "out", "mean"), ("sum_grad", "sum_grad_x")),
     "grad_x": (("grad", "x", "out", "a", "b", "c"), ("grad_x", "residual")),
 }
+CHANNELS = {  # of batch norm, on arrays (C,); with the numbers that they take
+    "fold": (("mean", "var", "weight", "bias", 1e-3), ("inverse", "scale", "shift")),
+    "coefficients": (
+        ("scale", "inverse", "mean", "sum_grad", "sum_grad_x", 48),
+        ("b", "c", "grad_weight"),
+    ),
+    "running": (("old_mean", "old_var", "mean", "var", 0.1, 1.25), ("new_mean", "new_var")),
+}
+POINTWISE = {
+    "forward": (("x", "weight", "bias"), ("out",)),
+    "grad_x": (("grad", "weight"), ("x",)),
+    "grad_weight": (("grad", "x"), ("weight", "bias")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,6 +241,190 @@ def batch_norm(
         results=results,
         magnitudes=magnitudes,
         terms=8 + (shape[0] * shape[2] * shape[3] if function in ("moments", "grad_sums") else 0),
+    )
+
+
+def channels(function: str, dtype: str, count: int, *, seed: int = 0, offset: int = 0) -> Problem:
+    """A call of a batch norm function on arrays (C,), float32 or float64."""
+    kind = DTYPES[dtype]
+    takes, fills = CHANNELS[function]
+    random = np.random.default_rng(seed)
+
+    def array(name: Any) -> Any:
+        if not isinstance(name, str):
+            return name
+        values = random.standard_normal(count)
+        return aligned((np.abs(values) if "var" in name else values).astype(kind), offset)
+
+    def magnitudes(inputs: list[Any]) -> list[Any]:
+        sizes = [np.empty(count) for _ in fills]
+        # Differences become sums if one of their sides changes its sign.
+        turned = {"fold": "bias", "coefficients": "mean"}.get(function)
+        signs = [-1 if name == turned else 1 for name in takes]
+        judge(*(sign * np.abs(a) for sign, a in zip(signs, inputs, strict=True)), *sizes)
+        return list(map(np.abs, sizes))
+
+    judge = getattr(batch_norm_reference, function)
+    return Problem(
+        name=f"batch_norm.{function} {dtype} ({count},)",
+        device=lambda i, r: getattr(batch_norm_device, function)(*i, *r),
+        reference=lambda i, r: judge(*i, *r),
+        inputs=list(map(array, takes)),
+        results=lambda: [poisoned((count,), kind, offset) for _ in fills],
+        magnitudes=magnitudes,
+        terms=8,
+    )
+
+
+def pointwise(
+    function: str, dtype: str, batch: int, inside: int, outside: int, pixels: int, *,
+    bias: bool = True, seed: int = 0, offset: int = 0,
+) -> Problem:  # fmt: skip
+    """A call of a 1x1 convolution's function, with cuBLAS played by NumPy."""
+    kind = DTYPES[dtype]
+    takes, fills = POINTWISE[function]
+    shapes = {
+        "x": (batch, inside, pixels), "out": (batch, outside, pixels),
+        "grad": (batch, outside, pixels), "weight": (outside, inside), "bias": (outside,),
+    }  # fmt: skip
+    random = np.random.default_rng(seed)
+
+    def array(name: str) -> Any:
+        if name == "bias" and not bias:
+            return None
+        return aligned(random.standard_normal(shapes[name]).astype(kind), offset)
+
+    def results() -> list[Any]:
+        return [poisoned(shapes[n], kind, offset) if bias or n != "bias" else None for n in fills]
+
+    def magnitudes(inputs: list[Any]) -> list[Any]:
+        sizes = [None if r is None else np.empty(r.shape) for r in results()]
+        judge(*(None if a is None else np.abs(a) for a in inputs), *sizes)
+        return sizes
+
+    def device(inputs: list[Any], results: list[Any]) -> None:
+        on_host = isinstance(inputs[0], np.ndarray)
+        with cublas() if on_host else contextlib.nullcontext():
+            getattr(pointwise_device, function)(*inputs, *results)
+
+    judge = getattr(pointwise_reference, function)
+    return Problem(
+        name=f"pointwise.{function} {dtype} {(batch, inside, outside, pixels)}",
+        device=device,
+        reference=lambda i, r: judge(*i, *r),
+        inputs=list(map(array, takes)),
+        results=results,
+        magnitudes=magnitudes,
+        terms=4 + {"forward": inside, "grad_x": outside}.get(function, batch * pixels),
+    )
+
+
+@contextlib.contextmanager
+def cublas() -> Iterator[None]:
+    """A CuPy that has nothing but cublasGemmStridedBatchedEx, by NVIDIA's documentation of it.
+
+    It reads and writes at the addresses that it is given, columns first, within the arrays whose
+    addresses were asked for.
+    """
+    sizes: dict[int, int] = {}  # in bytes, by address
+    kinds = {
+        2: DTYPES["float16"],
+        14: DTYPES["bfloat16"],
+        0: DTYPES["float32"],
+        1: DTYPES["float64"],
+    }
+
+    def address(array: Any) -> int:
+        sizes[array.ctypes.data] = array.nbytes
+        return array.ctypes.data
+
+    def matrices(
+        at: int, kind: int, apart: int, step: int, rows: int, columns: int, batch: int
+    ) -> Any:
+        assert apart >= max(rows, 1), "leading dimension"
+        dtype = kinds[kind]
+        size = (batch - 1) * step + (columns - 1) * apart + rows
+        assert size * dtype.itemsize <= sizes[at], "out of bounds"
+        memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(at)
+        flat = np.frombuffer(memory, dtype)
+        strides = [n * dtype.itemsize for n in (step, 1, apart)]
+        return np.lib.stride_tricks.as_strided(flat, (batch, rows, columns), strides)
+
+    def number(at: int, kind: int) -> float:
+        return (ctypes.c_double if kind == 1 else ctypes.c_float).from_address(at).value
+
+    def gemm(
+        handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int,
+        a: int, kind_a: int, lda: int, step_a: int, b: int, kind_b: int, ldb: int, step_b: int,
+        beta: int, c: int, kind_c: int, ldc: int, step_c: int, batch: int, compute: int, how: int,
+    ) -> None:  # fmt: skip
+        assert (handle, how, kind_a) == (7, -1, kind_b)
+        assert compute == (70 if kind_a == 1 else 68), "sums in float64, or in float32"
+        assert kind_c in (kind_a, 0)
+        assert (number(alpha, kind_a), number(beta, kind_a)) == (1, 0)
+        left = matrices(a, kind_a, lda, step_a, *((k, m) if turn_a else (m, k)), batch)
+        right = matrices(b, kind_b, ldb, step_b, *((n, k) if turn_b else (k, n)), batch)
+        left = left.swapaxes(1, 2) if turn_a else left
+        right = right.swapaxes(1, 2) if turn_b else right
+        product = left.astype(np.float64) @ right.astype(np.float64)
+        matrices(c, kind_c, ldc, step_c, m, n, batch)[...] = product
+
+    cupy, device = ModuleType("cupy"), ModuleType("cupy.cuda")
+    cupy.ndarray = type("ndarray", (), {})
+    cupy.cuda = device
+    device.runtime = SimpleNamespace(CUDA_R_16F=2, CUDA_R_16BF=14, CUDA_R_32F=0, CUDA_R_64F=1)
+    device.cublas = SimpleNamespace(
+        gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70,
+        CUBLAS_GEMM_DEFAULT=-1,
+    )  # fmt: skip
+    device.get_cublas_handle = lambda: 7
+    with (
+        mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": device}),
+        mock.patch.object(cuda, "address", address),
+    ):
+        yield
+
+
+def sgd(
+    dtype: str, sizes: tuple[tuple[int, ...], ...], *, momentum: float = 0.9,
+    nesterov: bool = False, seed: int = 0,
+) -> Problem:  # fmt: skip
+    """A step on parameters of these shapes; each third has no velocity yet, each second decays."""
+    kind, count = DTYPES[dtype], len(sizes)
+    random = np.random.default_rng(seed)
+    decays = [0.01 * (i % 2) for i in range(count)]
+    options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
+    inputs = [aligned(random.standard_normal(s).astype(kind)) for s in sizes * 3]
+    for i in range(2 * count, 3 * count):
+        if i % 3 == 0 or not momentum:
+            inputs[i] = None
+
+    def call(function: Any, inputs: list[Any], results: list[Any], **options: Any) -> None:
+        given = (inputs[:count], inputs[count : 2 * count], inputs[2 * count :])
+        made = function(*given, decays, **options)
+        for result, array in zip(results, (*made[0], *made[1]), strict=True):
+            assert (result is None) == (array is None)
+            if result is not None:
+                result[...] = array
+
+    def magnitudes(inputs: list[Any]) -> list[Any]:
+        sizes = [None if r is None else np.empty(r.shape) for r in results()]
+        sized = [None if a is None else np.abs(a) for a in inputs]
+        call(sgd_reference.update, sized, sizes, **options | {"lr": -0.1})
+        return sizes
+
+    def results() -> list[Any]:
+        arrays = [poisoned(shape, kind, 0) for shape in sizes * 2]
+        return arrays if momentum else arrays[:count] + [None] * count
+
+    return Problem(
+        name=f"sgd {dtype} {count} arrays, momentum {momentum}, nesterov={nesterov}",
+        device=lambda i, r: call(sgd_device.update, i, r, **options),
+        reference=lambda i, r: call(sgd_reference.update, i, r, **options),
+        inputs=inputs,
+        results=results,
+        magnitudes=magnitudes,
+        terms=10,
     )
 
 

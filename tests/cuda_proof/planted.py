@@ -18,7 +18,7 @@ class Bug:
     family: str = "k3"  # none: the huge arrays of the sanitizers
 
 
-_STORE = "store<WIDTH>(row + first + k, from + k);"
+_STORE = "store<WIDTH>(at + k, from + k);"
 
 BUGS = {
     # The value is not used, so no result shows it.
@@ -33,11 +33,11 @@ BUGS = {
         },
     ),
     "missing lower bound": Bug(
-        (("first + k >= 0 && ", ""),),
+        (("position + away >= 0", "true"),),
         {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds"},
     ),
     "missing upper bound": Bug(
-        ((f"if (first + k < size) {_STORE}", _STORE),),
+        ((f"if (in_row(position, k, size)) {_STORE}", _STORE),),
         {"results": "are wrong", "trace": "race between threads"},
         family="k3-odd",
     ),
@@ -49,13 +49,14 @@ BUGS = {
     # Reads and writes back a neighbour's element, which goes well in any order of whole threads.
     "scatter without atomics": Bug(
         ((_STORE,
-          f"{{ {_STORE} if (first + k + WIDTH < size) {{ volatile char* next = "
-          "reinterpret_cast<volatile char*>(row + first + k + WIDTH); *next = *next; } }"),),
+          f"{{ {_STORE} if (position + k + WIDTH < size) {{ volatile char* next = "
+          "reinterpret_cast<volatile char*>(at + k + WIDTH); *next = *next; } }"),),
         {"trace": "race between blocks"},
         function="grad_x",
     ),
     "unwritten output": Bug(
-        ((f"if (first + k < size) {_STORE}", f"if (first + k + WIDTH < size) {_STORE}"),),
+        ((f"if (in_row(position, k, size)) {_STORE}",
+          f"if (position + k + WIDTH < size) {_STORE}"),),
         {"results": "is nan", "trace": "bytes never written", "ptx": "is nan"},
         function="grad_kernel",
     ),

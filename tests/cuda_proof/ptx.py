@@ -5,8 +5,8 @@ lowest position go first, so that those which parted meet again, as on the devic
 really emitted (wide and narrow accesses, contracted multiply-adds, half conversions), faults on a
 bad or misaligned address, and counts what a device would do: warp instructions and 32-byte sectors.
 
-Not modelled: flushing of denormals; fma rounds twice, once to twice the precision (float32) or to
-80 bits (float64) and once to the result. An instruction that our kernels do not use is an error.
+Not modelled: fma rounds twice, once to twice the precision (float32) or to 80 bits (float64) and
+once to the result. An instruction that our kernels do not use is an error.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class _Run:
                 self.step(instruction, mask, warps)
 
     def step(self, i: _Instruction, mask: np.ndarray, warps: int) -> None:
-        full = self.full
+        full, self.ftz = self.full, "ftz" in i.modifiers
         if i.predicate:
             chosen = self.registers[i.predicate] ^ i.negated
             self.mask, self.full = mask & chosen, full and bool(chosen.all())
@@ -279,7 +279,7 @@ class _Run:
         if register is None:
             return self.constant(operand, dtype)
         if register.dtype.itemsize == dtype.itemsize:
-            return register.view(dtype)
+            return self.flushed(register.view(dtype))
         return register.astype(f"u{dtype.itemsize}").view(dtype)  # the low bits
 
     def constant(self, text: str, dtype: np.dtype) -> Any:
@@ -293,11 +293,19 @@ class _Run:
         mask = (1 << 8 * dtype.itemsize) - 1
         return np.array(int(text, 0) & mask, f"u{dtype.itemsize}").view(dtype)[()]
 
+    def flushed(self, value: np.ndarray) -> np.ndarray:
+        """With ``.ftz`` a float32 that is subnormal goes in and comes out as zero, sign kept."""
+        if self.ftz and value.dtype == np.float32:
+            tiny = (value.view(np.uint32) & np.uint32(0x7F800000)) == 0
+            if tiny.any():
+                return np.where(tiny, np.copysign(np.float32(0), value), value)
+        return value
+
     def write(self, name: str, value: Any) -> None:
         if name == "_":
             return
         register = self.registers[name]
-        value = np.asarray(value)
+        value = self.flushed(np.asarray(value))
         if value.dtype != register.dtype:
             if value.dtype.itemsize == register.dtype.itemsize:
                 value = value.view(register.dtype)

@@ -17,4 +17,15 @@ Per-channel arrays (C,) are float64 for float64 arrays and float32 otherwise. ``
     grad_x(grad, x, out, a, b, c, grad_x, grad_residual)
                                         grad_x = a[c] * h + b[c] * x + c[c]; grad_residual = h
                                         (unless None)
+
+What comes between, all on arrays (C,) of one dtype::
+
+    fold(mean, var, weight, bias, eps, inverse, scale, shift)
+                                        inverse = 1 / sqrt(var + eps), scale = weight * inverse,
+                                        shift = bias - mean * scale
+    coefficients(scale, inverse, mean, sum_grad, sum_grad_x, count, b, c, grad_weight)
+                                        b and c for grad_x (whose a is scale) where the moments are
+                                        those of the batch; grad_weight = sum_grad_x * inverse
+    running(old_mean, old_var, mean, var, momentum, unbiased, new_mean, new_var)
+                                        (1 - momentum) * old + momentum * (mean, unbiased * var)
 """

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.backends.batch_norm.reference import coefficients as coefficients
+from invocupy.backends.batch_norm.reference import fold as fold
+from invocupy.backends.batch_norm.reference import running as running
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch, plus
 

@@ -72,6 +72,40 @@ def grad_x(
     _launch("grad_x", "", macros, x.size // int(macros["VECTOR"]), args)
 
 
+def fold(
+    mean: Any, var: Any, weight: Any, bias: Any, eps: float, inverse: Any, scale: Any, shift: Any
+) -> None:
+    """One thread a channel."""
+    _each_channel("fold", (mean, var, weight, bias, inverse, scale, shift), eps)
+
+
+def coefficients(
+    scale: Any, inverse: Any, mean: Any, sum_grad: Any, sum_grad_x: Any, count: int,
+    b: Any, c: Any, grad_weight: Any,
+) -> None:  # fmt: skip
+    """One thread a channel."""
+    arrays = scale, inverse, mean, sum_grad, sum_grad_x, b, c, grad_weight
+    _each_channel("coefficients", arrays, count)
+
+
+def running(
+    old_mean: Any, old_var: Any, mean: Any, var: Any, momentum: float, unbiased: float,
+    new_mean: Any, new_var: Any,
+) -> None:  # fmt: skip
+    """One thread a channel."""
+    arrays = old_mean, old_var, mean, var, new_mean, new_var
+    _each_channel("running", arrays, momentum, unbiased)
+
+
+def _each_channel(name: str, arrays: tuple[Any, ...], *numbers: float) -> None:
+    """Start a kernel on arrays (C,) and numbers, all of one dtype."""
+    channels, dtype = arrays[0].size, arrays[0].dtype
+    if channels:
+        files = ("cuda.cuh", f"batch_norm/{name}.cu")
+        args = (*arrays, *map(dtype.type, numbers), np.int32(channels))
+        cuda.launch(name, files, cuda.element(dtype), channels, args)
+
+
 def _launch(
     name: str, header: str, macros: dict[str, str | int], threads: int, args: tuple[Any, ...]
 ) -> None:

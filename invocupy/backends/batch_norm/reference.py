@@ -43,6 +43,35 @@ def grad_x(
         grad_residual[...] = h
 
 
+def fold(
+    mean: Any, var: Any, weight: Any, bias: Any, eps: float, inverse: Any, scale: Any, shift: Any
+) -> None:
+    """Statistics, weight and bias as one factor and one summand."""
+    inverse[...] = 1 / namespace(var).sqrt(var + inverse.dtype.type(eps))
+    scale[...] = weight * inverse
+    shift[...] = bias - mean * scale
+
+
+def coefficients(
+    scale: Any, inverse: Any, mean: Any, sum_grad: Any, sum_grad_x: Any, count: int,
+    b: Any, c: Any, grad_weight: Any,
+) -> None:  # fmt: skip
+    """What the gradient through the statistics adds."""
+    size = scale.dtype.type(count)
+    b[...] = -scale * inverse * inverse * sum_grad_x / size
+    c[...] = -scale * sum_grad / size - b * mean
+    grad_weight[...] = sum_grad_x * inverse
+
+
+def running(
+    old_mean: Any, old_var: Any, mean: Any, var: Any, momentum: float, unbiased: float,
+    new_mean: Any, new_var: Any,
+) -> None:  # fmt: skip
+    """The moments of a batch taken into the running ones."""
+    new_mean[...] = (1 - momentum) * old_mean + momentum * mean
+    new_var[...] = (1 - momentum) * old_var + momentum * (var * unbiased)
+
+
 def _masked(grad: Any, out: Any) -> Any:
     wide = _wide(grad)
     return wide if out is None else namespace(grad).where(_wide(out) > 0, wide, wide.dtype.type(0))

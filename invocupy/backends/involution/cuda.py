@@ -26,7 +26,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The result: a thread for each strip of columns and share of a group's channels."""
     if not out.size:
         return
-    macros, strips = _result_strips(g, x, kernel, out)
+    macros, strips = _result_strips(g, x, kernel, out, least=2)
     shares = _share_channels(macros, g, strips)
     _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, g.record()))
 
@@ -108,11 +108,13 @@ def _launch(name: str, headers: str, macros: Macros, threads: int, args: tuple[A
     cuda.launch(name, files, macros, threads, args)
 
 
-def _result_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macros, int]:
+def _result_strips(
+    g: Geometry, x: Any, *others: Any, widest: int = 8, least: int = 4
+) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
     vector_x = min(widest, cuda.vector(g.width, x))
     vector_out = min(widest, cuda.vector(g.out_w, *others))
-    columns = _columns(x, vector_x, vector_out)
+    columns = _columns(x, vector_x, vector_out, least=least)
     macros = _macros(x, g) | {
         "COLUMNS": columns,
         "VECTOR_X": min(columns, vector_x),
@@ -140,11 +142,11 @@ def _x_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macro
     return macros, g.batch * g.groups * rows * ceil_div(g.width, columns)
 
 
-def _columns(array: Any, *vectors: int) -> int:
-    """How many columns a thread owns: four, but one access of 16 bytes where rows allow it."""
+def _columns(array: Any, *vectors: int, least: int = 4) -> int:
+    """How many columns a thread owns: an access of 16 bytes where rows allow it, else ``least``."""
     if array.itemsize == 8:
         return 2
-    return 8 if min(vectors) == 8 else 4
+    return 8 if min(vectors) == 8 else 4 if min(vectors) == 4 else least
 
 
 def _macros(array: Any, g: Geometry) -> Macros:
@@ -173,7 +175,8 @@ def _share_channels(
     per_group = g.channels_per_group
     sums = _SUMS // 2 if macros["ACCUM"] == "double" else _SUMS
     shares = ceil_div(per_group, max(1, min(most, sums // int(macros["COLUMNS"]))))
-    while strips * shares < enough and per_group > 4 * shares:
+    fewest = max(4, 16 // int(macros["COLUMNS"]))
+    while strips * shares < enough and per_group > fewest * shares:
         shares *= 2
     channels = ceil_div(per_group, shares)
     shares = ceil_div(per_group, channels)

@@ -4,18 +4,17 @@ struct Stored {
     // Worth its registers if there are several steps, and not too many values to a step.
     static constexpr bool AHEAD = KERNEL_H > 3 && TAPS * COLUMNS * sizeof(ACCUM) <= 128;
 
-    const SCALAR* kernel;  // the group's values for this row
+    const SCALAR* kernel;  // the group's values at the thread's first column
     long long plane;
     int column, width;
 
     __device__ __forceinline__ void operator()(int u, int part, ACCUM (&tap)[TAPS][COLUMNS]) const
     {
-        const SCALAR* const row = kernel + (u * KERNEL_W + part) * plane;
+        const SCALAR* from = kernel + (u * KERNEL_W + part) * plane;
 #pragma unroll
-        for (int t = 0; t < TAPS; ++t)
+        for (int t = 0; t < TAPS; ++t, from += plane)
             if (part + t < KERNEL_W)
-                load_run<VECTOR_OUT, COLUMNS, KERNEL_ONCE>(row + t * plane, column, width,
-                                                           tap[t]);
+                load_run<VECTOR_OUT, COLUMNS, KERNEL_ONCE>(from, column, 0, width, tap[t]);
     }
 };
 
@@ -27,6 +26,7 @@ forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ kernel, SCALAR*
     if (at.unit >= index_t(g.batch) * g.groups) return;
     const long long plane = (long long)g.out_h * g.out_w;
     const long long first = (long long)at.unit * (KERNEL_H * KERNEL_W) * plane;
-    const Stored taps = {kernel + first + (long long)at.row * g.out_w, plane, at.column, g.out_w};
+    const long long offset = (long long)at.row * g.out_w + at.column;
+    const Stored taps = {kernel + first + offset, plane, at.column, g.out_w};
     forward_strip(x, taps, out, g, at, share_of(at, g));
 }

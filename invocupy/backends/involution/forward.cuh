@@ -18,8 +18,12 @@ __device__ __forceinline__ Share share_of(const Place& at, const Geometry& g)
 {
     const int per_group = g.channels / g.groups, begin = at.share * CHANNELS;
     return {(long long)at.unit * per_group + begin,
-            RAGGED ? min(CHANNELS, per_group - begin) : CHANNELS};
+            min(CHANNELS, per_group - begin)};
 }
+
+// Whether loads of one channel have to wait for the last. Where kernel values fill the registers,
+// the compiler would else keep half of the threads out for loads that it has started early.
+constexpr bool ONE_BY_ONE = RAGGED || KERNEL_W * COLUMNS > 32;
 
 // Taps: taps(u, part, tap) fills tap[t][e] with the kernel value of tap (u, part + t) at column e.
 // With Taps::AHEAD that is called a step before the values are needed: a load from memory then has
@@ -31,7 +35,7 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
 {
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
-    x += mine.first * x_plane;
+    x += mine.first * x_plane + at.column * STRIDE_W;
     const int top = at.row * STRIDE_H - PAD_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
@@ -59,12 +63,13 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
             } else {
                 taps(u, part, tap);
             }
+            const SCALAR* from = x_row;
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-                if (c >= mine.count) break;
+            for (int c = 0; c < CHANNELS; ++c, from += x_plane) {
+                if (ONE_BY_ONE && c >= mine.count) break;
                 ACCUM stretch[window::SPAN];
-                load_run<VECTOR_X, window::SPAN>(x_row + c * x_plane, window::first(at.column),
-                                                 g.width, stretch);
+                load_run<VECTOR_X, window::SPAN, false, window::INSIDE>(
+                    from, at.column * STRIDE_W, window::BEGIN, g.width, stretch);
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t)
                     if (part + t < KERNEL_W)
@@ -74,10 +79,10 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
             }
         }
     }
-    out += mine.first * out_plane + (long long)at.row * g.out_w;
+    out += mine.first * out_plane + (long long)at.row * g.out_w + at.column;
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        if (c >= mine.count) break;
-        store_run<VECTOR_OUT, COLUMNS>(out + c * out_plane, at.column, g.out_w, sum[c]);
+    for (int c = 0; c < CHANNELS; ++c, out += out_plane) {
+        if (RAGGED && c >= mine.count) break;
+        store_run<VECTOR_OUT, COLUMNS>(out, at.column, g.out_w, sum[c]);
     }
 }

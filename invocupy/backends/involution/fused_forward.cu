@@ -4,7 +4,7 @@
 struct Generated {
     static constexpr bool AHEAD = false;
 
-    const SCALAR* features;  // of the image, at this row
+    const SCALAR* features;  // of the image, at the thread's first column
     const SCALAR* weight;    // of the group
     const SCALAR* bias;
     long long plane;
@@ -23,7 +23,7 @@ struct Generated {
             ACCUM feature[VECTOR_F][COLUMNS];
 #pragma unroll
             for (int k = 0; k < VECTOR_F; ++k)
-                load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * plane, column, width,
+                load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * plane, column, 0, width,
                                               feature[k]);
 #pragma unroll
             for (int t = 0; t < TAPS; ++t) {
@@ -39,7 +39,10 @@ struct Generated {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+// Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
+constexpr int RESIDENT = TAPS > 4 ? 0 : 3;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,
               const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
               SCALAR* __restrict__ out, Geometry g, int count)
@@ -49,7 +52,8 @@ fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,
     const long long plane = (long long)g.out_h * g.out_w;
     const long long image = at.unit / g.groups;
     const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
-    const Generated taps = {features + image * count * plane + (long long)at.row * g.out_w,
+    const long long offset = (long long)at.row * g.out_w + at.column;
+    const Generated taps = {features + image * count * plane + offset,
                             weight + (long long)k * count, bias + k, plane, at.column, g.out_w,
                             count};
     forward_strip(x, taps, out, g, at, share_of(at, g));

@@ -2,11 +2,11 @@
 // kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
 
 struct Generated {
-    const SCALAR* features;  // of the image
+    const SCALAR* features;  // of the image, at the column `position`
     const SCALAR* weight;    // of the group
     const SCALAR* bias;
     long long plane;
-    int column, width, count;
+    int position, width, count;
 
     __device__ __forceinline__ void operator()(int u, int i, int part,
                                                ACCUM (&tap)[TAPS][LIVE]) const
@@ -27,9 +27,8 @@ struct Generated {
 #pragma unroll
             for (int k = 0; k < VECTOR_F; ++k) {
                 ACCUM feature[window_x::SPAN];
-                load_run<VECTOR_OUT, window_x::SPAN>(feature_row + (f + k) * plane,
-                                                     column / STRIDE_W + window_x::BEGIN, width,
-                                                     feature);
+                load_run<VECTOR_OUT, window_x::SPAN, false, window_x::INSIDE>(
+                    feature_row + (f + k) * plane, position, window_x::BEGIN, width, feature);
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t) {
                     if (part + t >= KERNEL_W) continue;
@@ -40,10 +39,21 @@ struct Generated {
                 }
             }
         }
+        // Nothing comes from outside of the result, where 0 times an infinite weight is NaN.
+#pragma unroll
+        for (int t = 0; t < TAPS; ++t)
+#pragma unroll
+            for (int l = 0; l < LIVE; ++l) {
+                const int away = window_x::floor_to(window_x::first(part + t) + l, VECTOR_OUT);
+                if (!in_row<window_x::INSIDE>(position, away, width)) tap[t][l] = ACCUM(0);
+            }
     }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+// Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
+constexpr int RESIDENT = sizeof(ACCUM) == 8 ? 0 : TAPS * LIVE <= 12 ? 4 : TAPS * LIVE <= 16 ? 3 : 0;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 fused_grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ features,
              const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
              SCALAR* __restrict__ out, Geometry g, int count)
@@ -54,7 +64,9 @@ fused_grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ feature
     const long long plane = (long long)g.out_h * g.out_w;
     const long long image = at.unit / g.groups;
     const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
-    const Generated taps = {features + image * count * plane, weight + (long long)k * count,
-                            bias + k, plane, at.column, g.out_w, count};
+    const int position = at.column / STRIDE_W;
+    const Generated taps = {features + image * count * plane + position,
+                            weight + (long long)k * count, bias + k, plane, position, g.out_w,
+                            count};
     grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
 }

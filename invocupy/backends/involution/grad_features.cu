@@ -4,7 +4,10 @@
 // A thread owns COLUMNS columns of one row of FEATURES features. The gradient of the kernel passes
 // through its registers tap row by tap row.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+// Blocks on a multiprocessor, so many that nothing spills.
+constexpr int RESIDENT = TAPS > 4 ? 4 : 5;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
               const SCALAR* __restrict__ weight, SCALAR* __restrict__ out, Geometry g, int count)
 {
@@ -16,9 +19,9 @@ grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
     const int per_group = g.channels / g.groups;
     const long long x_group = (long long)per_group * g.height * g.width;
     const long long plane = (long long)g.out_h * g.out_w;
-    const long long out_row = (long long)at.row * g.out_w;
+    const long long offset = (long long)at.row * g.out_w + at.column;
     x += image * g.groups * x_group;
-    grad += image * g.channels * plane + out_row;
+    grad += image * g.channels * plane + offset;
     weight += begin;
 
     ACCUM sum[FEATURES][COLUMNS] = {};
@@ -35,7 +38,7 @@ grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
                     if (part + t >= KERNEL_W) continue;
                     const SCALAR* const row = weight + (long long)(part + t) * count;
                     ACCUM w[FEATURES];
-                    load_run<VECTOR_F, FEATURES>(row, 0, count - begin, w);
+                    load_run<VECTOR_F, FEATURES>(row, 0, 0, count - begin, w);
 #pragma unroll
                     for (int f = 0; f < FEATURES; ++f)
 #pragma unroll
@@ -44,7 +47,7 @@ grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             }
         }
     }
-    out += (image * count + begin) * plane + out_row;
+    out += (image * count + begin) * plane + offset;
 #pragma unroll
     for (int f = 0; f < FEATURES; ++f)
         if (begin + f < count)

@@ -1,11 +1,15 @@
 // The gradient of the kernel, stored. A thread owns COLUMNS columns of one row of one tap row of a
 // group. To own several tap rows would save loads, but more threads at once are worth more.
 
-// Whether the threads for the tap rows of one row are close to each other, and load channels two by
-// two, or go over the whole plane apart: what is faster was measured.
-constexpr bool TOGETHER = COLUMNS == 8;
+// Whether the threads for the tap rows of one row are close to each other (then they read the same
+// row of the result's gradient, which saves a third of the sectors of narrow accesses), or go over
+// the whole plane apart. For 8 columns and for full accesses, what is faster was measured.
+constexpr bool TOGETHER = COLUMNS == 8 || VECTOR_OUT < COLUMNS;
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+// Blocks on a multiprocessor, so many that nothing spills.
+constexpr int RESIDENT = TAPS * COLUMNS > 32 ? 4 : sizeof(ACCUM) == 8 ? 7 : 8;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 grad_kernel(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             SCALAR* __restrict__ out, Geometry g)
 {
@@ -16,15 +20,15 @@ grad_kernel(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
 
     const int per_group = g.channels / g.groups;
     const long long plane = (long long)g.out_h * g.out_w;
-    const long long out_row = (long long)at.row * g.out_w;
+    const long long offset = (long long)at.row * g.out_w + at.column;
     x += (long long)group * per_group * ((long long)g.height * g.width);
-    grad += (long long)group * per_group * plane + out_row;
-    out += ((long long)group * KERNEL_H + u) * KERNEL_W * plane + out_row;
+    grad += (long long)group * per_group * plane + offset;
+    out += ((long long)group * KERNEL_H + u) * KERNEL_W * plane + offset;
 
 #pragma unroll
     for (int part = 0; part < KERNEL_W; part += TAPS) {
         ACCUM sum[TAPS][COLUMNS];
-        grad_taps<TOGETHER ? 2 : 1>(grad, x, g, per_group, at.row, at.column, u, part, sum);
+        grad_taps<COLUMNS == 8 ? 2 : 1>(grad, x, g, per_group, at.row, at.column, u, part, sum);
 #pragma unroll
         for (int t = 0; t < TAPS; ++t)
             if (part + t < KERNEL_W)

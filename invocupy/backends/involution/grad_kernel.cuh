@@ -3,7 +3,8 @@
 
 // One tap row (or a part of it) at COLUMNS columns: sum[t][e] becomes the gradient of the kernel
 // value of tap (u, part + t) at column + e; past the end of the row it is of no use. `grad` and `x`
-// start at the group's first channel, `grad` at the row. AT_ONCE channels are loaded together.
+// start at the group's first channel, `grad` at the row and column. AT_ONCE channels are loaded
+// together.
 template <int AT_ONCE>
 __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, const Geometry& g,
                                           int channels, int row, int column, int u, int part,
@@ -14,16 +15,17 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
 #pragma unroll
         for (int e = 0; e < COLUMNS; ++e) sum[t][e] = ACCUM(0);
     const int y = row * STRIDE_H - PAD_H + u * DILATION_H;
-    // No branch: of a row outside of x nothing is read, as if it were empty.
-    const int width = y >= 0 && y < g.height ? g.width : 0;
+    // No branch: of a row outside of x nothing is read, as if there were no channels.
+    if (y < 0 || y >= g.height) channels = 0;
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
-    x += (long long)y * g.width;
+    x += (long long)y * g.width + column * STRIDE_W;
 #pragma unroll AT_ONCE
     for (int c = 0; c < channels; ++c, x += x_plane, grad += out_plane) {
         ACCUM slope[COLUMNS], stretch[window::SPAN];
-        load_run<VECTOR_OUT, COLUMNS>(grad, column, g.out_w, slope);
-        load_run<VECTOR_X, window::SPAN>(x, window::first(column), width, stretch);
+        load_run<VECTOR_OUT, COLUMNS>(grad, column, 0, g.out_w, slope);
+        load_run<VECTOR_X, window::SPAN, false, window::INSIDE>(x, column * STRIDE_W,
+                                                                window::BEGIN, g.width, stretch);
 #pragma unroll
         for (int t = 0; t < TAPS; ++t)
             if (part + t < KERNEL_W)

@@ -14,7 +14,10 @@ __device__ __forceinline__ ACCUM warp_sum(ACCUM value)
     return value;
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+// Blocks on a multiprocessor, so many that nothing spills.
+constexpr int RESIDENT = TAPS <= 4 ? 4 : sizeof(ACCUM) == 8 ? 2 : 3;
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             const SCALAR* __restrict__ features, ACCUM* __restrict__ partial, Geometry g,
             int count, int slices)
@@ -43,9 +46,9 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             const Place at = place(strip, 1, g.out_h, g.out_w);
             const long long image = at.unit;
             const long long channel = image * g.channels + (long long)group * per_group;
-            const long long out_row = (long long)at.row * g.out_w;
+            const long long offset = (long long)at.row * g.out_w + at.column;
             ACCUM slope[TAPS][COLUMNS];
-            grad_taps<4>(grad + channel * plane + out_row, x + channel * x_plane, g, per_group,
+            grad_taps<4>(grad + channel * plane + offset, x + channel * x_plane, g, per_group,
                          at.row, at.column, u, part, slope);
 #pragma unroll
             for (int t = 0; t < TAPS; ++t)
@@ -55,13 +58,14 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
                     if (e >= VECTOR_OUT && at.column + e >= g.out_w) slope[t][e] = 0;
                     bias_sum[t] += slope[t][e];
                 }
-            const SCALAR* const row = features + (image * count + begin) * plane + out_row;
+            const SCALAR* from = features + (image * count + begin) * plane + offset;
 #pragma unroll
             for (int f = 0; f < FEATURES; ++f) {
-                // No branch, so that the loads of several features are under way together.
-                const int width = begin + f < count ? g.out_w : 0;
                 ACCUM feature[COLUMNS];
-                load_run<VECTOR_OUT, COLUMNS>(row + f * plane, at.column, width, feature);
+                load_run<VECTOR_OUT, COLUMNS>(from, at.column, 0, g.out_w, feature);
+                // No branch, so that the loads of several features are under way together: the
+                // last one is read again and again, for sums that nobody asks for.
+                from += begin + f + 1 < count ? plane : 0;
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t)
 #pragma unroll

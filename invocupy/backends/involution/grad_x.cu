@@ -1,25 +1,24 @@
 // The gradient of x: grad_x.cuh with a kernel that is read from memory.
 
 struct Stored {
-    const SCALAR* kernel;  // of the group
+    const SCALAR* kernel;  // of the group, at the column `position`
     long long plane;
-    int column, width;
+    int position, width;
 
     __device__ __forceinline__ void operator()(int u, int i, int part,
                                                ACCUM (&tap)[TAPS][LIVE]) const
     {
-        const SCALAR* const row =
-            kernel + (u * KERNEL_W + part) * plane + (long long)i * width;
+        const SCALAR* from = kernel + (u * KERNEL_W + part) * plane + (long long)i * width;
 #pragma unroll
-        for (int t = 0; t < TAPS; ++t) {
+        for (int t = 0; t < TAPS; ++t, from += plane) {
             if (part + t >= KERNEL_W) continue;
             // The columns wanted start anywhere: load the aligned stretch around them.
             constexpr int AROUND = round_up(LIVE + VECTOR_OUT - 1, VECTOR_OUT);
             const int first = window_x::first(part + t);
             const int begin = window_x::floor_to(first, VECTOR_OUT);
             ACCUM around[AROUND];
-            load_run<VECTOR_OUT, AROUND, KERNEL_ONCE>(row + t * plane, column / STRIDE_W + begin,
-                                                      width, around);
+            load_run<VECTOR_OUT, AROUND, KERNEL_ONCE, window_x::INSIDE>(from, position, begin,
+                                                                        width, around);
 #pragma unroll
             for (int l = 0; l < LIVE; ++l) tap[t][l] = around[first - begin + l];
         }
@@ -34,7 +33,8 @@ grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ kernel,
     const int y = phased_row(at.row, g.height);
     if (at.unit >= index_t(g.batch) * g.groups || y >= g.height) return;
     const long long plane = (long long)g.out_h * g.out_w;
-    const Stored taps = {kernel + (long long)at.unit * (KERNEL_H * KERNEL_W) * plane, plane,
-                         at.column, g.out_w};
+    const int position = at.column / STRIDE_W;
+    const Stored taps = {kernel + (long long)at.unit * (KERNEL_H * KERNEL_W) * plane + position,
+                         plane, position, g.out_w};
     grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
 }

@@ -27,6 +27,9 @@ __host__ __device__ constexpr int live(int v) { return first(v) * STRIDE_W + v *
 // The aligned stretch of the result that all taps need.
 constexpr int BEGIN = floor_to(first(KERNEL_W - 1), VECTOR_OUT);
 constexpr int SPAN = round_up(first(0) + LIVE - BEGIN, VECTOR_OUT);
+
+// Whether that first column is in the row for every column of x: else the result is too narrow.
+constexpr bool INSIDE = 2 * PAD_W >= (KERNEL_W - 1) * DILATION_W;
 }  // namespace window_x
 
 // Row r of x when rows are taken phase by phase; past the end for a few r.
@@ -45,7 +48,8 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
 {
     const long long x_plane = (long long)g.height * g.width;
     const long long out_plane = (long long)g.out_h * g.out_w;
-    grad += mine.first * out_plane;
+    const int position = column / STRIDE_W;
+    grad += mine.first * out_plane + position;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
 #pragma unroll 1
@@ -58,13 +62,13 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
         for (int part = 0; part < KERNEL_W; part += TAPS) {
             ACCUM tap[TAPS][LIVE];
             taps(u, i, part, tap);
+            const SCALAR* from = grad_row;
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-                if (c >= mine.count) break;
+            for (int c = 0; c < CHANNELS; ++c, from += out_plane) {
+                if (ONE_BY_ONE && c >= mine.count) break;
                 ACCUM stretch[window_x::SPAN];
-                load_run<VECTOR_OUT, window_x::SPAN>(grad_row + c * out_plane,
-                                                     column / STRIDE_W + window_x::BEGIN, g.out_w,
-                                                     stretch);
+                load_run<VECTOR_OUT, window_x::SPAN, false, window_x::INSIDE>(
+                    from, position, window_x::BEGIN, g.out_w, stretch);
 #pragma unroll
                 for (int t = 0; t < TAPS; ++t) {
                     const int v = part + t;
@@ -77,10 +81,10 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
             }
         }
     }
-    out += mine.first * x_plane + (long long)y * g.width;
+    out += mine.first * x_plane + (long long)y * g.width + column;
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-        if (c >= mine.count) break;
-        store_run<VECTOR_X, COLUMNS>(out + c * x_plane, column, g.width, sum[c]);
+    for (int c = 0; c < CHANNELS; ++c, out += x_plane) {
+        if (RAGGED && c >= mine.count) break;
+        store_run<VECTOR_X, COLUMNS>(out, column, g.width, sum[c]);
     }
 }

@@ -43,14 +43,16 @@ __device__ __forceinline__ index_t thread_index()
     return index_t(blockIdx.x) * BLOCK + threadIdx.x;
 }
 
-// The stretch of a row of x that the taps of COLUMNS columns of the result see. It starts LEAD
-// elements early, to be aligned.
+// The stretch of a row of x that the taps of COLUMNS columns of the result see: from BEGIN on, as
+// counted from element column * STRIDE_W. It starts LEAD elements early, to be aligned.
 namespace window {
 constexpr int LEAD = (VECTOR_X - PAD_W % VECTOR_X) % VECTOR_X;
+constexpr int BEGIN = -PAD_W - LEAD;
 constexpr int SPAN =
     round_up(LEAD + (COLUMNS - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W + 1, VECTOR_X);
 
-__device__ __forceinline__ int first(int column) { return column * STRIDE_W - PAD_W - LEAD; }
+// Whether that element is in the row for every column: else padding makes the result too wide.
+constexpr bool INSIDE = 2 * PAD_W <= (KERNEL_W - 1) * DILATION_W;
 
 // The element that column e of the thread sees through tap v.
 __host__ __device__ constexpr int seen(int v, int e) { return LEAD + e * STRIDE_W + v * DILATION_W; }

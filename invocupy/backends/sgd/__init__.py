@@ -1,9 +1,11 @@
-"""One step of stochastic gradient descent on one parameter.
+"""One step of stochastic gradient descent on many parameters.
 
 ::
 
-    update(p, grad, velocity, *, lr, momentum, weight_decay, nesterov) -> (new p, new velocity)
+    update(params, grads, velocities, decays, *, lr, momentum, nesterov)
+        -> (new params, new velocities)
 
-``velocity`` is ``None`` at the first step and stays so without momentum. The results are new
-arrays of the dtype of ``p``.
+Lists of the same length; ``decays`` are the weight decays, numbers. A velocity is ``None`` at the
+first step and stays so without momentum. The results are new arrays of the dtypes of ``params``,
+which may differ.
 """

@@ -1,0 +1,19 @@
+// out[column] = sum over rows of from[row][column]: the products of all images, or all slices, of
+// which the order of summing never changes. A warp owns eight columns (a sector of memory) and four
+// lanes each of them, so that a few columns make many loads at once.
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+sum_rows(const ACCUM* __restrict__ from, SCALAR* __restrict__ out, int rows, int columns)
+{
+    const index_t warp = (index_t(blockIdx.x) * BLOCK + threadIdx.x) / 32;
+    const int lane = threadIdx.x % 32;
+    const long long column = (long long)warp * 8 + lane % 8;
+    ACCUM sum = 0;
+    if (column < columns) {
+#pragma unroll 8
+        for (int row = lane / 8; row < rows; row += 4) sum += from[(long long)row * columns + column];
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 16);
+    if (lane < 8 && column < columns) out[column] = narrow(sum);
+}

@@ -1,0 +1,50 @@
+// One step of stochastic gradient descent on up to sixteen arrays in one launch.
+//
+//     move = grad + decay * p,  velocity = momentum * old + move,
+//     to = p - lr * (move + momentum * velocity if NESTEROV, else velocity)
+//
+// Without MOMENTUM velocity is move, and not kept. Where there is no `old` velocity is move. A
+// block works on one array: the first BLOCK * EACH elements, the next, ...
+
+struct Array {
+    const SCALAR *p, *grad, *old;
+    SCALAR *to, *velocity;
+    ACCUM decay;
+    long long size;
+};
+
+__device__ __forceinline__ void update_one(const Array& a, long long begin, ACCUM lr,
+                                           ACCUM momentum)
+{
+#pragma unroll
+    for (int k = 0; k < EACH; ++k) {
+        const long long i = begin + k * BLOCK + threadIdx.x;
+        if (i >= a.size) return;
+        const ACCUM p = widen(a.p[i]), move = widen(a.grad[i]) + a.decay * p;
+        ACCUM step = move;
+        if (MOMENTUM) {
+            const ACCUM velocity = a.old ? momentum * widen(a.old[i]) + move : move;
+            a.velocity[i] = narrow(velocity);
+            step = NESTEROV ? move + momentum * velocity : velocity;
+        }
+        a.to[i] = narrow(p - lr * step);
+    }
+}
+
+#define EVERY(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define PARAMETERS(k)                                                                          \
+    const SCALAR* __restrict__ p##k, const SCALAR* __restrict__ grad##k,                       \
+        const SCALAR* __restrict__ old##k, SCALAR* __restrict__ to##k,                         \
+        SCALAR* __restrict__ velocity##k, ACCUM decay##k, long long size##k,
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+update(EVERY(PARAMETERS) ACCUM lr, ACCUM momentum)
+{
+    long long begin = (long long)blockIdx.x * (BLOCK * EACH);
+#define TURN(k)                                                                                \
+    if (begin < size##k)                                                                       \
+        return update_one({p##k, grad##k, old##k, to##k, velocity##k, decay##k, size##k},      \
+                          begin, lr, momentum);                                                \
+    begin -= (size##k + BLOCK * EACH - 1) / (BLOCK * EACH) * (BLOCK * EACH);
+    EVERY(TURN)
+}
