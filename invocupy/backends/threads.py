@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from ctypes import addressof, c_char
 from functools import cache
 from queue import SimpleQueue
 
@@ -92,9 +93,13 @@ def scratch(size: int) -> int:
 
 def address(array: np.ndarray) -> int:
     """Where the elements begin."""
+    try:  # a quarter of the time of the general way, which counts in small operators
+        return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # read-only or empty
+        pass
     try:
         return array.ctypes.data
-    except ImportError:  # the interpreter is closing; this way takes four times as long
+    except ImportError:  # the interpreter is closing
         place: int = array.__array_interface__["data"][0]
         return place
 
