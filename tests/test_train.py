@@ -481,7 +481,7 @@ def test_limit_and_sizes_of_the_data() -> None:
 
 BAD = [
     ({"dataset": "mnist"}, "dataset must be one of shapes10, cifar10, got 'mnist'"),
-    ({"model": "vgg"}, "model must be one of simple, got 'vgg'"),
+    ({"model": "vgg"}, r"model must be one of simple.*, got 'vgg'"),
     ({"schedule": "linear"}, "schedule must be one of constant, step, cosine, one_cycle"),
     ({"augment": "mixup"}, "augment must be one of auto, none, crop_flip"),
     ({"layers": -1}, "layers must be at least 0"),

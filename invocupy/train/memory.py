@@ -99,6 +99,7 @@ def check_memory(config: Config, needs: Needs, available: int) -> None:
     ...
     invocupy.train.config.ConfigError: batch_size 100 needs about 115 MB ... accumulate=2 ...
     """
+    smaller = "take fewer layers" if config.model == "simple" else "take a smaller model"
     step = needs.training_peak(config)
     if step > available:
         besides = available - needs.program - needs.data
@@ -109,17 +110,15 @@ def check_memory(config: Config, needs: Needs, available: int) -> None:
             what += f" in {config.accumulate} parts of {parts}"
         short = f"{what} needs about {size(step)} of memory, but {size(available)} are free: "
         if fits < 1:
-            raise ConfigError(
-                f"{short}not even one image at a time fits, take fewer layers than {config.layers}"
-            )
+            raise ConfigError(f"{short}not even one image at a time fits, {smaller}")
         raise ConfigError(
             f"{short}accumulate={-(-config.batch_size // fits)} (the same step in parts) or "
             f"batch_size={fits} fits"
         )
     if needs.evaluation_peak() > available:
         raise ConfigError(
-            f"layers {config.layers} needs about {size(needs.evaluation_peak())} of memory in the "
-            f"evaluation, but {size(available)} are free: take fewer layers"
+            f"model {config.model} needs about {size(needs.evaluation_peak())} of memory in the "
+            f"evaluation, but {size(available)} are free: {smaller}"
         )
 
 
