@@ -120,11 +120,14 @@ def add_lanes(bits: int) -> Any:
 
 
 def packed(weight: Any, bias: Any) -> Any:
-    """Weights in the order of their use: (blocks of ROWS rows, C or C + 1, ROWS).
+    """Weights in the order of their use: (..., R, C) to (..., blocks of ROWS rows, C (+ 1), ROWS).
 
     A last block is filled up with its last row.
     """
-    full = weight if bias is None else np.concatenate([weight, bias[:, None]], axis=1)
-    blocks = -(-full.shape[0] // ROWS)
-    rows = np.minimum(np.arange(blocks * ROWS), full.shape[0] - 1)
-    return np.ascontiguousarray(full[rows].reshape(blocks, ROWS, -1).swapaxes(1, 2))
+    full = weight if bias is None else np.concatenate([weight, bias[..., None]], axis=-1)
+    *several, height, width = full.shape
+    missing = -height % ROWS
+    if missing:
+        full = np.concatenate([full, *[full[..., -1:, :]] * missing], axis=-2)
+    blocks = full.reshape(*several, (height + missing) // ROWS, ROWS, width)
+    return np.ascontiguousarray(blocks.swapaxes(-1, -2))

@@ -219,7 +219,7 @@ class _Block:
         weight = self.norm1.scale[:, None] * w1
         offset = self.norm1.shift + self.norm1.scale * (b1 + w1 @ self.center)
         self.first = self.channel(weight, offset)
-        reduced, shares = self.perceive()
+        reduced, shares = self.perceive(self.centered())
         self.held = (reduced, shares) if keep else None
         second = self.given[1] if self.given else self.measure(reduced)
         self.norm2 = _Norm.of(self.scale2, self.shift2, second, self.eps[1], batch)
@@ -244,7 +244,8 @@ class _Block:
         """Backwards through the steps of :meth:`forward`."""
         c = self.shape[1]
         grad_z, *last = self.norm_back(self.norm3, grad, self.projected, self.last())
-        reduced, shares = self.held or self.perceive()
+        x = self.centered()
+        reduced, shares = self.held or self.perceive(x)
         grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
         grad_span = tuple(self.xp.empty(p.shape, np.float64) for p in self.span)
         self.backend("involution_sum").backward(
@@ -252,7 +253,7 @@ class _Block:
             self.g, grad_shares, grad_normed, *grad_span,
         )  # fmt: skip
         grad_reduced, *middle = self.norm_back(self.norm2, grad_normed, reduced, None)
-        grad_x, first, offset, *rest = self.perceive_back(grad_reduced, grad_shares)
+        grad_x, first, offset, *rest = self.perceive_back(grad_reduced, grad_shares, x)
         grad_reduce, grad_project = rest[:2], rest[2]
 
         # The norm that is folded into first and offset; x here is x - center.
@@ -266,7 +267,7 @@ class _Block:
             # of z = w1 @ (x - center), whose mean is 0
             constant = shift + b * norm.mean
             more = self.channel(w1.T @ (b[:, None] * w1), w1.T @ constant)
-            grad_x += self.product(more[0], self.centered(), more[1])
+            grad_x += self.product(more[0], x, more[1])
             grad_expand_bias = grad_project_bias = 0
         else:
             total_x = total_x + total * (b1 - norm.mean)
@@ -294,22 +295,22 @@ class _Block:
         )
         return out
 
-    def perceive(self) -> tuple[Any, Any]:
+    def perceive(self, x: Any) -> tuple[Any, Any]:
         """What reduce and project, by group, see of the hidden layer."""
         results = self.new(len(self.reduce[0])), self.new(self.groups * self.shape[1])
         self.backend("perceptron").forward(
-            flat(self.centered()), *self.first, *self.reduce, self.project[0], self.groups,
+            flat(x), *self.first, *self.reduce, self.project[0], self.groups,
             *(flat(result) for result in results),
         )  # fmt: skip
         return results
 
-    def perceive_back(self, grad: Any, grad_shares: Any) -> tuple[Any, ...]:
+    def perceive_back(self, grad: Any, grad_shares: Any, x: Any) -> tuple[Any, ...]:
         """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
         grad_x = self.new(self.shape[1])
         weights = (*self.first, *self.reduce, self.project[0])
         results = [self.xp.empty(weight.shape, np.float64) for weight in weights]
         self.backend("perceptron").backward(
-            flat(grad), flat(grad_shares), flat(self.centered()), *self.first, self.reduce[0],
+            flat(grad), flat(grad_shares), flat(x), *self.first, self.reduce[0],
             self.project[0], self.groups, flat(grad_x), *results,
         )  # fmt: skip
         return grad_x, *results

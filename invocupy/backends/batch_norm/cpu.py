@@ -25,7 +25,7 @@ _SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a 
 
 def moments(x: Any, mean: Any, var: Any) -> None:
     """Mean and squared distance from it for each segment, then merged (Chan, Golub, LeVeque)."""
-    sizes = _segments(x)
+    sizes = _segments(x.shape[2] * x.shape[3])
     parts = np.empty((2, x.shape[0], x.shape[1], len(sizes)), np.float64)
     _launch(_moments(8 * x.itemsize), x, (x, parts), 2)
     count = x.size // x.shape[1]
@@ -43,7 +43,9 @@ def forward(x: Any, scale: Any, shift: Any, residual: Any, relu: bool, out: Any)
 
 def grad_sums(grad: Any, x: Any, out: Any, mean: Any, sum_grad: Any, sum_grad_x: Any) -> None:
     """Both sums in one pass."""
-    parts = np.empty((2, x.shape[0], x.shape[1], len(_segments(x))), np.float64)
+    parts = np.empty(
+        (2, x.shape[0], x.shape[1], len(_segments(x.shape[2] * x.shape[3]))), np.float64
+    )
     _launch(_grad_sums(8 * x.itemsize, out is not None), x, (grad, x, out, mean, parts), 3)
     sum_grad[...], sum_grad_x[...] = parts.sum(axis=(1, 3))
 
@@ -56,9 +58,9 @@ def grad_x(
     _launch(kernel, x, (grad, x, out, a, b, c, grad_x, grad_residual), 4)
 
 
-def _segments(x: Any) -> Any:
+@cache
+def _segments(pixels: int) -> Any:
     """How many elements each segment of a plane has."""
-    pixels = x.shape[2] * x.shape[3]
     return np.diff(np.append(np.arange(0, pixels, _SEGMENT), pixels))
 
 

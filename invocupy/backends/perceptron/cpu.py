@@ -71,7 +71,7 @@ def forward(
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
         rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
-        np.stack([packed(weight, None) for weight in np.split(grouped, groups, axis=1)]),
+        packed(grouped.reshape(z.each, groups, -1).swapaxes(0, 1), None),
         out, out_grouped,
     )  # fmt: skip
 
@@ -101,7 +101,7 @@ def backward(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
         vectors * BYTES + (rows * _TILES + z.back_rows) * _ROW,
         z, grad, grad_grouped, x, packed(first, offset), packed(dense.T, None),
-        np.stack([packed(weight, None) for weight in turned]), packed(first.T, None),
+        packed(turned, None), packed(first.T, None),
         grad_x, sums_dense, sums_grouped, sums_first, units,
     )  # fmt: skip
     keep = _kept(hidden, z)
