@@ -86,7 +86,7 @@ def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, f
 def peak_memory(which: str, layers: int, batch: int) -> float:
     """MB above the start that one training step reaches, in a process of its own."""
     code = (
-        "import sys, resource; sys.path[:0] = sys.argv[1:3]; import cpu\n"
+        "import sys, resource; sys.path[:0] = sys.argv[1:3]; import cpu_calls\n"
         "import torch, invocupy.models\n"
         "calls = cpu_calls.network_calls(int(sys.argv[4]), int(sys.argv[5]), True)\n"
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
