@@ -331,6 +331,27 @@ def test_conv2d_refuses(x: Any, weight: Any, options: Any, message: str) -> None
         F.conv2d(np.ones(x), np.ones(weight), **options)
 
 
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name == "conv2d"], ids=lambda r: r.variant
+)
+def test_conv2d_does_not_depend_on_its_blocks(
+    row: Row, monkeypatch: pytest.MonkeyPatch, xp: ModuleType
+) -> None:
+    """A row of one image at a time, one whole image, everything: the same to some roundings."""
+    arguments = row.draw(0, xp, "float64")
+    results = []
+    for size in 1, 4000, 1 << 30:
+        for name in "_BLOCK", "_BLOCK_ON_GPU":
+            monkeypatch.setattr(ops.convolution, name, size)
+        value, partials = row.run_op(*arguments)
+        grad = xp.asarray(np.random.default_rng(1).standard_normal(value.shape))
+        wanted = [p for p, a in zip(partials, arguments, strict=True) if a is not None]
+        results.append([value, *(partial(grad) for partial in wanted)])
+    for some in results[1:]:
+        for one, other in zip(results[0], some, strict=True):
+            assert_close(one, other, 100)  # sums of less than 100 terms
+
+
 @given(g=testing.geometries(empty=False), seed=SEEDS)
 def test_involution_with_a_constant_kernel_is_a_depthwise_convolution(
     g: invocupy.Geometry, seed: int, xp: ModuleType

@@ -53,8 +53,7 @@ _TYPES = {
 
 def element(dtype: Any) -> dict[str, str | int]:
     """The macros of an element type: what is stored (SCALAR) and what is summed in (ACCUM)."""
-    scalar, accum, _ = _TYPES[dtype.name]
-    return {"SCALAR": scalar, "ACCUM": accum}
+    return dict(_element(dtype))
 
 
 def source(files: tuple[str, ...], macros: Macros) -> str:
@@ -110,6 +109,12 @@ def launch(
             import cupy
 
             cupy.cuda.get_current_stream().synchronize()
+
+
+@cache
+def _element(dtype: Any) -> dict[str, str | int]:
+    scalar, accum, _ = _TYPES[dtype.name]
+    return {"SCALAR": scalar, "ACCUM": accum}
 
 
 @cache

@@ -36,10 +36,8 @@ from invocupy.ops.basic import subtract as subtract
 from invocupy.ops.basic import sum as sum  # noqa: A004
 from invocupy.ops.basic import tanh as tanh
 from invocupy.ops.basic import transpose as transpose
-from invocupy.ops.convolution import avg_pool2d as avg_pool2d
 from invocupy.ops.convolution import conv2d as conv2d
 from invocupy.ops.convolution import linear as linear
-from invocupy.ops.convolution import max_pool2d as max_pool2d
 from invocupy.ops.involution import fused_involution as fused_involution
 from invocupy.ops.involution import fused_involution_backward as fused_involution_backward
 from invocupy.ops.involution import involution as involution
@@ -49,3 +47,5 @@ from invocupy.ops.loss import log_softmax as log_softmax
 from invocupy.ops.loss import softmax as softmax
 from invocupy.ops.normalization import batch_moments as batch_moments
 from invocupy.ops.normalization import batch_norm as batch_norm
+from invocupy.ops.pooling import avg_pool2d as avg_pool2d
+from invocupy.ops.pooling import max_pool2d as max_pool2d

@@ -1,7 +1,8 @@
-"""Convolution, linear map and pooling as sums over taps of strided views: no patches are stored.
+"""Convolution and linear map: the same lines serve NumPy and CuPy.
 
-The same lines serve NumPy and CuPy; the products are BLAS or cuBLAS. 1x1 convolutions, which these
-networks consist of, have a backend of their own.
+Products of matrices are the backend's of the 1x1 convolution: on the CPU not BLAS, whose threads
+and ours would wait for each other's cores. A larger convolution is such products for blocks of
+outputs; no more than a block's patches are ever stored.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
-from invocupy.geometry import IntOrPair, output_size, padding_pair, pair
+from invocupy.geometry import IntOrPair, padding_pair, pair
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
+from invocupy.ops.windows import Pair, out_size, pad, unpad, windows
 
-Pair = tuple[int, int]
+_BLOCK = 1 << 22  # bytes of patches that are made at a time: what the caches hold
+_BLOCK_ON_GPU = 1 << 28
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Result:
@@ -80,7 +83,7 @@ def conv2d(
             f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), "
             f"got {x.shape} and {weight.shape}"
         )
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     o, c_group, kernel_h, kernel_w = weight.shape
     if groups < 1 or c % groups or o % groups or c // groups != c_group:
         raise ValueError(
@@ -89,57 +92,155 @@ def conv2d(
         )
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
-    out_h, out_w = _out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
+    out_h, out_w = out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
     if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0):
         return _pointwise(x, weight, bias, strides)
-    xp = namespace(x)
-    dtype, _ = _dtypes(x, weight, bias)
-    pixels = out_h * out_w
-    # (N, g, C/g, H + 2*ph, W + 2*pw)
-    padded = _pad(x, pads, 0).reshape(n, groups, c_group, h + 2 * pads[0], w + 2 * pads[1])
-    taps = list(_windows((kernel_h, kernel_w), (out_h, out_w), strides, dilations))
+    sizes = (out_h, out_w), strides, pads, dilations
+    if c_group == 1 and o == groups:
+        return _depthwise(x, weight, bias, *sizes)
+    return _blocked(x, weight, bias, *sizes, groups)
 
-    def matrix(u: int, v: int) -> Any:
-        """Weight of one tap: (g, O/g, C/g)."""
-        return xp.ascontiguousarray(weight[:, :, u, v]).reshape(groups, o // groups, c_group)
 
-    def seen(window: Any) -> Any:
-        """What all outputs see through one tap: (N, g, C/g, Ho*Wo)."""
-        return padded[window].reshape(n, groups, c_group, pixels)
+def _blocked(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    out: Pair,
+    strides: Pair,
+    pads: Pair,
+    dilations: Pair,
+    groups: int,
+) -> Result:
+    """A product of the weights with what the outputs of a block see: patches, but of a few rows."""
+    n, (o, c_group, *kernel) = len(x), weight.shape
+    (out_h, out_w), o_group, seen_size = out, o // groups, c_group * kernel[0] * kernel[1]
+    xp, (dtype, work) = namespace(x), _dtypes(x, weight, bias)
+    padded = pad(contiguous(x, work), pads, 0)
+    matrix = contiguous(weight, work).reshape(groups, o_group, seen_size)
+    offset = None if bias is None else contiguous(bias, work).reshape(groups, o_group)
+    backend = backends.of("pointwise", x)
+    # of the largest block, whole rows: many images, or some of the rows of one
+    budget = (_BLOCK_ON_GPU if is_cupy(x) else _BLOCK) // (seen_size * out_w * work.itemsize or 1)
+    rows = max(min(budget, out_h), 1)
+    images = max(budget // rows, 1)
+    blocks = [
+        (g, slice(b, min(b + images, n)), slice(i, min(i + rows, out_h)))
+        for g in range(groups)
+        for b in range(0, n, images)
+        for i in range(0, out_h, rows)
+    ]
+    empty_sum = not (x.size and weight.size and out_h * out_w)
+
+    def outputs(array: Any, block: Any) -> Any:
+        """Their part in an array like the result, channels first: (O/g, images, rows, Wo)."""
+        g, some, lines = block
+        return array[some, g * o_group : (g + 1) * o_group, lines].swapaxes(0, 1)
+
+    def seen_through(array: Any, block: Any) -> Iterator[tuple[int, int, Any]]:
+        """Their part in an array like ``padded``, tap by tap: (C/g, images, rows, Wo)."""
+        g, some, lines = block
+        part = array[some, g * c_group : (g + 1) * c_group, lines.start * strides[0] :]
+        taps = windows(
+            (kernel[0], kernel[1]), (lines.stop - lines.start, out_w), strides, dilations
+        )
+        for u, v, window in taps:
+            yield u, v, part[window].swapaxes(0, 1)
+
+    def columns(block: Any) -> int:
+        _, some, lines = block
+        return int((some.stop - some.start) * (lines.stop - lines.start) * out_w)
+
+    def patches(block: Any, fill: bool) -> Any:
+        """What the outputs see: (C/g, Kh, Kw, images, rows, Wo)."""
+        _, some, lines = block
+        shape = (c_group, *kernel, some.stop - some.start, lines.stop - lines.start, out_w)
+        seen = empty(shape, work, x)
+        if fill:
+            for u, v, window in seen_through(padded, block):
+                seen[:, u, v] = window
+        return seen
 
     with on_device(x):
-        value, product = (empty((n, groups, o // groups, pixels), dtype, x) for _ in range(2))
-        value[...] = 0 if bias is None else bias.reshape(groups, o // groups, 1)
-        for u, v, window in taps:
-            value += xp.matmul(matrix(u, v), seen(window), out=product)
-    value = value.reshape(n, o, out_h, out_w)
+        value = empty((n, o, out_h, out_w), dtype, x)
+        if empty_sum:
+            value[...] = 0 if bias is None else bias[:, None, None]
+        for block in () if empty_sum else blocks:
+            g, place = block[0], outputs(value, block)
+            product = empty((1, o_group, columns(block)), work, x)
+            seen = patches(block, True).reshape(1, seen_size, -1)
+            backend.forward(seen, matrix[g], None if offset is None else offset[g], product)
+            place[...] = product.reshape(place.shape)
+
+    def flat_grad(grad: Any, block: Any) -> Any:
+        return contiguous(outputs(grad, block), work).reshape(1, o_group, -1)
 
     def grad_x(grad: Any) -> Any:
-        grad = grad.reshape(n, groups, o // groups, pixels)
         with on_device(x):
-            total = empty(padded.shape, dtype, x)
-            share = empty((n, groups, c_group, pixels), dtype, x)
+            total = empty(padded.shape, work, x)
+            total[...] = 0
+            for block in () if empty_sum else blocks:
+                seen = patches(block, False)
+                flat = seen.reshape(1, seen_size, -1)
+                backend.grad_x(flat_grad(grad, block), matrix[block[0]], flat)
+                for u, v, window in seen_through(total, block):
+                    window += seen[:, u, v]
+        return unpad(total, pads, x).astype(x.dtype.newbyteorder("="), copy=False)
+
+    @once
+    def parameters(grad: Any) -> tuple[Any, Any]:
+        with on_device(x):
+            total, total_bias = xp.zeros(matrix.shape, work), xp.zeros((groups, o_group), work)
+            share, share_bias = xp.empty(matrix.shape[1:], work), xp.empty(o_group, work)
+            for block in () if empty_sum else blocks:
+                seen = patches(block, True).reshape(1, seen_size, -1)
+                backend.grad_weight(flat_grad(grad, block), seen, share, share_bias)
+                total[block[0]] += share
+                total_bias[block[0]] += share_bias
+        return total, total_bias
+
+    return value, (
+        grad_x,
+        lambda grad: parameters(grad)[0].reshape(weight.shape).astype(weight.dtype),
+        lambda grad: parameters(grad)[1].reshape(o).astype(bias.dtype),
+    )
+
+
+def _depthwise(
+    x: Any, weight: Any, bias: Any, out: Pair, strides: Pair, pads: Pair, dilations: Pair
+) -> Result:
+    """A kernel for each channel: multiply-adds of the image's windows."""
+    dtype, work = _dtypes(x, weight, bias)
+    xp, padded = namespace(x), pad(contiguous(x, work), pads, 0)
+    wide = contiguous(weight, work)[:, 0, :, :, None, None]  # (C, Kh, Kw, 1, 1)
+    taps = list(windows(weight.shape[2:], out, strides, dilations))
+
+    with on_device(x):
+        value, product = (empty((*x.shape[:2], *out), work, x) for _ in range(2))
+        value[...] = 0 if bias is None else contiguous(bias, work)[:, None, None]
+        for u, v, window in taps:
+            value += xp.multiply(wide[:, u, v], padded[window], out=product)
+
+    def grad_x(grad: Any) -> Any:
+        with on_device(x):
+            total, share = empty(padded.shape, work, x), empty(value.shape, work, x)
             total[...] = 0
             for u, v, window in taps:
-                xp.matmul(matrix(u, v).swapaxes(-1, -2), grad, out=share)
-                total[window] += share.reshape(n, groups, c_group, out_h, out_w)
-        inner = total[..., pads[0] : pads[0] + h, pads[1] : pads[1] + w]
-        return inner.reshape(x.shape).astype(x.dtype.newbyteorder("="), copy=False)
+                total[window] += xp.multiply(wide[:, u, v], grad, out=share)
+        return unpad(total, pads, x).astype(x.dtype.newbyteorder("="), copy=False)
 
     def grad_weight(grad: Any) -> Any:
-        grad = grad.reshape(n, groups, o // groups, pixels)
-        total = xp.empty(weight.shape, dtype)
-        for u, v, window in taps:
-            # (N, g, O/g, Ho*Wo) @ (N, g, Ho*Wo, C/g), summed over the batch
-            total[:, :, u, v] = (
-                (grad @ seen(window).swapaxes(-1, -2)).sum(axis=0).reshape(o, c_group)
-            )
+        with on_device(x):
+            total = xp.empty(weight.shape, work)
+            share = empty(value.shape, work, x)
+            for u, v, window in taps:
+                total[:, 0, u, v] = xp.multiply(grad, padded[window], out=share).sum(axis=(0, 2, 3))
         return total.astype(weight.dtype.newbyteorder("="), copy=False)
 
-    def grad_bias(grad: Any) -> Any:
-        return grad.sum(axis=(0, 2, 3)).astype(bias.dtype.newbyteorder("="), copy=False)
-
-    return value, (grad_x, grad_weight, grad_bias)
+    return value.astype(dtype, copy=False), (
+        grad_x,
+        grad_weight,
+        lambda grad: grad.sum(axis=(0, 2, 3)).astype(bias.dtype.newbyteorder("="), copy=False),
+    )
 
 
 def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
@@ -186,135 +287,3 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
         lambda grad: parameters(grad)[0].reshape(weight.shape).astype(weight.dtype),
         lambda grad: parameters(grad)[1].astype(bias.dtype),
     )
-
-
-def max_pool2d(
-    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
-) -> Result:
-    """The largest value in each window; the gradient goes to the first one of equal values."""
-    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
-    out = _out_size(x.shape[2:], size, strides, pads, (1, 1))
-    xp = namespace(x)
-    padded = _pad(x, pads, -xp.inf)
-    taps = list(_windows(size, out, strides, (1, 1)))
-    value = xp.full((*x.shape[:2], *out), -xp.inf, x.dtype)
-    winner = xp.full(value.shape, -1, xp.int32)
-    inside = _pad(xp.ones((1, 1, *x.shape[2:]), bool), pads, False)
-    for index, (_, _, window) in enumerate(taps):
-        candidate = padded[window]
-        # The first tap inside wins even with -inf: padding never does.
-        better = (candidate > value) | ((winner < 0) & inside[window])
-        better |= xp.isnan(candidate) & ~xp.isnan(value)
-        xp.copyto(value, candidate, where=better)
-        xp.copyto(winner, index, where=better)
-
-    def partial(grad: Any) -> Any:
-        total = xp.zeros_like(padded)
-        for index, (_, _, window) in enumerate(taps):
-            total[window] += xp.where(winner == index, grad, grad.dtype.type(0))
-        return _unpad(total, pads, x)
-
-    return value, (partial,)
-
-
-def avg_pool2d(
-    x: Any,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Result:
-    """The mean of each window; PyTorch's rules for ``ceil_mode`` and ``count_include_pad``."""
-    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
-    sizes = x.shape[2:]
-    out_h, out_w = out = _out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
-    xp = namespace(x)
-    # Windows may pass the padded edge in ceil mode: pad on, but do not count there.
-    beyond = tuple(
-        max((n - 1) * s + k - (full + 2 * p), 0)
-        for n, s, k, full, p in zip(out, strides, size, sizes, pads, strict=True)
-    )
-    padded = _pad(x, pads, 0, beyond)
-    taps = list(_windows(size, out, strides, (1, 1)))
-    counts = [
-        xp.asarray(_counted(*options, count_include_pad), dtype=x.dtype)
-        for options in zip(out, size, strides, pads, sizes, strict=True)
-    ]
-    weight = 1 / (counts[0][:, None] * counts[1][None, :])
-    total = xp.zeros((*x.shape[:2], out_h, out_w), x.dtype)
-    for _, _, window in taps:
-        total += padded[window]
-    total *= weight
-
-    def partial(grad: Any) -> Any:
-        share = grad * weight
-        spread = xp.zeros_like(padded)
-        for _, _, window in taps:
-            spread[window] += share
-        return _unpad(spread, pads, x)
-
-    return total, (partial,)
-
-
-def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: bool) -> list[int]:
-    """How many elements each window counts along one axis."""
-    low, high = (-pad, size + pad) if padding else (0, size)
-    starts = [i * stride - pad for i in range(out)]
-    return [min(start + kernel, high) - max(start, low) for start in starts]
-
-
-def _pool_options(
-    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
-) -> tuple[Pair, Pair, Pair]:
-    if x.ndim != 4:
-        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x.shape}")
-    size, pads = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
-    if any(2 * p > k for p, k in zip(pads, size, strict=True)):
-        raise ValueError(f"padding must be at most half of kernel_size, got {pads} for {size}")
-    return size, size if stride is None else pair("stride", stride, 1), pads
-
-
-def _out_size(
-    sizes: Any, kernel: Pair, stride: Pair, pad: Pair, dilation: Pair, ceil_mode: bool = False
-) -> Pair:
-    result = []
-    for n, k, s, p, d in zip(sizes, kernel, stride, pad, dilation, strict=True):
-        out = output_size(n, k, s, p, d)
-        # In ceil mode a last, partial window counts if it starts inside the image or left padding.
-        if ceil_mode and (n + 2 * p - d * (k - 1) - 1) % s and out * s < n + p:
-            out += 1
-        if out < 1 and n:
-            raise ValueError(f"x of {sizes} is too small for kernel size {kernel}, padding {pad}")
-        result.append(max(out, 0))
-    return result[0], result[1]
-
-
-def _pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
-    """``x`` itself where there is nothing to pad."""
-    if not any((*pads, *beyond)):
-        return x
-    (top, left), (more_h, more_w) = pads, beyond
-    borders = ((0, 0), (0, 0), (top, top + more_h), (left, left + more_w))
-    return namespace(x).pad(x, borders, constant_values=fill)
-
-
-def _unpad(padded: Any, pads: Pair, x: Any) -> Any:
-    return padded[:, :, pads[0] : pads[0] + x.shape[2], pads[1] : pads[1] + x.shape[3]]
-
-
-def _windows(
-    kernel: Pair, out: Pair, stride: Pair, dilation: Pair
-) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Each tap (u, v) with the window of the padded image that all outputs see through it."""
-
-    def span(tap: int, axis: int) -> slice:
-        start = tap * dilation[axis]
-        return slice(
-            start, start + max(out[axis] - 1, 0) * stride[axis] + (out[axis] > 0), stride[axis]
-        )
-
-    for u in range(kernel[0]):
-        for v in range(kernel[1]):
-            yield u, v, (..., span(u, 0), span(v, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -44,10 +45,18 @@ DATASETS = {
         (50_000, 10_000),
     ),
 }  # fmt: skip
+
+
+def _network(make: Callable[..., nn.Module], config: Config, classes: int) -> nn.Module:
+    """With the stem for small images: those of both sets are 32x32."""
+    return make(num_classes=classes, stem="cifar", rng=config.seed)
+
+
 MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
     "simple": lambda config, classes: models.SimpleModel(
         num_layers=config.layers, num_classes=classes, head_relu=config.head_relu, rng=config.seed
     ),
+    **{name: partial(_network, make) for name, make in models.NETWORKS.items()},
 }
 SCHEDULES: dict[str, Callable[[Config, int, int], float]] = {
     "constant": lambda config, step, total: optim.constant(step, total),

@@ -28,13 +28,14 @@ class Config:
     dataset : "shapes10" or "cifar10"
     data_dir : str, optional
         Where CIFAR-10 lies; see :func:`invocupy.data.cifar10`.
-    model : "simple"
-        :class:`invocupy.models.SimpleModel`.
+    model : "simple", "rednet26" to "rednet152", "resnet18" or "resnet50"
+        :class:`invocupy.models.SimpleModel`, or one of :data:`invocupy.models.NETWORKS` with the
+        stem for small images.
     layers : int
-        Of the model.
+        Of the simple model.
     head_relu : bool
-        Whether a ReLU stands between the dense layers at the model's end. The article has none,
-        and its head is then a linear map, which learns shapes10 many times slower.
+        Of the simple model: whether a ReLU stands between the dense layers at its end. The article
+        has none, and its head is then a linear map, which learns shapes10 many times slower.
     epochs, batch_size : int
     accumulate : int
         Parts into which each batch is cut to save memory; the step is that of the whole batch, but

@@ -6,6 +6,7 @@ The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); the
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import gcd
 from typing import Any, TypeAlias
 
@@ -28,7 +29,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
         return
     macros, strips = _result_strips(g, x, kernel, out, least=2)
     shares = _share_channels(macros, g, strips)
-    _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, g.record()))
+    _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, _record(g)))
 
 
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
@@ -37,7 +38,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
         return
     macros, strips = _x_strips(g, out, grad, kernel)
     shares = _share_channels(macros, g, strips, most=8)
-    args = (grad, kernel, out, g.record())
+    args = (grad, kernel, out, _record(g))
     _launch("grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
@@ -46,7 +47,7 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     if not out.size:
         return
     macros, strips = _result_strips(g, x, grad, out)
-    args = (grad, x, out, g.record())
+    args = (grad, x, out, _record(g))
     _launch("grad_kernel", "grad_kernel.cuh", macros, strips * g.kernel_h, args)
 
 
@@ -57,7 +58,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     macros, strips = _result_strips(g, x, features, out, widest=4)
     macros |= _feature_macros(weight)
     shares = _share_channels(macros, g, strips, enough=0)
-    args = (x, features, weight, bias, out, g.record(), np.int32(weight.shape[1]))
+    args = (x, features, weight, bias, out, _record(g), np.int32(weight.shape[1]))
     _launch("fused_forward", "forward.cuh", macros, strips * shares, args)
 
 
@@ -68,7 +69,7 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     macros, strips = _x_strips(g, out, grad, features, widest=4)
     macros |= _feature_macros(weight)
     shares = _share_channels(macros, g, strips, enough=0)
-    args = (grad, features, weight, bias, out, g.record(), np.int32(weight.shape[1]))
+    args = (grad, features, weight, bias, out, _record(g), np.int32(weight.shape[1]))
     _launch("fused_grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
@@ -86,7 +87,7 @@ def fused_grad_span(
     shares = ceil_div(count, int(macros["FEATURES"])) or 1
     strips //= g.groups
     if grad_features.size:
-        args: tuple[Any, ...] = (grad, x, weight, grad_features, g.record(), np.int32(count))
+        args: tuple[Any, ...] = (grad, x, weight, grad_features, _record(g), np.int32(count))
         _launch("grad_features", "grad_kernel.cuh", macros, strips * shares, args)
 
     warps = g.groups * g.kernel_h * shares
@@ -95,11 +96,17 @@ def fused_grad_span(
     with on_device(x):
         dtype = np.float64 if x.itemsize == 8 else np.float32
         partial = namespace(x).empty((slices, rows, count + 1), dtype)
-    args = (grad, x, features, partial, g.record(), np.int32(count), np.int32(slices))
+    args = (grad, x, features, partial, _record(g), np.int32(count), np.int32(slices))
     _launch("grad_weight", "grad_kernel.cuh", macros, warps * slices * 32, args)
     args = (partial, grad_weight, grad_bias, np.int32(rows), np.int32(count), np.int32(slices))
     files = ("cuda.cuh", "involution/sum_slices.cu")
     cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
+
+
+@lru_cache(1024)
+def _record(g: Geometry) -> Any:
+    """What kernels know of the sizes; made once for each, as it takes longer than to launch."""
+    return g.record()
 
 
 def _launch(name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]) -> None:

@@ -1,8 +1,4 @@
-"""The article's network, with the pitfalls of its listing mended.
-
-The article is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
-page "The article's model" in the documentation says what was mended and why.
-"""
+"""The article's network, with the pitfalls of its listing mended."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""Are source archive and wheel complete, and nothing else in them? ``release.py SDIST WHEEL``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+SUFFIXES = {".py", ".cu", ".cuh", ".typed"}
+IN_SDIST = ("invocupy/", "tests/", "benchmarks/", "docs/")
+BESIDE = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "pyproject.toml"}
+ADDED = {"PKG-INFO", ".gitignore"}  # by the build
+
+
+def same(what: str, found: set[str], wanted: set[str]) -> None:
+    if found != wanted:
+        sys.exit(f"{what}: unasked {sorted(found - wanted)}, missing {sorted(wanted - found)}")
+
+
+def main(sdist: str, wheel: str) -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
+    tracked = set(listed.stdout.split())
+
+    with tarfile.open(sdist) as archive:
+        names = {Path(m.name).relative_to(Path(m.name).parts[0]) for m in archive if m.isfile()}
+    wanted = {name for name in tracked if name.startswith(IN_SDIST)} | BESIDE | ADDED
+    same("source archive", {name.as_posix() for name in names}, wanted)
+
+    files = set(zipfile.ZipFile(wheel).namelist())
+    package = {name for name in tracked if name.startswith("invocupy/")}
+    if odd := {name for name in package if Path(name).suffix not in SUFFIXES}:
+        sys.exit(f"package: neither Python nor CUDA source: {sorted(odd)}")
+    about = {name for name in files if name.split("/")[0].endswith(".dist-info")}
+    same("wheel", files - about, package)
+    print(f"source archive {len(names)} files, wheel {len(files)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

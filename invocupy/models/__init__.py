@@ -1,0 +1,40 @@
+"""Networks: the article's, the involution networks of the paper, and the ResNets they come from.
+
+The article is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
+page "The article's model" in the documentation says what was mended in its network, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from invocupy.models.rednet import RedNet, rednet26, rednet38, rednet50, rednet101, rednet152
+from invocupy.models.resnet import ResNet, resnet18, resnet50
+from invocupy.models.simple import SimpleBlock, SimpleModel
+
+__all__ = [
+    "NETWORKS",
+    "RedNet",
+    "ResNet",
+    "SimpleBlock",
+    "SimpleModel",
+    "rednet26",
+    "rednet38",
+    "rednet50",
+    "rednet101",
+    "rednet152",
+    "resnet18",
+    "resnet50",
+]
+
+
+NETWORKS: dict[str, Callable[..., RedNet | ResNet]] = {
+    "rednet26": rednet26,
+    "rednet38": rednet38,
+    "rednet50": rednet50,
+    "rednet101": rednet101,
+    "rednet152": rednet152,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+}
+"""The networks that take ``(num_classes, in_channels, stem)``, by name."""

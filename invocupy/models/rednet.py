@@ -1,0 +1,285 @@
+"""RedNet, the paper's networks: ResNet with involutions in place of its spatial convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from invocupy import nn
+from invocupy.models.resnet import (
+    STAGES,
+    Bottleneck,
+    Rng,
+    Stem,
+    check_sizes,
+    classify,
+    conv,
+    draw_weight,
+)
+
+
+class RedNetStem(nn.Module):
+    """3x3 convolution, 3x3 involution, 3x3 convolution, each with norm and ReLU.
+
+    Parameters
+    ----------
+    in_channels : int
+    stem : "imagenet" or "cifar"
+        With a stride of 2 and a 3x3 max pool of stride 2, or with neither.
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models.rednet import RedNetStem
+    >>> stem = RedNetStem(3, "imagenet", "auto", np.random.default_rng(0))
+    >>> stem(np.ones((1, 3, 33, 32), np.float32)).shape
+    (1, 64, 9, 8)
+    """
+
+    def __init__(
+        self, in_channels: int, stem: Stem, fused: nn.FusedOption, rng: np.random.Generator
+    ) -> None:
+        large = stem == "imagenet"
+        self.conv1 = conv(in_channels, 32, 3, 2 if large else 1, rng)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.conv2 = _involution(32, 3, 1, fused, rng)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.conv3 = conv(32, 64, 3, 1, rng)
+        self.bn3 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+
+    def forward(self, x: Any) -> Any:
+        """(N, in_channels, H, W) to (N, 64, Ho, Wo): a fourth of the size, or all of it."""
+        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn2(self.conv2(x), relu=True)
+        return self.maxpool(self.bn3(self.conv3(x), relu=True))
+
+
+class RedNet(nn.Module):
+    """The involution network: a stem, four stages of bottlenecks, mean, linear map.
+
+    As the authors' code has it (Li et al., arXiv 2103.06255, section 4): 7x7 involutions with 16
+    channels a group and reduction 4 between 1x1 convolutions. With a stride their generator sees
+    the 2x2 average of x; in ceil mode, so that odd sizes work, where the authors' code fails.
+    Initial weights are theirs too: for convolutions normal of variance
+    ``2 / (out_channels * K * K)``, biases 0, norms 1 and 0 but the last one of a block 0 and 0,
+    ``fc`` normal of deviation 0.01.
+
+    Parameters
+    ----------
+    depths : sequence of int
+        Blocks of each stage.
+    num_classes, in_channels : int
+    stem : "imagenet" or "cifar"
+        The authors', which leaves a fourth of the size, or, for small images, the same without
+        stride and pool.
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator or int, optional
+        Where the initial weights are drawn from, or its seed.
+
+    Raises
+    ------
+    ValueError
+        For another stem, or sizes below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models import RedNet
+    >>> model = RedNet((1, 1, 1, 1), num_classes=10, stem="cifar", rng=0)
+    >>> model(np.zeros((2, 3, 32, 32), np.float32)).shape
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        stem: Stem = "imagenet",
+        fused: nn.FusedOption = "auto",
+        rng: Rng = None,
+    ) -> None:
+        check_sizes(num_classes, in_channels, stem)
+        rng = np.random.default_rng(rng)
+        self.stem = RedNetStem(in_channels, stem, fused, rng)
+        channels = 64
+        for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
+            blocks = []
+            for i in range(depth):
+                stride = 2 if stage > 1 and i == 0 else 1
+                spatial = _involution(width, 7, stride, fused, rng)
+                blocks.append(Bottleneck(channels, width, stride, rng, spatial))
+                _zero(blocks[-1].bn3.weight)
+                channels = Bottleneck.expansion * width
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes, rng=rng)
+        self.fc.weight.data = rng.normal(0, 0.01, self.fc.weight.shape).astype(np.float32)
+        _zero(self.fc.bias)
+
+    def forward(self, x: Any) -> Any:
+        """(N, in_channels, H, W) to logits (N, num_classes)."""
+        return classify(self, self.stem(x))
+
+
+def _involution(
+    channels: int, kernel_size: int, stride: int, fused: nn.FusedOption, rng: np.random.Generator
+) -> nn.Involution:
+    """The authors' layer: no bias before the generator's norm, and their initial weights."""
+    layer = nn.Involution(channels, kernel_size, stride=stride, fused=fused, rng=rng)
+    layer.reduce.bias = None
+    draw_weight(layer.reduce, rng)
+    draw_weight(layer.span, rng)
+    _zero(layer.span.bias)
+    return layer
+
+
+def _zero(parameter: nn.Parameter | None) -> None:
+    if parameter is not None:
+        parameter.data = np.zeros_like(parameter.data)
+
+
+def rednet26(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: Stem = "imagenet",
+    fused: nn.FusedOption = "auto",
+    rng: Rng = None,
+) -> RedNet:
+    """RedNet-26: 9,233,166 parameters for 1000 classes.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import rednet26
+    >>> sum(p.size for p in rednet26().parameters())
+    9233166
+    """
+    return RedNet((1, 2, 4, 1), num_classes, in_channels, stem, fused, rng)
+
+
+def rednet38(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: Stem = "imagenet",
+    fused: nn.FusedOption = "auto",
+    rng: Rng = None,
+) -> RedNet:
+    """RedNet-38: 12,386,986 parameters for 1000 classes.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import rednet38
+    >>> sum(p.size for p in rednet38().parameters())
+    12386986
+    """
+    return RedNet((2, 3, 5, 2), num_classes, in_channels, stem, fused, rng)
+
+
+def rednet50(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: Stem = "imagenet",
+    fused: nn.FusedOption = "auto",
+    rng: Rng = None,
+) -> RedNet:
+    """RedNet-50: 15,540,806 parameters for 1000 classes.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import rednet50
+    >>> sum(p.size for p in rednet50().parameters())
+    15540806
+    """
+    return RedNet((3, 4, 6, 3), num_classes, in_channels, stem, fused, rng)
+
+
+def rednet101(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: Stem = "imagenet",
+    fused: nn.FusedOption = "auto",
+    rng: Rng = None,
+) -> RedNet:
+    """RedNet-101: 25,652,950 parameters for 1000 classes.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import rednet101
+    >>> sum(p.size for p in rednet101().parameters())
+    25652950
+    """
+    return RedNet((3, 4, 23, 3), num_classes, in_channels, stem, fused, rng)
+
+
+def rednet152(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    stem: Stem = "imagenet",
+    fused: nn.FusedOption = "auto",
+    rng: Rng = None,
+) -> RedNet:
+    """RedNet-152: 33,984,582 parameters for 1000 classes.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import rednet152
+    >>> sum(p.size for p in rednet152().parameters())
+    33984582
+    """
+    return RedNet((3, 8, 36, 3), num_classes, in_channels, stem, fused, rng)
