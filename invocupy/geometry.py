@@ -190,6 +190,14 @@ class Geometry:
         """(N, C, Ho, Wo)."""
         return self.batch, self.channels, self.out_h, self.out_w
 
+    def check_grad(self, grad_out: Any) -> None:
+        """Refuse a ``grad_out`` that has not the shape of the result, with a ``ValueError``."""
+        if grad_out.shape != self.out_shape:
+            raise ValueError(
+                f"grad_out must have the shape of the result, {self.out_shape}, "
+                f"got {grad_out.shape}"
+            )
+
     def record(self) -> np.void:
         """The fields as one structured scalar of 15 ``int32``, passed by value to the CUDA source.
 

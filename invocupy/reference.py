@@ -110,7 +110,7 @@ def involution_backward(
     """
     check(grad_out=grad_out, x=x, kernel=kernel)
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
-    _check_grad(grad_out, g)
+    g.check_grad(grad_out)
     xp = namespace(x)
     work = xp.result_type(x.dtype, kernel.dtype)
     with on_device(x):
@@ -228,7 +228,7 @@ def fused_involution_backward(
     shapes = x.shape, features.shape, span_weight.shape
     bias_shape = None if span_bias is None else span_bias.shape
     g = fused_geometry(*shapes, bias_shape, kernel_size, stride, padding, dilation)
-    _check_grad(grad_out, g)
+    g.check_grad(grad_out)
     xp = namespace(x)
     work = xp.result_type(*(array.dtype for array in inputs.values()))
     with on_device(x):
@@ -245,10 +245,3 @@ def fused_involution_backward(
 def _inputs(x: Any, features: Any, span_weight: Any, span_bias: Any) -> dict[str, Any]:
     inputs = {"x": x, "features": features, "span_weight": span_weight}
     return inputs if span_bias is None else {**inputs, "span_bias": span_bias}
-
-
-def _check_grad(grad_out: Any, g: Geometry) -> None:
-    if grad_out.shape != g.out_shape:
-        raise ValueError(
-            f"grad_out must have the shape of the result, {g.out_shape}, got {grad_out.shape}"
-        )

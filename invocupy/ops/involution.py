@@ -100,7 +100,7 @@ def involution_backward(
     """
     check(grad_out=grad_out, x=x, kernel=kernel)
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
-    _check_grad(grad_out, g)
+    g.check_grad(grad_out)
     _, work = _dtypes(x, kernel)
     backend = backends.of("involution", x)
     grad = contiguous(grad_out, work)
@@ -222,7 +222,7 @@ def fused_involution_backward(
         x.shape, features.shape, span_weight.shape, None if span_bias is None else span_bias.shape,
         kernel_size, stride, padding, dilation,
     )  # fmt: skip
-    _check_grad(grad_out, g)
+    g.check_grad(grad_out)
     _, work = _dtypes(*inputs.values())
     backend = backends.of("involution", x)
     wide_x, wide_features, weight, bias = _fused_operands(inputs, work)
@@ -269,13 +269,6 @@ def _dtypes(*inputs: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
 def _promoted(on_gpu: bool, *given: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
     dtype = np.result_type(*given).newbyteorder("=")
     return dtype, np.dtype(np.float32) if dtype == np.float16 and not on_gpu else dtype
-
-
-def _check_grad(grad_out: Any, g: Geometry) -> None:
-    if grad_out.shape != g.out_shape:
-        raise ValueError(
-            f"grad_out must have the shape of the result, {g.out_shape}, got {grad_out.shape}"
-        )
 
 
 def _result(out: Any, shape: tuple[int, ...], dtype: Any, work: Any, x: Any) -> Any:
