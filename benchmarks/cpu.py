@@ -45,13 +45,15 @@ LAYER = {"article": ((32, 64, 32, 32), 3), "RedNet stage 1": ((8, 64, 56, 56), 7
 Calls = dict[str, Callable[[], Any]]
 
 
-def sample(call: Callable[[], Any], seconds: float) -> tuple[float, int]:
-    """How often to repeat ``call`` for one sample of about ``seconds``; the first call warms up."""
-    call()
-    start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    return once, max(1, round(seconds / max(once, 1e-7)))
+def repeats_of(call: Callable[[], Any], seconds: float) -> int:
+    """How often to repeat ``call`` for one sample of about ``seconds``; it is warm afterwards."""
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        if once > 10:  # whatever was compiled in it does not matter
+            break
+    return max(1, round(seconds / max(once, 1e-7)))
 
 
 def interleave(
@@ -60,7 +62,7 @@ def interleave(
     """Run all in turn; milliseconds a call as median, 20 % and 80 % quantile."""
     from limits import spin
 
-    repeats = {name: sample(call, seconds)[1] for name, call in calls.items()}
+    repeats = {name: repeats_of(call, seconds) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -181,7 +183,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for number in arguments.threads if "operator" in arguments.only else ():
         use(number)
         for name, (shape, k, stride) in OPERATOR.items():
-            forward, backward = operator_calls(shape, k, stride, arguments.compile)
+            compiled = arguments.compile and name in LAYER and number > 1
+            forward, backward = operator_calls(shape, k, stride, compiled)
             bytes_, flops = operator_cost(shape, k, stride)
             copied, multiplied = bounds[number].values()
             floor = max(bytes_ / copied, flops / multiplied) / 1e6
