@@ -106,24 +106,35 @@ def test_fused_has_the_same_bits_as_for_arrays(bias: bool) -> None:
         np.testing.assert_array_equal(tensor.numpy(), array)
 
 
-def test_unaligned_memory() -> None:
-    x, kernel = plain_operands(grad=False)
-    assert torch.equal(plain(lay_out(x, "unaligned"), kernel), plain(x, kernel))
-
-
-def test_no_copy_of_contiguous_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The arrays that the backend's forward gets, result included."""
+    arrays: list[Any] = []
     module = invocupy.backends.of("involution", np.ones(1))
     forward = module.forward
 
     def spy(x: Any, kernel: Any, g: Any, out: Any) -> None:
-        seen.extend(array.ctypes.data for array in (x, kernel, out))
+        arrays.extend((x, kernel, out))
         forward(x, kernel, g, out)
 
     monkeypatch.setattr(module, "forward", spy)
+    return arrays
+
+
+def test_unaligned_memory_is_copied(seen: list[Any]) -> None:
+    x, kernel = plain_operands(grad=False)
+    x = lay_out(x, "unaligned")
+    plain(x, kernel)
+    assert not x.numpy().flags.aligned
+    assert all(array.flags.aligned for array in seen)
+    np.testing.assert_array_equal(seen[0], x)
+
+
+def test_no_copy_of_contiguous_tensors(seen: list[Any]) -> None:
     x, kernel = plain_operands()
     out = plain(x, kernel)
-    assert seen == [x.data_ptr(), kernel.data_ptr(), out.data_ptr()]
+    addresses = [array.ctypes.data for array in seen]
+    assert addresses == [x.data_ptr(), kernel.data_ptr(), out.data_ptr()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -110,6 +110,11 @@ CONTRACT = {
     'dilation=1, fused="auto"',
     "models.SimpleModel": "height=32, width=32, hidden_channels=64, num_layers=50, num_classes=10",
     "models.SimpleModel.logits": "self, x",
+    **{
+        f"models.rednet{depth}": 'num_classes=1000, in_channels=3, stem="imagenet", fused="auto"'
+        for depth in (26, 38, 50, 101, 152)
+    },
+    "models.resnet18": 'num_classes=1000, in_channels=3, stem="imagenet"',
     "weights.import_state": 'model, state, source="auto"',
     "optim.SGD": "params, lr, momentum=0.0, weight_decay=0.0, nesterov=False",
     "optim.SGD.step": "self",

@@ -179,7 +179,7 @@ def test_numbers_of_images() -> None:
     assert step.plus(1000).of(1) == 1142
 
 
-NEEDS = Needs(StepMemory(((1000, 100),)), StepMemory(((500, 1),)), 3000, 1000, 500)
+NEEDS = Needs(StepMemory(((1000, 100),)), StepMemory(((500, 1),)), 3000, 1000, 250, 500)
 
 
 @pytest.mark.parametrize(
@@ -208,16 +208,18 @@ def test_a_run_that_does_not_fit(
 def test_training_refuses_and_what_it_proposes_fits(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = Config(layers=2, limit=300, batch_size=300, epochs=1, device="cpu")
+    config = Config(layers=2, limit=120, batch_size=120, epochs=1, device="cpu")
     needs = estimate(config, build(config))._replace(data=0)
-    free = needs.training_peak(config) - (8 << 20)  # about ten images too little
+    free = needs.training_peak(replace(config, batch_size=100))
     monkeypatch.setattr("invocupy.train.loop.free_memory", lambda device: free)
-    command = ["train", "--layers", "2", "--limit", "300", "--batch-size", "300", "--epochs", "1"]
+    command = ["train", "--layers", "2", "--limit", "120", "--batch-size", "120", "--epochs", "1"]
     command += ["--device", "cpu", "--out", str(tmp_path / "run")]
     assert main(command) == 2
     error = capsys.readouterr().err
-    assert error.startswith("invocupy: batch_size 300 needs about ")
-    assert re.search(r"accumulate=2 \(the same step in parts\) or batch_size=2[78]\d fits", error)
+    assert error.startswith("invocupy: batch_size 120 needs about ")
+    fits = re.search(r"accumulate=2 \(the same step in parts\) or batch_size=(\d+) fits", error)
+    assert fits
+    assert 95 <= int(fits[1]) <= 105  # the interpreter's own objects move it a little
     assert not (tmp_path / "run").exists()
     assert main([*command, "--accumulate", "2"]) == 0
     monkeypatch.setattr("invocupy.train.loop.free_memory", lambda device: 1 << 20)

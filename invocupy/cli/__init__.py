@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from invocupy._version import __version__
-from invocupy.cli import bench, evaluate, info, look, predict, summary, train
+from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
 from invocupy.cli.notice import compiling_is_told
 
 
@@ -54,11 +54,13 @@ def _exit_code(error: BaseException) -> int | None:
     from invocupy.data import DataError, DownloadError
     from invocupy.extras import MissingExtra
     from invocupy.train import ConfigError, NonFiniteLoss
+    from invocupy.weights import WeightsError
 
     codes: dict[type[Exception], int] = {
         ConfigError: 2,
         DataError: 65,
         CheckpointError: 65,
+        WeightsError: 65,
         DownloadError: 69,
         MissingExtra: 69,
         NonFiniteLoss: 70,
@@ -77,6 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, summary, evaluate, predict, look, bench, info):
+    for module in (train, summary, evaluate, predict, look, import_, bench, info):
         module.add(commands)
     return parser

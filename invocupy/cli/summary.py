@@ -31,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from invocupy.summary import layers
     from invocupy.train import Config, build, estimate, free_memory, pick_device
-    from invocupy.train.memory import EVALUATION_BATCH, size
+    from invocupy.train.memory import size
 
     config = Config(**given_settings(arguments))
     device = pick_device(config.device)
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     print(
         f"\n{rows[0].parameters:,} parameters, {rows[0].macs:,} multiply-adds an image\n"
         f"memory on {device}: training step {size(step)} ({batch}), evaluation {size(evaluation)} "
-        f"({EVALUATION_BATCH} images at a time); {fits}, {size(free)} are free\n"
+        f"({needs.tested} images at a time); {fits}, {size(free)} are free\n"
         f"of it the program {size(needs.program)}, the images {size(needs.data)}, weights, "
         f"gradients and velocities {size(needs.training.fixed)}, and each image of a batch "
         f"{size(needs.training.per_image)}"

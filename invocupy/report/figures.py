@@ -101,7 +101,8 @@ def _curves(found: Findings) -> Any:
     best = max(history, key=lambda row: row["test_accuracy"])
     panels[1].annotate(
         f"best {best['test_accuracy']:.1%}", (best["epoch"], best["test_accuracy"]),
-        xytext=(0, -16), textcoords="offset points", ha="center", va="top", color=ORANGE,
+        xytext=(0, -16 if best["test_accuracy"] > 0.3 else 16), textcoords="offset points",
+        ha="center", va="top" if best["test_accuracy"] > 0.3 else "bottom", color=ORANGE,
         arrowprops={"arrowstyle": "-", "color": ORANGE},
     )  # fmt: skip
     panels[2].plot(epochs, [row["lr"] for row in history], color="0.3", marker=marker, markersize=4)
@@ -110,6 +111,8 @@ def _curves(found: Findings) -> Any:
     for axes in panels:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(epochs) <= 10:
+            axes.set_xticks(epochs)
         axes.grid(alpha=0.25)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     figure.suptitle(f"{found.name}: {found.config.model} on {found.config.dataset}")
@@ -174,14 +177,14 @@ def _kernels(found: Findings, number: int) -> Any:
         _show(line[0], found.mapped, number)
         line[0].set_ylabel(heat.layer.replace(".involution", "").replace(".", " "), fontsize=10)
         for g, axes in enumerate(line[1:]):
+            if heat is found.maps[0]:
+                axes.set_title(f"group {g}", fontsize=10)
+            axes.set_box_aspect(1)
             if g >= len(values):
-                axes.axis("off")
                 continue
             image = axes.imshow(
                 values[g], cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
             )
-            if heat is found.maps[0]:
-                axes.set_title(f"group {g}", fontsize=10)
         bar = figure.colorbar(image, ax=list(line), pad=0.01, aspect=12)
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8)

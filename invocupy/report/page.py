@@ -83,12 +83,13 @@ def _head(found: Findings) -> str:
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["seconds"] * row["images_per_second"] for row in history)
     length = f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s"
+    layers = f", {config.layers} layers" if config.model == "simple" else ""
     facts = [
         (f"{best['test_accuracy']:.2%}", f"best test accuracy, epoch {best['epoch']}"),
         (f"{len(history)} of {config.epochs}", "epochs"),
         (length, "of training"),
         (f"{images / max(seconds, 1e-9):,.0f}", "images a second"),
-        (f"{config.model}, {config.layers} layers", f"on {config.dataset}"),
+        (config.model + layers, f"on {config.dataset}"),
     ]
     items = (f"<li><b>{escape(big)}</b><span>{escape(small)}</span></li>" for big, small in facts)
     return f'<ul class="facts">{"".join(items)}</ul>'

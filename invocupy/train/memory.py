@@ -28,6 +28,7 @@ class Needs(NamedTuple):
     evaluation: StepMemory
     program: int  # on the CPU; a GPU's context counts as used
     images: int  # to train on
+    tested: int  # at a time in the evaluation
     data: int  # of all images
 
     def training_peak(self, config: Config) -> int:
@@ -38,7 +39,7 @@ class Needs(NamedTuple):
     def evaluation_peak(self) -> int:
         """Of a batch of the test set, with everything that is there besides."""
         # Gradients and velocities stay, and training.fixed has the weights already.
-        images = EVALUATION_BATCH * self.evaluation.per_image
+        images = self.tested * self.evaluation.per_image
         return self.program + self.data + self.training.fixed + images
 
 
@@ -70,7 +71,8 @@ def estimate(config: Config, model: nn.Module) -> Needs:
     on_cpu = all(isinstance(p.data, np.ndarray) for p in model.parameters())
     images = [min(config.overfit or config.limit or n, n) for n in DATASETS[config.dataset].sizes]
     evaluation, program = evaluation_memory(model, _IMAGE), PROGRAM if on_cpu else 0
-    return Needs(training, evaluation, program, images[0], sum(images) * _PER_IMAGE)
+    tested = min(EVALUATION_BATCH, images[1])
+    return Needs(training, evaluation, program, images[0], tested, sum(images) * _PER_IMAGE)
 
 
 def check_memory(config: Config, needs: Needs, available: int) -> None:
@@ -93,7 +95,7 @@ def check_memory(config: Config, needs: Needs, available: int) -> None:
     --------
     >>> from invocupy.summary import StepMemory
     >>> from invocupy.train import Config
-    >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 0)
+    >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 250, 0)
     >>> check_memory(Config(batch_size=100), needs, 60 << 20)
     Traceback (most recent call last):
     ...

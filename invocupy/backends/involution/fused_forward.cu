@@ -40,7 +40,7 @@ struct Generated {
 };
 
 // Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
-constexpr int RESIDENT = TAPS > 4 ? 0 : 3;
+constexpr int RESIDENT = TAPS > 4 || window::SPAN > 12 ? 0 : 3;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,

@@ -51,7 +51,8 @@ struct Generated {
 };
 
 // Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
-constexpr int RESIDENT = sizeof(ACCUM) == 8 ? 0 : TAPS * LIVE <= 12 ? 4 : TAPS * LIVE <= 16 ? 3 : 0;
+constexpr int HELD = TAPS * LIVE;
+constexpr int RESIDENT = sizeof(ACCUM) == 8 || DILATION_W > 1 || HELD > 16 ? 0 : TAPS > 3 ? 3 : 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 fused_grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ features,

@@ -5,7 +5,7 @@
 // through its registers tap row by tap row.
 
 // Blocks on a multiprocessor, so many that nothing spills.
-constexpr int RESIDENT = TAPS > 4 ? 4 : 5;
+constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 ? 4 : 5;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,

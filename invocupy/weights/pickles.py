@@ -1,0 +1,228 @@
+"""Reading pickles without unpickling: no name in the file ever reaches an import or a call.
+
+A pickle is a program for a stack machine. This one knows the instructions that build dicts, lists,
+tuples, strings and numbers; where the file names a function, only a name in a table given by the
+caller is accepted, and what is called is the table's function. Anything else is refused.
+
+Nothing here grows beyond the file: shared objects stay shared, keys are strings or integers (no
+hash walks through nested tuples), and objects from the file are never printed.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Table = Mapping[str, Callable[..., Any]]
+"""From ``module.name`` to what takes its place."""
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be read or does not fit. One line: file, rule, way out."""
+
+
+class Buildable:
+    """What a function of a table may give: an object that takes its state afterwards."""
+
+    def build(self, state: Any) -> None:
+        """Take over the state that the file has for it."""
+        raise NotImplementedError
+
+
+_MARK = object()
+_CONSTANTS: dict[str, Any] = {
+    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK,
+}  # fmt: skip
+_VALUES = {
+    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+
+
+def read_pickle(
+    content: bytes, table: Table, persistent: Callable[[Any], Any] | None = None
+) -> Any:
+    """The object that a pickle describes.
+
+    Parameters
+    ----------
+    content : bytes
+    table : mapping of str to callable
+        What the names in the file stand for.
+    persistent : callable, optional
+        What a persistent id in the file stands for; without it, there may be none.
+
+    Returns
+    -------
+    object
+        Of dict, list, tuple, str, bytes, int, float, bool, None and what the table gives.
+
+    Raises
+    ------
+    WeightsError
+        If the pickle is cut short, not well formed, or asks for anything else.
+
+    Examples
+    --------
+    >>> from invocupy.weights.pickles import read_pickle
+    >>> read_pickle(b"\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.", {})
+    {'a': 1}
+    >>> read_pickle(b"cposix\\nsystem\\n.", {})
+    Traceback (most recent call last):
+    ...
+    invocupy.weights.pickles.WeightsError: its pickle asks for posix.system, which is no array: ...
+    """
+    machine = _Machine(table, persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name != "STOP":  # the last one; without it genops raises
+                machine.step(opcode.name, argument)
+        return machine.pop()
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"its pickle is damaged ({error})") from error
+
+
+class _Machine:
+    """The stack and the memo."""
+
+    def __init__(self, table: Table, persistent: Callable[[Any], Any] | None) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.table, self.persistent = table, persistent
+
+    def pop(self) -> Any:
+        top = self.stack.pop()
+        if top is _MARK:
+            raise ValueError("a mark where a value is needed")
+        return top
+
+    def pop_to_mark(self) -> list[Any]:
+        for i in range(len(self.stack) - 1, -1, -1):
+            if self.stack[i] is _MARK:
+                items = self.stack[i + 1 :]
+                del self.stack[i:]
+                return items
+        raise ValueError("no mark")
+
+    def step(self, name: str, argument: Any) -> None:
+        """One instruction."""
+        if name in _VALUES:
+            self.stack.append(argument)
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name in ("PROTO", "FRAME"):
+            pass
+        else:
+            method = getattr(self, f"_{name.lower()}", None)
+            if method is None:
+                raise WeightsError(f"its pickle has an instruction {name} that arrays do not need")
+            method(argument)
+
+    def _empty_dict(self, _: Any) -> None:
+        self.stack.append({})
+
+    def _empty_list(self, _: Any) -> None:
+        self.stack.append([])
+
+    def _tuple(self, _: Any) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def _tuple1(self, _: Any) -> None:
+        self.stack.append((self.pop(),))
+
+    def _tuple2(self, _: Any) -> None:
+        last = self.pop()
+        self.stack.append((self.pop(), last))
+
+    def _tuple3(self, _: Any) -> None:
+        last, middle = self.pop(), self.pop()
+        self.stack.append((self.pop(), middle, last))
+
+    def _append(self, _: Any) -> None:
+        item = self.pop()
+        self._top(list).append(item)
+
+    def _appends(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        self._top(list).extend(items)
+
+    def _setitem(self, _: Any) -> None:
+        value = self.pop()
+        self._set([self.pop(), value])
+
+    def _setitems(self, _: Any) -> None:
+        self._set(self.pop_to_mark())
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, (str, int)):
+                raise TypeError("a key that is neither text nor a number")
+            target[key] = value
+
+    def _top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise TypeError("the wrong kind of object")
+        return self.stack[-1]
+
+    def _global(self, argument: str) -> None:
+        module, _, name = argument.partition(" ")
+        self._named(module, name)
+
+    def _stack_global(self, _: Any) -> None:
+        name = self.pop()
+        self._named(self.pop(), name)
+
+    def _named(self, module: Any, name: Any) -> None:
+        if not (isinstance(module, str) and isinstance(name, str)):
+            raise TypeError("a name that is not text")
+        found = self.table.get(f"{module}.{name}")
+        if found is None:
+            asked = f"{module}.{name}"[:80]
+            raise WeightsError(
+                f"its pickle asks for {asked}, which is no array: nothing of it was run. "
+                "Only dictionaries of arrays are read"
+            )
+        self.stack.append(_Function(found))
+
+    def _reduce(self, _: Any) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Function) or type(arguments) is not tuple:
+            raise TypeError("a call of something that is no function")
+        self.stack.append(function.call(*arguments))
+
+    def _build(self, _: Any) -> None:
+        state = self.pop()
+        target = self.stack[-1]
+        if isinstance(target, Buildable):
+            target.build(state)
+        elif type(target) is not dict:  # whose attributes, such as versions, are of no interest
+            raise TypeError("a state for something that has none")
+
+    def _binpersid(self, _: Any) -> None:
+        if self.persistent is None:
+            raise WeightsError("its pickle refers to something outside of it")
+        self.stack.append(self.persistent(self.pop()))
+
+
+class _Function:
+    """A function of the table; in the file's hands it can only be called by REDUCE, or passed."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+
+def called(value: Any, what: type) -> Any:
+    """The function of the table that the file has passed as an argument, if it is a ``what``."""
+    if not isinstance(value, _Function) or not isinstance(value.call, what):
+        raise TypeError("the wrong kind of argument")
+    return value.call
