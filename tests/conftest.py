@@ -14,7 +14,7 @@ from invocupy.arrays import require_cupy
 # No deadlines: the first call of a kernel compiles it.
 settings.register_profile("dev", max_examples=100, deadline=None)
 settings.register_profile(
-    "ci", max_examples=100, deadline=None, derandomize=True, database=None, print_blob=True
+    "ci", max_examples=300, deadline=None, derandomize=True, database=None, print_blob=True
 )
 settings.register_profile("nightly", max_examples=5000, deadline=None, print_blob=True)
 # On a GPU almost every new geometry compiles a kernel, for a second or so.
