@@ -4,7 +4,7 @@
 ResNet-18 and ResNet-50, with weights and images of the rule in ``tests/network_rule.py``, the
 logits at 224x224 and at an odd size, and in training some numbers of some gradients of the
 cross-entropy for labels 0, 1; and ``tests/data/small.pth``, a checkpoint as PyTorch saves it. With
-``--check`` it compares all networks and writes nothing. Needs PyTorch.
+``--check [NAME...]`` it compares all (or these) networks and writes nothing. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ WANTED = {
 def peer(name: str) -> tuple[Any, dict[str, np.ndarray]]:
     """The network in PyTorch, float64, with the rule's weights; and these."""
     net = PEERS[name](CLASSES)
-    state = network_rule.weights({k: tuple(v.shape) for k, v in net.state_dict().items()})
+    shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    # involutions square what they see, from block to block: the deeper the smaller
+    deep = name in ("rednet101", "rednet152")
+    state = network_rule.weights(shapes, 0.1 if deep else 0.5)
     net.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     return net.double(), state
 
@@ -120,7 +123,8 @@ def save_checkpoint(path: Path) -> None:
 def main() -> None:
     """Compare, and store."""
     check = "--check" in sys.argv
-    results = {name: run(name, check) for name in (PEERS if check else STORED)}
+    names = [name for name in sys.argv if name in PEERS] or PEERS
+    results = {name: run(name, check) for name in (names if check else STORED)}
     if not check:
         path = TESTS / "data" / "networks.json"
         path.parent.mkdir(exist_ok=True)

@@ -178,6 +178,91 @@ def conv2d(
     return apply(ops.conv2d, x, weight, bias, **options)
 
 
+def local_self_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    positions: Any = None,
+    *,
+    kernel_size: IntOrPair,
+    heads: int = 1,
+    dilation: IntOrPair = 1,
+) -> Any:
+    """Attention of each pixel to its neighbours: an involution with weights from pairs of pixels.
+
+    ``out[n,c,i,j] = sum_uv A[n,h,u,v,i,j] * value[n, c, i+u*dh-ph, j+v*dw-pw]``, h the head of c,
+    ``A = softmax_uv(query[n,h,:,i,j] . (key[n,h,:,i+u*dh-ph,j+v*dw-pw] + positions[h,u,v,:]) /
+    sqrt(D))`` (Ramachandran et al., arXiv 1906.05909, eq. 3, divided by ``sqrt(D)``). Neighbours
+    outside of the image have no weight. With keys of zero it is :func:`involution` whose kernel is
+    the softmax of a 1x1 convolution of the query (arXiv 2103.06255, section 3.3).
+
+    Parameters
+    ----------
+    query, key : array or Tensor (N, heads*D, H, W), float
+    value : array or Tensor (N, C, H, W), float
+        ``heads`` divides C; channel c uses head ``c // (C // heads)``.
+    positions : array or Tensor (heads, Kh, Kw, D), optional
+        What is added to the key of each neighbour.
+    kernel_size : int or pair
+        Odd: the neighbours.
+    heads : int
+    dilation : int or pair
+
+    Returns
+    -------
+    array or Tensor (N, C, H, W)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`involution`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
+    >>> F.local_self_attention(nothing, nothing, x, kernel_size=(1, 3))[0, 0]
+    array([[1.5, 2. , 3. , 3.5]])
+    """
+    options = {"kernel_size": kernel_size, "heads": heads, "dilation": dilation}
+    return apply(ops.local_self_attention, query, key, value, positions, **options)
+
+
+def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Any:
+    """Attention of each pixel to all pixels.
+
+    ``out[n,c,p] = sum_q softmax_q(query[n,h,:,p] . key[n,h,:,q] / sqrt(D)) * value[n,c,q]``, h the
+    head of c, p and q over all H*W pixels (Vaswani et al., arXiv 1706.03762, eq. 1). Stores
+    ``heads * (H*W)**2`` weights an image: for comparison, not for large images.
+
+    Parameters
+    ----------
+    query, key : array or Tensor (N, heads*D, H, W), float
+    value : array or Tensor (N, C, H, W), float
+        ``heads`` divides C.
+    heads : int
+
+    Returns
+    -------
+    array or Tensor (N, C, H, W)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`involution`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
+    >>> F.self_attention(nothing, nothing, x)[0, 0]
+    array([[2.5, 2.5, 2.5, 2.5]])
+    """
+    return apply(ops.self_attention, query, key, value, heads=heads)
+
+
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """``x @ weight.T + bias``.
 

@@ -34,7 +34,7 @@ def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return ((z >> np.uint64(40)) / 2.0**24).reshape(shape)
 
 
-def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def weights(shapes: Mapping[str, tuple[int, ...]], variance: float = 0.5) -> dict[str, np.ndarray]:
     """Names to arrays, float32."""
     arrays = {}
     for name, shape in shapes.items():
@@ -43,7 +43,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             arrays[name] = np.zeros(shape, np.int64)
             continue
         if len(shape) > 1:
-            u = (2 * u - 1) * math.sqrt(1.5 / math.prod(shape[1:]))
+            u = (2 * u - 1) * math.sqrt(3 * variance / math.prod(shape[1:]))
         elif name.endswith(("weight", "running_var")):
             u = u + 0.5
         else:

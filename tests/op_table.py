@@ -237,6 +237,20 @@ ROWS = [
         function=_fixed_norm_function,
         variant="fixed statistics",
     ),
+    Row(
+        "local_self_attention",
+        [normal(2, 4, 5, 4), normal(2, 4, 5, 4), normal(2, 6, 5, 4), normal(2, 3, 3, 2)],
+        {"kernel_size": 3, "heads": 2},
+    ),
+    Row(
+        "local_self_attention",
+        [normal(2, 3, 5, 6), normal(2, 3, 5, 6), normal(2, 2, 5, 6), None],
+        {"kernel_size": (1, 5), "dilation": (1, 2)},
+        variant="no positions, dilated",
+    ),
+    Row(
+        "self_attention", [normal(2, 4, 3, 4), normal(2, 4, 3, 4), normal(2, 6, 3, 4)], {"heads": 2}
+    ),
     Row("involution", [normal(2, 4, 5, 4), normal(2, 2, 3, 3, 5, 4)]),
     Row("involution", [normal(2, 3, 6, 7), normal(2, 1, 3, 2, 3, 9)], STRIDED, variant="strided"),
     Row(

@@ -15,6 +15,8 @@ Adding an operator: write it here, add its function to :mod:`invocupy.functional
 ``tests/op_table.py``.
 """
 
+from invocupy.ops.attention import local_self_attention as local_self_attention
+from invocupy.ops.attention import self_attention as self_attention
 from invocupy.ops.basic import absolute as absolute
 from invocupy.ops.basic import add as add
 from invocupy.ops.basic import concatenate as concatenate

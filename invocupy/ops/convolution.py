@@ -43,7 +43,7 @@ def _product(a: Any, b: Any, offset: Any = None) -> Any:
 
     Not BLAS, on the CPU: its threads and ours would wait for each other's cores.
     """
-    dtype, work = _dtypes(a, b, offset)
+    dtype, work = working_dtypes(a, b, offset)
     value = empty((1, a.shape[0], b.shape[1]), work, b)
     _forward(contiguous(b, work)[None], contiguous(a, work), offset, value)
     return value[0].astype(dtype, copy=False)
@@ -59,7 +59,7 @@ def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
             value[...] = 0 if offset is None else offset[:, None]
 
 
-def _dtypes(*given: Any) -> tuple[Any, Any]:
+def working_dtypes(*given: Any) -> tuple[Any, Any]:
     """The dtype of the result, and what the backend computes in."""
     arrays = [array for array in given if array is not None]
     dtype = np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
@@ -114,7 +114,7 @@ def _blocked(
     """A product of the weights with what the outputs of a block see: patches, but of a few rows."""
     n, (o, c_group, *kernel) = len(x), weight.shape
     (out_h, out_w), o_group, seen_size = out, o // groups, c_group * kernel[0] * kernel[1]
-    xp, (dtype, work) = namespace(x), _dtypes(x, weight, bias)
+    xp, (dtype, work) = namespace(x), working_dtypes(x, weight, bias)
     padded = pad(contiguous(x, work), pads, 0)
     matrix = contiguous(weight, work).reshape(groups, o_group, seen_size)
     offset = None if bias is None else contiguous(bias, work).reshape(groups, o_group)
@@ -209,7 +209,7 @@ def _depthwise(
     x: Any, weight: Any, bias: Any, out: Pair, strides: Pair, pads: Pair, dilations: Pair
 ) -> Result:
     """A kernel for each channel: multiply-adds of the image's windows."""
-    dtype, work = _dtypes(x, weight, bias)
+    dtype, work = working_dtypes(x, weight, bias)
     xp, padded = namespace(x), pad(contiguous(x, work), pads, 0)
     wide = contiguous(weight, work)[:, 0, :, :, None, None]  # (C, Kh, Kw, 1, 1)
     taps = list(windows(weight.shape[2:], out, strides, dilations))
@@ -245,7 +245,7 @@ def _depthwise(
 
 def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
     """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
-    dtype, work = _dtypes(x, weight, bias)
+    dtype, work = working_dtypes(x, weight, bias)
     seen = x[:, :, :: strides[0], :: strides[1]]
     n, c, out_h, out_w = seen.shape
     o = weight.shape[0]
