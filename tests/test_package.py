@@ -297,3 +297,12 @@ def test_backends_have_the_same_functions(folder: Path) -> None:
         assert f"{name}({', '.join(names)})" in described
     for module in ("cpu.py", "cuda.py"):
         assert backend_functions(folder / module) == wanted, f"{folder.name}/{module}"
+
+
+def test_the_page_of_benchmarks_shows_the_results_file() -> None:
+    root = PACKAGE.parent
+    results = root / "benchmarks" / "results" / "cpu.json"
+    command = [sys.executable, str(root / "benchmarks" / "cpu.py"), "--table", str(results)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert len(done.stdout.splitlines()) > 20
+    assert done.stdout in (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
