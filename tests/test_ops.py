@@ -202,6 +202,20 @@ def test_batch_norm_refuses_missing_statistics() -> None:
         F.batch_norm(np.ones((0, 2, 2, 2)), training=True)
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "residual"])
+def test_batch_norm_refuses_arrays_that_would_be_read_past_their_end(name: str) -> None:
+    x = np.ones((2, 3, 4, 4))
+    given: dict[str, Any] = dict.fromkeys(
+        ("running_mean", "running_var", "weight", "bias"), np.ones(3)
+    )
+    assert F.batch_norm(x, **given, residual=x).shape == x.shape
+    for wrong in (np.ones(1), np.ones((1, 1, 1, 1)), np.ones((2, 3, 1, 1))):
+        with pytest.raises(ValueError, match=name.removeprefix("running_") + " must have .*shape"):
+            F.batch_norm(x, **{**given, name: wrong})
+    with pytest.raises(ValueError, match=r"x must have 4 dimensions .*\(3, 4, 4\)"):
+        F.batch_norm(x[0], **given)
+
+
 # ---------------------------------------------------------------------------- softmax, loss
 
 
