@@ -274,6 +274,12 @@ def test_cross_entropy_refuses(logits: Any, labels: Any, options: Any, message: 
         F.cross_entropy(logits, labels, **options)
 
 
+def test_cross_entropy_takes_labels_as_an_array() -> None:
+    for labels in ([0, 1], None):
+        with pytest.raises(TypeError, match="labels must be a NumPy array"):
+            F.cross_entropy(np.ones((2, 3)), labels)
+
+
 # ---------------------------------------------------------------------------- convolution
 
 
