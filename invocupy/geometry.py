@@ -254,15 +254,15 @@ def fused_geometry(
     if bias_shape is not None and bias_shape != weight_shape[:1]:
         raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
     if len(x_shape) == 4:
+        # Say "features", not "kernel", where it is the features that do not fit.
+        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
         if x_shape[1] % groups:
             raise ValueError(
                 f"span_weight must have G*Kh*Kw rows with a G that divides the channels of x: "
                 f"span_weight {weight_shape} with Kh*Kw = {taps} has G={groups}, "
                 f"x {x_shape} has C={x_shape[1]}"
             )
-        # Say "features", not "kernel", where it is the features that do not fit.
-        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-        pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
         sizes = tuple(
             output_size(*axis)
             for axis in zip(
