@@ -3,7 +3,7 @@
 ``python benchmarks/network_vectors.py`` writes ``tests/data/networks.json``: for RedNet-26,
 ResNet-18 and ResNet-50, with weights and images of the rule in ``tests/network_rule.py``, the
 logits at 224x224 and at an odd size, and in training some numbers of some gradients of the
-cross-entropy for labels 0, 1; and ``tests/data/small.pth``, a checkpoint as PyTorch saves it. With
+cross-entropy for labels 0, 1; and ``tests/data/small*.pth``, a checkpoint as PyTorch saves it. With
 ``--check [NAME...]`` it compares all (or these) networks and writes nothing. Needs PyTorch.
 """
 
@@ -117,7 +117,10 @@ def save_checkpoint(path: Path) -> None:
         double=numbers.double(),
     )
     optimizer = {"state": {0: {"momentum_buffer": numbers}}, "param_groups": [{"lr": 0.1}]}
-    torch.save({"epoch": 3, "state_dict": state, "optimizer": optimizer}, path)
+    whole = {"epoch": 3, "state_dict": state, "optimizer": optimizer}
+    torch.save(whole, path)
+    old = path.with_name("small-old.pth")  # as before PyTorch 1.6
+    torch.save(whole, old, _use_new_zipfile_serialization=False)
 
 
 def main() -> None:

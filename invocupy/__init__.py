@@ -19,7 +19,10 @@ from invocupy.geometry import Geometry as Geometry
 from invocupy.ops import fused_involution_backward as fused_involution_backward
 from invocupy.ops import involution_backward as involution_backward
 
-_SUBMODULES = ("data", "models", "nn", "optim", "testing", "train", "weights")
+_SUBMODULES = (
+    "checkpoint", "data", "models", "nn", "optim", "report", "summary", "testing", "train",
+    "weights",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ else, so a graph lives as long as its last tensor and is freed by reference coun
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from heapq import heappop, heappush
@@ -71,7 +72,7 @@ class Tensor:
     Raises
     ------
     TypeError
-        For ``requires_grad`` on another dtype than a floating one.
+        For ``requires_grad`` on another dtype than a floating one, and for masked arrays.
 
     Examples
     --------
@@ -88,6 +89,11 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
             data = data.data
+        if type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray):
+            raise TypeError(
+                "data is a masked array, and the mask would be ignored: "
+                "fill it first, for example with .filled(0)"
+            )
         self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
             raise TypeError(
@@ -208,6 +214,9 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.data)
 
+    def __bool__(self) -> bool:
+        return bool(self.data)  # not whether it has a length
+
     def __repr__(self) -> str:
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
@@ -314,6 +323,13 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     """
     tensors = [operand for operand in operands if isinstance(operand, Tensor)]
     plain = [_plain(operand) for operand in operands]
+    for place, operand in enumerate(plain):
+        # NumPy would take some of them in some operators, and Python would join two by "+".
+        if isinstance(operand, (list, tuple)):
+            raise TypeError(
+                f"{list(inspect.signature(op).parameters)[place]} must be a NumPy or CuPy array, "
+                f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
+            )
     value, partials = op(*plain, **options)
     if not tensors:
         return value

@@ -76,6 +76,10 @@ def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> N
 def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Read what :func:`save` wrote, every bit of it checked.
 
+    Parameters
+    ----------
+    path
+
     Returns
     -------
     arrays : dict of str to NumPy array
@@ -130,6 +134,12 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     Written under another name in the same folder, forced to the disk, renamed; then the folder's
     entry is forced to the disk. A killed process may leave the other name behind: :func:`sweep`.
 
+    Parameters
+    ----------
+    path
+        In a folder that exists.
+    content : bytes
+
     Raises
     ------
     OSError
@@ -163,6 +173,10 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 
 def sweep(folder: AnyPath) -> None:
     """Remove what processes killed while writing left in a folder that nobody else writes to.
+
+    Parameters
+    ----------
+    folder
 
     Examples
     --------

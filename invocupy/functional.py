@@ -192,9 +192,9 @@ def local_self_attention(
 
     ``out[n,c,i,j] = sum_uv A[n,h,u,v,i,j] * value[n, c, i+u*dh-ph, j+v*dw-pw]``, h the head of c,
     ``A = softmax_uv(query[n,h,:,i,j] . (key[n,h,:,i+u*dh-ph,j+v*dw-pw] + positions[h,u,v,:]) /
-    sqrt(D))`` (Ramachandran et al., arXiv 1906.05909, eq. 3, divided by ``sqrt(D)``). Neighbours
+    sqrt(D))`` (Ramachandran et al., arXiv 1906.05909, but divided by ``sqrt(D)``). Neighbours
     outside of the image have no weight. With keys of zero it is :func:`involution` whose kernel is
-    the softmax of a 1x1 convolution of the query (arXiv 2103.06255, section 3.3).
+    the softmax of a 1x1 convolution of the query.
 
     Parameters
     ----------
@@ -533,6 +533,8 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any
 
     Raises
     ------
+    TypeError
+        For labels that are no array of the library of ``logits``.
     ValueError
         For shapes, labels or a smoothing that do not fit.
 

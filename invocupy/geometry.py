@@ -242,8 +242,10 @@ def fused_geometry(
     taps = kernel_h * kernel_w
     if len(weight_shape) != 2 or weight_shape[0] % taps or not weight_shape[0]:
         raise ValueError(
-            f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, got {weight_shape}"
+            f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, "
+            f"got {weight_shape}: Kh*Kw rows for each group"
         )
+    groups = weight_shape[0] // taps
     if weight_shape[1] != width:
         raise ValueError(
             f"span_weight must have as many columns as features has channels, "
@@ -255,6 +257,12 @@ def fused_geometry(
         # Say "features", not "kernel", where it is the features that do not fit.
         strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
         pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
+        if x_shape[1] % groups:
+            raise ValueError(
+                f"span_weight must have G*Kh*Kw rows with a G that divides the channels of x: "
+                f"span_weight {weight_shape} with Kh*Kw = {taps} has G={groups}, "
+                f"x {x_shape} has C={x_shape[1]}"
+            )
         sizes = tuple(
             output_size(*axis)
             for axis in zip(
@@ -268,7 +276,7 @@ def fused_geometry(
                 f"involution, {wanted[0]} and {wanted[1]}x{wanted[2]} for x {x_shape}, got {batch} "
                 f"and {out_h}x{out_w}: make one feature vector for each output position"
             )
-    kernel_shape = (batch, weight_shape[0] // taps, kernel_h, kernel_w, out_h, out_w)
+    kernel_shape = (batch, groups, kernel_h, kernel_w, out_h, out_w)
     return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
 
 

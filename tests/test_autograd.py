@@ -366,6 +366,8 @@ def test_as_numpy_and_numbers() -> None:
     assert len(x) == 1
     assert (x.ndim, x.size, x.shape) == (2, 2, (1, 2))
     assert x.sum().item() == float(x.sum()) == 3.0
+    assert not leaf(0.0)
+    assert leaf([[2.0]])
     assert repr(leaf([1.0])) == "Tensor(array([1.]), requires_grad=True)"
     assert repr(Tensor([1])) == "Tensor(array([1]))"
 
@@ -394,6 +396,17 @@ def test_errors() -> None:
         (x * 2).sum().backward()
     with pytest.raises(TypeError, match="requires_grad needs a floating dtype, got int64"):
         Tensor(np.arange(3), requires_grad=True)
+    with pytest.raises(TypeError, match="data is a masked array"):
+        Tensor(np.ma.masked_less(np.arange(3.0), 1))
+    for given in ([1.0, 2.0], (1.0, 2.0)):
+        with pytest.raises(TypeError, match="b must be a NumPy or CuPy array"):
+            _ = x + given
+        with pytest.raises(TypeError, match="a must be a NumPy or CuPy array"):
+            F.add(given, given)
+        with pytest.raises(TypeError, match="x must be a NumPy or CuPy array"):
+            F.softmax(given)
+    with pytest.raises(ValueError, match="truth value"):
+        bool(x)
     with pytest.raises(ValueError, match="a and b must have 2 or more dimensions"):
         _ = x @ x
     with pytest.raises(TypeError, match="labels have no gradient"):

@@ -202,6 +202,20 @@ def test_batch_norm_refuses_missing_statistics() -> None:
         F.batch_norm(np.ones((0, 2, 2, 2)), training=True)
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "residual"])
+def test_batch_norm_refuses_arrays_that_would_be_read_past_their_end(name: str) -> None:
+    x = np.ones((2, 3, 4, 4))
+    given: dict[str, Any] = dict.fromkeys(
+        ("running_mean", "running_var", "weight", "bias"), np.ones(3)
+    )
+    assert F.batch_norm(x, **given, residual=x).shape == x.shape
+    for wrong in (np.ones(1), np.ones((1, 1, 1, 1)), np.ones((2, 3, 1, 1))):
+        with pytest.raises(ValueError, match=name.removeprefix("running_") + " must have .*shape"):
+            F.batch_norm(x, **{**given, name: wrong})
+    with pytest.raises(ValueError, match=r"x must have 4 dimensions .*\(3, 4, 4\)"):
+        F.batch_norm(x[0], **given)
+
+
 # ---------------------------------------------------------------------------- softmax, loss
 
 
@@ -258,6 +272,12 @@ def test_softmax_neither_overflows_nor_underflows(dtype: str, xp: ModuleType) ->
 def test_cross_entropy_refuses(logits: Any, labels: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         F.cross_entropy(logits, labels, **options)
+
+
+def test_cross_entropy_takes_labels_as_an_array() -> None:
+    for labels in ([0, 1], None):
+        with pytest.raises(TypeError, match="labels must be a NumPy"):
+            F.cross_entropy(np.ones((2, 3)), labels)
 
 
 # ---------------------------------------------------------------------------- convolution
@@ -480,7 +500,7 @@ def test_pools_refuse(pool: Any) -> None:
         pool(np.ones((2, 4, 4)), 2)
     with pytest.raises(ValueError, match="padding must be at most half of kernel_size"):
         pool(np.ones((1, 1, 4, 4)), 2, padding=2)
-    with pytest.raises(ValueError, match="too small for kernel size"):
+    with pytest.raises(ValueError, match=r"x of 1x4 is too small for kernel size 2x2.*: give"):
         pool(np.ones((1, 1, 1, 4)), 2)
     with pytest.raises(ValueError, match="kernel_size must be an integer >= 1"):
         pool(np.ones((1, 1, 4, 4)), 0)

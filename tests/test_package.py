@@ -184,7 +184,7 @@ def test_version_is_one() -> None:
 
 # ---------------------------------------------------------------------------- docstrings
 
-PUBLIC = ["data", "functional", "models", "nn", "optim", "reference", "testing", "train", "weights"]
+PUBLIC = ["functional", "reference", *invocupy._SUBMODULES]
 
 
 def lacking(item: Any) -> list[str]:

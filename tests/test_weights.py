@@ -154,8 +154,9 @@ def test_sources_that_do_not_fit() -> None:
 # ---------------------------------------------------------------------------- files
 
 
-def test_a_checkpoint_of_pytorch() -> None:
-    arrays = read(DATA / "small.pth")
+@pytest.mark.parametrize("name", ["small.pth", "small-old.pth"])
+def test_a_checkpoint_of_pytorch(name: str) -> None:
+    arrays = read(DATA / name)
     plain = np.arange(12.0).reshape(3, 4)
     expected = {
         "plain": plain.astype("f4"), "parameter": (plain / 8).astype("f4"),
@@ -315,6 +316,19 @@ def test_hostile_pytorch_files(content: bytes, message: str | None, tmp_path: Pa
         read(path)
 
 
+def test_old_files_cut_short_or_hostile(tmp_path: Path) -> None:
+    path, whole = tmp_path / "w.pth", (DATA / "small-old.pth").read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(WeightsError):
+            read(path)
+    evil = whole.replace(b"torch._utils\n_rebuild_tensor_v2", b"posix\nsystem")
+    assert evil != whole
+    path.write_bytes(evil)
+    with pytest.raises(WeightsError, match=r"asks for posix\.system"):
+        read(path)
+
+
 def test_hostile_zips(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch_zip(path, tensor(), compression=zipfile.ZIP_DEFLATED)
@@ -408,7 +422,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         (b"GIF89a", "it is no safetensors"),
         (b"PK\x03\x04", "damaged"),
         (b"\x02\0\0\0\0\0\0\0{]", "no whole safetensors"),
-        (bytes.fromhex("80028a0a6cfc9c46f9206aa850192e2e"), "PyTorch before 1.6"),
+        (bytes.fromhex("80028a0a6cfc9c46f9206aa850192e2e"), "pickle is damaged"),
     ):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=message):
@@ -425,10 +439,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_damage_gives_arrays_or_our_error(seed: int, tmp_path_factory: Any) -> None:
     """Bits flipped anywhere in a file."""
     rng = np.random.default_rng(seed)
-    kinds = ["small.pth", "w.pdparams", "w.npz"]
-    kind = kinds[rng.integers(3)]
+    kinds = ["small.pth", "small-old.pth", "w.pdparams", "w.npz"]
+    kind = kinds[rng.integers(4)]
     path = tmp_path_factory.mktemp("damage") / kind
-    if kind == "small.pth":
+    if kind.startswith("small"):
         path.write_bytes((DATA / kind).read_bytes())
     else:
         (write_npz if kind == "w.npz" else write_pickle(4))(path)

@@ -63,7 +63,7 @@ class RedNetStem(nn.Module):
 class RedNet(nn.Module):
     """The involution network: a stem, four stages of bottlenecks, mean, linear map.
 
-    As the authors' code has it (Li et al., arXiv 2103.06255, section 4): 7x7 involutions with 16
+    As the authors' code has it (Li et al., arXiv 2103.06255): 7x7 involutions with 16
     channels a group and reduction 4 between 1x1 convolutions. With a stride their generator sees
     the 2x2 average of x; in ceil mode, so that odd sizes work, where the authors' code fails.
     Initial weights are theirs too: for convolutions normal of variance

@@ -19,7 +19,7 @@ STAGES = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which x goes, too (He et al., arXiv 1512.03385, section 4.1).
+    """Two 3x3 convolutions around which x goes, too (He et al., arXiv 1512.03385, figure 5).
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
     """1x1 convolution to fewer channels, a spatial layer, 1x1 convolution to four times as many.
 
     The spatial layer is what differs: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385,
-    figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255, section 4). It has the
+    figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255). It has the
     block's stride.
 
     Parameters

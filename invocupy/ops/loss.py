@@ -31,6 +31,12 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> 
 
     ``target`` is 1 at the label, blended with the uniform distribution by ``label_smoothing``.
     """
+    xp = namespace(logits)
+    if not isinstance(labels, xp.ndarray):
+        raise TypeError(
+            f"labels must be a {'CuPy' if is_cupy(logits) else 'NumPy'} array like logits, "
+            f"got {type(labels).__name__}: convert them with asarray"
+        )
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
             f"logits must be (N, K) floats and labels (N,) integers, "
@@ -42,7 +48,6 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> 
     # On the GPU this check would wait for the device in every step.
     if not is_cupy(labels) and count and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
-    xp = namespace(logits)
     log_p, _ = log_softmax(logits)
     rows = xp.arange(count)
     off = label_smoothing / classes if classes else 0.0

@@ -60,9 +60,20 @@ def batch_norm(
     With ``training``, ``mean`` and ``var`` are those of ``x`` itself (:func:`batch_moments`) and
     the gradient flows through them; else they are constants.
     """
+    if x.ndim != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
     work, channel = _dtypes(x)
     backend = backends.of("batch_norm", x)
     xp, channels = namespace(x), x.shape[1]
+    per_channel = {"mean": mean, "var": var, "weight": weight, "bias": bias}
+    for name, array in per_channel.items():
+        if array.shape != (channels,):
+            raise ValueError(
+                f"{name} must have shape ({channels},) for x {x.shape}, got {array.shape}"
+            )
+    # The backends take it to be as large as x: they would read past the end of a smaller one.
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
     # Per-channel arithmetic on (C,) arrays; the passes over the images are the backend's.
     with on_device(x):
         mean = contiguous(mean, channel)

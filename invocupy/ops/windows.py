@@ -23,7 +23,8 @@ def out_size(
             out += 1
         if out < 1 and n:
             raise ValueError(
-                f"x of {sizes} is too small for kernel size {kernel}, padding {padding}"
+                f"x of {sizes[0]}x{sizes[1]} is too small for kernel size {kernel[0]}x{kernel[1]}, "
+                f"padding {padding}, dilation {dilation}: give more padding or a smaller kernel"
             )
         result.append(max(out, 0))
     return result[0], result[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.weights.pickles import Buildable, Table, called
+from invocupy.weights.pickles import Buildable, Table, called, read_pickle
 
 Array = np.ndarray[Any, Any]
 
@@ -115,15 +115,15 @@ class _StorageKind:
     """Stands for ``torch.FloatStorage`` and its like, which are only ever arguments."""
 
     def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+        self.dtype = np.dtype(dtype)
 
     def __call__(self, *_: Any) -> Any:
         raise TypeError("a storage made directly")
 
 
-_BFLOAT16 = "bfloat16"
+_BFLOAT16 = np.dtype("u2")  # which PyTorch has no storage of
 _STORAGES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": _BFLOAT16, "Long": "i8", "Int": "i4",
+    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
     "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1",
 }  # fmt: skip
 
@@ -152,15 +152,16 @@ def _rebuild_parameter(data: Any, *_: Any) -> Pending:
     return data
 
 
-TORCH: Table = {
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+TORCH: dict[str, Callable[..., Any]] = {
     **_COMMON,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    _REBUILD: _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     **{f"torch.{kind}Storage": _StorageKind(dtype) for kind, dtype in _STORAGES.items()},
 }
 
 
-def storages(read: Callable[[str], bytes], big: bool) -> Callable[[Any], Array]:
+def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], Array]:
     """What PyTorch's persistent ids stand for: arrays, each read once.
 
     Parameters
@@ -173,22 +174,38 @@ def storages(read: Callable[[str], bytes], big: bool) -> Callable[[Any], Array]:
     known: dict[str, Array] = {}
 
     def storage(identity: Any) -> Array:
-        word, kind, key, _, count = identity
-        dtype = called(kind, _StorageKind).dtype
-        (count,) = _sizes((count,))
-        if word != "storage" or not isinstance(key, str) or not re.fullmatch(r"\d+", key):
-            raise TypeError("something other than a storage")
+        key, order, count = _identity(identity)
         if key not in known:
-            half = dtype == _BFLOAT16
-            order = np.dtype("u2" if half else dtype).newbyteorder(">" if big else "<")
-            found = np.frombuffer(read(key), order)
+            found = np.frombuffer(read(key), order.newbyteorder(">" if big else "<"))
             # bfloat16 is the upper half of a float32
-            known[key] = (found.astype("u4") << 16).view("f4") if half else found
+            known[key] = (found.astype("u4") << 16).view("f4") if order == _BFLOAT16 else found
         if len(known[key]) != count:
             raise ValueError("a storage of another size")
         return known[key]
 
     return storage
+
+
+def storage_sizes(content: bytes) -> dict[str, int]:
+    """The bytes of each storage that a pickle of PyTorch mentions."""
+    found: dict[str, int] = {}
+
+    def note(identity: Any) -> None:
+        key, order, count = _identity(identity)
+        found[key] = count * order.itemsize
+
+    read_pickle(content, TORCH | {_REBUILD: lambda *_: Pending()}, note)
+    return found
+
+
+def _identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
+    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view])."""
+    word, kind, key, _, count, *view = identity
+    (count,) = _sizes((count,))
+    right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
+    if not right or view not in ([], [None]):
+        raise TypeError("something other than a storage")
+    return key, called(kind, _StorageKind).dtype, count
 
 
 def _sizes(values: Any) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ import numpy as np
 
 from invocupy import checkpoint
 from invocupy.checkpoint import AnyPath
-from invocupy.weights.arrays import TORCH, Array, Pending, numpy_table, storages
-from invocupy.weights.pickles import WeightsError, read_pickle
+from invocupy.weights.arrays import (
+    TORCH,
+    Array,
+    Pending,
+    numpy_table,
+    storage_sizes,
+    storages,
+)
+from invocupy.weights.pickles import WeightsError, end_of_pickle, read_pickle
 
 _WRAPPERS = "state_dict", "model", "model_state_dict"
 _PADDLE_EXTRA = "StructuredToParameterName@@"
@@ -27,8 +35,8 @@ _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorc
 def read(path: AnyPath) -> dict[str, Array]:
     """Read the arrays of a file, whatever program wrote it, without that program.
 
-    Known are safetensors (our own, with their digest checked, and others'), ``.npz``, PyTorch's zip
-    files (``.pth``, ``.pt``; since version 1.6), and pickles of NumPy arrays (Paddle's
+    Known are safetensors (our own, with their digest checked, and others'), ``.npz``, PyTorch's
+    files (``.pth``, ``.pt``; also from before version 1.6), and pickles of NumPy arrays (Paddle's
     ``.pdparams``). What it is is seen from the content. Pickles are not unpickled: of their
     instructions only those that describe arrays are followed, anything else is refused.
 
@@ -89,9 +97,7 @@ def _kind(start: bytes, path: Path) -> Callable[[Path], dict[str, Array]]:
     if len(start) > 8 and start[8:9] == b"{":
         return _safetensors
     if start[:1] == b"\x80" and _OLD_MAGIC in start:
-        raise WeightsError(
-            "it is of PyTorch before 1.6. Save it again there: torch.save(torch.load(...), ...)"
-        )
+        return _old_torch
     if start[:1] == b"\x80":
         return _pickle
     raise WeightsError("it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file")
@@ -159,6 +165,23 @@ def _torch(path: Path) -> dict[str, Array]:
         big = f"{root}byteorder" in names and member("byteorder") == b"big"
         find = storages(lambda key: member(f"data/{key}"), big)
         return _state(read_pickle(member("data.pkl"), TORCH, find))
+
+
+def _old_torch(path: Path) -> dict[str, Array]:
+    """Five pickles, the fourth with the tensors and the last with the storages' order; these."""
+    content = path.read_bytes()
+    ends = [0]
+    for _ in range(5):
+        ends.append(end_of_pickle(content, ends[-1]))
+    _, _, about, main, order = (content[a:b] for a, b in pairwise(ends))
+    sizes, place = storage_sizes(main), ends[-1]
+    places: dict[str, memoryview] = {}
+    for key in read_pickle(order, {}):
+        place += 8  # the number of elements, which the pickle has, too
+        places[key] = memoryview(content)[place : place + sizes[key]]
+        place += sizes[key]
+    big = read_pickle(about, {})["little_endian"] is not True
+    return _state(read_pickle(main, TORCH, storages(places.__getitem__, big)))
 
 
 def _pickle(path: Path) -> dict[str, Array]:

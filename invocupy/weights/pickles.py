@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Any
 
 Table = Mapping[str, Callable[..., Any]]
@@ -83,6 +84,24 @@ def read_pickle(
         raise
     except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
         raise WeightsError(f"its pickle is damaged ({error})") from error
+
+
+def end_of_pickle(content: bytes, start: int) -> int:
+    """Where the pickle that begins at ``start`` ends.
+
+    Raises
+    ------
+    WeightsError
+        If it does not.
+    """
+    file = BytesIO(content)
+    file.seek(start)
+    try:
+        for _ in pickletools.genops(file):
+            pass
+    except ValueError as error:
+        raise WeightsError(f"its pickle is damaged ({error})") from error
+    return file.tell()
 
 
 class _Machine:
