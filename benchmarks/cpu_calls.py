@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ def operator_calls(
     tg = torch.tensor(grad)
     forms = {"unfold": peers.unfold_form, "shift": peers.shift_form}
     if compiled:
+        config = import_module("torch._functorch.config")
+        config.donated_buffer = False  # backward is run many times
         forms["shift, compiled"] = torch.compile(peers.shift_form)
 
     forward: dict[str, Call] = {"invocupy": lambda: invocupy.involution(x, kernel, stride=stride)}
