@@ -178,7 +178,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def row(what: str, calls: Calls, number: int, rounds: int, **facts: Any) -> None:
         ms = interleave(calls, rounds, arguments.seconds, number)
         rows.append({"what": what, **facts, "threads": number, "ms": ms})
-        print(*format_row(rows[-1]), sep="\n", file=sys.stderr)
+        print(*format_row(rows[-1]), sep="\n", file=sys.stderr, flush=True)
 
     for number in arguments.threads if "operator" in arguments.only else ():
         use(number)

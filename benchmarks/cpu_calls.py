@@ -120,8 +120,14 @@ def network_calls(
     x = rng.standard_normal((batch, 3, 32, 32), np.float32)
     labels = rng.integers(0, 10, batch)
     theirs, ours = peers.SimpleModel(layers), models.SimpleModel(num_layers=layers)
-    weights.import_state(ours, theirs.state_dict())
     tx, t_labels = torch.tensor(x), torch.tensor(labels)
+    if not training:  # running statistics that belong to the weights, or the depth blows up
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            theirs(tx)
+    weights.import_state(ours, theirs.state_dict())
     if training:
         t_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9)
         sgd = optim.SGD(ours.parameters(), lr=1e-4, momentum=0.9)

@@ -141,8 +141,8 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
     p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
     z = _sizes(g, p, size)
-    # as many channels at once as there are accumulators for; a last block overlaps the one before
-    channels = _most((8, 4, 2, 1), min(ACCUMULATORS // 3, z.channels))
+    # channels at once: as many as there are accumulators for, split evenly
+    channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
     vector = p.rows * p.lanes * size
     if backward:
         z = z._replace(
@@ -195,7 +195,7 @@ def _correlate_code(p: Plan, z: Sizes, size: int) -> list[int]:
 def _span_job(g: Geometry, size: int, features: int) -> _Job:
     """The gradients of features, weights and bias."""
     p = _correlation_plan(g, size, _TILES)
-    wide = _most((8, 4, 1), min(ACCUMULATORS // p.rows, features + 3 if features > 1 else 1))
+    wide = min(ACCUMULATORS // p.rows, max(features, 1))
     vector = p.rows * p.lanes * size
     span = _up(features + 1, _FEATURES_AT_ONCE)
     taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
@@ -228,12 +228,7 @@ def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
 def _together(p: Plan) -> int:
     """How many steps at once: the most that divide all steps and fit the accumulators."""
     most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
-    return next(s for s in (7, 5, 3, 1) if s <= most and p.common_steps % s == 0)
-
-
-def _most(choices: tuple[int, ...], limit: int) -> int:
-    """The first that is not above the limit: each choice is compiled, so there are few."""
-    return next(choice for choice in choices if choice <= limit)
+    return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
 
 
 def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:

@@ -22,7 +22,7 @@ from invocupy.backends.simd import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
 _LINE = 64
-_RUNS = (7, 5, 3, 1)  # kernel rows in a step: few, since each is compiled
+_LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
 _NOWHERE = -(1 << 30)  # so far out that everything there is padding
 
@@ -185,10 +185,10 @@ def plan(
 
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
-    rows = rows if fewest >= rows else 1
+    rows = min(rows, fewest)
     run = 1
-    if g.stride_h == g.dilation_h and rows > 1:
-        run = next(m for m in _RUNS if g.kernel_h % m == 0)
+    if g.stride_h == g.dilation_h:
+        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
     # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
     # little each, and too much where results go to as many places as there are taps.
     sizes = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
