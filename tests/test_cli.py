@@ -281,6 +281,16 @@ def test_2_for_a_folder_that_holds_a_run(trained: str, capsys: pytest.CaptureFix
     assert "holds a run already" in fails(capsys, 2, *TRAIN, "--out", trained)
 
 
+def test_2_for_a_file_in_place_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    assert "out file is a file: give a folder" in fails(capsys, 2, *TRAIN, "--out", "file")
+
+
+def test_2_for_no_class_to_show(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, 2, "predict", trained, "image.png", "--top", "0")
+    assert "--top must be at least 1, got 0" in error
+
+
 def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("d").mkdir()
     cifar = ["train", "--dataset", "cifar10", "--data-dir", "d"]
@@ -292,8 +302,8 @@ def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_65_for_bad_checkpoints(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cannot be read" in fails(capsys, 65, "evaluate", "none")
-    assert "cannot be read" in fails(capsys, 65, "train", "--resume", "none")
+    assert "there is no folder none" in fails(capsys, 65, "evaluate", "none")
+    assert "there is no folder none" in fails(capsys, 65, "train", "--resume", "none")
     content = Path(trained, "best.safetensors").read_bytes()
     Path("run").mkdir()
     for damaged in (
