@@ -362,6 +362,17 @@ def test_help_is_light() -> None:
     assert not heavy & {*loaded.stdout.split()}
 
 
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As ``| head`` does: here it is gone before the first line."""
+    process = start("summary", "--layers", "0", "--device", "cpu")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
+
+
 def test_ctrl_c_saves_and_the_run_goes_on_exactly() -> None:
     settings = ["--epochs", "2000", "--schedule", "constant", "--lr", "0.001"]
     process = start("train", *TINY, *settings, "--out", "run")
