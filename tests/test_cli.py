@@ -94,6 +94,8 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
             assert part in line
     assert main(TRAIN) == 0
     assert "runs/shapes10-simple-2" in capsys.readouterr().out
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    assert " after 1 epoch and " in capsys.readouterr().out
 
 
 def test_train_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
