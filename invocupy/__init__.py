@@ -7,18 +7,19 @@ described in Li et al., CVPR 2021, arXiv 2103.06255.
 import importlib
 from typing import Any
 
-from invocupy import functional as functional
-from invocupy import reference as reference
-from invocupy._version import __version__ as __version__
-from invocupy.arrays import to_device as to_device
-from invocupy.autograd import Tensor as Tensor
-from invocupy.autograd import no_grad as no_grad
-from invocupy.functional import fused_involution as fused_involution
-from invocupy.functional import involution as involution
-from invocupy.geometry import Geometry as Geometry
-from invocupy.ops import fused_involution_backward as fused_involution_backward
-from invocupy.ops import involution_backward as involution_backward
+from invocupy import functional, reference
+from invocupy._version import __version__
+from invocupy.arrays import to_device
+from invocupy.autograd import Tensor, no_grad
+from invocupy.functional import fused_involution, involution
+from invocupy.geometry import Geometry
+from invocupy.ops import fused_involution_backward, involution_backward
 
+__all__ = [
+    "Geometry", "Tensor", "__version__", "functional", "fused_involution",
+    "fused_involution_backward", "involution", "involution_backward", "no_grad", "reference",
+    "to_device",
+]  # fmt: skip
 _SUBMODULES = (
     "checkpoint", "data", "models", "nn", "optim", "report", "summary", "testing", "train",
     "weights",
@@ -33,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted([*__all__, *_SUBMODULES])

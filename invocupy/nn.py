@@ -15,7 +15,7 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
-from invocupy.geometry import IntOrPair, Padding, pair
+from invocupy.geometry import IntOrPair, Padding, padding_pair, pair
 from invocupy.ops.normalization import running_moments
 
 M = TypeVar("M", bound="Module")
@@ -409,7 +409,8 @@ class Conv2d(Module):
                 f"in_channels={in_channels}, out_channels={out_channels}"
             )
         kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        self.padding = padding_pair(padding, (kernel_h, kernel_w), self.dilation)
         self.groups = groups
         fan_in = in_channels // groups * kernel_h * kernel_w
         shape = (out_channels, in_channels // groups, kernel_h, kernel_w)
@@ -445,7 +446,8 @@ class BatchNorm2d(Module):
     Raises
     ------
     ValueError
-        In training, for a batch with a single value a channel.
+        For other channels than ``num_features``, and in training for a batch with a single value a
+        channel.
 
     Examples
     --------
@@ -468,6 +470,8 @@ class BatchNorm2d(Module):
 
     def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:
         """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""
+        if x.ndim != 4 or x.shape[1] != len(self.weight):
+            raise ValueError(f"x must be (N, {len(self.weight)}, H, W), got shape {x.shape}")
         options = {"eps": self.eps, "residual": residual, "relu": relu}
         if not self.training:
             running = self.running_mean.data, self.running_var.data
@@ -519,7 +523,7 @@ class Involution(Module):
     Raises
     ------
     ValueError
-        If the channels do not divide, or the kernel size is even.
+        If the channels do not divide, the kernel size is even, or an option is none of its values.
 
     Examples
     --------
@@ -550,6 +554,8 @@ class Involution(Module):
             raise ValueError(
                 f"reduction_ratio must be between 1 and channels={channels}, got {reduction_ratio}"
             )
+        if not (isinstance(fused, bool) or fused == "auto"):
+            raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
         self.kernel_size = pair("kernel_size", kernel_size, 1)
         if self.kernel_size[0] % 2 == 0 or self.kernel_size[1] % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")

@@ -34,6 +34,8 @@ class SGD:
 
     Raises
     ------
+    TypeError
+        For one Tensor in place of an iterable of them, or anything else in it.
     ValueError
         For no parameters, negative numbers, or Nesterov without momentum.
 
@@ -58,7 +60,14 @@ class SGD:
         nesterov: bool = False,
         decay_biases: bool = True,
     ) -> None:
-        self.params = list(params)
+        # A Tensor is iterable, too: its rows would be moved, and it would stay.
+        self.params = [] if isinstance(params, Tensor) else list(params)
+        kinds = {type(p).__name__ for p in self.params if not isinstance(p, Tensor)}
+        if isinstance(params, Tensor) or kinds:
+            raise TypeError(
+                "params must be an iterable of Tensors, such as model.parameters(), "
+                f"got {f'one of {sorted(kinds)}' if kinds else 'a single Tensor'}"
+            )
         if not self.params:
             raise ValueError("params must hold at least one parameter, got none")
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
@@ -76,10 +85,16 @@ class SGD:
             parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient; ValueError for one that is not its gradient."""
         moving: dict[Any, list[int]] = {}
         for i, parameter in enumerate(self.params):
             if parameter.grad is not None:
+                shape, dtype = parameter.grad.shape, parameter.grad.dtype
+                if shape != parameter.data.shape or dtype != parameter.data.dtype:
+                    raise ValueError(
+                        f"grad of parameter {i} must have its shape and dtype, "
+                        f"{parameter.data.shape} {parameter.data.dtype}, got {shape} {dtype}"
+                    )
                 moving.setdefault(backends.of("sgd", parameter.data), []).append(i)
         for backend, chosen in moving.items():
             params = [self.params[i] for i in chosen]

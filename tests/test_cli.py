@@ -94,6 +94,8 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
             assert part in line
     assert main(TRAIN) == 0
     assert "runs/shapes10-simple-2" in capsys.readouterr().out
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    assert " after 1 epoch and " in capsys.readouterr().out
 
 
 def test_train_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,6 +283,16 @@ def test_2_for_a_folder_that_holds_a_run(trained: str, capsys: pytest.CaptureFix
     assert "holds a run already" in fails(capsys, 2, *TRAIN, "--out", trained)
 
 
+def test_2_for_a_file_in_place_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    assert "out file is a file: give a folder" in fails(capsys, 2, *TRAIN, "--out", "file")
+
+
+def test_2_for_no_class_to_show(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, 2, "predict", trained, "image.png", "--top", "0")
+    assert "--top must be at least 1, got 0" in error
+
+
 def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("d").mkdir()
     cifar = ["train", "--dataset", "cifar10", "--data-dir", "d"]
@@ -292,8 +304,8 @@ def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_65_for_bad_checkpoints(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cannot be read" in fails(capsys, 65, "evaluate", "none")
-    assert "cannot be read" in fails(capsys, 65, "train", "--resume", "none")
+    assert "there is no folder none" in fails(capsys, 65, "evaluate", "none")
+    assert "there is no folder none" in fails(capsys, 65, "train", "--resume", "none")
     content = Path(trained, "best.safetensors").read_bytes()
     Path("run").mkdir()
     for damaged in (
@@ -350,6 +362,17 @@ def test_help_is_light() -> None:
     )
     heavy = {"numba", "cupy", "tqdm", "pooch", "safetensors", "invocupy.train", "invocupy.nn"}
     assert not heavy & {*loaded.stdout.split()}
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As ``| head`` does: here it is gone before the first line."""
+    process = start("summary", "--layers", "0", "--device", "cpu")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_ctrl_c_saves_and_the_run_goes_on_exactly() -> None:

@@ -174,6 +174,8 @@ def test_attributes_of_a_tensor() -> None:
 
 def test_dir_and_unknown_names() -> None:
     assert {"nn", "train", "involution"} <= set(dir(invocupy))
+    assert not {"Any", "importlib", "backends"} & set(dir(invocupy))  # what is not for users
+    assert all(named(name) is not None for name in dir(invocupy))
     with pytest.raises(AttributeError, match="module 'invocupy' has no attribute 'convolution'"):
         _ = invocupy.convolution
 

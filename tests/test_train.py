@@ -31,6 +31,7 @@ from invocupy.train import (
     load_run,
     loop,
     pick_device,
+    predict,
 )
 
 # 2 epochs of 3 steps, the last one of 10 images
@@ -421,6 +422,18 @@ def test_evaluation_is_exact_whatever_the_batches(batch_size: int) -> None:
     certainty = np.arange(1.0, 46)
     losses = np.log(np.exp(certainty) + 9) - certainty * (labels == answers)
     assert result.loss == pytest.approx(losses.mean(), abs=12 * 2**-24 * 45)
+
+
+def test_evaluation_of_a_model_without_parameters() -> None:
+    """It answers with the brightest colour, which the labels are."""
+    images = np.zeros((4, 3, 2, 2), np.uint8)
+    labels = np.array([2, 0, 1, 1])
+    images[np.arange(4), labels] = 9
+    scale = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    assert evaluate(nn.GlobalAvgPool2d(), images, labels, **scale).accuracy == 1
+    np.testing.assert_array_equal(
+        predict(nn.GlobalAvgPool2d(), images, **scale).argmax(axis=1), labels
+    )
 
 
 def test_evaluation_changes_nothing() -> None:

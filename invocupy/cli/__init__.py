@@ -11,6 +11,8 @@ possible or a package missing, 70 the loss became NaN or infinite, 130 interrupt
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -37,13 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         with compiling_is_told():
-            return command(arguments)
+            code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever reads has seen enough (head, a pager): as programs in C end, without a word. What
+        # is left in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
-        code = _exit_code(error)
-        if code is None:
+        known = _exit_code(error)
+        if known is None:
             raise
         print(f"invocupy: {error or 'interrupted'}", file=sys.stderr)
-        return code
+        return known
 
 
 def _exit_code(error: BaseException) -> int | None:

@@ -28,7 +28,8 @@ def add(commands: Commands) -> None:
         "bench",
         help="time the operator and a training step on this machine",
         description="In float32, each row a median over rounds in which all variants take turns. "
-        "Beside them what the machine can do: its copy bandwidth and a matrix product of its BLAS. "
+        "Beside them what the machine can do: its copy bandwidth (arrays that stay in a cache may "
+        "be faster) and a matrix product of its BLAS. "
         "PyTorch's usual form of involution (unfold) runs too where PyTorch is installed.",
     )
     parser.set_defaults(command=_run)

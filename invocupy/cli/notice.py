@@ -74,7 +74,8 @@ class _Waiting:
         with self.lock:
             self.stop()
             if self.told:
+                kernels = "1 kernel" if self.kernels == 1 else f"{self.kernels} kernels"
                 print(
-                    f"invocupy: compiled {self.kernels} kernels in {self.seconds:.0f} s",
+                    f"invocupy: compiled {kernels} in {self.seconds:.0f} s",
                     file=sys.stderr,
                 )

@@ -30,8 +30,10 @@ def _run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from invocupy.data import DataError, read_image
-    from invocupy.train import DATASETS, load_run, pick_device, predict
+    from invocupy.train import DATASETS, ConfigError, load_run, pick_device, predict
 
+    if arguments.top < 1:
+        raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     config, model, _ = load_run(arguments.run, arguments.checkpoint)
     dataset = DATASETS[config.dataset]
     results: dict[str, dict[str, object]] = {}
@@ -47,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
         stack = np.stack(list(images.values()))
         found = predict(model, stack, mean=dataset.mean, std=dataset.std)
         for path, probabilities in zip(images, found, strict=True):
-            best = np.argsort(-probabilities, kind="stable")[: max(arguments.top, 1)]
+            best = np.argsort(-probabilities, kind="stable")[: arguments.top]
             results[path] = {
                 "image": path,
                 "classes": [

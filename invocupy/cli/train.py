@@ -70,8 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({**result, "config": asdict(config), "history": history}))
     else:
+        epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
         print(
-            f"test accuracy {last['test_accuracy']:.2%} after {result['epochs']} epochs and "
+            f"test accuracy {last['test_accuracy']:.2%} after {epochs} and "
             f"{result['seconds']:.0f} s of training (best {best['test_accuracy']:.2%}, epoch "
             f"{result['best_epoch']})\nrun: {out}"
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from invocupy import data, nn
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, namespace, on_device, to_device
-from invocupy.autograd import no_grad
+from invocupy.autograd import Tensor, no_grad
 
 
 class Evaluation(NamedTuple):
@@ -71,7 +71,7 @@ def evaluate(
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
-    device = device_of(next(iter(model.parameters())).data)
+    device = device_of(next((p.data for p in model.parameters()), images))
     images, labels = to_device(images, device), to_device(labels, device)
     batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
     answers, total = [], 0.0
@@ -80,7 +80,7 @@ def evaluate(
     try:
         with no_grad(), on_device(images):
             for step, (x, answer) in enumerate(batches.epoch(0), 1):
-                logits = logits_of(model, x)
+                logits = Tensor(logits_of(model, x))
                 # A sum on the device: nothing waits for it before the end.
                 total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
                 answers.append(logits.data.argmax(axis=1))
@@ -138,7 +138,7 @@ def predict(
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
-    device = device_of(next(iter(model.parameters())).data)
+    device = device_of(next((p.data for p in model.parameters()), images))
     images = to_device(images, device)
     nothing = namespace(images).zeros(len(images), np.int64)
     batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
@@ -147,7 +147,7 @@ def predict(
     try:
         with no_grad(), on_device(images):
             for step, (x, _) in enumerate(batches.epoch(0), 1):
-                found.append(logits_of(model, x).data)
+                found.append(Tensor(logits_of(model, x)).data)
                 if progress is not None:
                     progress(step, len(batches))
     finally:

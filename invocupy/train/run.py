@@ -96,7 +96,10 @@ class Run:
         """Claim the folder; there is a checkpoint from before the first step on."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise ConfigError(f"out {self.folder} is a file: give a folder") from None
         path = self.folder / "config.json"
         try:
             path.touch(exist_ok=resume)
@@ -222,6 +225,11 @@ class Run:
 
 def _read(path: Path) -> tuple[Config, State, nn.Module, dict[str, np.ndarray[Any, Any]]]:
     """Settings, state, model and all arrays of a checkpoint."""
+    if not path.parent.is_dir():
+        raise CheckpointError(
+            f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
+            "which training names at its end"
+        )
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])

@@ -1,11 +1,11 @@
 """Involution on the CPU: Numba kernels of explicit vector code over a pool of threads.
 
 Sizes of the micro-kernels are chosen here (see :mod:`invocupy.backends.simd`), tables of what each
-tap sees in :mod:`.cpu_plan`; the loops are in
-:mod:`.cpu_gather` and :mod:`.cpu_correlate`. A specialisation is compiled for
-each element type, kernel height and small set of block sizes, not for an image size. No result
-depends on the number of threads: each position is computed by one task, in a fixed order, and the
-weight gradients are summed in parts whose number depends on the sizes alone.
+tap sees in :mod:`.cpu_plan`; the loops are in :mod:`.cpu_gather` and :mod:`.cpu_correlate`. Loops
+are compiled for an element type; what depends on kernel and block sizes is micro-kernels, and
+nothing depends on an image size. No result depends on the number of threads: each position is
+computed by one task, in a fixed order, and the weight gradients are summed in parts whose number
+depends on the sizes alone.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 
 def update(
     params: Sequence[Any],
@@ -23,6 +25,7 @@ def update(
         if momentum:
             velocity = move.copy() if velocity is None else momentum * velocity + move
             move = move + momentum * velocity if nesterov else velocity
-        new_params.append(p - lr * move)
-        new_velocities.append(velocity)
+        # NumPy makes scalars of arrays without axes.
+        new_params.append(np.asarray(p - lr * move))
+        new_velocities.append(None if velocity is None else np.asarray(velocity))
     return new_params, new_velocities

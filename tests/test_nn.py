@@ -1,0 +1,199 @@
+"""Layers and SGD by their rules, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invocupy import Tensor, nn, optim
+from invocupy import functional as F  # noqa: N812
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# ---------------------------------------------------------------------------- names and state
+
+
+@pytest.mark.parametrize(
+    ("layer", "state"),
+    [
+        (nn.Conv2d(4, 6, (3, 5), groups=2), {"weight": (6, 2, 3, 5), "bias": (6,)}),
+        (nn.Conv2d(4, 6, 1, bias=False), {"weight": (6, 4, 1, 1)}),
+        (nn.Linear(3, 2), {"weight": (2, 3), "bias": (2,)}),
+        (
+            nn.BatchNorm2d(3),
+            {
+                "weight": (3,),
+                "bias": (3,),
+                "running_mean": (3,),
+                "running_var": (3,),
+                "num_batches_tracked": (),
+            },
+        ),
+    ],
+)
+def test_state_has_the_names_of_pytorch(layer: nn.Module, state: dict[str, Any]) -> None:
+    found = layer.state_dict()
+    assert {name: array.shape for name, array in found.items()} == state
+    assert list(found) == list(state)
+    whole = nn.Sequential(nn.ReLU(), layer)
+    assert list(whole.state_dict()) == [f"1.{name}" for name in state]
+
+
+def test_state_is_copied_and_loaded_whole_or_not_at_all() -> None:
+    layer = nn.Linear(2, 2, rng=rng())
+    state = layer.state_dict()
+    state["weight"][...] = 7
+    assert not (layer.weight.data == 7).any()
+    before = layer.state_dict()
+    for wrong, words in (
+        ({"weight": state["weight"]}, "bias: missing"),
+        ({**state, "scale": np.ones(1)}, "scale: left over"),
+        ({**state, "bias": np.ones(3)}, r"bias: shape \(3,\), expected \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            layer.load_state_dict(wrong)
+        for name, array in layer.state_dict().items():
+            np.testing.assert_array_equal(array, before[name])
+    layer.load_state_dict({"weight": state["weight"], "scale": np.ones(1)}, strict=False)
+    assert (layer.weight.data == 7).all()
+    assert layer.weight.data.dtype == np.float32
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(100, 400, rng=rng()), nn.Conv2d(4, 400, 5, rng=rng())])
+def test_initial_weights_fill_their_interval(layer: Any) -> None:
+    bound = 1 / np.sqrt(100)
+    for parameter in layer.parameters():
+        assert 0.95 * bound < abs(parameter.data).max() <= bound
+        # of a uniform distribution: bound / sqrt(3); far outside of chance at 400 draws
+        assert 0.85 < parameter.data.std() * np.sqrt(3) / bound < 1.15
+
+
+# ---------------------------------------------------------------------------- batch norm
+
+
+@given(SEEDS, st.sampled_from([0.1, 0.4]))
+def test_running_statistics_follow_their_rule(seed: int, momentum: float) -> None:
+    draw = np.random.default_rng(seed)
+    norm = nn.BatchNorm2d(3, momentum=momentum)
+    mean, var = np.zeros(3), np.ones(3)
+    for _ in range(3):
+        x = draw.normal(1, 2, (2, 3, 4, 5)).astype(np.float32)
+        norm(x)
+        mean = (1 - momentum) * mean + momentum * x.mean((0, 2, 3), np.float64)
+        var = (1 - momentum) * var + momentum * x.var((0, 2, 3), np.float64, ddof=1)
+    # float32 sums of 40 values of a few units, and a few roundings a batch
+    np.testing.assert_allclose(norm.running_mean.data, mean, atol=1e-5)
+    np.testing.assert_allclose(norm.running_var.data, var, rtol=1e-5)
+    assert norm.num_batches_tracked.data == 3
+    held = norm.running_mean.data
+    norm.eval()(x)
+    assert norm.running_mean.data is held
+
+
+# ---------------------------------------------------------------------------- involution
+
+
+@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
+    layer = nn.Involution(32, (3, 5), stride=stride, dilation=2, fused=fused, rng=rng())
+    layer.eval()
+    x = rng().normal(size=(2, 32, 7, 9)).astype(np.float32)
+    pool = {"ceil_mode": True, "count_include_pad": False}
+    seen = x if stride == 1 else F.avg_pool2d(x, stride, stride, **pool)
+    reduced = F.conv2d(seen, layer.reduce.weight.data, layer.reduce.bias.data)  # type: ignore[union-attr]
+    features = np.maximum(reduced / np.sqrt(np.float32(1 + 1e-5)), 0)  # of a norm that is new
+    flat = F.conv2d(features, layer.span.weight.data, layer.span.bias.data)  # type: ignore[union-attr]
+    kernel = flat.reshape(2, 2, 3, 5, *flat.shape[2:])
+    wanted = F.involution(x, kernel, stride=stride, dilation=2)
+    # some hundred roundings of sums of a few units
+    np.testing.assert_allclose(layer(x).data, wanted, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide in_channels"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be an integer >= 1"),
+        (lambda: nn.Conv2d(3, 4, 3, stride=0), "stride must be an integer >= 1"),
+        (lambda: nn.Conv2d(3, 4, 3, dilation=1.5), "dilation must be an integer >= 1"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2d(3, 4, 3, padding="some"), "padding must be 'same'"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2d(3, 4, 2, padding="same"), "needs an odd kernel size"),
+        (lambda: nn.Involution(30), "channels must be a multiple of channels_per_group"),
+        (lambda: nn.Involution(32, 4), "kernel_size must be odd"),
+        (lambda: nn.Involution(32, reduction_ratio=0), "reduction_ratio must be between"),
+        (lambda: nn.Involution(32, fused="yes"), "fused must be True, False or 'auto'"),  # type: ignore[arg-type]
+        (lambda: nn.BatchNorm2d(3)(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
+        (lambda: nn.BatchNorm2d(3).eval()(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
+        (lambda: nn.BatchNorm2d(3)(np.ones((4, 3))), r"got shape \(4, 3\)"),
+        (lambda: nn.BatchNorm2d(3)(np.ones((1, 3, 1, 1))), "more than one value a channel"),
+        (lambda: nn.Linear(2, 2).to("gpu"), "device must be 'cpu', 'cuda' or 'cuda:i'"),
+    ],
+)
+def test_layers_refuse(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------------------- SGD
+
+
+@given(SEEDS, st.sampled_from([0.0, 0.9]), st.booleans(), st.sampled_from([0.0, 0.01]))
+def test_sgd_is_its_rule(seed: int, momentum: float, nesterov: bool, decay: float) -> None:
+    """In float64, with a parameter that has no gradient for a while."""
+    draw = np.random.default_rng(seed)
+    values = [draw.normal(size=shape) for shape in ((3, 4), (5,), ())]
+    params = [nn.Parameter(value) for value in values]
+    nesterov = nesterov and momentum > 0
+    sgd = optim.SGD(params, 0.1, momentum, decay, nesterov)
+    velocities: list[Any] = [None] * 3
+    for step in range(4):
+        sgd.zero_grad()
+        for i, parameter in enumerate(params):
+            if i == 1 and step in (0, 2):
+                continue
+            grad = draw.normal(size=parameter.shape)
+            parameter.grad = grad.copy()
+            d = grad + decay * values[i]
+            if momentum:
+                velocities[i] = d if velocities[i] is None else momentum * velocities[i] + d
+                d = d + momentum * velocities[i] if nesterov else velocities[i]
+            values[i] = values[i] - 0.1 * d
+        sgd.step()
+    for parameter, value in zip(params, values, strict=True):
+        np.testing.assert_allclose(parameter.data, value, rtol=1e-13, atol=1e-13)
+
+
+def test_sgd_refuses() -> None:
+    p = nn.Parameter(np.ones((2, 3), np.float32))
+    for params, words in (
+        (p, "got a single Tensor"),
+        ([p, np.ones(2)], "got one of .'ndarray'"),
+        (["weight"], "got one of .'str'"),
+    ):
+        with pytest.raises(TypeError, match="params must be an iterable of Tensors.*" + words):
+            optim.SGD(params, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="params must hold at least one"):
+        optim.SGD([], 0.1)
+    with pytest.raises(ValueError, match="lr must not be negative"):
+        optim.SGD([p], -1)
+    with pytest.raises(ValueError, match="nesterov needs a momentum"):
+        optim.SGD([p], 0.1, nesterov=True)
+    for grad in (np.ones(3, np.float32), np.ones((2, 3))):
+        p.grad = grad
+        with pytest.raises(ValueError, match="grad of parameter 0 must have its shape and dtype"):
+            optim.SGD([p], 0.1).step()
+    assert (p.data == 1).all()
+    assert isinstance(p, Tensor)
