@@ -88,12 +88,15 @@ def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, f
 def peak_memory(which: str, layers: int, batch: int) -> float:
     """MB above the start that one training step reaches, in a process of its own."""
     code = (
-        "import sys, resource; sys.path[:0] = sys.argv[1:3]; import cpu_calls\n"
-        "import torch, invocupy.models\n"
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]; import cpu_calls\n"
         "calls = cpu_calls.network_calls(int(sys.argv[4]), int(sys.argv[5]), True)\n"
-        "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def peak():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far\n"
+        "start = peak()\n"
         "calls[sys.argv[3]]()\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)\n"
+        "print((peak() - start) / 1024)\n"
     )
     arguments = [str(ROOT), str(ROOT / "benchmarks"), which, str(layers), str(batch)]
     result = subprocess.run(
@@ -213,10 +216,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         facts = {"layers": 50, "batch": 64}
         rows.append(
             {"what": "peak memory of a training step", **facts, "threads": most}
-            | {"MB": {name: peak_memory(name, 50, 64) for name in ("invocupy", "PyTorch")}}
+            | {
+                "part": "memory",
+                "MB": {name: peak_memory(name, 50, 64) for name in ("invocupy", "PyTorch")},
+            }
         )
     if "first" in arguments.only:
-        rows.append({"what": "first calls", "s": first_calls()})
+        rows.append({"what": "first calls", "part": "first", "s": first_calls()})
     after = {number: limits.measure(number) for number in arguments.threads}
     for number, before in bounds.items():
         for what, value in before.items():
@@ -312,6 +318,10 @@ def main() -> None:
         write_docs(results, arguments.docs) if arguments.docs else print(table(results))
     else:
         results = measure(arguments)
+        if arguments.out and arguments.out.exists() and set(arguments.only) != set(parts):
+            kept = json.loads(arguments.out.read_text())  # the parts that were not measured again
+            old = [row for row in kept["rows"] if row.get("part") not in arguments.only]
+            results = {**kept, "rows": old + results["rows"]}
         if arguments.out:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
