@@ -167,14 +167,23 @@ def _identity(function: Any) -> tuple[Any, ...]:
     return function.__module__, function.__qualname__, *values
 
 
-@cache
 def _sources(file: str) -> tuple[str, ...]:
-    """What the kernels in ``file`` depend on: it, its neighbours, this folder and the compilers."""
+    """What the kernels in ``file`` depend on: all backends, its own folder, and the compilers.
+
+    A kernel may hold code of any other backend's.
+    """
+    here, folder = Path(__file__).parent, Path(file).parent
+    digests = [_digest(here)] if here in (folder, *folder.parents) else map(_digest, (here, folder))
+    return *digests, numba.__version__, llvmlite.__version__, sys.version
+
+
+@cache
+def _digest(folder: Path) -> str:
+    """Of all Python files in a folder and below it."""
     digest = hashlib.sha256()
-    for folder in (Path(file).parent, Path(__file__).parent):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest(), numba.__version__, llvmlite.__version__, sys.version
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @cache

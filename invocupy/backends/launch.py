@@ -37,7 +37,10 @@ def launch(
         threads.address(a) if isinstance(a, np.ndarray) else 0 if a is None else a
         for a in arguments
     ]
-    counter, counter_place = _counters.pop() if _counters else _counter()
+    try:
+        counter, counter_place = _counters.pop()
+    except IndexError:  # asking first whether there is one would race with other threads
+        counter, counter_place = _counter()
     counter[0] = 0
 
     def call(keep: Any = (counter, arguments)) -> None:
