@@ -21,6 +21,7 @@ from invocupy.backends.launch import launch, plus
 
 _ZERO = {32: np.float32(0), 64: np.float64(0)}  # an int would be compared in float64
 _SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a second look
+_TASK = 1 << 15  # elements a thread takes at least: two that walk side by side slow each other down
 
 
 def moments(x: Any, mean: Any, var: Any) -> None:
@@ -67,33 +68,35 @@ def _segments(pixels: int) -> Any:
 def _launch(kernel: Any, x: Any, arguments: tuple[Any, ...], arrays: int) -> None:
     batch, channels, height, width = x.shape
     pixels = height * width
-    tasks = batch * channels * -(-pixels // _SEGMENT)
-    launch(kernel, tasks, arrays * x.size, 0, *arguments, channels, pixels)
+    count = batch * channels * -(-pixels // _SEGMENT)
+    each = -(-_TASK // min(pixels, _SEGMENT))
+    launch(kernel, -(-count // each), arrays * x.size, 0, *arguments, channels, pixels, count, each)
 
 
 @cache
 def _moments(bits: int) -> Any:
     @jit
-    def kernel(tasks, scratch, counter, x, parts, channels, pixels):
+    def kernel(tasks, scratch, counter, x, parts, channels, pixels, count, each):
         x, parts = pointer(x, bits), pointer(parts, 64)
         segments = -(-pixels // _SEGMENT)
         while True:
             task = next_task(counter)
             if task >= tasks:
                 return
-            row, segment = divmod(task, segments)
-            first = row * pixels + segment * _SEGMENT
-            last = min(first + _SEGMENT, row * pixels + pixels)
-            total = 0.0
-            for i in range(first, last):
-                total = plus(total, np.float64(x[i]))
-            mean = total / (last - first)
-            square = 0.0
-            for i in range(first, last):
-                apart = np.float64(x[i]) - mean
-                square = plus(square, apart * apart)
-            parts[task] = mean
-            parts[tasks + task] = square
+            for item in range(task * each, min(task * each + each, count)):
+                row, segment = divmod(item, segments)
+                first = row * pixels + segment * _SEGMENT
+                last = min(first + _SEGMENT, row * pixels + pixels)
+                total = 0.0
+                for i in range(first, last):
+                    total = plus(total, np.float64(x[i]))
+                mean = total / (last - first)
+                square = 0.0
+                for i in range(first, last):
+                    apart = np.float64(x[i]) - mean
+                    square = plus(square, apart * apart)
+                parts[item] = mean
+                parts[count + item] = square
 
     return kernel
 
@@ -103,7 +106,7 @@ def _forward(bits: int, residual: bool, relu: bool) -> Any:
     zero = _ZERO[bits]
 
     @jit
-    def kernel(tasks, scratch, counter, x, scale, shift, added, out, channels, pixels):
+    def kernel(tasks, scratch, counter, x, scale, shift, added, out, channels, pixels, count, each):
         x, added, out = pointer(x, bits), pointer(added, bits), pointer(out, bits)
         scale, shift = pointer(scale, bits), pointer(shift, bits)
         segments = -(-pixels // _SEGMENT)
@@ -111,16 +114,17 @@ def _forward(bits: int, residual: bool, relu: bool) -> Any:
             task = next_task(counter)
             if task >= tasks:
                 return
-            row, segment = divmod(task, segments)
-            a, b = scale[row % channels], shift[row % channels]
-            first = row * pixels + segment * _SEGMENT
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                y = a * x[i] + b
-                if residual:
-                    y += added[i]
-                if relu:
-                    y = zero if y <= zero else y  # NaN stays NaN
-                out[i] = y
+            for item in range(task * each, min(task * each + each, count)):
+                row, segment = divmod(item, segments)
+                a, b = scale[row % channels], shift[row % channels]
+                first = row * pixels + segment * _SEGMENT
+                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                    y = a * x[i] + b
+                    if residual:
+                        y += added[i]
+                    if relu:
+                        y = zero if y <= zero else y  # NaN stays NaN
+                    out[i] = y
 
     return kernel
 
@@ -130,7 +134,7 @@ def _grad_sums(bits: int, masked: bool) -> Any:
     zero = _ZERO[bits]
 
     @jit
-    def kernel(tasks, scratch, counter, grad, x, out, mean, parts, channels, pixels):
+    def kernel(tasks, scratch, counter, grad, x, out, mean, parts, channels, pixels, count, each):
         grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
         mean, parts = pointer(mean, bits), pointer(parts, 64)
         segments = -(-pixels // _SEGMENT)
@@ -138,18 +142,19 @@ def _grad_sums(bits: int, masked: bool) -> Any:
             task = next_task(counter)
             if task >= tasks:
                 return
-            row, segment = divmod(task, segments)
-            middle = np.float64(mean[row % channels])
-            first = row * pixels + segment * _SEGMENT
-            total = total_x = 0.0
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                h = np.float64(grad[i])
-                if masked:
-                    h = h if out[i] > zero else 0.0
-                total = plus(total, h)
-                total_x = plus(total_x, h * (np.float64(x[i]) - middle))
-            parts[task] = total
-            parts[tasks + task] = total_x
+            for item in range(task * each, min(task * each + each, count)):
+                row, segment = divmod(item, segments)
+                middle = np.float64(mean[row % channels])
+                first = row * pixels + segment * _SEGMENT
+                total = total_x = 0.0
+                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                    h = np.float64(grad[i])
+                    if masked:
+                        h = h if out[i] > zero else 0.0
+                    total = plus(total, h)
+                    total_x = plus(total_x, h * (np.float64(x[i]) - middle))
+                parts[item] = total
+                parts[count + item] = total_x
 
     return kernel
 
@@ -160,8 +165,9 @@ def _grad_x(bits: int, masked: bool, residual: bool) -> Any:
 
     @jit
     def kernel(
-        tasks, scratch, counter, grad, x, out, a, b, c, grad_x, grad_residual, channels, pixels
-    ):
+        tasks, scratch, counter, grad, x, out, a, b, c, grad_x, grad_residual, channels, pixels,
+        count, each,
+    ):  # fmt: skip
         grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
         grad_x, grad_residual = pointer(grad_x, bits), pointer(grad_residual, bits)
         a, b, c = pointer(a, bits), pointer(b, bits), pointer(c, bits)
@@ -170,16 +176,17 @@ def _grad_x(bits: int, masked: bool, residual: bool) -> Any:
             task = next_task(counter)
             if task >= tasks:
                 return
-            row, segment = divmod(task, segments)
-            k = row % channels
-            a_, b_, c_ = a[k], b[k], c[k]
-            first = row * pixels + segment * _SEGMENT
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                h = grad[i]
-                if masked:
-                    h = h if out[i] > zero else zero
-                grad_x[i] = a_ * h + b_ * x[i] + c_
-                if residual:
-                    grad_residual[i] = h
+            for item in range(task * each, min(task * each + each, count)):
+                row, segment = divmod(item, segments)
+                k = row % channels
+                a_, b_, c_ = a[k], b[k], c[k]
+                first = row * pixels + segment * _SEGMENT
+                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                    h = grad[i]
+                    if masked:
+                        h = h if out[i] > zero else zero
+                    grad_x[i] = a_ * h + b_ * x[i] + c_
+                    if residual:
+                        grad_residual[i] = h
 
     return kernel
