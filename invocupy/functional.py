@@ -12,6 +12,8 @@ from invocupy import ops
 from invocupy.autograd import Tensor, apply
 from invocupy.geometry import IntOrPair, Padding
 from invocupy.ops.basic import Axis
+from invocupy.ops.normalization import merged_moments
+from invocupy.ops.ranks import Comm
 
 
 def involution(
@@ -328,9 +330,10 @@ def batch_norm(
     training: bool = False,
     eps: float = 1e-5,
     *,
-    moments: tuple[Any, Any] | None = None,
+    moments: tuple[Any, ...] | None = None,
     residual: Any = None,
     relu: bool = False,
+    comm: Comm | None = None,
 ) -> Any:
     """Batch normalisation, with a residual and ReLU in the same pass if asked.
 
@@ -350,9 +353,13 @@ def batch_norm(
         gradient flow through them.
     eps : float
     moments : (mean, var), optional
-        :func:`batch_moments` of ``x``, where the caller has them already.
+        :func:`batch_moments` of ``x``, where the caller has them already; with ``comm`` also the
+        number of values a channel, of all ranks.
     residual : array or Tensor (N, C, H, W), optional
     relu : bool
+    comm : communicator, optional
+        In training the batch is that of all its ranks together, of which ``x`` is this one's
+        share, perhaps an empty one: all ranks must call this, forward and backward.
 
     Returns
     -------
@@ -371,14 +378,19 @@ def batch_norm(
     array([-1.,  1.])
     """
     data = x.data if isinstance(x, Tensor) else x
-    mean, var = (running_mean, running_var) if not training else moments or ops.batch_moments(data)
+    if not training:
+        moments = running_mean, running_var
+    elif moments is None:
+        moments = ops.batch_moments(data) if comm is None else merged_moments(data, comm)
+    mean, var, *rest = moments
     if mean is None or var is None:
         raise ValueError("running_mean and running_var are needed when not training")
     mean, var = (s.data if isinstance(s, Tensor) else s for s in (mean, var))
     weight = weight if weight is not None else mean * 0 + 1
     bias = bias if bias is not None else mean * 0
     options = {"mean": mean, "var": var, "training": training, "eps": eps, "relu": relu}
-    return apply(ops.batch_norm, x, weight, bias, residual, **options)
+    ranks = {"comm": comm, "count": rest[0] if rest else None}
+    return apply(ops.batch_norm, x, weight, bias, residual, **options, **ranks)
 
 
 def max_pool2d(

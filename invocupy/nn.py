@@ -16,7 +16,8 @@ from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrPair, Padding, padding_pair, pair
-from invocupy.ops.normalization import running_moments
+from invocupy.ops.normalization import merged_moments, running_moments
+from invocupy.ops.ranks import Comm
 
 M = TypeVar("M", bound="Module")
 FusedOption = bool | Literal["auto"]
@@ -443,6 +444,13 @@ class BatchNorm2d(Module):
         Channels.
     eps, momentum : float
 
+    Attributes
+    ----------
+    comm : communicator or None
+        With one (:func:`invocupy.distributed.synchronise` sets it), a batch in training is that of
+        all ranks together: a message forward, and one backward. The share of a rank may be empty.
+        Gradients of weight and bias are those of a rank's share; their sum is the batch's.
+
     Raises
     ------
     ValueError
@@ -462,6 +470,7 @@ class BatchNorm2d(Module):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         self.eps, self.momentum = eps, momentum
+        self.comm: Comm | None = None
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
@@ -476,18 +485,18 @@ class BatchNorm2d(Module):
         if not self.training:
             running = self.running_mean.data, self.running_var.data
             return F.batch_norm(x, *running, self.weight, self.bias, **options)
-        count = x.size // max(x.shape[1], 1)
-        if count == 1:
-            raise ValueError(
-                f"x must have more than one value a channel in training, got shape {x.shape}"
-            )
-        moments = F.batch_moments(x)
-        self.observe(*moments, count)
+        if self.comm is None:
+            moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
+        else:
+            moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
+        self.observe(*moments)
         arguments = (None, None, self.weight, self.bias, True)
-        return F.batch_norm(x, *arguments, moments=moments, **options)
+        return F.batch_norm(x, *arguments, moments=moments, comm=self.comm, **options)
 
-    def observe(self, mean: Any, var: Any, count: int) -> None:
+    def observe(self, mean: Any, var: Any, count: Any) -> None:
         """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
+        if not arrays.is_cupy(count) and count == 1:
+            raise ValueError("x must have more than one value a channel in training, got one")
         running = self.running_mean.data, self.running_var.data
         # New arrays: the old ones may be held by somebody.
         self.running_mean.data, self.running_var.data = running_moments(

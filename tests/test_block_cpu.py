@@ -248,7 +248,8 @@ def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, chan
             operand.grad = None
         if fused:
             y = apply(
-                involution_block, *operands, kernel_size=3, keep=keep, observe=seen.append,
+                involution_block, *operands, kernel_size=3, keep=keep,
+                observe=lambda *used: seen.append(used),
                 moments=None if training else tuple(moments),
             )  # fmt: skip
         else:
@@ -261,8 +262,10 @@ def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, chan
         np.testing.assert_allclose(fused, composed, rtol=1e-10, atol=1e-10, err_msg=name)
     hidden = functional.conv2d(x, block.expand.weight.data, block.expand.bias.data)
     if training:
-        np.testing.assert_allclose(seen[0][0][0], hidden.mean(axis=(0, 2, 3)), rtol=1e-12)
-        np.testing.assert_allclose(seen[0][0][1], hidden.var(axis=(0, 2, 3)), rtol=1e-10)
+        (((mean, var), *_), count) = seen[0]
+        np.testing.assert_allclose(mean, hidden.mean(axis=(0, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(var, hidden.var(axis=(0, 2, 3)), rtol=1e-10)
+        assert count == 3 * 6 * 7
 
 
 def test_block_is_as_exact_in_float32_as_its_layers() -> None:

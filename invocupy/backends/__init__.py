@@ -39,7 +39,7 @@ _dry: ContextVar[bool] = ContextVar("invocupy_dry", default=False)
 def of(op: str, array: Any) -> Any:
     """The module of ``op`` for this array, imported when first needed: Numba and CuPy are slow."""
     if _dry.get() and op != "sgd":  # whose results are new arrays
-        return _Nothing()
+        return NOTHING
     return _module(op, "cpu" if isinstance(array, np.ndarray) else "cuda")
 
 
@@ -67,3 +67,6 @@ class _Nothing:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
+
+
+NOTHING = _Nothing()

@@ -60,26 +60,30 @@ class SimpleBlock(nn.Module):
     def _runs_as_one(self, x: Any) -> bool:
         """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
         array = x.data if isinstance(x, Tensor) else x
+        comm = self.expand_norm.comm
         return (
             self.involution.fused is not False
             and isinstance(array, np.ndarray)
             and array.dtype in (np.float32, np.float64)
             and array.ndim == 4
-            and array.size > array.shape[1]  # more than one value a channel
+            # More than one value a channel; of several ranks all go the same way, even with none.
+            and (array.size > array.shape[1] or (self.training and comm is not None))
+            and all(norm.comm is comm for norm in self._norms())
             and all(p.dtype == array.dtype for p in self.parameters())
         )
 
+    def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        return self.expand_norm, self.involution.norm, self.project_norm
+
     def _as_one(self, x: Any) -> Any:
         """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
-        middle = self.involution
-        norms = self.expand_norm, middle.norm, self.project_norm
+        middle, norms = self.involution, self._norms()
         layers = (
             self.expand, self.expand_norm, middle.reduce, middle.norm, middle.span,
             self.project, self.project_norm,
         )  # fmt: skip
-        count = x.size // x.shape[1]
 
-        def observe(moments: tuple[Any, ...]) -> None:
+        def observe(moments: tuple[Any, ...], count: Any) -> None:
             for norm, (mean, var) in zip(norms, moments, strict=True):
                 norm.observe(mean, var, count)
 
@@ -94,6 +98,7 @@ class SimpleBlock(nn.Module):
             if self.training
             else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
             observe=observe if self.training else None,
+            comm=self.expand_norm.comm,
         )
 
 

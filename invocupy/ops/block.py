@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, namespace, on_device
+from invocupy.arrays import contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, pair
 from invocupy.ops.basic import Partial, Result
 from invocupy.ops.memo import once
+from invocupy.ops.ranks import Comm, add_up, merge
 
 Moments = tuple[Any, Any]
 
@@ -53,7 +54,7 @@ class _Norm(NamedTuple):
         scale = weight.astype(np.float64) * inverse
         return cls(mean, inverse, scale, bias.astype(np.float64) - mean * scale, batch)
 
-    def back(self, total: Any, total_x: Any, count: int) -> tuple[Any, Any, Any]:
+    def back(self, total: Any, total_x: Any, count: Any) -> tuple[Any, Any, Any]:
         """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
         if not self.batch:
             return self.scale, 0 * total, 0 * total
@@ -82,8 +83,9 @@ def involution_block(
     dilation: IntOrPair = 1,
     eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
     moments: tuple[Moments, Moments, Moments] | None = None,
-    observe: Callable[[tuple[Moments, Moments, Moments]], None] | None = None,
+    observe: Callable[[tuple[Moments, Moments, Moments], Any], None] | None = None,
     keep: bool = False,
+    comm: Comm | None = None,
 ) -> Result:
     """The block of the module's docstring on x (N, C, H, W), with N, C, H, W >= 1.
 
@@ -101,10 +103,13 @@ def involution_block(
     moments : three pairs (mean, var), optional
         Of the norms, in evaluation; those of the batch otherwise.
     observe : callable, optional
-        Gets the three pairs (mean, var) that were used.
+        Gets the three pairs (mean, var) that were used, and the number of values a channel.
     keep : bool
         Store the perceptron's results (F + G*C channels) for the gradients rather than computing
         them again: about a sixth of the time of a step for most of its memory.
+    comm : communicator, optional
+        Without ``moments``, the batch is that of all its ranks together: three messages forward,
+        and three backward. N may then be 0, and gradients of parameters are this rank's share.
 
     Raises
     ------
@@ -143,10 +148,11 @@ def involution_block(
         reduce_bias, norm_weight, norm_bias, span_weight, span_bias, project_weight, project_bias,
         project_norm_weight, project_norm_bias,
     )  # fmt: skip
-    block = _Block(x, parameters, pair("kernel_size", kernel_size, 1), dilation, eps, moments)
+    size = pair("kernel_size", kernel_size, 1)
+    block = _Block(x, parameters, size, dilation, eps, moments, None if moments else comm)
     value = block.forward(keep)
     if observe is not None:
-        observe(block.moments)
+        observe(block.moments, block.count)
     gradients = once(block.backward)
 
     def partial(i: int, like: Any) -> Partial:
@@ -165,17 +171,22 @@ class _Block:
     def __init__(
         self, x: Any, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
         eps: tuple[float, float, float], moments: tuple[Moments, Moments, Moments] | None,
+        comm: Comm | None,
     ) -> None:  # fmt: skip
-        self.xp, self.shape = namespace(x), x.shape
+        self.xp, self.shape, self.comm = namespace(x), x.shape, comm
         self.work = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+        # The CPU has sums in float64 anyhow; on the way to other ranks they stay as exact.
+        self.exact = self.work if comm is None or is_cupy(x) else np.dtype(np.float64)
         n, c, h, w = x.shape
-        self.count = n * h * w
+        self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
         (
             w1, b1, self.scale1, self.shift1, w2, b2, self.scale2, self.shift2, w3, b3, w4, b4,
             self.scale3, self.shift3,
         ) = parameters  # fmt: skip
         self.groups = len(w3) // (size[0] * size[1])
         _check(x.shape, w1, w2, w3, w4, self.groups, size)
+        if 0 in x.shape[comm is not None :]:
+            raise ValueError(f"x must not be empty, got shape {x.shape}")
         with on_device(x):
             self.expand = w1.reshape(len(w1), c).astype(np.float64), b1.astype(np.float64)
             self.reduce, self.span, self.project = (
@@ -196,7 +207,7 @@ class _Block:
         return empty((n, channels, h, w), self.work, self.x)
 
     def backend(self, op: str) -> Any:
-        return backends.of(op, self.x)
+        return backends.of(op, self.x) if self.here else backends.NOTHING
 
     def channel(self, *arrays: Any) -> tuple[Any, ...]:
         """Per-channel arrays in the dtype that the backends take them."""
@@ -205,15 +216,12 @@ class _Block:
     def forward(self, keep: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
         w1, b1 = self.expand
-        xp, c, batch = self.xp, self.shape[1], self.given is None
+        c, batch = self.shape[1], self.given is None
         if self.given is None:
-            center, _ = self.measure(self.x)
-            self.center = center.astype(np.float64)
-            self.covariance = xp.empty((c, c), np.float64)
-            self.backend("perceptron").covariance(flat(self.x), self.center, self.covariance)
-            first = w1 @ self.center + b1, ((w1 @ self.covariance) * w1).sum(axis=1)
+            self.center, covariance, self.scatter = self.spread()
+            first = w1 @ self.center + b1, ((w1 @ covariance) * w1).sum(axis=1)
         else:
-            self.center = xp.zeros(c)
+            self.center = self.xp.zeros(c)
             first = self.given[0]
         self.norm1 = _Norm.of(self.scale1, self.shift1, first, self.eps[0], batch)
         weight = self.norm1.scale[:, None] * w1
@@ -247,7 +255,7 @@ class _Block:
         x = self.centered()
         reduced, shares = self.held or self.perceive(x)
         grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
-        grad_span = tuple(self.xp.empty(p.shape, np.float64) for p in self.span)
+        grad_span = tuple(self.xp.zeros(p.shape, np.float64) for p in self.span)
         self.backend("involution_sum").backward(
             grad_z, shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
             self.g, grad_shares, grad_normed, *grad_span,
@@ -260,10 +268,10 @@ class _Block:
         w1, b1 = self.expand
         norm = self.norm1
         total, total_x = offset, (w1 * first).sum(axis=1)
-        a, b, shift = norm.back(total, total_x, self.count)
+        a, b, shift = self.coefficients(norm, total, total_x)
         grad_expand = a[:, None] * first
         if self.given is None:
-            grad_expand = grad_expand + b[:, None] * (w1 @ self.covariance) * self.count
+            grad_expand = grad_expand + b[:, None] * (w1 @ self.scatter)
             # of z = w1 @ (x - center), whose mean is 0
             constant = shift + b * norm.mean
             more = self.channel(w1.T @ (b[:, None] * w1), w1.T @ constant)
@@ -279,11 +287,30 @@ class _Block:
             *grad_reduce, *middle, *grad_span, grad_project, zeros(c) + grad_project_bias, *last,
         )  # fmt: skip
 
+    def spread(self) -> tuple[Any, Any, Any]:
+        """Mean and covariance of the batch; this rank's sum of products of distances from it."""
+        mean, c = self.moments_here(self.x)[0].astype(np.float64), self.shape[1]
+        here = self.xp.zeros((c, c), np.float64)
+        self.backend("perceptron").covariance(flat(self.x), mean, here)
+        if self.comm is None:
+            return mean, here, here * self.here
+        self.count, center, covariance = merge(self.comm, self.here, mean, here)
+        center = center.astype(self.work).astype(np.float64)  # as it is taken from x
+        apart = mean - center
+        return center, covariance, (here + apart[:, None] * apart) * self.here
+
     def measure(self, z: Any) -> Moments:
-        """Mean and variance of each channel."""
-        result = self.xp.empty(z.shape[1], self.work), self.xp.empty(z.shape[1], self.work)
-        self.backend("batch_norm").moments(z, *result)
-        return result
+        """Mean and variance of each channel in the batch."""
+        mean, var = self.moments_here(z)
+        if self.comm is not None:
+            self.count, mean, var = merge(self.comm, self.here, mean, var)
+        return mean.astype(self.work), var.astype(self.work)
+
+    def moments_here(self, z: Any) -> Moments:
+        """Mean and variance of each channel in this rank's share."""
+        mean, var = self.xp.zeros((2, z.shape[1]), self.exact)
+        self.backend("batch_norm").moments(z, mean, var)
+        return mean, var
 
     def centered(self) -> Any:
         """x without its mean, where the norm's moments are the batch's."""
@@ -308,7 +335,7 @@ class _Block:
         """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
         grad_x = self.new(self.shape[1])
         weights = (*self.first, *self.reduce, self.project[0])
-        results = [self.xp.empty(weight.shape, np.float64) for weight in weights]
+        results = [self.xp.zeros(weight.shape, np.float64) for weight in weights]
         self.backend("perceptron").backward(
             flat(grad), flat(grad_shares), flat(x), *self.first, self.reduce[0],
             self.project[0], self.groups, flat(grad_x), *results,
@@ -331,19 +358,25 @@ class _Block:
 
     def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
         """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
-        total, total_x = (self.xp.empty(z.shape[1], self.work) for _ in range(2))
+        total, total_x = self.xp.zeros((2, z.shape[1]), self.exact)
         backend = self.backend("batch_norm")
         backend.grad_sums(grad, z, out, *self.channel(norm.mean), total, total_x)
         total, total_x = total.astype(np.float64), total_x.astype(np.float64)
         result = self.new(z.shape[1])
-        a, b, c = self.channel(*norm.back(total, total_x, self.count))
+        a, b, c = self.channel(*self.coefficients(norm, total, total_x))
         backend.grad_x(grad, z, out, a, b, c, result, None)
         return result, total_x * norm.inverse, total
+
+    def coefficients(self, norm: _Norm, total: Any, total_x: Any) -> tuple[Any, Any, Any]:
+        """:meth:`_Norm.back` for the sums of the batch, of which the given ones are a share."""
+        if self.comm is not None:
+            total, total_x = add_up(self.comm, total, total_x)
+        return norm.back(total, total_x, self.count)
 
 
 def flat(z: Any) -> Any:
     """(N, C, H, W) as (N, C, P)."""
-    return z.reshape(*z.shape[:2], -1)
+    return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
 
 
 def _check(
@@ -365,5 +398,3 @@ def _check(
             f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
             "do not divide: make them a multiple"
         )
-    if 0 in shape:
-        raise ValueError(f"x must not be empty, got shape {shape}")

@@ -12,6 +12,7 @@ from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
+from invocupy.ops.ranks import Comm, add_up, merge
 
 
 def batch_moments(x: Any) -> tuple[Any, Any]:
@@ -25,12 +26,30 @@ def batch_moments(x: Any) -> tuple[Any, Any]:
     return mean, var
 
 
+def merged_moments(x: Any, comm: Comm) -> tuple[Any, Any, Any]:
+    """Mean and biased variance of each channel over the x of all ranks; and how many values.
+
+    One message. A rank whose share of the batch is empty takes part with its x of (0, C, H, W).
+    On a GPU the count is an array (), so that nobody waits for it.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
+    work, channel = _dtypes(x)
+    with on_device(x):
+        mean, var = namespace(x).zeros((2, x.shape[1]), _exact(x, channel))
+        if x.size:
+            backends.of("batch_norm", x).moments(contiguous(x, work), mean, var)
+        count, mean, var = merge(comm, x.size // max(x.shape[1], 1), mean, var)
+        return mean.astype(channel), var.astype(channel), count
+
+
 def running_moments(
-    running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, count: int
+    running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, count: Any
 ) -> tuple[Any, Any]:
     """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
 
-    ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel.
+    ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel, or
+    :func:`merged_moments`.
     """
     arrays = running_mean, running_var, mean, var
     # The backends' arithmetic is in one dtype.
@@ -38,8 +57,12 @@ def running_moments(
     backend = backends.of("batch_norm", mean) if one else reference
     xp = namespace(mean)
     with on_device(mean):
+        unbiased = count / (count - 1)
+        if is_cupy(unbiased):  # kernels take numbers of the host, which would have to wait for it
+            arrays = *arrays[:3], (var * unbiased).astype(var.dtype)
+            unbiased = 1.0
         results = xp.empty_like(running_mean), xp.empty_like(running_var)
-        backend.running(*arrays, momentum, count / (count - 1), *results)
+        backend.running(*arrays, momentum, unbiased, *results)
     return results
 
 
@@ -54,11 +77,17 @@ def batch_norm(
     training: bool,
     eps: float = 1e-5,
     relu: bool = False,
+    comm: Comm | None = None,
+    count: Any = None,
 ) -> Result:
     """``weight * (x - mean) / sqrt(var + eps) + bias (+ residual)``, then ReLU if asked.
 
     With ``training``, ``mean`` and ``var`` are those of ``x`` itself (:func:`batch_moments`) and
     the gradient flows through them; else they are constants.
+
+    With ``comm`` too, they and ``count`` are those of the x of all ranks
+    (:func:`merged_moments`), and so is what flows through them, in one message for all partials
+    together. The gradients of weight and bias are this rank's share: their sum is the batch's.
     """
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
@@ -74,6 +103,9 @@ def batch_norm(
     # The backends take it to be as large as x: they would read past the end of a smaller one.
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
+    ranks = comm if training else None
+    if ranks is not None and count is None:
+        raise ValueError("count is missing: moments of several ranks are (mean, var, count)")
     # Per-channel arithmetic on (C,) arrays; the passes over the images are the backend's.
     with on_device(x):
         mean = contiguous(mean, channel)
@@ -88,16 +120,25 @@ def batch_norm(
             backend.forward(wide, scale, shift, added, relu, value)
     masks = value if relu else None
 
+    ranks = comm if training else None
+
     @once
     def sums(grad: Any) -> Any:
         """Gradients of bias and weight, and b and c of the gradient of x, (4, C)."""
         with on_device(x):
-            if not x.size:
-                return xp.zeros((4, channels), channel)
-            total, total_x, b, c, grad_weight = xp.empty((5, channels), channel)
-            backend.grad_sums(contiguous(grad, work), wide, masks, mean, total, total_x)
-            count = x.size // channels
-            backend.coefficients(scale, inverse, mean, total, total_x, count, b, c, grad_weight)
+            new = xp.empty if x.size else xp.zeros
+            total, total_x = new((2, channels), channel if ranks is None else _exact(x, channel))
+            b, c, grad_weight = new((3, channels), channel)
+            if x.size:
+                backend.grad_sums(contiguous(grad, work), wide, masks, mean, total, total_x)
+            norm = scale, inverse, mean
+            if ranks is not None:
+                means = (add_up(ranks, total, total_x) / count).astype(channel)
+                backend.coefficients(*norm, *means, 1, b, c, grad_weight)
+                grad_weight = total_x * inverse  # of this rank
+            elif x.size:
+                size = x.size // channels
+                backend.coefficients(*norm, total, total_x, size, b, c, grad_weight)
         return total, grad_weight, b, c
 
     def grad_input(grad: Any) -> Any:
@@ -124,3 +165,8 @@ def _dtypes(x: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """What the backend computes in, and the dtype of the per-channel arrays."""
     work = np.dtype(np.float32) if x.dtype == np.float16 and not is_cupy(x) else x.dtype
     return work.newbyteorder("="), np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def _exact(x: Any, channel: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of sums that go to other ranks: the CPU has them in float64 anyhow."""
+    return channel if is_cupy(x) else np.dtype(np.float64)

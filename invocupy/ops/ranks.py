@@ -1,0 +1,99 @@
+"""What the ranks of a distributed training tell each other inside an operator.
+
+The batch of a synchronised norm is that of all ranks together, so its moments and the sums of its
+gradients are put together from every rank's share, in the order of the ranks: all of them get the
+same bits. A share may be empty; its rank takes part with a count of 0. Each function here sends
+one message, so the ranks must call them equally often and in the same order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from invocupy.arrays import is_cupy, namespace
+
+
+class Comm(Protocol):
+    """What operators need of a communicator (:mod:`invocupy.distributed` has them)."""
+
+    def allgather(self, array: Any) -> Any:
+        """What all ranks give, of one shape and dtype: new, (ranks, *shape), in rank order."""
+
+
+def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any]:
+    """Count, mean and second central moments of the values of all ranks together.
+
+    ``mean = sum n_r m_r / n`` and ``second = sum n_r (s_r + d_r d_r^T) / n`` with
+    ``d_r = m_r - mean`` (Chan, Golub and LeVeque 1979): nothing cancels, however far the mean is
+    from zero.
+
+    Parameters
+    ----------
+    comm : Comm
+    count : int
+        Of this rank's values, each of C numbers.
+    mean : array (C,)
+    second : array (C,) or (C, C)
+        The variances, or the covariances. Like ``mean`` finite where ``count`` is 0.
+
+    Returns
+    -------
+    count : int
+        On a GPU a float64 array (), for which nobody waits.
+    mean, second : float64 arrays of the given shapes
+
+    Raises
+    ------
+    ValueError
+        If no rank has a value; not on a GPU, where the moments are NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> class Two:  # of which the other one has seen 3 values: 4, 5 and 6
+    ...     def allgather(self, array):
+    ...         return np.stack([array, [3, 5, 2 / 3]])
+    >>> count, mean, var = merge(Two(), 1, np.array([1.0]), np.array([0.0]))
+    >>> count, float(mean[0]), round(float(var[0]), 6)
+    (4, 4.0, 3.5)
+    """
+    xp, channels = namespace(mean), mean.size
+    message = xp.empty(1 + channels + second.size, np.float64)
+    message[0] = count
+    message[1 : 1 + channels] = mean
+    message[1 + channels :] = second.reshape(-1)
+    rows = comm.allgather(message)
+    counts, means, seconds = rows[:, :1], rows[:, 1 : 1 + channels], rows[:, 1 + channels :]
+    total = counts.sum()
+    if not is_cupy(total) and total == 0:
+        raise ValueError("x must have at least one value a channel on one of the ranks")
+    mean = (counts * means).sum(axis=0) / total
+    apart = means - mean
+    if second.ndim == 1:
+        spread = apart * apart
+    else:
+        spread = (apart[:, :, None] * apart[:, None]).reshape(len(rows), -1)
+    merged = (counts * (seconds + spread)).sum(axis=0) / total
+    return total if is_cupy(total) else int(total), mean, merged.reshape(second.shape)
+
+
+def add_up(comm: Comm, *parts: Any) -> Any:
+    """The sums over the ranks of arrays (C,), as one float64 array (number of arrays, C).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> class Two:
+    ...     def allgather(self, array):
+    ...         return np.stack([array, array + 1])
+    >>> add_up(Two(), np.array([1.0]), np.array([5.0]))
+    array([[ 3.],
+           [11.]])
+    """
+    xp = namespace(parts[0])
+    message = xp.empty((len(parts), parts[0].size), np.float64)
+    for row, part in zip(message, parts, strict=True):
+        row[...] = part
+    return comm.allgather(message).sum(axis=0)
