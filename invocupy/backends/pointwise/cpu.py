@@ -29,7 +29,7 @@ from invocupy.backends.products import (
 )
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
-_BLOCK = 72  # channels of each side in a task of the weight gradient
+_BLOCK = 40  # channels of each side in a task of the weight gradient: its sums stay in L2
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
@@ -61,17 +61,18 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
     columns = x.shape[1] + 1  # the last one for the bias
     tile = VECTORS * BYTES // x.itemsize
     (row_blocks, height), (column_blocks, width) = _blocks(rows, ROWS), _blocks(columns, COLUMNS)
-    size = (height + width) * tile * x.itemsize  # bytes of one packed tile
-    chunk = min(max(_CACHE // size, 1), -(-pixels // tile)) * tile
-    units = batch * -(-pixels // chunk)
+    # A chunk goes on over the images: the longer, the fewer times sums leave the registers.
+    room = _CACHE // ((height + width) * tile * x.itemsize)
+    chunk = min(max(room, 1), -(-batch * pixels // tile)) * tile
+    units = -(-batch * pixels // chunk)
     blocks = row_blocks * column_blocks
     parts = min(max(PARTS // blocks, 1), units)
     sums = np.empty((parts, rows, columns), np.float64)
     launch(
         _grad_weight(8 * x.itemsize), parts * blocks, grad.size * columns // 16,
-        height * width * BYTES + chunk // tile * size + BYTES,
-        grad, x, sums, rows, columns, pixels, chunk, units, row_blocks, height, column_blocks,
-        width,
+        height * width * BYTES + (height + width) * (chunk * x.itemsize + BYTES) + BYTES,
+        grad, x, sums, rows, columns, pixels, batch * pixels, chunk, units, row_blocks, height,
+        column_blocks, width,
     )  # fmt: skip
     total = sums.sum(axis=0)
     out[...] = total[:, :-1]
@@ -141,30 +142,37 @@ def _grad_weight(bits: int) -> Any:
     V, R, A, B = BYTES // size, VECTORS, ROWS, COLUMNS
     vector = BYTES
     tile = R * V
-    row = tile * size
 
     @jit
-    def pack(target, step, source, count):
-        """One channel, its tiles ``step`` bytes apart; the last one ends in zeros."""
-        for i in range(-(-count // tile)):
-            held, seen = pointer(target + i * step, bits), pointer(source + i * row, bits)
-            left = min(count - i * tile, tile)
-            for j in range(left):
-                held[j] = seen[j]
-            for j in range(left, tile):
+    def pack(target, row, channels, source, stride, pixels, first, count):
+        """``count`` positions from ``first`` on, and zeros up to a whole tile. Rows of the target
+        are ``row`` bytes apart, images ``stride``."""
+        done = 0
+        n, i = divmod(first, pixels)
+        while done < count:
+            run = min(pixels - i, count - done)
+            for q in range(channels):
+                held = pointer(target + q * row + done * size, bits)
+                seen = pointer(source + n * stride + (q * pixels + i) * size, bits)
+                for j in range(run):
+                    held[j] = seen[j]
+            n, i, done = n + 1, 0, done + run
+        for q in range(channels):
+            held = pointer(target + q * row, bits)
+            for j in range(count, -(-count // tile) * tile):
                 held[j] = 0
 
     @jit
     def kernel(
-        tasks, scratch, counter, grad, x, sums, rows, columns, pixels, chunk, units,
+        tasks, scratch, counter, grad, x, sums, rows, columns, pixels, positions, chunk, units,
         row_blocks, height, column_blocks, width,
     ):  # fmt: skip
-        chunks = -(-pixels // chunk)
         parts = tasks // (row_blocks * column_blocks)
         left = scratch + height * width * vector
+        row = chunk * size + vector  # rows of 4096 bytes would all lie in the same place of L1
         right = left + height * row
-        step = (height + width) * row
         total, out = pointer(scratch, bits), pointer(sums, 64)
+        plane = pixels * size
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -175,28 +183,22 @@ def _grad_weight(bits: int) -> Any:
             last = c + b == columns
             for i in range(height * width * V):
                 total[i] = 0
-            for i in range(chunk // tile):  # rows that only fill the block, and the ones
-                for q in range(height + width):
-                    blank = pointer(left + i * step + q * row, bits)
-                    for k in range(tile):
-                        blank[k] = last and q == height + b - 1
+            for q in range(height + width):  # rows that only fill the block, and the ones
+                blank = pointer(left + q * row, bits)
+                for k in range(chunk):
+                    blank[k] = last and q == height + b - 1
             for unit in range(units * part // parts, units * (part + 1) // parts):
-                n, first = unit // chunks, unit % chunks * chunk
-                count = min(chunk, pixels - first)
-                for q in range(a):
-                    pack(
-                        left + q * row, step,
-                        grad + ((n * rows + o + q) * pixels + first) * size, count,
-                    )  # fmt: skip
-                for q in range(b - last):
-                    pack(
-                        right + q * row, step,
-                        x + ((n * (columns - 1) + c + q) * pixels + first) * size, count,
-                    )  # fmt: skip
+                first = unit * chunk
+                count = min(chunk, positions - first)
+                pack(left, row, a, grad + o * plane, rows * plane, pixels, first, count)
+                pack(
+                    right, row, b - last, x + c * plane, (columns - 1) * plane, pixels, first,
+                    count,
+                )  # fmt: skip
                 for i in range(0, height, A):
                     for j in range(0, width, B):
                         correlate_block(
-                            -(-count // tile), step, left + i * row, right + j * row, row,
+                            -(-count // tile), tile * size, left + i * row, right + j * row, row,
                             scratch + (i * width + j) * vector, width * vector, A, B, R, V, bits,
                         )  # fmt: skip
             for i in range(a):
