@@ -1,11 +1,12 @@
 """Draws the pictures of the documentation into ``docs/pictures``; the build calls it.
 
-Everything comes from the generated images of ``shapes10`` and fixed seeds: no download, and the
-same pictures every time.
+Everything comes from the generated images of ``shapes10``, fixed seeds and the results of
+``benchmarks/evidence.py``: no download, and the same pictures every time.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from invocupy.data import shapes10
 from invocupy.train import Config, fit
 
 FOLDER = Path(__file__).parent / "pictures"
+RESULTS = FOLDER.parents[1] / "benchmarks" / "results" / "evidence"
 STAR, CLEAN = 31, 10
 KERNELS = {
     "identity": [[0, 0, 0], [0, 1, 0], [0, 0, 0]],
@@ -30,6 +32,7 @@ KERNELS = {
     "outline": [[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]],
 }
 INK, ACCENT = "#1f2933", "#67e8f9"
+LINES = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"
 
 
 def image_of(index: int) -> Any:
@@ -159,9 +162,64 @@ def draw_learned() -> None:
     save(figure, "learned")
 
 
+def draw_evidence() -> None:
+    """The recorded runs on CIFAR-10: their accuracies as they learn, and what they confuse."""
+    records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    if records:
+        draw_curves(records)
+    for name, record in records.items():
+        draw_confusion(name, record)
+
+
+def draw_curves(records: dict[str, Any]) -> None:
+    """Test accuracy over epochs, and over minutes of training."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    names = sorted(records, key=lambda name: -records[name]["test_accuracy"])
+    for i, name in enumerate(names):
+        record = records[name]
+        accuracy = 100 * np.array(record["history"]["test_accuracy"])
+        minutes = np.cumsum(record["history"]["seconds"]) / 60
+        cut = "" if record["status"] == "complete" else ", cut"
+        line = {"color": LINES[i % len(LINES)], "linestyle": ("-", "--")[i // len(LINES) % 2]}
+        line |= {"marker": "o" if len(accuracy) <= 30 else None, "markersize": 3}
+        left.plot(np.arange(1, len(accuracy) + 1), accuracy, **line)
+        right.plot(minutes, accuracy, **line, label=f"{name}{cut}: {accuracy[-1]:.1f} %")
+    left.set_xlabel("epoch", color=INK)
+    left.set_ylabel("test accuracy, %", color=INK)
+    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    right.set_xlabel("minutes of training", color=INK)
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    save(figure, "evidence-curves")
+
+
+def draw_confusion(name: str, record: Any) -> None:
+    """How many images of each class get which answer."""
+    counts, classes = np.array(record["confusion"]), record["classes"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axes = plt.subplots(figsize=(7, 6.2), layout="constrained")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[i, j] > 0.55 else INK
+            axes.text(j, i, count, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set_xlabel("the model's answer", color=INK)
+    axes.set_ylabel("true class", color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_title(
+        f"{name}: {100 * record['test_accuracy']:.2f} % are right", fontsize=12, color=INK
+    )
+    save(figure, f"evidence-{name}")
+
+
 def draw_all() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned):
+    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_evidence):
         draw()
 
 
