@@ -120,8 +120,6 @@ def batch_norm(
             backend.forward(wide, scale, shift, added, relu, value)
     masks = value if relu else None
 
-    ranks = comm if training else None
-
     @once
     def sums(grad: Any) -> Any:
         """Gradients of bias and weight, and b and c of the gradient of x, (4, C)."""
@@ -141,20 +139,33 @@ def batch_norm(
                 backend.coefficients(*norm, total, total_x, size, b, c, grad_weight)
         return total, grad_weight, b, c
 
-    def grad_input(grad: Any) -> Any:
+    def grads(grad: Any) -> list[Any]:
+        """Gradients of x and, if a ReLU follows, of the residual."""
         result = empty(x.shape, work, x)
+        split = empty(x.shape, work, x) if residual is not None and relu else None
         with on_device(x):
             _, _, b, c = sums(grad) if training else xp.zeros((4, channels), channel)
             if x.size:
-                backend.grad_x(contiguous(grad, work), wide, masks, scale, b, c, result, None)
-        return result.astype(x.dtype.newbyteorder("="), copy=False)
+                wide_grad = contiguous(grad, work)
+                backend.grad_x(wide_grad, wide, masks, scale, b, c, result, split)
+        return [result, split]
+
+    shared = once(grads)
+
+    def taken(grad: Any, i: int, like: Any) -> Any:
+        held = shared(grad)
+        array, held[i] = held[i], None
+        if array is None:  # given away already, to a caller who may write on it
+            array = grads(grad)[i]
+        return array.astype(like.dtype.newbyteorder("="), copy=False)
 
     def grad_residual(grad: Any) -> Any:
-        masked = grad if masks is None else xp.where(masks > 0, grad, grad.dtype.type(0))
-        return masked.astype(residual.dtype.newbyteorder("="), copy=False)
+        if relu:
+            return taken(grad, 1, residual)
+        return grad.astype(residual.dtype.newbyteorder("="), copy=False)
 
     return value.astype(x.dtype.newbyteorder("="), copy=False), (
-        grad_input,
+        lambda grad: taken(grad, 0, x),
         lambda grad: sums(grad)[1].astype(weight.dtype),
         lambda grad: sums(grad)[0].astype(bias.dtype),
         grad_residual,
