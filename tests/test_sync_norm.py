@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ranks import Rank, run_ranks
 
 from invocupy import Tensor, models, nn, no_grad, ops
 from invocupy import functional as F  # noqa: N812
+from invocupy.arrays import device_of, require_cupy, to_device
 from invocupy.ops import block, normalization
 from invocupy.ops.ranks import add_up, merge
 
@@ -44,10 +46,7 @@ def step(
     residual: Any = None,
 ) -> Outcome:  # fmt: skip
     """Forward in training mode, and back."""
-    model = make()
-    for _, module in model.modules():
-        if hasattr(module, "comm"):
-            module.comm = comm
+    model = joined(make().to(device_of(x)), comm)
     leaf = Tensor(x, requires_grad=wants_x)
     operand = None if residual is None else Tensor(residual, requires_grad=True)
     if isinstance(model, models.SimpleModel):
@@ -63,10 +62,22 @@ def step(
         gradients["x"] = leaf.grad
     if operand is not None:
         gradients["residual"] = operand.grad
-    buffers = dict(model.named_buffers())
-    return Outcome(
-        value.data, gradients, buffers, (forward, (comm.messages if comm else 0) - forward)
-    )
+    buffers = {name: host(buffer) for name, buffer in model.named_buffers()}
+    messages = forward, (comm.messages if comm else 0) - forward
+    gradients = {name: host(gradient) for name, gradient in gradients.items()}
+    return Outcome(host(value.data), gradients, buffers, messages)
+
+
+def joined(model: nn.Module, comm: Rank | None) -> nn.Module:
+    """The model with norms that ask the other ranks."""
+    for _, module in model.modules():
+        if hasattr(module, "comm"):
+            module.comm = comm
+    return model
+
+
+def host(array: Any) -> Any:
+    return to_device(array, "cpu")
 
 
 def both(
@@ -146,17 +157,29 @@ def to_dtype(model: nn.Module, dtype: str) -> nn.Module:
     return model
 
 
-def run_batch_norm(dtype: str, shares: tuple[int, ...], residual: bool) -> tuple[Outcome, Outcome]:
-    x = images(dtype, sum(shares), 4, 5)
-    cotangent, beside = draw(3, dtype, x.shape, x.shape)
+def run_batch_norm(
+    dtype: str, shares: tuple[int, ...], residual: bool, xp: ModuleType = np
+) -> tuple[Outcome, Outcome]:
+    x = xp.asarray(images(dtype, sum(shares), 4, 5))
+    cotangent, beside = map(xp.asarray, draw(3, dtype, x.shape, x.shape))
     weights = "float64" if dtype == "float64" else "float32"
     return both(lambda: batch_norm(weights), shares, x, cotangent, beside if residual else None)
 
 
-def run_block(dtype: str, shares: tuple[int, ...], **options: Any) -> tuple[Outcome, Outcome]:
-    x = images(dtype, sum(shares), options.get("channels", 3), 6)
-    (cotangent,) = draw(3, dtype, x.shape)
+def run_block(
+    dtype: str, shares: tuple[int, ...], xp: ModuleType = np, **options: Any
+) -> tuple[Outcome, Outcome]:
+    x = xp.asarray(images(dtype, sum(shares), options.get("channels", 3), 6))
+    (cotangent,) = map(xp.asarray, draw(3, dtype, x.shape))
     return both(lambda: simple_block(dtype, **options), shares, x, cotangent)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("run", [lambda d, s, xp: run_batch_norm(d, s, True, xp), run_block])
+def test_norms_on_a_gpu_are_those_of_one_process(run: Any, shares: tuple[int, ...]) -> None:
+    one, together = run("float64", shares, xp=require_cupy())
+    check(one, together, PROMISED["float64"])
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -361,10 +384,8 @@ def test_sums_are_those_of_all_ranks_in_their_order() -> None:
 
 def test_evaluation_sends_nothing() -> None:
     def task(comm: Rank) -> Any:
-        model = models.SimpleModel(8, 8, 32, num_layers=1, rng=0).eval()
-        for _, module in model.modules():
-            if hasattr(module, "comm"):
-                module.comm = comm
+        model = models.SimpleModel(8, 8, 32, num_layers=1, rng=0)
+        joined(model, comm).eval()
         model.logits(Tensor(images("float32", comm.rank, 3, 8))).sum().backward()
         return comm.messages
 
@@ -373,10 +394,7 @@ def test_evaluation_sends_nothing() -> None:
 
 def test_without_gradients_there_is_no_message_backward() -> None:
     def task(comm: Rank) -> Any:
-        part = simple_block("float32")
-        for _, module in part.modules():
-            if hasattr(module, "comm"):
-                module.comm = comm
+        part = joined(simple_block("float32"), comm)
         with no_grad():
             part(Tensor(images("float32", comm.rank, 3, 6)))
         return comm.messages
@@ -427,10 +445,7 @@ def test_too_few_values_of_all_ranks_are_refused_on_each(count: int, message: st
     for make in (lambda: batch_norm("float32"), lambda: simple_block("float32", 4)):
 
         def task(comm: Rank, make: Any = make) -> None:
-            layer = make()
-            for _, module in layer.modules():
-                if hasattr(module, "comm"):
-                    module.comm = comm
+            layer = joined(make(), comm)
             with pytest.raises(ValueError, match=message):
                 layer(Tensor(np.ones((count * comm.rank, 4, 1, 1), np.float32)))
 
