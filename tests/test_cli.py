@@ -142,9 +142,10 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in flags.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    switches = ["--no-nesterov", "--no-head-relu", "--no-decay-biases", "--milestones", "0.25", "1"]
-    assert main(["train", *arguments, *switches]) == 130
-    rest = {"nesterov": False, "head_relu": False, "decay_biases": False, "milestones": (0.25, 1.0)}
+    switches = ["nesterov", "head_relu", "decay_biases", "sync_norm"]
+    negated = [f"--no-{name.replace('_', '-')}" for name in switches]
+    assert main(["train", *arguments, *negated, "--milestones", "0.25", "1"]) == 130
+    rest = {**dict.fromkeys(switches, False), "milestones": (0.25, 1.0)}
     assert seen == [Config(**flags, **rest)]
     assert {*flags, *rest, "overfit"} == {item.name for item in fields(Config)}
     assert main(["train"]) == 130

@@ -5,7 +5,8 @@ Progress goes to standard error, results to standard output. What takes time to 
 inside the commands, so that ``invocupy --help`` answers at once.
 
 Exit codes: 0 done, 1 unexpected, 2 wrong usage, 65 bad data, image or checkpoint, 69 download not
-possible or a package missing, 70 the loss became NaN or infinite, 130 interrupted.
+possible or a package missing, 70 the loss became NaN or infinite, 75 another rank hangs or the
+launcher is gone, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from invocupy._version import __version__
 from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
 from invocupy.cli.notice import compiling_is_told
+from invocupy.distributed import speaks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        with compiling_is_told():
+        with compiling_is_told() if speaks() else nullcontext():
             code = command(arguments)
         sys.stdout.flush()
         return code
@@ -51,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = _exit_code(error)
         if known is None:
             raise
-        print(f"invocupy: {error or 'interrupted'}", file=sys.stderr)
+        from invocupy.distributed import PeerError, end_all
+        from invocupy.train import Interrupted
+
+        # Interrupted is that all ranks have stopped together; else one may have failed alone.
+        if not isinstance(error, Interrupted):
+            end_all(f"invocupy: {error or 'interrupted'}", known, isinstance(error, PeerError))
+        elif speaks():
+            print(f"invocupy: {error}", file=sys.stderr)
         return known
 
 
@@ -61,12 +71,14 @@ def _exit_code(error: BaseException) -> int | None:
         return 130
     from invocupy.checkpoint import CheckpointError
     from invocupy.data import DataError, DownloadError
+    from invocupy.distributed import LaunchError, PeerError
     from invocupy.extras import MissingExtra
     from invocupy.train import ConfigError, NonFiniteLoss
     from invocupy.weights import WeightsError
 
     codes: dict[type[Exception], int] = {
         ConfigError: 2,
+        LaunchError: 2,
         DataError: 65,
         CheckpointError: 65,
         WeightsError: 65,
@@ -74,6 +86,7 @@ def _exit_code(error: BaseException) -> int | None:
         MissingExtra: 69,
         NonFiniteLoss: 70,
         OSError: 1,
+        PeerError: 1,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
@@ -84,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Involution without a deep learning framework.",
         epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "
         "unexpected, 2 wrong usage or settings, 65 bad data, image or checkpoint, 69 a download or "
-        "package is missing, 70 the loss became NaN or infinite, 130 interrupted.",
+        "package is missing, 70 the loss became NaN or infinite, 75 another rank hangs, 130 "
+        "interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -29,10 +29,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
     how = parser.add_argument_group("training")
     how.add_argument("--epochs", metavar="N", type=int)
-    how.add_argument("--batch-size", metavar="N", type=int)
+    how.add_argument("--batch-size", metavar="N", type=int, help="of all ranks together")
     how.add_argument(
         "--accumulate", metavar="N", type=int,
         help="cut each batch into N parts to save memory; only batch norm sees a difference",
+    )  # fmt: skip
+    how.add_argument(
+        "--sync-norm", action=on_off,
+        help="on several ranks: batch norm sees the batch of all of them (default), or of one",
     )  # fmt: skip
     how.add_argument("--lr", metavar="X", type=float, help="highest learning rate")
     how.add_argument("--schedule", metavar="NAME", help="one_cycle, cosine, step or constant")

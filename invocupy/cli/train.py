@@ -24,12 +24,18 @@ def add(commands: Commands) -> None:
         "train",
         help="train a model",
         argument_default=argparse.SUPPRESS,
-        description="Train a model; with no options a small SimpleModel on generated images.",
+        description="Train a model; with no options a small SimpleModel on generated images. Under "
+        "mpiexec or srun each process computes its share of every batch.",
     )
     parser.set_defaults(command=_run)
     add_settings(parser)
     parser.add_argument("--out", metavar="DIR", help="the run's folder (new; by default runs/...)")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument(
+        "--comm-timeout", metavar="SECONDS", type=_seconds, default=600.0,
+        help="on several ranks (mpiexec -n N invocupy train ...): how long to wait for another "
+        "one before all are ended with exit code 75 (600)",
+    )  # fmt: skip
     parser.add_argument(
         "--plots", action=argparse.BooleanOptionalAction,
         help="write pictures at the end (as plot does; by default if matplotlib is installed)",
@@ -40,23 +46,34 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
+    from invocupy.distributed import start, together, with_gpus
     from invocupy.extras import require
     from invocupy.train import Config, ConfigError, fit, load_run
 
     given = given_settings(arguments)
     resume = getattr(arguments, "resume", None)
-    if resume is None:
-        config = Config(**given)
-        out = getattr(arguments, "out", None) or _new_folder(config.dataset, config.model)
-    elif hasattr(arguments, "out"):
+    if resume is not None and hasattr(arguments, "out"):
         raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
-    else:
-        config, out = replace(load_run(resume, "last")[0], **given), resume
+    comm = start(arguments.comm_timeout)
+    # Only rank 0 need see the folder.
+    old, out = "{}", resume
+    with together(comm):
+        if comm.rank == 0 and resume is not None:
+            old = load_run(resume, "last")[0].to_json()
+    config = replace(Config.from_json(comm.exchange(old)[0]), **given)
+    if comm.rank == 0 and resume is None:
+        out = getattr(arguments, "out", None) or _new_folder(config.dataset, config.model)
+    comm = with_gpus(comm, config.device)
+    if comm.rank:
+        fit(config, resume=resume is not None, comm=comm)
+        return 0
     plots = getattr(arguments, "plots", find_spec("matplotlib") is not None)
     if plots:
         require("matplotlib", "matplotlib", "plots")  # now, not after the training
     report, testing = _reporter()
-    history = fit(config, out, resume=resume is not None, progress=report, testing=testing)
+    history = fit(
+        config, out, resume=resume is not None, progress=report, testing=testing, comm=comm
+    )
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     result = {
         "run": str(out),
@@ -80,6 +97,13 @@ def _run(arguments: argparse.Namespace) -> int:
         files = write_plots(out, config.device, config.data_dir)
         print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
     return 0
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
+    return value
 
 
 def _new_folder(dataset: str, model: str) -> Path:

@@ -2,7 +2,7 @@
 
 One table of random numbers is drawn an epoch, a row a sample. Its first column orders the
 samples, the others drive the augmentation. So a batch is the same whether the epoch is run
-through or resumed at its step, on one device or cut over many.
+through or resumed at its step, on one device or cut over many ranks.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class Batches:
         One number a channel, for pixels in units of 0..1.
     drop_last
         Leave out a last batch that is not full.
+    rows
+        A function ``f(count)`` that says which of the ``count`` rows of a batch this process wants,
+        by their positions (an integer array); the others are neither read nor augmented. By
+        default all.
 
     Raises
     ------
@@ -73,6 +77,7 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         drop_last: bool = False,
+        rows: Callable[[int], Any] | None = None,
     ) -> None:
         xp = namespace(images)
         if not (isinstance(images, xp.ndarray) and isinstance(labels, xp.ndarray)):
@@ -108,6 +113,7 @@ class Batches:
                 "images: give a smaller one"
             )
         self.shuffle, self.augment, self.drop_last = shuffle, tuple(augment), drop_last
+        self.rows = rows
         # x = (pixel / 255 - mean) / std = pixel * scale + shift
         spread = np.asarray(std, np.float64).reshape(channels, 1, 1)
         scale = (1 / (255 * spread)).astype(np.float32)
@@ -154,6 +160,8 @@ class Batches:
         order, table = self._draw(epoch)
         for step in range(start, len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            if self.rows is not None:
+                index = index[self.rows(len(index))]
             with on_device(self.images):
                 # (B, 1 + 8): numbers and random rows in one transfer; float64 holds both exactly
                 sheet = xp.asarray(np.column_stack([index, table[index]]))

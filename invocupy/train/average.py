@@ -20,12 +20,12 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.arrays = {name: holder.data.copy() for name, holder in _state(model)}
+        self.arrays = {name: holder.data.copy() for name, holder in named_state(model)}
 
     def update(self, model: nn.Module, steps: int) -> None:
         """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
         keep = min(self.decay, (1 + steps) / (10 + steps))
-        for name, holder in _state(model):
+        for name, holder in named_state(model):
             with on_device(holder.data):
                 if holder.data.dtype.kind == "f":
                     self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
@@ -42,7 +42,7 @@ class Average:
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
         """Within it the model computes with the averages."""
-        own = [(holder, holder.data) for _, holder in _state(model)]
+        own = [(holder, holder.data) for _, holder in named_state(model)]
         self.put_into(model)
         try:
             yield
@@ -52,11 +52,11 @@ class Average:
 
     def put_into(self, model: nn.Module) -> None:
         """Let the model hold the averages in place of its weights."""
-        for name, holder in _state(model):
+        for name, holder in named_state(model):
             holder.data = self.arrays[name]
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | nn.Buffer]]:
+def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | nn.Buffer]]:
     """Parameters and buffers with the names that ``state_dict`` gives them."""
     for path, module in model.modules():
         for name, value in vars(module).items():

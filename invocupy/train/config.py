@@ -37,9 +37,14 @@ class Config:
         Of the simple model: whether a ReLU stands between the dense layers at its end. The article
         has none, and its head is then a linear map, which learns shapes10 many times slower.
     epochs, batch_size : int
+        A batch is that of all ranks together: each computes its share of it.
     accumulate : int
         Parts into which each batch is cut to save memory; the step is that of the whole batch, but
         for batch norm, which then sees the moments of the parts.
+    sync_norm : bool
+        On several ranks: whether batch norm sees the batch of all ranks, so that the training is
+        that of a single process to rounding. Otherwise it sees a rank's share, which needs fewer
+        messages and is another training; running statistics are averaged over the ranks.
     lr : float
         The highest learning rate; ``schedule`` gives the share of it in each step.
     momentum, weight_decay, nesterov, decay_biases
@@ -74,7 +79,7 @@ class Config:
         Train on the first so many training images and test on the same: a model and loop that are
         right reach 100 %. Without augmentation, unless it is asked for.
     device : "auto", "cpu", "cuda" or "cuda:i"
-        ``"auto"`` takes a GPU if CuPy finds one.
+        ``"auto"`` takes a GPU if CuPy finds one. On several ranks the communicator decides.
 
     Raises
     ------
@@ -101,6 +106,7 @@ class Config:
     epochs: int = 4
     batch_size: int = 32
     accumulate: int = 1
+    sync_norm: bool = True
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4

@@ -12,6 +12,7 @@ from invocupy import data, nn
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
+from invocupy.distributed import Comm, Single, share
 
 
 class Evaluation(NamedTuple):
@@ -31,6 +32,7 @@ def evaluate(
     std: tuple[float, ...],
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
+    comm: Comm | None = None,
 ) -> Evaluation:
     """Mean cross-entropy, accuracy and confusion matrix of a model, in evaluation mode.
 
@@ -47,6 +49,9 @@ def evaluate(
         The result depends on it by rounding only: the last, smaller batch counts by its images.
     progress
         Called with the steps done and all steps.
+    comm : communicator, optional
+        Of ranks that have the same model and images: each evaluates its share of the images, and
+        all get the result of all images, each counted once.
 
     Returns
     -------
@@ -71,10 +76,14 @@ def evaluate(
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
+    comm = Single() if comm is None else comm
     device = device_of(next((p.data for p in model.parameters()), images))
-    images, labels = to_device(images, device), to_device(labels, device)
+    count = len(images)
+    images, labels = (
+        to_device(array[slice(*share(len(array), comm))], device) for array in (images, labels)
+    )
     batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
-    answers, total = [], 0.0
+    answers, total, classes = [], 0.0, 0
     training = model.training
     model.eval()
     try:
@@ -84,16 +93,23 @@ def evaluate(
                 # A sum on the device: nothing waits for it before the end.
                 total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
                 answers.append(logits.data.argmax(axis=1))
+                classes = logits.shape[1]
                 if progress is not None:
                     progress(step, len(batches))
-            given = to_device(namespace(images).concatenate(answers), "cpu")
+            # Of no images there are no answers, as many as labels.
+            given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
     finally:
         model.train(training)
-    classes = logits.shape[1]
+    sums, widths = zip(*comm.exchange([float(total), classes]), strict=True)
+    classes = max(widths)  # a rank without images has seen none
     pairs = np.asarray(to_device(labels, "cpu"), np.int64) * classes + given
-    confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-    count = len(images)
-    return Evaluation(float(total) / count, int(np.trace(confusion)) / count, confusion)
+    counts = np.bincount(pairs, minlength=classes**2)
+    if comm.size > 1:
+        counts = to_device(counts, comm.device)
+        comm.allreduce_sum(counts)
+        counts = to_device(counts, "cpu")
+    confusion = counts.reshape(classes, classes)
+    return Evaluation(sum(sums) / count, int(np.trace(confusion)) / count, confusion)
 
 
 def predict(

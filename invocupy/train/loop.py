@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +16,21 @@ import numpy as np
 
 from invocupy import data, nn, optim
 from invocupy import functional as F  # noqa: N812
+from invocupy._version import __version__
 from invocupy.arrays import is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
+from invocupy.distributed import Comm, Single, agree, synchronise, together
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config
 from invocupy.train.evaluation import evaluate, logits_of
 from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
+from invocupy.train.parallel import Message, average_norms, digest, norms_apart, parts, rows
 from invocupy.train.run import Row, Run
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
+_ONE_CTRL_C = 1.0  # seconds in which launchers may hand on one Ctrl-C more than once
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +58,7 @@ def fit(
     before_update: Callable[[nn.Module, optim.SGD], object] | None = None,
     after_epoch: Callable[[nn.Module, Row], object] | None = None,
     testing: Callable[[int, int], object] | None = None,
+    comm: Comm | None = None,
 ) -> list[Row]:
     """Train a model; stop and go on as often as you like.
 
@@ -83,6 +89,12 @@ def fit(
         stops if it returns True.
     testing
         Called in each evaluation with the batches of the test set that are done, and all of them.
+    comm : communicator, optional
+        On each of several ranks (:mod:`invocupy.distributed`) that call this function together,
+        with the same settings: each computes its share of every batch, and the result is that of a
+        single process to rounding. Rank 0 alone writes to ``out``, and alone reads it to resume,
+        also what another number of ranks has written. Each calls its own functions; a run stops if
+        ``after_epoch`` returns True on one of them, and the line is that of rank 0.
 
     Returns
     -------
@@ -102,6 +114,12 @@ def fit(
         If there is no whole checkpoint to resume from.
     invocupy.data.DataError, invocupy.data.DownloadError
         As :func:`invocupy.data.cifar10`.
+    invocupy.distributed.LaunchError
+        If settings or models differ between ranks.
+    invocupy.distributed.PeerError
+        If rank 0 could not write its files, on the others.
+    RuntimeError
+        If ranks have come to different weights, which only a fault can bring about.
     NonFiniteLoss
         For the training loss. The checkpoints then hold the run before it went wrong.
     Interrupted
@@ -123,65 +141,95 @@ def fit(
     >>> len(fit(config, after_epoch=good_enough))
     1
     """
-    dataset, device = DATASETS[config.dataset], pick_device(config.device)
+    comm = Single(pick_device(config.device)) if comm is None else comm
+    dataset, device, first = DATASETS[config.dataset], comm.device, comm.rank == 0
     own = model is not None
     model = build(config) if model is None else model
     model.to(device)
-    images, labels, *test = (
-        to_device(array, device) for train in (True, False) for array in load_data(config, train)
-    )
+    shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
+    agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
+    for turn in (first, not first):  # rank 0 first: it may have to download them
+        with together(comm):
+            if turn:
+                sets = [load_data(config, train) for train in (True, False)]
+    images, labels, *test = (to_device(array, device) for pair in sets for array in pair)
+    part = -(-config.batch_size // config.accumulate)
     batches = data.Batches(
         images, labels, config.batch_size,
         seed=config.seed, augment=augmentation(config), mean=dataset.mean, std=dataset.std,
+        rows=None if comm.size == 1 else lambda count: rows(count, part, comm),
     )  # fmt: skip
     optimiser = optim.SGD(
         model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov,
         config.decay_biases,
     )  # fmt: skip
     if not own:
-        check_memory(config, estimate(config, model)._replace(data=0), free_memory(device))
+        needs = estimate(config, model)._replace(data=0)
+        sharing = comm.local_size if device == "cpu" else 1
+        check_memory(config, needs, free_memory(device) // sharing, comm.size)
     average = Average(model, config.ema) if config.ema else None
-    folder = None if out is None else Path(out)
-    run = Run(config, folder, model, optimiser, len(batches), average)
-    if resume:
-        run.restore()
-    run.begin(resume)
+    folder = None if out is None or not first else Path(out)
+    run = Run(config, folder, model, optimiser, len(batches), average, comm)
+    with together(comm):
+        if resume and first:
+            run.restore()
+        run.begin(resume)
+    run.spread()
 
     # The checks of the loss are the guard; NumPy's warnings would only double them.
-    with _interrupts() as asked, on_device(images), np.errstate(all="ignore"):
+    grace = 0.0 if comm.size == 1 else _ONE_CTRL_C
+    with _interrupts(grace) as asked, on_device(images), np.errstate(all="ignore"):
 
-        def pause(*batches: int) -> None:
-            if testing is not None and batches:
+        def tested(*batches: int) -> None:
+            if testing is not None:
                 testing(*batches)
-            if asked():
+            if comm.size == 1 and asked():  # several ranks stop together, when all are through
                 raise _Pause
 
+        if comm.size > 1 and config.sync_norm:
+            synchronise(model, comm)
         try:
             stop = False
             while run.state.epoch < config.epochs and not (stop or run.stalled()):
-                _train_epoch(run, batches, progress, before_update, pause)
+                _train_epoch(run, batches, progress, before_update, asked)
+                average_norms(run)
                 with average.used_by(model) if average else nullcontext():
                     result = evaluate(
                         model, *test, mean=dataset.mean, std=dataset.std,
-                        batch_size=EVALUATION_BATCH, progress=pause,
+                        batch_size=EVALUATION_BATCH, progress=tested, comm=comm,
                     )  # fmt: skip
                     row = run.row(result, _rate(run, run.steps - 1))
                     if after_epoch is not None:
                         stop = after_epoch(model, row) is True
-                run.end_epoch(row)
+                if comm.size > 1:
+                    row, stop = _agreed(run, row, stop, asked())
+                with together(comm):
+                    run.end_epoch(row)
                 if progress is not None:
                     means = row["train_loss"], row["train_accuracy"]
                     now = run.state.epoch, config.epochs, run.steps, run.steps
                     progress(Progress(*now, *means, row))
         except _Pause:
-            run.save("last")
+            average_norms(run)
+            with together(comm):
+                run.save("last")
             number = run.state.epoch * run.steps + run.state.step
             raise Interrupted(
                 f"interrupted in epoch {run.state.epoch + 1} after step {number}"
             ) from None
+        finally:
+            if comm.size > 1:
+                synchronise(model, None)
     if average:
         average.put_into(model)
     return run.state.history
+
+
+class _Step(NamedTuple):
+    """What a step has found, where it was computed."""
+
+    images: int
+    numbers: tuple[Any, ...]  # loss, correct answers; on several ranks: how many shall stop
 
 
 def _train_epoch(
@@ -189,20 +237,26 @@ def _train_epoch(
     batches: data.Batches,
     progress: Callable[[Progress], None] | None,
     before_update: Callable[[nn.Module, optim.SGD], object] | None,
-    pause: Callable[[], None],
+    asked: Callable[[], bool],
 ) -> None:
     """Do the steps of the current epoch that are left."""
-    model, optimiser, state = run.model.train(), run.optimiser, run.state
-    unread: list[tuple[Any, Any, int]] = []  # loss, correct answers, images of each step
+    model, optimiser, state, comm = run.model.train(), run.optimiser, run.state, run.comm
+    message = Message(optimiser.params, 3, comm) if comm.size > 1 else None
+    unread: list[_Step] = []
     clock = time.perf_counter()
     for x, labels in batches.epoch(state.epoch, state.step):
         optimiser.lr = _rate(run, state.step)
         optimiser.zero_grad()
-        unread.append(_gradients(run, x, labels))
+        images = min(batches.batch_size, len(batches.images) - state.step * batches.batch_size)
+        numbers = _gradients(run, x, labels, images)
+        if message is not None:
+            numbers = tuple(message.sum(*numbers, asked()))
+        unread.append(_Step(images, numbers))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.
+        stop = False
         if not is_cupy(x) or state.step % _READ_EVERY == 0 or state.step == run.steps:
-            _read(run, unread)
+            stop = _read(run, unread)
         if run.config.clip_norm is not None:
             optim.clip_by_norm(optimiser.params, run.config.clip_norm)
         if before_update is not None:
@@ -217,49 +271,77 @@ def _train_epoch(
             epochs = state.epoch + 1, run.config.epochs
             means = state.loss / max(state.images, 1), state.correct / max(state.images, 1)
             progress(Progress(*epochs, state.step, run.steps, *means, None))
-        try:
-            pause()
-        except _Pause:
+        if stop or (message is None and asked()):
             _read(run, unread)
-            raise
+            raise _Pause
 
 
-def _gradients(run: Run, x: Any, labels: Any) -> tuple[Any, Any, int]:
-    """Leave the gradients of a batch in the parameters; its loss, correct answers and images.
+def _gradients(run: Run, x: Any, labels: Any, images: int) -> tuple[Any, Any]:
+    """Leave the gradients of this rank's share of a batch in the parameters; loss, correct answers.
 
-    In as many parts as the settings say: each part's loss counts by its share of the images.
+    ``images`` is the size of the batch: each image counts by 1 / images, wherever it is computed.
+    In as many parts as the settings say.
     """
     size = -(-run.config.batch_size // run.config.accumulate)
-    loss_sum, correct_sum = 0.0, 0
-    for start in range(0, len(x), size):
-        part, answers = x[start : start + size], labels[start : start + size]
-        logits = logits_of(run.model, Tensor(part))
-        loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
-        if len(part) < len(x):
-            loss = loss * (len(part) / len(x))
-        loss.backward()
+    loss_sum, correct_sum, start = 0.0, 0, 0
+    for part in parts(images, size, run.comm):
+        end = start + part.last - part.first
+        share, answers = x[start:end], labels[start:end]
+        counts = run.comm.rank == 0 or not part.alone
+        with norms_apart(run) if part.alone else nullcontext():
+            logits = logits_of(run.model, Tensor(share))
+            loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
+            if len(share) < images or not counts:
+                loss = loss * (counts * len(share) / images)
+            loss.backward()
         loss_sum = loss_sum + loss.data
-        correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
+        if counts:
+            correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
         del logits, loss  # their graph's memory serves the next part
-    return loss_sum, correct_sum, len(x)
+        start = end
+    return loss_sum, correct_sum
 
 
-def _read(run: Run, unread: list[tuple[Any, Any, int]]) -> None:
-    """Add steps to the epoch's sums; NonFiniteLoss if one of them has no finite loss."""
+def _read(run: Run, unread: list[_Step]) -> bool:
+    """Add steps to the epoch's sums; NonFiniteLoss if one of them has no finite loss.
+
+    Returns whether a rank has been asked to stop: all of them read that in the same step.
+    """
     if not unread:
-        return
-    xp = namespace(unread[0][0])
-    losses, hits = (
-        to_device(xp.stack([step[i] for step in unread]), "cpu").tolist() for i in (0, 1)
+        return False
+    xp = namespace(unread[0].numbers[0])
+    losses, hits, *stops = (
+        to_device(xp.stack(column), "cpu").tolist()
+        for column in zip(*(step.numbers for step in unread), strict=True)
     )
     for ago, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
         if not np.isfinite(loss):
             raise run.non_finite(loss, run.state.step - ago)
-    for (_, _, count), loss, correct in zip(unread, losses, hits, strict=True):
-        run.state.images += count
-        run.state.loss += loss * count
-        run.state.correct += correct
+    for step, loss, correct in zip(unread, losses, hits, strict=True):
+        run.state.images += step.images
+        run.state.loss += loss * step.images
+        run.state.correct += int(correct)
     unread.clear()
+    return any(map(any, stops))
+
+
+def _agreed(run: Run, row: Row, stop: bool, asked: bool) -> tuple[Row, bool]:
+    """The epoch's line and whether the run stops, as all ranks see it.
+
+    Raises RuntimeError if their weights differ, and _Pause if one of them was asked to stop.
+    """
+    mine = {"weights": digest(run.model), "stop": stop, "asked": asked}
+    answers = run.comm.exchange({**mine, "row": row if run.comm.rank == 0 else None})
+    for rank, answer in enumerate(answers):
+        if answer["weights"] != answers[0]["weights"]:
+            raise RuntimeError(
+                f"the weights of rank {rank} are not those of rank 0 after epoch "
+                f"{run.state.epoch + 1}: its machine computes something else, or a function given "
+                "to fit changes them on some ranks only"
+            )
+    if any(answer["asked"] for answer in answers):
+        raise _Pause
+    return answers[0]["row"], any(answer["stop"] for answer in answers)
 
 
 def _rate(run: Run, step: int) -> float:
@@ -273,20 +355,20 @@ class _Pause(Exception):  # noqa: N818
 
 
 @contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is only noted, the second one acts as ever."""
+def _interrupts(grace: float) -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C is only noted; one more than ``grace`` seconds later acts."""
     before = signal.getsignal(signal.SIGINT)
-    noted = False
+    noted: list[float] = []
 
-    def note(*_: Any) -> None:
-        nonlocal noted
-        noted = True
-        signal.signal(signal.SIGINT, before)
+    def note(number: int, frame: Any) -> None:
+        noted.append(time.monotonic())
+        if len(noted) > 1 and noted[-1] - noted[0] >= grace and callable(before):
+            before(number, frame)
 
     if threading.current_thread() is threading.main_thread() and callable(before):
         signal.signal(signal.SIGINT, note)
         try:
-            yield lambda: noted
+            yield lambda: bool(noted)
         finally:
             signal.signal(signal.SIGINT, before)
     else:  # another thread's business, or switched off by the parent process

@@ -31,9 +31,10 @@ class Needs(NamedTuple):
     tested: int  # at a time in the evaluation
     data: int  # of all images
 
-    def training_peak(self, config: Config) -> int:
-        """Of a step, with everything that is there besides."""
+    def training_peak(self, config: Config, ranks: int = 1) -> int:
+        """Of a step, with everything that is there besides; on several ranks of one of them."""
         part = min(-(-config.batch_size // config.accumulate), self.images)
+        part = -(-part // ranks)
         return self.program + self.data + self.training.of(part)
 
     def evaluation_peak(self) -> int:
@@ -75,7 +76,7 @@ def estimate(config: Config, model: nn.Module) -> Needs:
     return Needs(training, evaluation, program, images[0], tested, sum(images) * _PER_IMAGE)
 
 
-def check_memory(config: Config, needs: Needs, available: int) -> None:
+def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -> None:
     """Refuse a run that does not fit, and say which settings would.
 
     Parameters
@@ -84,7 +85,9 @@ def check_memory(config: Config, needs: Needs, available: int) -> None:
     needs : Needs
         From :func:`estimate`.
     available : int
-        Bytes, as from :func:`free_memory`.
+        Bytes, as from :func:`free_memory`; on several ranks of one of them.
+    ranks : int
+        Over which each batch is cut.
 
     Raises
     ------
@@ -102,10 +105,10 @@ def check_memory(config: Config, needs: Needs, available: int) -> None:
     invocupy.train.config.ConfigError: batch_size 100 needs about 115 MB ... accumulate=2 ...
     """
     smaller = "take fewer layers" if config.model == "simple" else "take a smaller model"
-    step = needs.training_peak(config)
+    step = needs.training_peak(config, ranks)
     if step > available:
         besides = available - needs.program - needs.data
-        fits = needs.training.images(besides)
+        fits = needs.training.images(besides) * ranks
         parts = -(-config.batch_size // config.accumulate)
         what = f"batch_size {config.batch_size}"
         if config.accumulate > 1:

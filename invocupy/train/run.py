@@ -14,9 +14,10 @@ import numpy as np
 
 from invocupy import checkpoint, machine, nn, optim
 from invocupy._version import __version__
-from invocupy.arrays import device_of, namespace, to_device
+from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.checkpoint import CheckpointError
-from invocupy.train.average import Average
+from invocupy.distributed import Comm, Single
+from invocupy.train.average import Average, named_state
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import Evaluation
 from invocupy.train.setup import build
@@ -82,7 +83,7 @@ class State:
 
 @dataclass
 class Run:
-    """A run in memory; ``folder`` is None if nothing is to be written."""
+    """A run in memory; ``folder`` is None if nothing is to be written, as on ranks other than 0."""
 
     config: Config
     folder: Path | None
@@ -90,6 +91,7 @@ class Run:
     optimiser: optim.SGD
     steps: int  # an epoch
     average: Average | None
+    comm: Comm = field(default_factory=Single)
     state: State = field(default_factory=State)
 
     def begin(self, resume: bool) -> None:
@@ -109,8 +111,9 @@ class Run:
             ) from None
         checkpoint.sweep(self.folder)
         checkpoint.write_atomically(path, self.config.to_json().encode())
-        about = json.dumps(machine.describe(), indent=2) + "\n"
-        checkpoint.write_atomically(self.folder / "machine.json", about.encode())
+        about = {**machine.describe(), "ranks": self.comm.size}
+        text = json.dumps(about, indent=2) + "\n"
+        checkpoint.write_atomically(self.folder / "machine.json", text.encode())
         self._write_metrics()
         if not resume:
             self.save("last")
@@ -145,6 +148,32 @@ class Run:
             for name, p in self.model.named_parameters()
         ]
         self.state = state
+
+    def spread(self) -> None:
+        """Let all ranks stand where rank 0 does, with its bits."""
+        comm, sgd = self.comm, self.optimiser
+        if comm.size == 1:
+            return
+        moving = [velocity is not None for velocity in sgd.velocities]
+        state, moving = comm.exchange([asdict(self.state), moving])[0]
+        self.state = State(**state)
+
+        def of_rank_0(array: Any) -> Any:
+            # A copy: the array may be held by somebody.
+            with on_device(array):
+                array = namespace(array).array(array, order="C")
+                comm.broadcast(array)
+            return array
+
+        for _, holder in named_state(self.model):
+            holder.data = of_rank_0(holder.data)
+        sgd.velocities = [
+            of_rank_0(p.data if velocity is None else velocity) if moves else None
+            for p, velocity, moves in zip(sgd.params, sgd.velocities, moving, strict=True)
+        ]
+        if self.average is not None:
+            arrays = self.average.arrays
+            self.average.arrays = {name: of_rank_0(array) for name, array in arrays.items()}
 
     def save(self, which: str) -> None:
         """Write a checkpoint, ``"last"`` or ``"best"``."""

@@ -1,0 +1,154 @@
+"""Fail-stop: one rank's end is the end of all, with its reason.
+
+MPI alone leaves the others waiting for ever when a rank raises an exception, hangs, or loses its
+launcher. So a rank that fails says why and aborts all of them, and on each a thread looks how long
+it has been waiting, and whether the launcher still lives.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+TIMED_OUT = 75  # exit code, as EX_TEMPFAIL of sysexits.h: try again
+
+_GRACE = 1.0  # seconds in which rank 0 may say the same first
+_FORWARD = 0.3  # seconds in which the launcher takes up the last words
+_LOOK_EVERY = 0.25
+
+Clock = Callable[[], tuple[Any, str] | None]
+"""What a rank waits for, if it does: something that is another one at the next wait, and a name."""
+
+_watch: Watch | None = None
+
+
+class PeerError(RuntimeError):
+    """Another rank has failed and says why; this one only ends with it."""
+
+
+def end_all(text: str, code: int, quiet: bool = False) -> None:
+    """Write to standard error; on one of several ranks end all of them with an exit code.
+
+    All ranks may fail at once and in the same way: then rank 0 speaks for them.
+
+    Parameters
+    ----------
+    text : str
+        Lines; on several ranks each begins with the rank.
+    code : int
+    quiet : bool
+        Leave the word to another rank, which has failed and knows more.
+    """
+    watch = _watch
+    if watch is None:
+        sys.stderr.write(f"{text}\n")
+        return
+    time.sleep(5 * _GRACE if quiet else _GRACE if watch.rank else 0)
+    watch.end(text, code)
+
+
+class Watch:
+    """Ends all ranks when this one waits too long, and this one when its launcher is gone.
+
+    Parameters
+    ----------
+    rank : int
+    timeout : float
+        Seconds that a wait may last.
+    abort : callable
+        Ends all ranks with an exit code.
+    """
+
+    def __init__(self, rank: int, timeout: float, abort: Callable[[int], object]) -> None:
+        self.rank, self.timeout, self._abort = rank, timeout, abort
+        self._waits, self._what = 0, ""
+        self.clocks: list[Clock] = [lambda: (self._waits, self._what) if self._what else None]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def wait(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """``call(*arguments)``, which returns when the other ranks have called theirs."""
+        self._waits += 1
+        self._what = what
+        try:
+            return call(*arguments)
+        finally:
+            self._what = ""
+
+    def install(self) -> None:
+        """Let exceptions that nobody catches end all ranks."""
+        global _watch
+        _watch = self
+        sys.excepthook = _uncaught
+
+    def end(self, text: str, code: int) -> None:
+        """Write and end all ranks, now."""
+        lines = "".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines())
+        try:
+            sys.stderr.write(lines)
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody listens any more
+            os._exit(code)
+        time.sleep(_FORWARD)
+        # The library may hang in its own abort, in which another thread is waiting.
+        last = threading.Timer(3, os._exit, [code])
+        last.daemon = True
+        last.start()
+        self._abort(code)
+        os._exit(code)
+
+    def _run(self) -> None:
+        launcher = _launcher()
+        # Time is counted in looks, so that a job that was stopped and continued has not waited.
+        waited = [0.0] * len(self.clocks)
+        before: list[Any] = [None] * len(self.clocks)
+        while True:
+            start = time.monotonic()
+            time.sleep(_LOOK_EVERY)
+            passed = min(time.monotonic() - start, 4 * _LOOK_EVERY)
+            if _launcher() != launcher:
+                os._exit(TIMED_OUT)
+            for i, clock in enumerate(self.clocks):
+                if i == len(before):  # a new clock
+                    before.append(None)
+                    waited.append(0.0)
+                try:
+                    now = clock()
+                except RuntimeError as error:
+                    self.end(f"invocupy: {error}", 1)
+                if now is None or now[0] != before[i]:
+                    waited[i], before[i] = 0.0, None if now is None else now[0]
+                    continue
+                waited[i] += passed
+                if waited[i] > self.timeout:
+                    if self.rank:
+                        time.sleep(_GRACE)
+                    self.end(
+                        f"invocupy: waited {self.timeout:g} s for the other ranks in {now[1]}: "
+                        "one of them hangs, or needs a longer --comm-timeout",
+                        TIMED_OUT,
+                    )
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    end_all(text, 130 if issubclass(kind, KeyboardInterrupt) else 1, isinstance(error, PeerError))
+
+
+def _launcher() -> tuple[int, ...]:
+    """The processes that started this one: they change when one has died."""
+    parent = os.getppid()
+    try:
+        # pid (name) state ppid ...; MPICH's mpiexec starts a proxy that starts the ranks.
+        name, _, rest = Path(f"/proc/{parent}/stat").read_text().rpartition(")")
+        if "(hydra" in name:
+            return parent, int(rest.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return (parent,)

@@ -1,0 +1,102 @@
+"""From a launcher to a communicator: who started this process, on which cores and which GPU."""
+
+from __future__ import annotations
+
+import os
+
+from invocupy.arrays import require_cupy
+from invocupy.backends.threads import set_num_threads
+from invocupy.distributed.mpi import MPI, LaunchError, launched
+from invocupy.distributed.nccl import NCCL
+from invocupy.distributed.ranks import Comm, Single
+
+
+def start(timeout: float = 600.0) -> Comm:
+    """The communicator of this process: :class:`MPI` under a launcher, else :class:`Single`.
+
+    Each rank takes its share of the cores, unless the launcher has given it cores of its own or
+    ``INVOCUPY_NUM_THREADS`` is set.
+
+    Parameters
+    ----------
+    timeout : float
+        Of :class:`MPI`.
+
+    Raises
+    ------
+    invocupy.extras.MissingExtra, LaunchError
+        As :class:`MPI`.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import start
+    >>> type(start()).__name__
+    'Single'
+    """
+    found = launched()
+    if found is None or found[1] == 1:
+        return Single()
+    comm = MPI(timeout)
+    if comm.size > 1:
+        _share_cores(comm)
+    return comm
+
+
+def _share_cores(comm: MPI) -> None:
+    mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    sets = comm.exchange_locally(mine)
+    cores = set().union(*sets)
+    pinned = sum(map(len, sets)) == len(cores)
+    if mine and not pinned and not os.environ.get("INVOCUPY_NUM_THREADS", "").isdecimal():
+        set_num_threads(max(min(len(mine), len(cores) // comm.local_size), 1))
+
+
+def with_gpus(comm: Comm, device: str) -> Comm:
+    """The communicator for arrays on a device: one of several ranks that use GPUs takes NCCL.
+
+    Parameters
+    ----------
+    comm : communicator
+        From :func:`start`.
+    device : "auto", "cpu", "cuda" or "cuda:i"
+        The GPU of a rank is the one with the number of its ``local_rank``, or the only one that it
+        sees. ``"auto"`` takes GPUs if each rank sees some. ``"cuda:i"`` is for a single process.
+
+    Returns
+    -------
+    communicator
+        ``comm`` itself for a single process or ``"cpu"``.
+
+    Raises
+    ------
+    LaunchError
+        If a rank has no GPU of its own, or two ranks have the same.
+    invocupy.extras.MissingExtra
+        Without NCCL.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import Single, with_gpus
+    >>> with_gpus(Single(), "cpu").device
+    'cpu'
+    """
+    if comm.size == 1 or device == "cpu" or not isinstance(comm, MPI):
+        return comm
+    if device not in ("auto", "cuda"):
+        raise LaunchError(f"device must be auto, cpu or cuda with several ranks, got {device}")
+    try:
+        count, problem = int(require_cupy().cuda.runtime.getDeviceCount()), ""
+    except RuntimeError as error:
+        count, problem = 0, str(error)
+    counts = comm.exchange(count)
+    if device == "auto" and not all(counts):
+        return comm
+    if not count:
+        raise LaunchError(f"device is {device}, but {problem}")
+    number = comm.local_rank if count > 1 else 0
+    if number >= count:
+        raise LaunchError(
+            f"device is {device}, but {comm.local_size} ranks share {count} GPUs: start at most as "
+            "many ranks on a machine as it has GPUs"
+        )
+    return NCCL(comm, number)

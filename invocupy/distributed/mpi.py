@@ -1,0 +1,151 @@
+"""Ranks on CPUs, and the control plane of those on GPUs: MPI through mpi4py."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from invocupy.distributed.faults import Watch
+from invocupy.extras import MissingExtra
+
+# The environment of a rank: Open MPI's, MPICH's and its kin's (also of Slurm's pmi2), Slurm's own.
+# The first that is there: a launcher may itself run within one of the others.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # the second is not there in a batch script itself
+    ("PMIX_RANK", ""),
+)
+
+
+class LaunchError(ValueError):
+    """Ranks that cannot work together as they were started. One line: what, and the way out."""
+
+
+def launched() -> tuple[int, int] | None:
+    """Which rank of how many this process is, by its environment; MPI is not loaded.
+
+    Returns
+    -------
+    rank, size : int
+        ``size`` is 0 where the launcher does not tell; None without a launcher.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import launched
+    >>> launched() is None
+    True
+    """
+    for rank, size in _LAUNCHERS:
+        values = os.environ.get(rank, ""), os.environ.get(size, "") if size else "0"
+        if all(value.isdecimal() for value in values):
+            return int(values[0]), int(values[1])
+    return None
+
+
+def speaks() -> bool:
+    """Whether this process writes for all of them: rank 0, or the only one."""
+    found = launched()
+    return found is None or found[0] == 0
+
+
+class MPI:
+    """All processes that an MPI launcher started; arrays are NumPy's.
+
+    From then on an exception that nobody catches, on any rank, ends all of them.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds to wait for the other ranks before all are ended with exit code 75.
+
+    Raises
+    ------
+    invocupy.extras.MissingExtra
+        Without mpi4py or an MPI library.
+    LaunchError
+        If the launcher belongs to another MPI library than mpi4py has found: each process would
+        take itself for the only one.
+    """
+
+    device = "cpu"
+
+    def __init__(self, timeout: float = 600.0) -> None:
+        self._mpi = _load()
+        self._world = self._mpi.COMM_WORLD
+        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        found = launched()
+        if found is not None and found[1] and found[1] != self.size:
+            raise LaunchError(
+                f"the launcher started {found[1]} processes, but MPI knows of {self.size}: use the "
+                f"mpiexec of the library that mpi4py has loaded, "
+                f"{self._mpi.Get_library_version().splitlines()[0].strip()}"
+            )
+        self.watch = Watch(self.rank, timeout, self._world.Abort)
+        self.watch.install()
+        self._node = self.watch.wait(
+            "the start", self._world.Split_type, self._mpi.COMM_TYPE_SHARED
+        )
+        self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
+
+    def allgather(self, array: Any) -> Any:
+        """As :class:`Comm` says."""
+        array = np.asarray(array, order="C")
+        result = np.empty((self.size, *array.shape), array.dtype)
+        self.watch.wait("allgather", self._world.Allgather, _bytes(array), _bytes(result))
+        return result
+
+    def allreduce_sum(self, buffer: Any) -> None:
+        """As :class:`Comm` says."""
+        self.watch.wait(
+            "allreduce_sum", self._world.Allreduce, self._mpi.IN_PLACE, buffer, self._mpi.SUM
+        )
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """As :class:`Comm` says."""
+        self.watch.wait("broadcast", self._world.Bcast, _bytes(array), root)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """As :class:`Comm` says."""
+        return self._exchange(self._world, value)
+
+    def exchange_locally(self, value: Any) -> list[Any]:
+        """:meth:`exchange` between the ranks of this machine, in the order of ``local_rank``."""
+        return self._exchange(self._node, value)
+
+    def _exchange(self, ranks: Any, value: Any) -> list[Any]:
+        # Bytes of JSON and their lengths: mpi4py's own methods for objects would pickle them.
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        lengths = np.empty(ranks.Get_size(), np.int64)
+        self.watch.wait("exchange", ranks.Allgather, np.array([len(text)], np.int64), lengths)
+        result = np.empty(lengths.sum(), np.uint8)
+        target = [result, lengths.tolist()]
+        self.watch.wait("exchange", ranks.Allgatherv, text, target)
+        ends = np.cumsum(lengths)
+        return [
+            json.loads(result[end - length : end].tobytes())
+            for end, length in zip(ends, lengths, strict=True)
+        ]
+
+
+def _bytes(array: Any) -> Any:
+    """The memory of a C-contiguous array, whatever its shape and dtype."""
+    if not array.flags.c_contiguous:
+        raise ValueError("array must be C-contiguous: give a copy")
+    return array.reshape(-1).view(np.uint8)
+
+
+def _load() -> Any:
+    """``mpi4py.MPI``; importing it starts MPI."""
+    try:
+        from mpi4py import MPI as library  # noqa: N811
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingExtra(
+            f"several ranks need MPI, which cannot be loaded ({reason}): pip install "
+            "'invocupy[mpi]', or mpi4py and your cluster's own MPI"
+        ) from error
+    return library

@@ -1,0 +1,206 @@
+"""What a communicator is, the one of a single process, and what ranks do together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from invocupy.arrays import on_device
+from invocupy.distributed.faults import PeerError
+from invocupy.distributed.mpi import LaunchError
+
+if TYPE_CHECKING:
+    from invocupy import nn
+
+
+class Comm(Protocol):
+    """What :class:`Single`, :class:`MPI` and :class:`NCCL` have in common."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: str
+
+    def allgather(self, array: Any) -> Any:
+        """A small array of each rank, of one shape and dtype: new, (size, *shape), in rank order.
+
+        Parameters
+        ----------
+        array : array, any shape and dtype
+            On ``device``.
+        """
+
+    def allreduce_sum(self, buffer: Any) -> None:
+        """Replace an array by its sum over the ranks, the same bits on all of them.
+
+        Parameters
+        ----------
+        buffer : float32, float64 or int64 array (n,)
+            On ``device``, C-contiguous.
+        """
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """Replace an array by that of one rank.
+
+        Parameters
+        ----------
+        array : array, any shape and dtype
+            On ``device``, C-contiguous.
+        root : int
+            The rank.
+        """
+
+    def exchange(self, value: Any) -> list[Any]:
+        """A small value of each rank, in rank order.
+
+        Parameters
+        ----------
+        value
+            What JSON can hold. Floats keep their bits; tuples become lists.
+        """
+
+
+class Single:
+    """One process: nothing is sent.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.distributed import Single
+    >>> comm = Single()
+    >>> comm.rank, comm.size, comm.allgather(np.array([1, 2])), comm.exchange("a")
+    (0, 1, array([[1, 2]]), ['a'])
+    """
+
+    rank, size, local_rank, local_size = 0, 1, 0, 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def allgather(self, array: Any) -> Any:
+        """A copy (1, *shape)."""
+        with on_device(array):
+            return array[None].copy()
+
+    def allreduce_sum(self, buffer: Any) -> None:
+        """``buffer`` is its sum."""
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """``array`` is what it is."""
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The value itself."""
+        return [value]
+
+
+def share(count: int, comm: Comm) -> tuple[int, int]:
+    """Where a rank's share of ``count`` things begins and ends: all shares differ by one at most.
+
+    Parameters
+    ----------
+    count : int
+    comm : communicator
+
+    Returns
+    -------
+    first, last : int
+        The share is ``range(first, last)``; it may be empty.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import Single, share
+    >>> share(10, Single())
+    (0, 10)
+    """
+    return count * comm.rank // comm.size, count * (comm.rank + 1) // comm.size
+
+
+def synchronise(model: nn.Module, comm: Comm | None) -> None:
+    """Let the batch norms of a model, in training, see the batches of all ranks as one.
+
+    Parameters
+    ----------
+    model : Module
+    comm : communicator or None
+        None goes back to statistics of a rank's own share.
+
+    Examples
+    --------
+    >>> from invocupy import nn
+    >>> from invocupy.distributed import Single, synchronise
+    >>> norm = nn.BatchNorm2d(3)
+    >>> synchronise(nn.Sequential(norm), comm := Single())
+    >>> norm.comm is comm
+    True
+    """
+    for _, module in model.modules():
+        if hasattr(module, "comm"):
+            module.comm = comm
+
+
+def agree(comm: Comm, **values: Any) -> None:
+    """Refuse to go on unless all ranks give the same values.
+
+    Parameters
+    ----------
+    comm : communicator
+    **values
+        What JSON can hold.
+
+    Raises
+    ------
+    LaunchError
+        On all ranks, naming the values that differ.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import Single, agree
+    >>> agree(Single(), lr=0.1)
+    """
+    texts = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
+    if len(set(comm.exchange(digest))) == 1:
+        return
+    rows = comm.exchange(texts)
+    for rank, row in enumerate(rows):
+        for name in sorted(rows[0].keys() | row.keys()):
+            first, other = rows[0].get(name), row.get(name)
+            if first != other:
+                raise LaunchError(
+                    f"{name} differs between ranks: {_short(first)} on rank 0, {_short(other)} on "
+                    f"rank {rank}: start all ranks with the same settings, files and version"
+                )
+
+
+def _short(text: str | None) -> str:
+    return "nothing" if text is None else text if len(text) < 60 else f"{text[:57]}..."
+
+
+@contextmanager
+def together(comm: Comm) -> Iterator[None]:
+    """Within it one rank may fail alone: at its end all wait, and all go on or none.
+
+    Raises
+    ------
+    PeerError
+        If another rank has failed within it.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import Single, together
+    >>> with together(Single()):
+    ...     pass
+    """
+    try:
+        yield
+    except Exception as error:
+        comm.exchange(f"{type(error).__name__}: {error}")
+        raise
+    if comm.size > 1:
+        for rank, problem in enumerate(comm.exchange(None)):
+            if problem is not None:
+                raise PeerError(f"rank {rank} failed: {problem}")
