@@ -29,18 +29,20 @@ _I64 = ir.IntType(64)
 
 @intrinsic(prefer_literal=True)
 def multiply_block(
-    typing, terms, weight, source, source_row, target, target_row, last, lanes, M, R, add, V, bits
-):
+    typing, terms, weight, weight_row, source, source_row, target, target_row, last, lanes, M, R,
+    add, V, bits,
+):  # fmt: skip
     """``target[m, r] (+)= sum over t < terms of weight[t, m] * source[t, r]``, M * R vectors.
 
-    Weights are packed, M for each term; ``terms`` >= 1. Rows after ``last`` of the target are
-    stored there as well: give them its weights. With R = 1 only ``lanes`` lanes are stored.
+    A term's M weights are ``weight_row`` bytes from the next one's; ``terms`` >= 1. Rows after
+    ``last`` of the target are stored there as well: give them its weights. With R = 1 only
+    ``lanes`` lanes are stored.
     """
     m_, r_, add_, v_, b_ = (a.literal_value for a in (M, R, add, V, bits))
 
     def codegen(context, builder, signature, args):
         code = Vectors(builder, v_, b_)
-        terms, weight, source, source_row, target, target_row, last, lanes = args[:8]
+        terms, weight, weight_row, source, source_row, target, target_row, last, lanes = args[:9]
         bytes_ = v_ * code.size
         places = []
         for m in range(m_):
@@ -48,15 +50,16 @@ def multiply_block(
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             base = code.at(target, builder.mul(row, target_row))
             places += [code.at(base, r * bytes_) for r in range(r_)]
-        start = [code.load(place) if add_ else code.zero for place in places]
-        loop = Loop(builder, terms, [weight, source, *start])
+        loop = Loop(builder, terms, [weight, source, *[code.zero] * (m_ * r_)])
         weight, source, *total = loop.carried
         seen = [code.load(code.at(source, r * bytes_)) for r in range(r_)]
         for m in range(m_):
             factor = code.spread(code.at(weight, m * code.size))
             for r in range(r_):
                 total[m * r_ + r] = code.fma(factor, seen[r], total[m * r_ + r])
-        loop.close([code.at(weight, m_ * code.size), code.at(source, source_row), *total])
+        loop.close([code.at(weight, weight_row), code.at(source, source_row), *total])
+        if add_:  # only now: a sum of sums is more accurate than one long sum
+            total = [builder.fadd(code.load(p), v) for p, v in zip(places, total, strict=True)]
         for vector, place in zip(total, places, strict=True):
             if r_ == 1:
                 code.store_lanes(vector, place, code.lanes(None, lanes))
@@ -64,7 +67,7 @@ def multiply_block(
                 code.store(vector, place)
         return context.get_dummy_value()
 
-    return void(*[int64] * 8, M, R, add, V, bits), codegen
+    return void(*[int64] * 9, M, R, add, V, bits), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -98,6 +101,31 @@ def correlate_block(
         return context.get_dummy_value()
 
     return void(*[int64] * 7, A, B, R, V, bits), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transpose_block(typing, source, source_row, target, target_row, V, bits):
+    """``target[j, i] = source[i, j]`` for i, j < V; rows are so many bytes apart."""
+    v_, bits_ = (a.literal_value for a in (V, bits))
+
+    def codegen(context, builder, signature, args):
+        code = Vectors(builder, v_, bits_)
+        source, source_row, target, target_row = args[:4]
+        rows = [code.load(code.at(source, (source_row, i))) for i in range(v_)]
+        bit = 1
+        while bit < v_:  # this bit of the row's number and of the lane's change places
+            for i in range(v_):
+                if not i & bit:
+                    pair = rows[i], rows[i + bit]
+                    low = [j if not j & bit else v_ + j - bit for j in range(v_)]
+                    high = [j + bit if not j & bit else v_ + j for j in range(v_)]
+                    rows[i], rows[i + bit] = (code.pick(*pair, lanes) for lanes in (low, high))
+            bit *= 2
+        for i, row in enumerate(rows):
+            code.store(row, code.at(target, (target_row, i)))
+        return context.get_dummy_value()
+
+    return void(*[int64] * 4, V, bits), codegen
 
 
 @cache

@@ -111,6 +111,11 @@ class Vectors:
         flags = [ir.Constant(number, value) for value in (write, 3 if write else 2, 1)]
         self.builder.call(callee, [self.pointer(address), *flags])
 
+    def pick(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """A vector of lanes of ``a`` and, from number V on, of ``b``."""
+        kind = ir.VectorType(ir.IntType(32), len(lanes))
+        return self.builder.shuffle_vector(a, b, ir.Constant(kind, lanes))
+
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         return self._call("fma.{}", self.type, a, b, c)
 

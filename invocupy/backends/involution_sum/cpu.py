@@ -243,8 +243,8 @@ def _planes(bits: int) -> _Planes:
         """``target[r] = weight[r] @ source`` in one tile, ``rows`` in whole blocks."""
         for r in range(0, rows, M):
             multiply_block(
-                terms, weight + r * terms * size, source, z.plane, target + r * pitch, pitch,
-                M - 1, V, M, R, 0, V, bits,
+                terms, weight + r * terms * size, M * size, source, z.plane, target + r * pitch,
+                pitch, M - 1, V, M, R, 0, V, bits,
             )  # fmt: skip
 
     return _Planes(clear, lay, rectify, unpack, make)

@@ -221,8 +221,8 @@ def _rows(bits: int) -> _Rows:
             """``target[r] (+)= sum of weight[r, t] * source[t]``, ``rows`` in whole blocks."""
             for r in range(0, rows, M):
                 multiply_block(
-                    terms, weight + r * terms * size, source, row, target + r * row, row, M - 1, V,
-                    M, R, add, V, bits,
+                    terms, weight + r * terms * size, M * size, source, row, target + r * row, row,
+                    M - 1, V, M, R, add, V, bits,
                 )  # fmt: skip
 
         return product

@@ -20,16 +20,16 @@ from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch
 from invocupy.backends.products import (
     BYTES,
-    COLUMNS,
     ROWS,
     VECTORS,
-    correlate_block,
     multiply_block,
     packed,
+    transpose_block,
 )
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
-_BLOCK = 40  # channels of each side in a task of the weight gradient: its sums stay in L2
+_BLOCK = 128  # channels of each side in a task of the weight gradient
+_POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, at most
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
@@ -56,26 +56,35 @@ def grad_x(grad: Any, weight: Any, out: Any) -> None:
 
 
 def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
-    """Sums over pixels in vector lanes, a block of (o, c) pairs at a time."""
+    """A product as well, whose terms are the pixels: both sides are transposed in cache."""
     batch, rows, pixels = grad.shape
-    columns = x.shape[1] + 1  # the last one for the bias
-    tile = VECTORS * BYTES // x.itemsize
-    (row_blocks, height), (column_blocks, width) = _blocks(rows, ROWS), _blocks(columns, COLUMNS)
-    # A chunk goes on over the images: the longer, the fewer times sums leave the registers.
-    room = _CACHE // ((height + width) * tile * x.itemsize)
-    chunk = min(max(room, 1), -(-batch * pixels // tile)) * tile
+    columns = x.shape[1] + (grad_bias is not None)  # the last one, of ones, for the bias
+    lanes = BYTES // x.itemsize
+    # Vectors go along the side that has more channels.
+    left, right = (grad, rows), (x, columns)
+    if rows > columns:
+        left, right = right, left
+    row_blocks, height = _blocks(left[1], ROWS)
+    column_blocks, width = _blocks(right[1], lanes)
+    room = _CACHE // ((height + width) * x.itemsize)
+    chunk = min(max(room // lanes, 1), _POSITIONS // lanes, -(-batch * pixels // lanes)) * lanes
     units = -(-batch * pixels // chunk)
     blocks = row_blocks * column_blocks
     parts = min(max(PARTS // blocks, 1), units)
-    sums = np.empty((parts, rows, columns), np.float64)
+    sums = np.empty((parts, left[1], right[1]), np.float64)
+    elements = (
+        (height + chunk) * (width + lanes) + chunk * (height + lanes) + lanes * (chunk + lanes)
+    )
     launch(
         _grad_weight(8 * x.itemsize), parts * blocks, grad.size * columns // 16,
-        height * width * BYTES + (height + width) * (chunk * x.itemsize + BYTES) + BYTES,
-        grad, x, sums, rows, columns, pixels, batch * pixels, chunk, units, row_blocks, height,
+        elements * x.itemsize, left[0], right[0], sums, left[0].shape[1], left[1],
+        right[0].shape[1], right[1], pixels, batch * pixels, chunk, units, row_blocks, height,
         column_blocks, width,
     )  # fmt: skip
     total = sums.sum(axis=0)
-    out[...] = total[:, :-1]
+    if rows > columns:
+        total = total.T
+    out[...] = total[:, : x.shape[1]]
     if grad_bias is not None:
         grad_bias[...] = total[:, -1]
 
@@ -124,13 +133,13 @@ def _forward(bits: int) -> Any:
                 last = min(S, rows - b * S) - 1
                 for i in range(0, whole * size, tile * size):
                     multiply_block(
-                        terms, w, scratch + i, plane, place + i, pixels * size, last, V,
-                        S, R, 0, V, bits,
+                        terms, w, S * size, scratch + i, plane, place + i, pixels * size,
+                        last, V, S, R, 0, V, bits,
                     )  # fmt: skip
                 for i in range(whole, count, V):
                     multiply_block(
-                        terms, w, scratch + i * size, plane, place + i * size, pixels * size,
-                        last, min(V, count - i), S, 1, 0, V, bits,
+                        terms, w, S * size, scratch + i * size, plane, place + i * size,
+                        pixels * size, last, min(V, count - i), S, 1, 0, V, bits,
                     )  # fmt: skip
 
     return kernel
@@ -139,73 +148,98 @@ def _forward(bits: int) -> Any:
 @cache
 def _grad_weight(bits: int) -> Any:
     size = bits // 8
-    V, R, A, B = BYTES // size, VECTORS, ROWS, COLUMNS
+    V, R, S = BYTES // size, VECTORS, ROWS
     vector = BYTES
-    tile = R * V
 
     @jit
-    def pack(target, row, channels, source, stride, pixels, first, count):
-        """``count`` positions from ``first`` on, and zeros up to a whole tile. Rows of the target
-        are ``row`` bytes apart, images ``stride``."""
-        done = 0
-        n, i = divmod(first, pixels)
-        while done < count:
-            run = min(pixels - i, count - done)
-            for q in range(channels):
-                held = pointer(target + q * row + done * size, bits)
-                seen = pointer(source + n * stride + (q * pixels + i) * size, bits)
-                for j in range(run):
-                    held[j] = seen[j]
-            n, i, done = n + 1, 0, done + run
-        for q in range(channels):
-            held = pointer(target + q * row, bits)
-            for j in range(count, -(-count // tile) * tile):
-                held[j] = 0
+    def turn(target, pitch, held, row, source, channels, pixels, first, count, start, width):
+        """``count`` positions from ``first`` on, a row of the target each, of the channels from
+        ``start`` on; after the last one there are ones."""
+        for group in range(start, start + width, V):
+            some = min(V, start + width - group)
+            real = min(some, channels - group)
+            n, i = divmod(first, pixels)
+            done = 0
+            while done < count:
+                run = min(pixels - i, count - done)
+                for q in range(real):
+                    line = pointer(held + q * row + done * size, bits)
+                    seen = pointer(
+                        source + ((n * channels + group + q) * pixels + i) * size, bits
+                    )  # fmt: skip
+                    for j in range(run):
+                        line[j] = seen[j]
+                n, i, done = n + 1, 0, done + run
+            for q in range(max(real, 0), some):
+                line = pointer(held + q * row, bits)
+                for j in range(count):
+                    line[j] = 1
+            place = target + (group - start) * size
+            for j in range(0, count, V):
+                transpose_block(held + j * size, row, place + j * pitch, pitch, V, bits)
+
+    def multiply_by(R):
+        @jit
+        def multiply(terms, left, left_row, height, right, right_row, sums):
+            """``sums[i, j] += sum of left[t, i] * right[t, j]`` for R vectors of j."""
+            for i in range(0, height, S):
+                multiply_block(
+                    terms, left + i * size, left_row, right, right_row, sums + i * right_row,
+                    right_row, S - 1, V, S, R, 1, V, bits,
+                )  # fmt: skip
+
+        return multiply
+
+    several, one = multiply_by(R), multiply_by(1)
 
     @jit
     def kernel(
-        tasks, scratch, counter, grad, x, sums, rows, columns, pixels, positions, chunk, units,
-        row_blocks, height, column_blocks, width,
+        tasks, scratch, counter, left, right, sums, left_channels, rows, right_channels, columns,
+        pixels, positions, chunk, units, row_blocks, height, column_blocks, width,
     ):  # fmt: skip
         parts = tasks // (row_blocks * column_blocks)
-        left = scratch + height * width * vector
-        row = chunk * size + vector  # rows of 4096 bytes would all lie in the same place of L1
-        right = left + height * row
+        # Rows of 4096 bytes would all lie in the same place of L1.
+        left_row, right_row, row = (
+            height * size + vector,
+            width * size + vector,
+            chunk * size + vector,
+        )
+        turned_left = scratch + height * right_row
+        turned_right = turned_left + chunk * left_row
+        held = turned_right + chunk * right_row
         total, out = pointer(scratch, bits), pointer(sums, 64)
-        plane = pixels * size
         while True:
             task = next_task(counter)
             if task >= tasks:
                 return
             block, part = divmod(task, parts)
             o, c = block // column_blocks * height, block % column_blocks * width
-            a, b = min(height, rows - o), min(width, columns - c)
-            last = c + b == columns
-            for i in range(height * width * V):
+            for i in range(height * right_row // size):
                 total[i] = 0
-            for q in range(height + width):  # rows that only fill the block, and the ones
-                blank = pointer(left + q * row, bits)
-                for k in range(chunk):
-                    blank[k] = last and q == height + b - 1
             for unit in range(units * part // parts, units * (part + 1) // parts):
                 first = unit * chunk
                 count = min(chunk, positions - first)
-                pack(left, row, a, grad + o * plane, rows * plane, pixels, first, count)
-                pack(
-                    right, row, b - last, x + c * plane, (columns - 1) * plane, pixels, first,
-                    count,
+                turn(
+                    turned_left, left_row, held, row, left, left_channels, pixels, first, count, o,
+                    height,
                 )  # fmt: skip
-                for i in range(0, height, A):
-                    for j in range(0, width, B):
-                        correlate_block(
-                            -(-count // tile), tile * size, left + i * row, right + j * row, row,
-                            scratch + (i * width + j) * vector, width * vector, A, B, R, V, bits,
-                        )  # fmt: skip
-            for i in range(a):
-                for j in range(b):
-                    lanes = 0.0
-                    for v in range(V):
-                        lanes += total[(i * width + j) * V + v]
-                    out[(part * rows + o + i) * columns + c + j] = lanes
+                turn(
+                    turned_right, right_row, held, row, right, right_channels, pixels, first,
+                    count, c, width,
+                )  # fmt: skip
+                j = 0
+                while j < width:
+                    source, target = turned_right + j * size, scratch + j * size
+                    if width - j >= R * V:
+                        several(count, turned_left, left_row, height, source, right_row, target)
+                        j += R * V
+                    else:
+                        one(count, turned_left, left_row, height, source, right_row, target)
+                        j += V
+            for i in range(min(height, rows - o)):
+                for j in range(min(width, columns - c)):
+                    out[(part * rows + o + i) * columns + c + j] = total[
+                        i * (right_row // size) + j
+                    ]
 
     return kernel
