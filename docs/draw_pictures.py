@@ -7,6 +7,7 @@ Everything comes from the generated images of ``shapes10``, fixed seeds and the 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ import invocupy
 from invocupy import functional as F
 from invocupy.data import shapes10
 from invocupy.train import Config, fit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import scaling_model
 
 FOLDER = Path(__file__).parent / "pictures"
 RESULTS = FOLDER.parents[1] / "benchmarks" / "results" / "evidence"
@@ -217,9 +222,40 @@ def draw_confusion(name: str, record: Any) -> None:
     save(figure, f"evidence-{name}")
 
 
+def draw_scaling() -> None:
+    """The predicted share of a step that computes, over the number of ranks, for each link."""
+    results = json.loads(RESULTS.with_name("scaling.json").read_text())
+    figure, panels = plt.subplots(
+        1, len(scaling_model.LINKS), figsize=(10, 4.2), sharey=True, layout="constrained"
+    )
+    ranks = 2 ** np.arange(1, 13)
+    for axes, link in zip(panels, scaling_model.LINKS, strict=True):
+        for network, colour in zip(scaling_model.networks(results), LINES, strict=False):
+            if link not in scaling_model.links_of(network):
+                continue
+            for group, style in ((None, "-"), (1, "--")):
+                share = [scaling_model.efficiency(network, int(n), link, group) for n in ranks]
+                name = f"{network['name']}, {network['on']}, {network['images']} images a rank"
+                first = style == "-" and axes is panels[1]  # which has them all
+                axes.plot(ranks, np.array(share) * 100, style, color=colour,
+                          label=name if first else None)  # fmt: skip
+        axes.set_title(f"{link.name} (assumed)", fontsize=12, color=INK)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([2, 8, 64, 512, 4096], ["2", "8", "64", "512", "4,096"])
+        axes.set_xlabel("ranks", color=INK)
+        axes.set_ylim(0, 102)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].plot([], [], "--", color=INK, label="dashed: batch norms of a rank's own images")
+    panels[0].set_ylabel("share of a step that computes, %", color=INK)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    save(figure, "scaling")
+
+
 def draw_all() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_evidence):
+    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_evidence,
+                 draw_scaling):  # fmt: skip
         draw()
 
 
