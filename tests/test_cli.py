@@ -135,7 +135,7 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": 4, "lr": 0.5, "momentum": 0.25, "weight_decay": 0.125,
         "schedule": "cosine", "warmup": 6, "label_smoothing": 0.75, "augment": "none", "seed": 7,
         "limit": 8, "device": "cpu", "accumulate": 2, "clip_norm": 1.5, "drop": 0.25, "ema": 0.5,
-        "patience": 9, "cutout": 10,
+        "patience": 9, "cutout": 10, "spatial": "depthwise", "width": 33,
     }  # fmt: skip
     arguments = [
         word

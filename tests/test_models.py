@@ -31,6 +31,46 @@ def test_parameters_are_those_of_the_papers_code_and_torchvision(name: str) -> N
     assert models.NETWORKS.keys() == PARAMETERS.keys()
 
 
+SMALL = {"involution": 64, "convolution": 31, "depthwise": 69}
+
+
+def test_small_networks_of_three_kinds_have_as_many_parameters() -> None:
+    counts = {
+        spatial: sum(p.size for p in models.SmallNet(spatial, width, rng=0).parameters())
+        for spatial, width in SMALL.items()
+    }
+    assert counts == {"involution": 454_804, "convolution": 454_945, "depthwise": 450_560}
+
+
+@pytest.mark.parametrize("spatial", SMALL)
+def test_small_network_keeps_its_promises(spatial: Any) -> None:
+    model = models.SmallNet(spatial, 32, in_channels=2, rng=0)
+    x = np.random.default_rng(0).standard_normal((3, 2, 17, 13), np.float32)
+    logits = model(Tensor(x))  # odd sizes
+    F.cross_entropy(logits, np.arange(3)).backward()
+    assert logits.shape == (3, 10)
+    for name, parameter in model.named_parameters():
+        # the last norms begin at 0, and what is behind them has no gradient yet
+        behind = ".conv1." in name or ".bn1." in name or ".spatial." in name or ".bn2." in name
+        still = name.startswith("blocks.") and (behind or ".conv3." in name)
+        assert bool(np.any(parameter.grad)) == (not still), name
+    kinds = {type(m).__name__ for n, m in model.modules() if n.endswith((".spatial", "conv2"))}
+    assert kinds == {"Involution" if spatial == "involution" else "Conv2d"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spatial": "attention"}, "spatial must be one of involution, convolution, depthwise"),
+        ({"width": 48}, "width must be at least 2, and with involution a multiple of 32, got 48"),
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+    ],
+)
+def test_small_network_refuses(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        models.SmallNet(**options)
+
+
 def tiny(kind: str, stem: Any = "cifar", **options: Any) -> models.RedNet | models.ResNet:
     """One block a stage."""
     if kind == "rednet":

@@ -21,9 +21,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--limit", metavar="N", type=int, help="use the first N images only")
     what.add_argument("--augment", metavar="NAME", help="auto, none or crop_flip")
     what.add_argument("--cutout", metavar="N", type=int, help="cover squares of N x N pixels")
-    what.add_argument("--model", metavar="NAME", help="simple, rednet26, ..., resnet18, resnet50")
+    what.add_argument("--model", metavar="NAME", help="simple, small, rednet26, ..., resnet50")
     what.add_argument("--layers", metavar="N", type=int, help="blocks of the simple model")
-    what.add_argument("--head-relu", action=on_off, help="between the dense layers")
+    what.add_argument("--head-relu", action=on_off, help="of the simple model's dense layers")
+    what.add_argument(
+        "--spatial", metavar="NAME",
+        help="of the small model: involution, convolution or depthwise",
+    )  # fmt: skip
+    what.add_argument("--width", metavar="N", type=int, help="channels of the small model")
     what.add_argument("--seed", metavar="N", type=int)
     what.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:i")
 

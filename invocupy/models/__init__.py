@@ -1,4 +1,4 @@
-"""Networks: the article's, the involution networks of the paper, and the ResNets they come from.
+"""Networks: the article's, the paper's, the ResNets they come from, and a small one to compare.
 
 The article is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
 page "The article's model" in the documentation says what was mended in its network, and why.
@@ -11,13 +11,16 @@ from collections.abc import Callable
 from invocupy.models.rednet import RedNet, rednet26, rednet38, rednet50, rednet101, rednet152
 from invocupy.models.resnet import ResNet, resnet18, resnet50
 from invocupy.models.simple import SimpleBlock, SimpleModel
+from invocupy.models.small import SPATIAL, SmallNet
 
 __all__ = [
     "NETWORKS",
+    "SPATIAL",
     "RedNet",
     "ResNet",
     "SimpleBlock",
     "SimpleModel",
+    "SmallNet",
     "rednet26",
     "rednet38",
     "rednet50",

@@ -47,7 +47,7 @@ class RedNetStem(nn.Module):
         large = stem == "imagenet"
         self.conv1 = conv(in_channels, 32, 3, 2 if large else 1, rng)
         self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = _involution(32, 3, 1, fused, rng)
+        self.conv2 = involution(32, 3, 1, fused, rng)
         self.bn2 = nn.BatchNorm2d(32)
         self.conv3 = conv(32, 64, 3, 1, rng)
         self.bn3 = nn.BatchNorm2d(64)
@@ -114,21 +114,21 @@ class RedNet(nn.Module):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
-                spatial = _involution(width, 7, stride, fused, rng)
+                spatial = involution(width, 7, stride, fused, rng)
                 blocks.append(Bottleneck(channels, width, stride, rng, spatial))
-                _zero(blocks[-1].bn3.weight)
+                zero(blocks[-1].bn3.weight)
                 channels = Bottleneck.expansion * width
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes, rng=rng)
         self.fc.weight.data = rng.normal(0, 0.01, self.fc.weight.shape).astype(np.float32)
-        _zero(self.fc.bias)
+        zero(self.fc.bias)
 
     def forward(self, x: Any) -> Any:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
         return classify(self, self.stem(x))
 
 
-def _involution(
+def involution(
     channels: int, kernel_size: int, stride: int, fused: nn.FusedOption, rng: np.random.Generator
 ) -> nn.Involution:
     """The authors' layer: no bias before the generator's norm, and their initial weights."""
@@ -136,11 +136,11 @@ def _involution(
     layer.reduce.bias = None
     draw_weight(layer.reduce, rng)
     draw_weight(layer.span, rng)
-    _zero(layer.span.bias)
+    zero(layer.span.bias)
     return layer
 
 
-def _zero(parameter: nn.Parameter | None) -> None:
+def zero(parameter: nn.Parameter | None) -> None:
     if parameter is not None:
         parameter.data = np.zeros_like(parameter.data)
 

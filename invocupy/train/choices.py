@@ -56,6 +56,9 @@ MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
     "simple": lambda config, classes: models.SimpleModel(
         num_layers=config.layers, num_classes=classes, head_relu=config.head_relu, rng=config.seed
     ),
+    "small": lambda config, classes: models.SmallNet(
+        config.spatial, config.width, num_classes=classes, rng=config.seed
+    ),
     **{name: partial(_network, make) for name, make in models.NETWORKS.items()},
 }
 SCHEDULES: dict[str, Callable[[Config, int, int], float]] = {

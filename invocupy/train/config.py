@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
 
@@ -28,14 +29,16 @@ class Config:
     dataset : "shapes10" or "cifar10"
     data_dir : str, optional
         Where CIFAR-10 lies; see :func:`invocupy.data.cifar10`.
-    model : "simple", "rednet26" to "rednet152", "resnet18" or "resnet50"
-        :class:`invocupy.models.SimpleModel`, or one of :data:`invocupy.models.NETWORKS` with the
-        stem for small images.
+    model : "simple", "small", "rednet26" to "rednet152", "resnet18" or "resnet50"
+        :class:`invocupy.models.SimpleModel`, :class:`invocupy.models.SmallNet`, or one of
+        :data:`invocupy.models.NETWORKS` with the stem for small images.
     layers : int
         Of the simple model.
     head_relu : bool
         Of the simple model: whether a ReLU stands between the dense layers at its end. The article
         has none, and its head is then a linear map, which learns shapes10 many times slower.
+    spatial, width
+        Of the small model.
     epochs, batch_size : int
         A batch is that of all ranks together: each computes its share of it.
     accumulate : int
@@ -103,6 +106,8 @@ class Config:
     model: str = "simple"
     layers: int = 2
     head_relu: bool = True
+    spatial: str = "involution"
+    width: int = 64
     epochs: int = 4
     batch_size: int = 32
     accumulate: int = 1
@@ -138,7 +143,7 @@ class Config:
                 raise ConfigError(f"{item.name} must be of type {item.type}, got {value!r}")
         for name, known in (
             ("dataset", DATASETS), ("model", MODELS), ("schedule", SCHEDULES),
-            ("augment", ("auto", *AUGMENT)),
+            ("augment", ("auto", *AUGMENT)), ("spatial", SPATIAL),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -147,6 +152,10 @@ class Config:
         device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
         for name, right, rule in (
             ("layers", self.layers >= 0, "at least 0"),
+            (
+                "width", self.width >= 2 and (self.spatial != "involution" or self.width % 32 == 0),
+                "at least 2, and with involution a multiple of 32",
+            ),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             (

@@ -1,0 +1,177 @@
+"""One small network for 32x32 images, with three spatial layers to choose from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from invocupy import functional as F  # noqa: N812
+from invocupy import nn
+from invocupy.models.rednet import involution, zero
+from invocupy.models.resnet import Rng, conv, draw_weight
+
+SPATIAL = ("involution", "convolution", "depthwise")
+
+_DEPTH = 2  # blocks a stage
+_SIZES = (7, 5, 3)  # of the kernels in the three stages: 16x16, 8x8 and 4x4 pixels
+
+
+class SmallBlock(nn.Module):
+    """1x1 convolution, spatial layer, 1x1 convolution, around which x goes, too.
+
+    Each is followed by a norm, and those by a ReLU. Where the stride is not 1, x comes through an
+    average pool, so that no pixel is left out, and a 1x1 convolution.
+
+    Parameters
+    ----------
+    channels : int
+        Of x.
+    width : int
+        Inside, and of the result.
+    stride : int
+        Of the spatial layer.
+    kernel_size : int
+    spatial : "involution", "convolution" or "depthwise"
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models.small import SmallBlock
+    >>> block = SmallBlock(16, 32, 2, 5, "involution", "auto", np.random.default_rng(0))
+    >>> block(np.ones((1, 16, 7, 7), np.float32)).shape
+    (1, 32, 4, 4)
+    """
+
+    def __init__(
+        self, channels: int, width: int, stride: int, kernel_size: int, spatial: str,
+        fused: nn.FusedOption, rng: np.random.Generator,
+    ) -> None:  # fmt: skip
+        self.conv1 = conv(channels, width, 1, 1, rng)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.spatial = _spatial(spatial, width, kernel_size, stride, fused, rng)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, width, 1, 1, rng)
+        self.bn3 = nn.BatchNorm2d(width)
+        zero(self.bn3.weight)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels != width:
+            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+            self.shortcut = nn.Sequential(
+                pool if stride > 1 else nn.Identity(),
+                conv(channels, width, 1, 1, rng),
+                nn.BatchNorm2d(width),
+            )
+
+    def forward(self, x: Any) -> Any:
+        """(N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride))."""
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.spatial(y), relu=True)
+        return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
+
+
+class SmallNet(nn.Module):
+    """A residual network that two CPU cores train within an hour, to compare spatial layers.
+
+    A stem as RedNet's (Li et al., arXiv 2103.06255: 3x3 convolution, 3x3 spatial layer, 3x3
+    convolution), which halves the image, and three stages of two :class:`SmallBlock`, of ``width``,
+    twice and four times as many channels. All that differs between the three networks is the
+    spatial layer: involution (7x7, 5x5 and 3x3 in the three stages, 16 channels a group, reduction
+    4), depthwise convolution of the same sizes, or 3x3 convolution. The last norm of a block begins
+    with scale 0, so that the block does nothing at first (Goyal et al., arXiv 1706.02677).
+
+    Parameters
+    ----------
+    spatial : "involution", "convolution" or "depthwise"
+    width : int
+        Channels of the first stage: a multiple of 32 with involutions, since the stem has half as
+        many, and 16 share a kernel.
+    num_classes, in_channels : int
+    fused : bool or "auto"
+        See :class:`invocupy.nn.Involution`.
+    rng : numpy.random.Generator or int, optional
+        Where the initial weights are drawn from, or its seed.
+
+    Raises
+    ------
+    ValueError
+        For another spatial layer, a width that does not divide, or sizes below 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.models import SmallNet
+    >>> model = SmallNet("involution", 32, rng=0)
+    >>> model(np.zeros((2, 3, 32, 32), np.float32)).shape
+    (2, 10)
+    >>> for spatial, width in (("involution", 64), ("convolution", 31), ("depthwise", 69)):
+    ...     print(spatial, sum(p.size for p in SmallNet(spatial, width).parameters()))
+    involution 454804
+    convolution 454945
+    depthwise 450560
+    """
+
+    def __init__(
+        self,
+        spatial: str = "involution",
+        width: int = 64,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        fused: nn.FusedOption = "auto",
+        rng: Rng = None,
+    ) -> None:
+        if spatial not in SPATIAL:
+            raise ValueError(f"spatial must be one of {', '.join(SPATIAL)}, got {spatial!r}")
+        step = 32 if spatial == "involution" else 1
+        if width < 2 or width % step:
+            raise ValueError(
+                f"width must be at least 2, and with involution a multiple of 32, got {width}"
+            )
+        for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        rng = np.random.default_rng(rng)
+        self.conv1 = conv(in_channels, width // 2, 3, 1, rng)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = _spatial(spatial, width // 2, 3, 1, fused, rng)
+        self.bn2 = nn.BatchNorm2d(width // 2)
+        self.conv3 = conv(width // 2, width, 3, 2, rng)
+        self.bn3 = nn.BatchNorm2d(width)
+        channels, blocks = width, []
+        for stage, size in enumerate(_SIZES):
+            for i in range(_DEPTH):
+                stride = 2 if stage and not i else 1
+                wide = width << stage
+                blocks.append(SmallBlock(channels, wide, stride, size, spatial, fused, rng))
+                channels = wide
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(channels, num_classes, rng=rng)
+
+    def forward(self, x: Any) -> Any:
+        """(N, in_channels, H, W) to logits (N, num_classes)."""
+        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn2(self.conv2(x), relu=True)
+        x = self.bn3(self.conv3(x), relu=True)
+        return self.fc(F.mean(self.blocks(x), axis=(2, 3)))
+
+
+def _spatial(
+    spatial: str, channels: int, kernel_size: int, stride: int, fused: nn.FusedOption,
+    rng: np.random.Generator,
+) -> nn.Module:  # fmt: skip
+    """The layer that sees more than one pixel; it keeps the size, divided by its stride."""
+    if spatial == "involution":
+        return involution(channels, kernel_size, stride, fused, rng)
+    if spatial == "convolution":
+        return conv(channels, channels, 3, stride, rng)
+    half = kernel_size // 2
+    layer = nn.Conv2d(
+        channels, channels, kernel_size, stride, half, groups=channels, bias=False,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    draw_weight(layer, rng)
+    layer.weight.data *= np.float32(channels**0.5)  # each result comes from one channel only
+    return layer
