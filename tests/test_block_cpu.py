@@ -211,10 +211,12 @@ def test_an_involution_sum_is_the_same_for_any_number_of_threads() -> None:
             np.testing.assert_array_equal(first, other)
 
 
-def block_of(seed: int, dtype: str, channels: int, hidden: int) -> models.SimpleBlock:
+def block_of(
+    seed: int, dtype: str, channels: int, hidden: int, signed: bool = False
+) -> models.SimpleBlock:
     """A block whose state is random, also what starts at 0 or 1."""
     rng = np.random.default_rng(seed)
-    block = models.SimpleBlock(channels, hidden, fused=False, rng=rng)
+    block = models.SimpleBlock(channels, hidden, fused=False, signed=signed, rng=rng)
     for name, value in block._state((nn.Parameter, nn.Buffer)):
         if value.data.dtype == np.float32:
             moved = value.data + 0.3 * rng.standard_normal(value.data.shape)
@@ -233,9 +235,11 @@ def parameters_of(block: models.SimpleBlock) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, channels: int) -> None:
-    block = block_of(0, "float64", channels, 32).train(training)
+@pytest.mark.parametrize(("channels", "signed"), [(1, False), (3, False), (3, True)])
+def test_block_is_the_composition_of_its_layers(
+    keep: bool, training: bool, channels: int, signed: bool
+) -> None:
+    block = block_of(0, "float64", channels, 32, signed).train(training)
     x, cotangent = draw(1, "float64", (3, channels, 6, 7), (3, channels, 6, 7))
     x += 2  # a stream has a mean
     norms = [block.expand_norm, block.involution.norm, block.project_norm]
@@ -250,7 +254,7 @@ def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, chan
             y = apply(
                 involution_block, *operands, kernel_size=3, keep=keep,
                 observe=lambda *used: seen.append(used),
-                moments=None if training else tuple(moments),
+                moments=None if training else tuple(moments), relu=not signed,
             )  # fmt: skip
         else:
             y = block(operands[0])
@@ -266,6 +270,15 @@ def test_block_is_the_composition_of_its_layers(keep: bool, training: bool, chan
         np.testing.assert_allclose(mean, hidden.mean(axis=(0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(var, hidden.var(axis=(0, 2, 3)), rtol=1e-10)
         assert count == 3 * 6 * 7
+
+
+def test_signed_blocks_begin_by_doing_nothing_and_may_take_away() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
+    block = models.SimpleBlock(3, 16, signed=True, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(block(x).data, x)
+    block.project_norm.weight.data = np.ones(3, np.float32)
+    assert (block(x).data < x).any()
+    assert (models.SimpleBlock(3, 16, rng=np.random.default_rng(0))(x).data >= x).all()
 
 
 def test_block_is_as_exact_in_float32_as_its_layers() -> None:

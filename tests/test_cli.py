@@ -143,9 +143,9 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
     switches = ["nesterov", "head_relu", "decay_biases", "sync_norm"]
-    negated = [f"--no-{name.replace('_', '-')}" for name in switches]
-    assert main(["train", *arguments, *negated, "--milestones", "0.25", "1"]) == 130
-    rest = {**dict.fromkeys(switches, False), "milestones": (0.25, 1.0)}
+    given = [f"--no-{name.replace('_', '-')}" for name in switches] + ["--signed"]
+    assert main(["train", *arguments, *given, "--milestones", "0.25", "1"]) == 130
+    rest = {**dict.fromkeys(switches, False), "signed": True, "milestones": (0.25, 1.0)}
     assert seen == [Config(**flags, **rest)]
     assert {*flags, *rest, "overfit"} == {item.name for item in fields(Config)}
     assert main(["train"]) == 130

@@ -25,6 +25,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--layers", metavar="N", type=int, help="blocks of the simple model")
     what.add_argument("--head-relu", action=on_off, help="of the simple model's dense layers")
     what.add_argument(
+        "--signed", action=on_off, help="of the simple model: no ReLU before a block's sum"
+    )
+    what.add_argument(
         "--spatial", metavar="NAME",
         help="of the small model: involution, convolution or depthwise",
     )  # fmt: skip

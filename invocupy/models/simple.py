@@ -16,6 +16,8 @@ from invocupy.ops.block import involution_block
 class SimpleBlock(nn.Module):
     """1x1 conv to the hidden width, norm, ReLU, involution, 1x1 conv back, norm, ReLU; plus x.
 
+    As the article has it, the stream can only grow; see ``signed``.
+
     Parameters
     ----------
     channels : int
@@ -26,6 +28,9 @@ class SimpleBlock(nn.Module):
         False runs layer by layer. Otherwise the whole block is one operator on the CPU, several
         times faster and with a fraction of the memory; on the GPU see
         :class:`invocupy.nn.Involution`.
+    signed : bool
+        Leave out the last ReLU, so that the block can take away from x as well as add to it, and
+        begin with scale 0 in the last norm: with y = x.
     rng : numpy.random.Generator, optional
 
     Examples
@@ -41,20 +46,24 @@ class SimpleBlock(nn.Module):
         channels: int,
         hidden_channels: int,
         fused: nn.FusedOption = "auto",
+        signed: bool = False,
         rng: np.random.Generator | None = None,
     ) -> None:
+        self.signed = signed
         self.expand = nn.Conv2d(channels, hidden_channels, 1, rng=rng)
         self.expand_norm = nn.BatchNorm2d(hidden_channels)
         self.involution = nn.Involution(hidden_channels, fused=fused, rng=rng)
         self.project = nn.Conv2d(hidden_channels, channels, 1, rng=rng)
         self.project_norm = nn.BatchNorm2d(channels)
+        if signed:
+            self.project_norm.weight.data = np.zeros(channels, np.float32)
 
     def forward(self, x: Any) -> Any:
-        """(N, channels, H, W) to the same; the residual is added after the last ReLU."""
+        """(N, channels, H, W) to the same; x is added after the last ReLU."""
         if self._runs_as_one(x):
             return self._as_one(x)
         hidden = self.expand_norm(self.expand(x), relu=True)
-        y = self.project_norm(self.project(self.involution(hidden)), relu=True)
+        y = self.project_norm(self.project(self.involution(hidden)), relu=not self.signed)
         return F.add(y, x)
 
     def _runs_as_one(self, x: Any) -> bool:
@@ -98,6 +107,7 @@ class SimpleBlock(nn.Module):
             if self.training
             else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
             observe=observe if self.training else None,
+            relu=not self.signed,
             comm=self.expand_norm.comm,
         )
 
@@ -120,7 +130,7 @@ class SimpleModel(nn.Module):
     num_classes : int
     head_relu : bool
         Whether a ReLU stands between the dense layers; the article has none.
-    fused : bool or "auto"
+    fused, signed
         See :class:`SimpleBlock`.
     rng : numpy.random.Generator or int, optional
         Where the initial weights are drawn from, or its seed.
@@ -151,6 +161,7 @@ class SimpleModel(nn.Module):
         num_classes: int = 10,
         head_relu: bool = False,
         fused: nn.FusedOption = "auto",
+        signed: bool = False,
         rng: np.random.Generator | int | None = None,
     ) -> None:
         sizes = {"height": height, "width": width, "num_classes": num_classes}
@@ -160,7 +171,7 @@ class SimpleModel(nn.Module):
         rng = np.random.default_rng(rng)
         channels = 3
         self.blocks = nn.ModuleList(
-            SimpleBlock(channels, hidden_channels, fused, rng) for _ in range(num_layers)
+            SimpleBlock(channels, hidden_channels, fused, signed, rng) for _ in range(num_layers)
         )
         widths = (channels * height * width, 500, 100, num_classes)
         self.head = nn.ModuleList(

@@ -85,6 +85,7 @@ def involution_block(
     moments: tuple[Moments, Moments, Moments] | None = None,
     observe: Callable[[tuple[Moments, Moments, Moments], Any], None] | None = None,
     keep: bool = False,
+    relu: bool = True,
     comm: Comm | None = None,
 ) -> Result:
     """The block of the module's docstring on x (N, C, H, W), with N, C, H, W >= 1.
@@ -107,6 +108,8 @@ def involution_block(
     keep : bool
         Store the perceptron's results (F + G*C channels) for the gradients rather than computing
         them again: about a sixth of the time of a step for most of its memory.
+    relu : bool
+        Whether a ReLU follows the last norm.
     comm : communicator, optional
         Without ``moments``, the batch is that of all its ranks together: three messages forward,
         and three backward. N may then be 0, and gradients of parameters are this rank's share.
@@ -149,7 +152,7 @@ def involution_block(
         project_norm_weight, project_norm_bias,
     )  # fmt: skip
     size = pair("kernel_size", kernel_size, 1)
-    block = _Block(x, parameters, size, dilation, eps, moments, None if moments else comm)
+    block = _Block(x, parameters, size, dilation, eps, moments, relu, None if moments else comm)
     value = block.forward(keep)
     if observe is not None:
         observe(block.moments, block.count)
@@ -171,7 +174,7 @@ class _Block:
     def __init__(
         self, x: Any, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
         eps: tuple[float, float, float], moments: tuple[Moments, Moments, Moments] | None,
-        comm: Comm | None,
+        relu: bool, comm: Comm | None,
     ) -> None:  # fmt: skip
         self.xp, self.shape, self.comm = namespace(x), x.shape, comm
         self.work = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
@@ -199,7 +202,7 @@ class _Block:
             self.x = contiguous(x, self.work)
         kernel_shape = (n, self.groups, *size, h, w)
         self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
-        self.eps, self.given = eps, moments
+        self.eps, self.given, self.relu = eps, moments, relu
 
     def new(self, channels: int) -> Any:
         """An array (N, channels, H, W) to be filled."""
@@ -251,7 +254,8 @@ class _Block:
     def backward_here(self, grad: Any) -> tuple[Any, ...]:
         """Backwards through the steps of :meth:`forward`."""
         c = self.shape[1]
-        grad_z, *last = self.norm_back(self.norm3, grad, self.projected, self.last())
+        passed = self.last() if self.relu else None
+        grad_z, *last = self.norm_back(self.norm3, grad, self.projected, passed)
         x = self.centered()
         reduced, shares = self.held or self.perceive(x)
         grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
@@ -343,10 +347,10 @@ class _Block:
         return grad_x, *results
 
     def last(self) -> Any:
-        """``relu(norm(projected))``, with the last norm."""
+        """``relu(norm(projected))``, with the last norm, and the ReLU if there is one."""
         out = self.new(self.shape[1])
         scale, shift = self.channel(self.norm3.scale, self.norm3.shift)
-        self.backend("batch_norm").forward(self.projected, scale, shift, None, True, out)
+        self.backend("batch_norm").forward(self.projected, scale, shift, None, self.relu, out)
         return out
 
     def product(self, weight: Any, z: Any, bias: Any = None) -> Any:

@@ -54,7 +54,11 @@ def _network(make: Callable[..., nn.Module], config: Config, classes: int) -> nn
 
 MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
     "simple": lambda config, classes: models.SimpleModel(
-        num_layers=config.layers, num_classes=classes, head_relu=config.head_relu, rng=config.seed
+        num_layers=config.layers,
+        num_classes=classes,
+        head_relu=config.head_relu,
+        signed=config.signed,
+        rng=config.seed,
     ),
     "small": lambda config, classes: models.SmallNet(
         config.spatial, config.width, num_classes=classes, rng=config.seed

@@ -37,6 +37,9 @@ class Config:
     head_relu : bool
         Of the simple model: whether a ReLU stands between the dense layers at its end. The article
         has none, and its head is then a linear map, which learns shapes10 many times slower.
+    signed : bool
+        Of the simple model: whether its blocks may also take away from their input. The article's
+        can only add.
     spatial, width
         Of the small model.
     epochs, batch_size : int
@@ -106,6 +109,7 @@ class Config:
     model: str = "simple"
     layers: int = 2
     head_relu: bool = True
+    signed: bool = False
     spatial: str = "involution"
     width: int = 64
     epochs: int = 4
