@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -141,13 +142,14 @@ def network_calls(
             "invocupy": step,
             "PyTorch": lambda: peers.training_step(theirs, t_sgd, tx, t_labels),
         }
-        if compiled:
-            shifted = peers.SimpleModel(layers, peers.shift_form)
-            shifted.load_state_dict(theirs.state_dict())
-            fast: Any = torch.compile(shifted)
-            fast_sgd = torch.optim.SGD(shifted.parameters(), lr=1e-4, momentum=0.9)
-            calls["PyTorch, shift, compiled"] = lambda: peers.training_step(
-                fast, fast_sgd, tx, t_labels
+        forms = {"unfold": peers.unfold_form, "shift": peers.shift_form} if compiled else {}
+        for name, form in forms.items():
+            model = peers.SimpleModel(layers, form)
+            model.load_state_dict(theirs.state_dict())
+            fast: Any = torch.compile(model)
+            fast_sgd = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+            calls[f"PyTorch, {name}, compiled"] = partial(
+                peers.training_step, fast, fast_sgd, tx, t_labels
             )
         return calls
     theirs.eval()
