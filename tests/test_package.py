@@ -196,7 +196,7 @@ def lacking(item: Any) -> list[str]:
         return [] if text else ["a docstring"]
     wanted = [">>>"]
     # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
-    brief = item.__module__ == "invocupy.functional" and "Raises" not in text
+    brief = item.__module__ == "invocupy.functional.basic" and "Raises" not in text
     if inspect.signature(item).parameters and not brief:
         wanted.append("Parameters\n")
         if inspect.signature(item).return_annotation not in (None, "None"):

@@ -1,0 +1,39 @@
+"""Layers. Meanings, defaults, initial distributions and running statistics are PyTorch's."""
+
+from __future__ import annotations
+
+from invocupy.nn.involution import FusedOption, Involution
+from invocupy.nn.layers import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    CrossEntropyLoss,
+    Flatten,
+    GlobalAvgPool2d,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Softmax,
+)
+from invocupy.nn.module import Buffer, Identity, Module, ModuleList, Parameter, Sequential
+
+__all__ = [
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Buffer",
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Flatten",
+    "FusedOption",
+    "GlobalAvgPool2d",
+    "Identity",
+    "Involution",
+    "Linear",
+    "MaxPool2d",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Softmax",
+]

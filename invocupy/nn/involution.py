@@ -1,0 +1,129 @@
+"""Involution with the generator that makes its kernel."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from invocupy import arrays
+from invocupy import functional as F  # noqa: N812
+from invocupy.autograd import Tensor, is_recording
+from invocupy.geometry import IntOrPair, pair
+from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d
+from invocupy.nn.module import Identity, Module
+
+FusedOption = bool | Literal["auto"]
+
+_LARGE_KERNEL = 2**24  # elements; from there on the stored kernel leaves the caches
+_NARROW = {False: 64, True: 32}  # features up to which the CPU fuses, without and with gradients
+
+
+class Involution(Module):
+    """The article's involution layer: a generator makes the kernel from x, then involution.
+
+    ``kernel = span(relu(norm(reduce(pool(x)))))`` with 1x1 convolutions ``reduce`` (C to
+    C/reduction_ratio) and ``span`` (to G*K*K), both with bias, and ``out = involution(x, kernel)``
+    (Li et al., arXiv 2103.06255, section 3; the layout of the article and of the authors' code).
+    With a stride s > 1, ``pool`` is an s x s average pool in ceil mode over valid pixels, so that
+    odd sizes work; else nothing.
+
+    Parameters
+    ----------
+    channels : int
+        A multiple of ``channels_per_group`` and at least ``reduction_ratio``.
+    kernel_size : int or pair
+        Odd; padding keeps the size.
+    reduction_ratio : int
+    channels_per_group : int
+        G = channels / channels_per_group.
+    stride, dilation : int or pair
+    fused : bool or "auto"
+        Whether ``span`` and involution run as one, which never stores the kernel; ``"auto"``
+        takes it where it is faster or the kernel would be large.
+    rng : numpy.random.Generator, optional
+
+    Raises
+    ------
+    ValueError
+        If the channels do not divide, the kernel size is even, or an option is none of its values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> layer = nn.Involution(32, kernel_size=7, stride=2)
+    >>> layer(np.ones((1, 32, 9, 9), np.float32)).shape
+    (1, 32, 5, 5)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: IntOrPair = 3,
+        reduction_ratio: int = 4,
+        channels_per_group: int = 16,
+        stride: IntOrPair = 1,
+        dilation: IntOrPair = 1,
+        fused: FusedOption = "auto",
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if channels < 1 or channels_per_group < 1 or channels % channels_per_group:
+            raise ValueError(
+                f"channels must be a multiple of channels_per_group, got channels={channels}, "
+                f"channels_per_group={channels_per_group}"
+            )
+        if not 1 <= reduction_ratio <= channels:
+            raise ValueError(
+                f"reduction_ratio must be between 1 and channels={channels}, got {reduction_ratio}"
+            )
+        if not (isinstance(fused, bool) or fused == "auto"):
+            raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
+        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        if self.kernel_size[0] % 2 == 0 or self.kernel_size[1] % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        self.groups = channels // channels_per_group
+        self.fused = fused
+        width = channels // reduction_ratio
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.pool = (
+            Identity()
+            if self.stride == (1, 1)
+            else AvgPool2d(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        )
+        self.reduce = Conv2d(channels, width, 1, rng=rng)
+        self.norm = BatchNorm2d(width)
+        self.span = Conv2d(width, taps * self.groups, 1, rng=rng)
+
+    def features(self, x: Any) -> Any:
+        """What the kernel is made from: (N, C, H, W) to (N, C/reduction_ratio, Ho, Wo)."""
+        return self.norm(self.reduce(self.pool(x)), relu=True)
+
+    def kernel(self, x: Any) -> Any:
+        """The kernel that the layer makes from x: (N, G, Kh, Kw, Ho, Wo)."""
+        flat = self.span(self.features(x))
+        n, _, out_h, out_w = flat.shape
+        return F.reshape(flat, (n, self.groups, *self.kernel_size, out_h, out_w))
+
+    def forward(self, x: Any) -> Any:
+        """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
+        options = {"stride": self.stride, "dilation": self.dilation}
+        if not self._fuse(x):
+            return F.involution(x, self.kernel(x), **options)
+        weight = F.reshape(self.span.weight, self.span.weight.shape[:2])
+        features = self.features(x)
+        size = self.kernel_size
+        return F.fused_involution(x, features, weight, self.span.bias, kernel_size=size, **options)
+
+    def _fuse(self, x: Any) -> bool:
+        if self.fused != "auto":
+            return bool(self.fused)
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        n, _, h, w = x.shape
+        pixels = n * -(-h // self.stride[0]) * -(-w // self.stride[1])
+        # Fused, the kernel is made again for the gradients: the more features, the dearer.
+        on_gpu = arrays.is_cupy(x.data if isinstance(x, Tensor) else x)
+        narrow = 0 if on_gpu else _NARROW[is_recording()]
+        large = pixels * self.groups * taps >= _LARGE_KERNEL
+        return bool(large or len(self.reduce.weight) <= narrow)

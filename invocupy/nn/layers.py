@@ -1,0 +1,281 @@
+"""The layers that every framework has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from invocupy import arrays
+from invocupy import functional as F  # noqa: N812
+from invocupy.autograd import Tensor
+from invocupy.geometry import IntOrPair, Padding, padding_pair, pair
+from invocupy.nn.module import Buffer, Module, Parameter
+from invocupy.ops.normalization import merged_moments, running_moments
+from invocupy.ops.ranks import Comm
+
+
+class ReLU(Module):
+    """``max(x, 0)``."""
+
+    def forward(self, x: Any) -> Any:
+        """Any shape."""
+        return F.relu(x)
+
+
+class Flatten(Module):
+    """All axes but the first joined into one."""
+
+    def forward(self, x: Any) -> Any:
+        """(N, ...) to (N, product of the rest)."""
+        return F.flatten(x)
+
+
+class Softmax(Module):
+    """Softmax along ``axis``."""
+
+    def __init__(self, axis: int = 1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Any:
+        """Any shape."""
+        return F.softmax(x, self.axis)
+
+
+class MaxPool2d(Module):
+    """:func:`invocupy.functional.max_pool2d` as a layer."""
+
+    def __init__(
+        self, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+    ) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x: Any) -> Any:
+        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool2d(Module):
+    """:func:`invocupy.functional.avg_pool2d` as a layer."""
+
+    def __init__(
+        self,
+        kernel_size: IntOrPair,
+        stride: IntOrPair | None = None,
+        padding: IntOrPair = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+
+    def forward(self, x: Any) -> Any:
+        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        return F.avg_pool2d(
+            x,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            ceil_mode=self.ceil_mode,
+            count_include_pad=self.count_include_pad,
+        )
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each channel's image."""
+
+    def forward(self, x: Any) -> Any:
+        """(N, C, H, W) to (N, C)."""
+        return F.mean(x, axis=(2, 3))
+
+
+class CrossEntropyLoss(Module):
+    """:func:`invocupy.functional.cross_entropy` as a layer; takes logits."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Any, labels: Any = None) -> Any:
+        """Logits (N, K) and integer labels (N,) to a scalar."""
+        return F.cross_entropy(logits, labels, self.label_smoothing)
+
+
+def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:
+    """PyTorch's default for weights and biases: uniform in +-1/sqrt(fan_in), float32."""
+    bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+    rng = np.random.default_rng() if rng is None else rng
+    return Parameter(rng.uniform(-bound, bound, shape).astype(np.float32))
+
+
+class Linear(Module):
+    """``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    rng : numpy.random.Generator, optional
+        Where the initial weights are drawn from, uniform in ±1/sqrt(in_features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> nn.Linear(3, 2)(np.ones((5, 3), np.float32)).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.weight = _uniform(rng, (out_features, in_features), in_features)
+        self.bias = _uniform(rng, (out_features,), in_features) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        """(N, in_features) to (N, out_features)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(Module):
+    """:func:`invocupy.functional.conv2d` with its weights.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size, stride, dilation : int or pair
+    padding : int, pair, "same" or "valid"
+    groups : int
+        Divides both channel counts.
+    bias : bool
+    rng : numpy.random.Generator, optional
+        Where the initial weights are drawn from, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
+
+    Raises
+    ------
+    ValueError
+        If ``groups`` does not divide the channels, or an option is not an integer or pair.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> nn.Conv2d(3, 8, 3, stride=2, padding=1)(np.ones((1, 3, 8, 8), np.float32)).shape
+    (1, 8, 4, 4)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: Padding = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels and out_channels, got groups={groups}, "
+                f"in_channels={in_channels}, out_channels={out_channels}"
+            )
+        kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
+        self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        self.padding = padding_pair(padding, (kernel_h, kernel_w), self.dilation)
+        self.groups = groups
+        fan_in = in_channels // groups * kernel_h * kernel_w
+        shape = (out_channels, in_channels // groups, kernel_h, kernel_w)
+        self.weight = _uniform(rng, shape, fan_in)
+        self.bias = _uniform(rng, (out_channels,), fan_in) if bias else None
+
+    def forward(self, x: Any) -> Any:
+        """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
+        return F.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation with running statistics.
+
+    In training the batch's mean and biased variance are used, and
+    ``running = (1 - momentum) * running + momentum * batch`` with the *unbiased* variance, as
+    PyTorch has it; in evaluation the running statistics are used.
+
+    Parameters
+    ----------
+    num_features : int
+        Channels.
+    eps, momentum : float
+
+    Attributes
+    ----------
+    comm : communicator or None
+        With one (:func:`invocupy.distributed.synchronise` sets it), a batch in training is that of
+        all ranks together: a message forward, and one backward. The share of a rank may be empty.
+        Gradients of weight and bias are those of a rank's share; their sum is the batch's.
+
+    Raises
+    ------
+    ValueError
+        For other channels than ``num_features``, and in training for a batch with a single value a
+        channel.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> norm = nn.BatchNorm2d(1)
+    >>> norm(np.array([-1.0, 1.0]).reshape(2, 1, 1, 1)).data.round(3).ravel()
+    array([-1.,  1.])
+    >>> norm.running_var.data
+    array([1.1], dtype=float32)
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        self.eps, self.momentum = eps, momentum
+        self.comm: Comm | None = None
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64))
+
+    def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:
+        """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""
+        if x.ndim != 4 or x.shape[1] != len(self.weight):
+            raise ValueError(f"x must be (N, {len(self.weight)}, H, W), got shape {x.shape}")
+        options = {"eps": self.eps, "residual": residual, "relu": relu}
+        if not self.training:
+            running = self.running_mean.data, self.running_var.data
+            return F.batch_norm(x, *running, self.weight, self.bias, **options)
+        if self.comm is None:
+            moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
+        else:
+            moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
+        self.observe(*moments)
+        arguments = (None, None, self.weight, self.bias, True)
+        return F.batch_norm(x, *arguments, moments=moments, comm=self.comm, **options)
+
+    def observe(self, mean: Any, var: Any, count: Any) -> None:
+        """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
+        if not arrays.is_cupy(count) and count == 1:
+            raise ValueError("x must have more than one value a channel in training, got one")
+        running = self.running_mean.data, self.running_var.data
+        # New arrays: the old ones may be held by somebody.
+        self.running_mean.data, self.running_var.data = running_moments(
+            *running, mean, var, self.momentum, count
+        )
+        self.num_batches_tracked.data = self.num_batches_tracked.data + 1
