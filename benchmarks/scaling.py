@@ -37,9 +37,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import scaling_model  # noqa: E402
 
 RANKS = (1, 2, 4)
-SIZES = {
+SIZES = {  # of messages, in bytes
+    "allgather": [8 << (2 * i) for i in range(9)],  # to 512 kB
     "allreduce_sum": [4 << (2 * i) for i in range(2, 12)],  # 64 B to 16 MB
-    "allgather": [8 << (2 * i) for i in range(9)],  # 8 B to 512 kB
 }
 IMAGES = {"weak": 32, "strong": 64}  # on each rank, in all
 NETWORKS = {  # images of a rank: few and many; pixels; rows of the prediction
@@ -53,8 +53,8 @@ class Recorder:
     """A communicator that counts what goes through it."""
 
     def __init__(self, comm: Any) -> None:
-        self.comm, self.seconds = comm, 0.0
-        self.messages = {kind: {"count": 0, "bytes": 0} for kind in ("allgather", "allreduce_sum")}
+        self.comm = comm
+        self.messages = {kind: {"count": 0, "bytes": 0, "seconds": 0.0} for kind in SIZES}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.comm, name)
@@ -68,7 +68,7 @@ class Recorder:
     def _count(self, kind: str, array: Any) -> Any:
         start = time.perf_counter()
         result = getattr(self.comm, kind)(array)
-        self.seconds += time.perf_counter() - start
+        self.messages[kind]["seconds"] += time.perf_counter() - start
         self.messages[kind]["count"] += 1
         self.messages[kind]["bytes"] += array.nbytes
         return result
@@ -166,7 +166,7 @@ def measure_run(comm: Any, images: int) -> dict[str, Any]:
     recorder = Recorder(comm)
     together = training_step(network_of("SimpleModel", 10), images, 32, recorder)
     alone = training_step(network_of("SimpleModel", 10), images, 32, Single())
-    times: dict[str, list[float]] = {"together": [], "alone": [], "inside": []}
+    times: dict[str, list[float]] = {name: [] for name in ("together", "alone", *SIZES)}
     begun = time.perf_counter()
     for turn in range(50):
         late = time.perf_counter() - begun > 2 * PATIENCE
@@ -181,13 +181,16 @@ def measure_run(comm: Any, images: int) -> dict[str, Any]:
             seconds = max(comm.exchange(time.perf_counter() - start))
             if turn:  # the first one warms up
                 times[name].append(seconds)
-        times["inside"].append(recorder.seconds)
-    waiting = float(np.median(times["inside"][1:])) / float(np.median(times["together"]))
+        for kind in SIZES:
+            times[kind].append(recorder.messages[kind]["seconds"])
+    if comm.size == 1:
+        recorder.reset()
+    for kind in SIZES:
+        recorder.messages[kind]["seconds"] = float(np.median(times[kind][1:]))
     return {
         "ranks": comm.size, "images": images, "threads": get_num_threads(),
         "together": spread(times["together"]), "alone": spread(times["alone"]),
-        "waiting": waiting if comm.size > 1 else 0.0,
-        "messages": recorder.messages if comm.size > 1 else Recorder(comm).messages,
+        "messages": recorder.messages,
     }  # fmt: skip
 
 

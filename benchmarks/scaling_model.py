@@ -166,16 +166,17 @@ def _measured(results: dict[str, Any]) -> list[str]:
         line = [f"{run['ranks']} x {run['images']}", str(run["threads"])]
         line += ["{} ({} to {})".format(*times)]
         line += [f"{run['ranks'] * run['images'] / took['median']:.0f}"]
-        line += [f"{count}, {amount(size)}" if count else "none", percent(run["waiting"])]
+        line += [f"{count}, {amount(size)}" if count else "none"]
+        line += [percent(kind["seconds"] / took["median"] if count else 0) for kind in messages]
         line += [duration(guess), f"{100 * (took['median'] / guess - 1):+.0f} %"]
         lines.append(line)
     header = "ranks x images | threads a rank | step (20 to 80 %) | images/s | messages a step"
-    header += " | of it communication | model | gap"
+    header += " | inside norms' messages | inside the gradients' | model | gap"
     return [
         text, "", "Steps of a SimpleModel of 10 layers:", "", *rows(header, lines), "",
-        "*Communication* is the time inside of messages, waiting for the other ranks included. The",
-        "*model* adds what messages cost by the first two lines of the next table to the time that",
-        "the same ranks take beside each other without them. More ranks than the",
+        "*Inside* messages is the share of the step until they are through, waiting for others",
+        "included. The *model* adds what messages cost by the first two lines of the next table to",
+        "the time that the same ranks take beside each other without them. More ranks than the",
         f"{results['cores']} cores take turns on them, which the model does not know.",
     ]  # fmt: skip
 

@@ -146,7 +146,7 @@ def batch_norm(dtype: str) -> nn.BatchNorm2d:
 
 
 def simple_block(dtype: str, channels: int = 3, fused: Any = "auto") -> nn.Module:
-    return to_dtype(models.SimpleBlock(channels, 32, fused, np.random.default_rng(1)), dtype)
+    return to_dtype(models.SimpleBlock(channels, 32, fused, rng=np.random.default_rng(1)), dtype)
 
 
 def to_dtype(model: nn.Module, dtype: str) -> nn.Module:
