@@ -50,11 +50,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy.extras import require
     from invocupy.train import Config, ConfigError, fit, load_run
 
+    comm = start(arguments.comm_timeout)
     given = given_settings(arguments)
     resume = getattr(arguments, "resume", None)
     if resume is not None and hasattr(arguments, "out"):
         raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
-    comm = start(arguments.comm_timeout)
     # Only rank 0 need see the folder.
     old, out = "{}", resume
     with together(comm):

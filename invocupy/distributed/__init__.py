@@ -15,9 +15,10 @@ fails, hangs or loses its launcher ends all of them (:mod:`invocupy.distributed.
 
 from __future__ import annotations
 
+from invocupy.distributed.environment import LaunchError, launched, speaks
 from invocupy.distributed.faults import PeerError, end_all
 from invocupy.distributed.launch import start, with_gpus
-from invocupy.distributed.mpi import MPI, LaunchError, launched, speaks
+from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
 from invocupy.distributed.ranks import Comm, Single, agree, share, synchronise, together
 

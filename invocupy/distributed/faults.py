@@ -17,11 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from invocupy.distributed.environment import speaks
+
 TIMED_OUT = 75  # exit code, as EX_TEMPFAIL of sysexits.h: try again
 
 _GRACE = 1.0  # seconds in which rank 0 may say the same first
 _FORWARD = 0.3  # seconds in which the launcher takes up the last words
 _LOOK_EVERY = 0.25
+
 
 Clock = Callable[[], tuple[Any, str] | None]
 """What a rank waits for, if it does: something that is another one at the next wait, and a name."""
@@ -46,12 +49,11 @@ def end_all(text: str, code: int, quiet: bool = False) -> None:
     quiet : bool
         Leave the word to another rank, which has failed and knows more.
     """
-    watch = _watch
-    if watch is None:
+    time.sleep(5 * _GRACE if quiet else 0 if speaks() else _GRACE)
+    if _watch is None:
         sys.stderr.write(f"{text}\n")
-        return
-    time.sleep(5 * _GRACE if quiet else _GRACE if watch.rank else 0)
-    watch.end(text, code)
+    else:
+        _watch.end(text, code)
 
 
 class Watch:

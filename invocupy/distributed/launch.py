@@ -6,7 +6,8 @@ import os
 
 from invocupy.arrays import require_cupy
 from invocupy.backends.threads import set_num_threads
-from invocupy.distributed.mpi import MPI, LaunchError, launched
+from invocupy.distributed.environment import LaunchError, launched
+from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
 from invocupy.distributed.ranks import Comm, Single
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from invocupy.distributed.mpi import MPI, LaunchError
+from invocupy.distributed.environment import LaunchError
+from invocupy.distributed.mpi import MPI
 from invocupy.extras import MissingExtra
 
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from invocupy.arrays import on_device
+from invocupy.distributed.environment import LaunchError
 from invocupy.distributed.faults import PeerError
-from invocupy.distributed.mpi import LaunchError
 
 if TYPE_CHECKING:
     from invocupy import nn

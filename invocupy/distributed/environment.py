@@ -1,0 +1,45 @@
+"""What a launcher tells the processes that it starts; MPI need not be there."""
+
+from __future__ import annotations
+
+import os
+
+# The environment of a rank: Open MPI's, MPICH's and its kin's (also of Slurm's pmi2), Slurm's own.
+# The first that is there: a launcher may itself run within one of the others.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # the second is not there in a batch script itself
+    ("PMIX_RANK", ""),
+)
+
+
+class LaunchError(ValueError):
+    """Ranks that cannot work together as they were started. One line: what, and the way out."""
+
+
+def launched() -> tuple[int, int] | None:
+    """Which rank of how many this process is, by its environment; MPI is not loaded.
+
+    Returns
+    -------
+    rank, size : int
+        ``size`` is 0 where the launcher does not tell; None without a launcher.
+
+    Examples
+    --------
+    >>> from invocupy.distributed import launched
+    >>> launched() is None
+    True
+    """
+    for rank, size in _LAUNCHERS:
+        values = os.environ.get(rank, ""), os.environ.get(size, "") if size else "0"
+        if all(value.isdecimal() for value in values):
+            return int(values[0]), int(values[1])
+    return None
+
+
+def speaks() -> bool:
+    """Whether this process writes for all of them: rank 0, or the only one."""
+    found = launched()
+    return found is None or found[0] == 0
