@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from invocupy import checkpoint, cli, nn
+from invocupy import checkpoint, cli, nn, optim
 from invocupy.distributed import (
     Comm,
     LaunchError,
@@ -35,6 +35,7 @@ from invocupy.distributed import (
     together,
 )
 from invocupy.distributed.mpi import MPI
+from invocupy.models import SimpleModel
 from invocupy.train import Config, Interrupted, build, evaluate, fit, load_data, loop
 from invocupy.train.choices import DATASETS
 
@@ -133,8 +134,32 @@ def compute(folder: Path, comm: MPI) -> None:
     if comm.rank == 0:
         checkpoint.save(folder / "evaluated.safetensors", {"none": np.zeros(1)}, info)
     if comm.size == 2:
+        hooks(comm)
         stop(folder / "stopped", comm, 1)
         fit(PLAIN, folder / "resumed", resume=True, comm=comm)  # what a single process has begun
+
+
+def hooks(comm: MPI) -> None:
+    """Of functions given to fit one rank's word stops all, and its changes are found out."""
+    config = replace(PLAIN, layers=0, epochs=3)
+
+    def after_epoch(model: nn.Module, row: dict[str, Any]) -> bool:
+        row["rank"] = comm.rank
+        return comm.rank == 1 and row["epoch"] == 2
+
+    history = fit(config, after_epoch=after_epoch, comm=comm)
+    assert [row["rank"] for row in history] == [0, 0]
+
+    def change(model: nn.Module, sgd: optim.SGD) -> None:
+        sgd.params[-1].grad = sgd.params[-1].grad * (1 + comm.rank)
+
+    with pytest.raises(RuntimeError, match="weights of rank 1 are not those of rank 0"):
+        fit(config, before_update=change, comm=comm)
+    model = SimpleModel(num_layers=comm.rank)
+    with pytest.raises(LaunchError, match="parameters differs between ranks"):
+        fit(config, model=model, comm=comm)
+    model = SimpleModel(num_layers=0, rng=comm.rank)  # all take that of rank 0
+    fit(replace(config, epochs=1), model=model, comm=comm)
 
 
 def messages(comm: MPI) -> None:

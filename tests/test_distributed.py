@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from invocupy import checkpoint
 from invocupy.arrays import require_cupy
 from invocupy.backends import threads
 from invocupy.cli import main
+from invocupy.data import Batches
 from invocupy.distributed import (
     LaunchError,
     Single,
@@ -39,7 +41,7 @@ from invocupy.distributed import (
     nccl,
     speaks,
 )
-from invocupy.train import fit
+from invocupy.train import ConfigError, augmentation, build, check_memory, estimate, fit, load_data
 from invocupy.train.parallel import parts, rows
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
@@ -186,6 +188,41 @@ def test_shares_of_a_batch() -> None:
                     assert of == sorted(list(range(of[0], of[-1] + 1)) * times)
                     assert all(part.last > part.first for part in same)
                 assert {i for some in wanted for i in some} == set(range(count))
+
+
+def test_ranks_augment_their_own_rows_as_one_process_would() -> None:
+    images, labels = load_data(PLAIN, train=True)
+    options = {"seed": 3, "augment": augmentation(PLAIN), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    whole = list(Batches(images, labels, 7, **options).epoch(2, 1))
+    for ranks in (2, 3):
+        found: list[dict[int, Any]] = [{} for _ in whole]
+        for rank in range(ranks):
+            comm: Any = SimpleNamespace(rank=rank, size=ranks)
+            wanted = partial(rows, size=3, comm=comm)
+            mine = Batches(images, labels, 7, rows=wanted, **options).epoch(2, 1)
+            for step, (x, y) in enumerate(mine):
+                numbers = wanted(len(whole[step][0]))
+                assert len(x) == len(numbers) < len(whole[step][0]) or len(x) == 1
+                found[step] |= dict(zip(numbers.tolist(), zip(x, y, strict=True), strict=True))
+        for step, (x, y) in enumerate(whole):
+            assert sorted(found[step]) == list(range(len(x)))
+            for i, (image, label) in found[step].items():
+                np.testing.assert_array_equal(image, x[i])
+                assert label == y[i]
+
+
+def test_memory_is_that_of_a_share() -> None:
+    config = replace(PLAIN, batch_size=1000, limit=1000)
+    needs = estimate(config, build(config))._replace(data=0)
+    half = needs.training_peak(config, 2)
+    assert needs.program < half < needs.training_peak(config)
+    check_memory(config, needs, half, 2)
+    with pytest.raises(ConfigError, match=r"batch_size=\d+ fits"):
+        check_memory(config, needs, half)
+    with pytest.raises(ConfigError, match=r"batch_size=\d+ fits") as caught:
+        check_memory(config, needs, half - (1 << 20), 2)
+    fits = int(str(caught.value).rpartition("batch_size=")[2].split()[0])
+    assert 500 < fits < 1000
 
 
 # ----------------------------------------------------------------------------------------- faults

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from invocupy.distributed.environment import speaks
 
@@ -89,7 +89,7 @@ class Watch:
         _watch = self
         sys.excepthook = _uncaught
 
-    def end(self, text: str, code: int) -> None:
+    def end(self, text: str, code: int) -> NoReturn:
         """Write and end all ranks, now."""
         lines = "".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines())
         try:
@@ -107,30 +107,27 @@ class Watch:
 
     def _run(self) -> None:
         launcher = _launcher()
-        # Time is counted in looks, so that a job that was stopped and continued has not waited.
-        waited = [0.0] * len(self.clocks)
-        before: list[Any] = [None] * len(self.clocks)
+        waits: dict[Clock, tuple[Any, float]] = {}
         while True:
             start = time.monotonic()
             time.sleep(_LOOK_EVERY)
+            # In looks, so that a job that was stopped and continued has not waited in between.
             passed = min(time.monotonic() - start, 4 * _LOOK_EVERY)
             if _launcher() != launcher:
                 os._exit(TIMED_OUT)
-            for i, clock in enumerate(self.clocks):
-                if i == len(before):  # a new clock
-                    before.append(None)
-                    waited.append(0.0)
+            for clock in self.clocks:
                 try:
                     now = clock()
                 except RuntimeError as error:
                     self.end(f"invocupy: {error}", 1)
-                if now is None or now[0] != before[i]:
-                    waited[i], before[i] = 0.0, None if now is None else now[0]
+                if now is None:
+                    waits.pop(clock, None)
                     continue
-                waited[i] += passed
-                if waited[i] > self.timeout:
-                    if self.rank:
-                        time.sleep(_GRACE)
+                before, waited = waits.get(clock, (None, 0.0))
+                waited = waited + passed if now[0] == before else 0.0
+                waits[clock] = now[0], waited
+                if waited > self.timeout:
+                    time.sleep(_GRACE if self.rank else 0)
                     self.end(
                         f"invocupy: waited {self.timeout:g} s for the other ranks in {now[1]}: "
                         "one of them hangs, or needs a longer --comm-timeout",
