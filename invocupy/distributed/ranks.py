@@ -26,12 +26,17 @@ class Comm(Protocol):
     device: str
 
     def allgather(self, array: Any) -> Any:
-        """A small array of each rank, of one shape and dtype: new, (size, *shape), in rank order.
+        """A small array of each rank, of one shape and dtype, as a new one in the order of ranks.
 
         Parameters
         ----------
         array : array, any shape and dtype
             On ``device``.
+
+        Returns
+        -------
+        array
+            Of one axis more, in front: the ranks.
         """
 
     def allreduce_sum(self, buffer: Any) -> None:
@@ -82,7 +87,7 @@ class Single:
         self.device = device
 
     def allgather(self, array: Any) -> Any:
-        """A copy (1, *shape)."""
+        """A copy with one axis more."""
         with on_device(array):
             return array[None].copy()
 
