@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,11 @@ import pytest
 import rank_jobs
 from rank_jobs import CASES, IMAGES, MISTAKES, PLAIN, STOPPED_AT
 
-from invocupy import checkpoint
+from invocupy import checkpoint, nn
 from invocupy.data import Batches
+from invocupy.distributed import Single
 from invocupy.train import ConfigError, augmentation, build, check_memory, estimate, fit, load_data
-from invocupy.train.parallel import parts, rows
+from invocupy.train.parallel import Message, parts, rows
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
 try:
@@ -195,6 +196,32 @@ def test_ranks_augment_their_own_rows_as_one_process_would() -> None:
             for i, (image, label) in found[step].items():
                 np.testing.assert_array_equal(image, x[i])
                 assert label == y[i]
+
+
+def test_gradients_travel_in_one_array(xp: ModuleType) -> None:
+    """Two ranks of the same gradients: sums are twice as much, and what is not there stays so."""
+    params = [nn.Parameter(xp.ones(shape, xp.float32)) for shape in ((3, 5), (), (70,), (2,))]
+    for number, parameter in enumerate(params[:3]):
+        parameter.grad = xp.full(parameter.shape, number + 1, xp.float32)
+    messages: list[int] = []
+
+    def twice(buffer: Any) -> None:
+        messages.append(buffer.size)
+        buffer *= 2
+
+    message = Message(params, 3, SimpleNamespace(allreduce_sum=twice))  # type: ignore[arg-type]
+    for factor in (2, 4):  # the second time the first sums are what is summed
+        loss, correct, stop = message.sum(xp.asarray(0.5, xp.float32), xp.asarray(7), True)
+        assert (float(loss), int(correct), bool(stop)) == (1.0, 14, True)
+        for number, parameter in enumerate(params[:3]):
+            assert type(parameter.grad) is xp.ndarray
+            assert parameter.grad.shape == parameter.shape
+            assert (parameter.grad == factor * (number + 1)).all()
+        assert params[3].grad is None
+    assert messages == [5 * 64 + 64] * 2
+    # float64 is kept
+    params[0].data = params[0].data.astype(xp.float64)
+    assert Message(params, 1, Single()).buffer.dtype == xp.float64
 
 
 def test_memory_is_that_of_a_share() -> None:
