@@ -352,14 +352,15 @@ def test_ctrl_c_stops_all_after_the_same_step(tmp_path: Path) -> None:
 
 @needs_mpi
 def test_errors_that_all_ranks_make_are_said_once(tmp_path: Path) -> None:
-    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "invocupy", *TRAIN]
-    for more, code, words in (
-        (["--lr", "1e30", "--schedule", "constant"], 70, "training loss is"),
-        (["--seed", "-1"], 2, "seed must be at least 0"),
-        (["--resume", "nowhere"], 2, "exclude each other"),
+    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "invocupy"]
+    for arguments, code, words in (
+        ([*TRAIN, "--lr", "1e30", "--schedule", "constant"], 70, "training loss is"),
+        ([*TRAIN, "--seed", "-1"], 2, "seed must be at least 0"),
+        ([*TRAIN, "--resume", "nowhere"], 2, "exclude each other"),
+        (["train", "--resume", "nowhere"], 65, "nowhere/last.safetensors cannot be read"),
     ):
         done = subprocess.run(
-            [*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE
+            [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE
         )
         assert done.returncode == code, done.stderr
         assert done.stderr.count(words) == 1, done.stderr

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -91,12 +92,7 @@ class Watch:
 
     def end(self, text: str, code: int) -> NoReturn:
         """Write and end all ranks, now."""
-        lines = "".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines())
-        try:
-            sys.stderr.write(lines)
-            sys.stderr.flush()
-        except (OSError, ValueError):  # nobody listens any more
-            os._exit(code)
+        self._write(text)
         time.sleep(_FORWARD)
         # The library may hang in its own abort, in which another thread is waiting.
         last = threading.Timer(3, os._exit, [code])
@@ -104,6 +100,11 @@ class Watch:
         last.start()
         self._abort(code)
         os._exit(code)
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # nobody may listen any more
+            sys.stderr.write("".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines()))
+            sys.stderr.flush()
 
     def _run(self) -> None:
         launcher = _launcher()
@@ -114,6 +115,7 @@ class Watch:
             # In looks, so that a job that was stopped and continued has not waited in between.
             passed = min(time.monotonic() - start, 4 * _LOOK_EVERY)
             if _launcher() != launcher:
+                self._write("invocupy: the launcher is gone")
                 os._exit(TIMED_OUT)
             for clock in self.clocks:
                 try:

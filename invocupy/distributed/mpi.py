@@ -39,10 +39,10 @@ class MPI:
         self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
         found = launched()
         if found is not None and found[1] and found[1] != self.size:
+            library = self._mpi.Get_library_version().splitlines()[0].partition(",")[0]
             raise LaunchError(
                 f"the launcher started {found[1]} processes, but MPI knows of {self.size}: use the "
-                f"mpiexec of the library that mpi4py has loaded, "
-                f"{self._mpi.Get_library_version().splitlines()[0].strip()}"
+                f"mpiexec of the library that mpi4py has loaded ({' '.join(library.split())})"
             )
         self.watch = Watch(self.rank, timeout, self._world.Abort)
         self.watch.install()
