@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends import threads
 from invocupy.backends.involution import cpu_correlate, cpu_gather
 from invocupy.backends.involution.cpu_blocks import (
     contract_block,
@@ -23,9 +22,8 @@ from invocupy.backends.involution.cpu_blocks import (
     gather_block,
     product_block,
     store_lanes,
-    take_even,
 )
-from invocupy.backends.involution.cpu_plan import Plan, Sizes, plan
+from invocupy.backends.involution.cpu_plan import ZERO, Plan, Sizes, plan, sizes
 from invocupy.backends.launch import launch
 from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES
 from invocupy.geometry import Geometry
@@ -50,21 +48,18 @@ class _Job(NamedTuple):
     work: int
 
 
-_ZERO = np.zeros(1, np.int64)
-
-
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
     if _empty(x, out):
         return
-    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, _ZERO, out)
+    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, ZERO, out)
 
 
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     if _empty(grad, out):
         return
-    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, _ZERO, out)
+    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, ZERO, out)
 
 
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
@@ -140,7 +135,7 @@ def _run(job: _Job, *arrays: Any) -> None:
 def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
     p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
-    z = _sizes(g, p, size)
+    z = sizes(g, p, size)
     # channels at once: as many as there are accumulators for, split evenly
     channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
     vector = p.rows * p.lanes * size
@@ -175,7 +170,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
 def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
-    z = _sizes(g, p, size)
+    z = sizes(g, p, size)
     z = z._replace(patch_size=z.channels * p.rows * p.lanes * size, together=_together(p))
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_correlate.correlate(8 * size)
@@ -201,7 +196,7 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
     rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
     tiles = -(-rows // p.rows) * -(-columns // p.lanes)
-    z = _sizes(g, p, size)
+    z = sizes(g, p, size)
     z = z._replace(
         kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
         padded=_up(features, wide), features_size=tiles * span * vector,
@@ -229,22 +224,6 @@ def _together(p: Plan) -> int:
     """How many steps at once: the most that divide all steps and fit the accumulators."""
     most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
     return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
-
-
-def _sizes(g: Geometry, p: Plan, size: int) -> Sizes:
-    plane = g.out_h * g.out_w
-    return Sizes(
-        images=g.batch, groups=g.groups, channels=g.channels_per_group, height=g.height,
-        width=g.width, kernel_rows=g.out_h, kernel_columns=g.out_w,
-        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_row_step=g.out_w,
-        out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands, strips=p.strips,
-        row_step=p.row_step, column_step=p.column_step, column_phases=p.column_phases,
-        phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
-        pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
-        packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, zero=threads.address(_ZERO),
-        take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
-    )  # fmt: skip
 
 
 def _job(

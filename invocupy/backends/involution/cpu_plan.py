@@ -18,12 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from invocupy.backends import threads
+from invocupy.backends.involution.cpu_blocks import take_even
 from invocupy.backends.simd import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
 _LINE = 64
 _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
+ZERO = np.zeros(1, np.int64)
 _NOWHERE = -(1 << 30)  # so far out that everything there is padding
 
 # columns of the step table
@@ -250,6 +253,23 @@ def plan(
     )  # fmt: skip
 
 
+def sizes(g: Geometry, p: Plan, size: int) -> Sizes:
+    """The sizes of a plan for elements of ``size`` bytes, with scratch for the source only."""
+    plane = g.out_h * g.out_w
+    return Sizes(
+        images=g.batch, groups=g.groups, channels=g.channels_per_group, height=g.height,
+        width=g.width, kernel_rows=g.out_h, kernel_columns=g.out_w,
+        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_row_step=g.out_w,
+        out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands, strips=p.strips,
+        row_step=p.row_step, column_step=p.column_step, column_phases=p.column_phases,
+        phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
+        pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
+        packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
+        patch_size=0, zero=threads.address(ZERO),
+        take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
+    )  # fmt: skip
+
+
 def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> list[_Axis]:
     """Along one axis of x: for each stride phase the taps that reach it, by where they come from.
 
@@ -262,7 +282,7 @@ def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> li
         shifts = [(u, way // stride) for u, way in ways if way % stride == 0]
         low = shifts[0][1] if shifts else _NOWHERE
         # a phase that no tap reaches gets taps that find only padding
-        taps = [(u, s, s - low) for u, s in shifts] or [(0, low, 0)] * kernel
+        taps = [(u, s, s - low) for u, s in shifts] or [(0, low, k) for k in range(kernel)]
         axes.append(_Axis(first, len(range(first, size, stride)), low, taps))
     return axes
 
