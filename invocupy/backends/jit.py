@@ -74,7 +74,7 @@ _kept: list[Any] = []
 
 @intrinsic(prefer_literal=True)
 def pointer(typing: Any, address: Any, bits: Any) -> Any:
-    """The integer ``address`` as a pointer to float32 or float64, to be indexed.
+    """The integer ``address`` as a pointer to floats, or with ``-bits`` integers, to be indexed.
 
     Arrays come in by address: as arguments they would mean a compilation for each layout, and
     another one for read-only arrays.
@@ -83,8 +83,8 @@ def pointer(typing: Any, address: Any, bits: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
-    kind = types.float32 if bits.literal_value == 32 else types.float64
-    return types.CPointer(kind)(types.int64, bits), codegen
+    kinds = {32: types.float32, 64: types.float64, -32: types.int32, -64: types.int64}
+    return types.CPointer(kinds[bits.literal_value])(types.int64, bits), codegen
 
 
 @intrinsic

@@ -103,6 +103,21 @@ class Vectors:
         align = ir.Constant(ir.IntType(32), self.size)
         self._call("masked.store.{}.p0", ir.VoidType(), vector, self.pointer(address), align, mask)
 
+    def gather(self, address: Any, stride: int, mask: Any) -> Any:
+        """Every ``stride``-th element; zero where the mask is false, memory is not touched."""
+        kind = ir.VectorType(_I64, self.V)
+        start = self.builder.insert_element(
+            ir.Constant(kind, [0] * self.V), address, ir.Constant(ir.IntType(32), 0)
+        )
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.V), [0] * self.V)
+        steps = ir.Constant(kind, [lane * stride * self.size for lane in range(self.V)])
+        places = self.builder.add(self.builder.shuffle_vector(start, start, zeros), steps)
+        places = self.builder.inttoptr(places, ir.VectorType(ir.PointerType(), self.V))
+        align = ir.Constant(ir.IntType(32), self.size)
+        return self._call(
+            f"masked.gather.{{}}.v{self.V}p0", self.type, places, align, mask, self.zero
+        )
+
     def prefetch(self, address: Any, write: int = 0) -> None:
         """Ask for a cache line: in the second level, or, to be written, in the first."""
         number = ir.IntType(32)

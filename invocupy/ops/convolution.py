@@ -1,13 +1,7 @@
-"""Convolution and linear map: the same lines serve NumPy and CuPy.
-
-Products of matrices are the backend's of the 1x1 convolution: on the CPU not BLAS, whose threads
-and ours would wait for each other's cores. A larger convolution is such products for blocks of
-outputs; no more than a block's patches are ever stored.
-"""
+"""Convolution and linear map: shapes and dtypes; what there is to compute is the backends'."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,13 +9,11 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
+from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, padding_pair, pair
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
-from invocupy.ops.windows import Pair, out_size, pad, unpad, windows
-
-_BLOCK = 1 << 22  # bytes of patches that are made at a time: what the caches hold
-_BLOCK_ON_GPU = 1 << 28
+from invocupy.ops.windows import out_size
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Result:
@@ -32,9 +24,9 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
         )
     value = _product(weight, x.T, bias).T
     return namespace(x).ascontiguousarray(value), (
-        lambda grad: _product(grad, weight).astype(x.dtype.newbyteorder("="), copy=False),
-        lambda grad: _product(grad.T, x).astype(weight.dtype, copy=False),
-        lambda grad: grad.sum(axis=0).astype(bias.dtype, copy=False),
+        lambda grad: _native(_product(grad, weight), x),
+        lambda grad: _native(_product(grad.T, x), weight),
+        lambda grad: _native(grad.sum(axis=0), bias),
     )
 
 
@@ -57,6 +49,11 @@ def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
             backends.of("pointwise", x).forward(x, weight, offset, value)
         else:
             value[...] = 0 if offset is None else offset[:, None]
+
+
+def _native(array: Any, like: Any) -> Any:
+    """``array`` in the dtype of ``like``, in the machine's byte order."""
+    return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 
 def working_dtypes(*given: Any) -> tuple[Any, Any]:
@@ -93,153 +90,44 @@ def conv2d(
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
     out_h, out_w = out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
-    if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0):
+    if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0) and (
+        strides == (1, 1) or is_cupy(x)  # there, the pixels that are kept are copied
+    ):
         return _pointwise(x, weight, bias, strides)
-    sizes = (out_h, out_w), strides, pads, dilations
-    if c_group == 1 and o == groups:
-        return _depthwise(x, weight, bias, *sizes)
-    return _blocked(x, weight, bias, *sizes, groups)
-
-
-def _blocked(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    out: Pair,
-    strides: Pair,
-    pads: Pair,
-    dilations: Pair,
-    groups: int,
-) -> Result:
-    """A product of the weights with what the outputs of a block see: patches, but of a few rows."""
-    n, (o, c_group, *kernel) = len(x), weight.shape
-    (out_h, out_w), o_group, seen_size = out, o // groups, c_group * kernel[0] * kernel[1]
-    xp, (dtype, work) = namespace(x), working_dtypes(x, weight, bias)
-    padded = pad(contiguous(x, work), pads, 0)
-    matrix = contiguous(weight, work).reshape(groups, o_group, seen_size)
-    offset = None if bias is None else contiguous(bias, work).reshape(groups, o_group)
-    backend = backends.of("pointwise", x)
-    # of the largest block, whole rows: many images, or some of the rows of one
-    budget = (_BLOCK_ON_GPU if is_cupy(x) else _BLOCK) // (seen_size * out_w * work.itemsize or 1)
-    rows = max(min(budget, out_h), 1)
-    images = max(budget // rows, 1)
-    blocks = [
-        (g, slice(b, min(b + images, n)), slice(i, min(i + rows, out_h)))
-        for g in range(groups)
-        for b in range(0, n, images)
-        for i in range(0, out_h, rows)
-    ]
-    empty_sum = not (x.size and weight.size and out_h * out_w)
-
-    def outputs(array: Any, block: Any) -> Any:
-        """Their part in an array like the result, channels first: (O/g, images, rows, Wo)."""
-        g, some, lines = block
-        return array[some, g * o_group : (g + 1) * o_group, lines].swapaxes(0, 1)
-
-    def seen_through(array: Any, block: Any) -> Iterator[tuple[int, int, Any]]:
-        """Their part in an array like ``padded``, tap by tap: (C/g, images, rows, Wo)."""
-        g, some, lines = block
-        part = array[some, g * c_group : (g + 1) * c_group, lines.start * strides[0] :]
-        taps = windows(
-            (kernel[0], kernel[1]), (lines.stop - lines.start, out_w), strides, dilations
-        )
-        for u, v, window in taps:
-            yield u, v, part[window].swapaxes(0, 1)
-
-    def columns(block: Any) -> int:
-        _, some, lines = block
-        return int((some.stop - some.start) * (lines.stop - lines.start) * out_w)
-
-    def patches(block: Any, fill: bool) -> Any:
-        """What the outputs see: (C/g, Kh, Kw, images, rows, Wo)."""
-        _, some, lines = block
-        shape = (c_group, *kernel, some.stop - some.start, lines.stop - lines.start, out_w)
-        seen = empty(shape, work, x)
-        if fill:
-            for u, v, window in seen_through(padded, block):
-                seen[:, u, v] = window
-        return seen
-
+    dtype, work = working_dtypes(x, weight, bias)
+    seen, taps, window = contiguous(x, work), contiguous(weight, work), (strides, pads, dilations)
+    backend = backends.of("convolution", x)
+    value = empty((len(x), o, out_h, out_w), work, x)
+    summing = bool(x.size and weight.size and value.size)
     with on_device(x):
-        value = empty((n, o, out_h, out_w), dtype, x)
-        if empty_sum:
+        if summing:
+            offset = None if bias is None else contiguous(bias, work)
+            backend.forward(seen, taps, offset, window, value)
+        else:
             value[...] = 0 if bias is None else bias[:, None, None]
-        for block in () if empty_sum else blocks:
-            g, place = block[0], outputs(value, block)
-            product = empty((1, o_group, columns(block)), work, x)
-            seen = patches(block, True).reshape(1, seen_size, -1)
-            backend.forward(seen, matrix[g], None if offset is None else offset[g], product)
-            place[...] = product.reshape(place.shape)
-
-    def flat_grad(grad: Any, block: Any) -> Any:
-        return contiguous(outputs(grad, block), work).reshape(1, o_group, -1)
 
     def grad_x(grad: Any) -> Any:
+        result = empty(x.shape, work, x)
         with on_device(x):
-            total = empty(padded.shape, work, x)
-            total[...] = 0
-            for block in () if empty_sum else blocks:
-                seen = patches(block, False)
-                flat = seen.reshape(1, seen_size, -1)
-                backend.grad_x(flat_grad(grad, block), matrix[block[0]], flat)
-                for u, v, window in seen_through(total, block):
-                    window += seen[:, u, v]
-        return unpad(total, pads, x).astype(x.dtype.newbyteorder("="), copy=False)
+            if summing:
+                backend.grad_x(contiguous(grad, work), taps, window, result)
+            else:
+                result[...] = 0
+        return _native(result, x)
 
     @once
     def parameters(grad: Any) -> tuple[Any, Any]:
         with on_device(x):
-            total, total_bias = xp.zeros(matrix.shape, work), xp.zeros((groups, o_group), work)
-            share, share_bias = xp.empty(matrix.shape[1:], work), xp.empty(o_group, work)
-            for block in () if empty_sum else blocks:
-                seen = patches(block, True).reshape(1, seen_size, -1)
-                backend.grad_weight(flat_grad(grad, block), seen, share, share_bias)
-                total[block[0]] += share
-                total_bias[block[0]] += share_bias
-        return total, total_bias
-
-    return value, (
-        grad_x,
-        lambda grad: parameters(grad)[0].reshape(weight.shape).astype(weight.dtype),
-        lambda grad: parameters(grad)[1].reshape(o).astype(bias.dtype),
-    )
-
-
-def _depthwise(
-    x: Any, weight: Any, bias: Any, out: Pair, strides: Pair, pads: Pair, dilations: Pair
-) -> Result:
-    """A kernel for each channel: multiply-adds of the image's windows."""
-    dtype, work = working_dtypes(x, weight, bias)
-    xp, padded = namespace(x), pad(contiguous(x, work), pads, 0)
-    wide = contiguous(weight, work)[:, 0, :, :, None, None]  # (C, Kh, Kw, 1, 1)
-    taps = list(windows(weight.shape[2:], out, strides, dilations))
-
-    with on_device(x):
-        value, product = (empty((*x.shape[:2], *out), work, x) for _ in range(2))
-        value[...] = 0 if bias is None else contiguous(bias, work)[:, None, None]
-        for u, v, window in taps:
-            value += xp.multiply(wide[:, u, v], padded[window], out=product)
-
-    def grad_x(grad: Any) -> Any:
-        with on_device(x):
-            total, share = empty(padded.shape, work, x), empty(value.shape, work, x)
-            total[...] = 0
-            for u, v, window in taps:
-                total[window] += xp.multiply(wide[:, u, v], grad, out=share)
-        return unpad(total, pads, x).astype(x.dtype.newbyteorder("="), copy=False)
-
-    def grad_weight(grad: Any) -> Any:
-        with on_device(x):
-            total = xp.empty(weight.shape, work)
-            share = empty(value.shape, work, x)
-            for u, v, window in taps:
-                total[:, 0, u, v] = xp.multiply(grad, padded[window], out=share).sum(axis=(0, 2, 3))
-        return total.astype(weight.dtype.newbyteorder("="), copy=False)
+            make = namespace(x).empty if summing else namespace(x).zeros
+            results = make(weight.shape, work), None if bias is None else make(o, work)
+            if summing:
+                backend.grad_weight(contiguous(grad, work), seen, window, *results)
+        return results
 
     return value.astype(dtype, copy=False), (
         grad_x,
-        grad_weight,
-        lambda grad: grad.sum(axis=(0, 2, 3)).astype(bias.dtype.newbyteorder("="), copy=False),
+        lambda grad: _native(parameters(grad)[0].copy(), weight),
+        lambda grad: _native(parameters(grad)[1].copy(), bias),
     )
 
 
@@ -266,7 +154,7 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
                 backend.grad_x(flat_grad(grad), matrix, result.reshape(flat.shape))
             else:
                 result[...] = 0
-            result = result.astype(x.dtype.newbyteorder("="), copy=False)
+            result = _native(result, x)
             if strides == (1, 1):
                 return result
             whole = namespace(x).zeros(x.shape, result.dtype)
@@ -284,6 +172,6 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
 
     return value.reshape(n, o, out_h, out_w).astype(dtype, copy=False), (
         grad_x,
-        lambda grad: parameters(grad)[0].reshape(weight.shape).astype(weight.dtype),
-        lambda grad: parameters(grad)[1].astype(bias.dtype),
+        lambda grad: _native(parameters(grad)[0].reshape(weight.shape).copy(), weight),
+        lambda grad: _native(parameters(grad)[1].copy(), bias),
     )

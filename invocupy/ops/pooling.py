@@ -1,42 +1,43 @@
-"""Pooling as sums and maxima over taps of strided views: the same lines serve NumPy and CuPy."""
+"""Pooling: options and what a window counts; what there is to compute is the backends'."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from invocupy.arrays import namespace
+from invocupy import backends
+from invocupy.arrays import contiguous, namespace, on_device
+from invocupy.backends.memory import empty
+from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, pair
 from invocupy.ops.basic import Result
-from invocupy.ops.windows import Pair, out_size, pad, unpad, windows
+from invocupy.ops.convolution import working_dtypes
+from invocupy.ops.windows import out_size
 
 
 def max_pool2d(
     x: Any, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
 ) -> Result:
     """The largest value in each window; the gradient goes to the first one of equal values."""
-    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
+    size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
     out = out_size(x.shape[2:], size, strides, pads, (1, 1))
-    xp = namespace(x)
-    padded = pad(x, pads, -xp.inf)
-    taps = list(windows(size, out, strides, (1, 1)))
-    value = xp.full((*x.shape[:2], *out), -xp.inf, x.dtype)
-    winner = xp.full(value.shape, -1, xp.int32)
-    inside = pad(xp.ones((1, 1, *x.shape[2:]), bool), pads, False)
-    for index, (_, _, window) in enumerate(taps):
-        candidate = padded[window]
-        # The first tap inside wins even with -inf: padding never does.
-        better = (candidate > value) | ((winner < 0) & inside[window])
-        better |= xp.isnan(candidate) & ~xp.isnan(value)
-        xp.copyto(value, candidate, where=better)
-        xp.copyto(winner, index, where=better)
+    dtype, work = working_dtypes(x)
+    backend = backends.of("pooling", x)
+    value = empty((*x.shape[:2], *out), work, x)
+    winner = empty(value.shape, "int32", x)
+    with on_device(x):
+        if value.size:
+            backend.max_pool(contiguous(x, work), window, value, winner)
 
     def partial(grad: Any) -> Any:
-        total = xp.zeros_like(padded)
-        for index, (_, _, window) in enumerate(taps):
-            total[window] += xp.where(winner == index, grad, grad.dtype.type(0))
-        return unpad(total, pads, x)
+        result = empty(x.shape, work, x)
+        with on_device(x):
+            if value.size:
+                backend.max_pool_grad(contiguous(grad, work), winner, window, result)
+            else:
+                result[...] = 0
+        return result.astype(dtype, copy=False)
 
-    return value, (partial,)
+    return value.astype(dtype, copy=False), (partial,)
 
 
 def avg_pool2d(
@@ -49,35 +50,31 @@ def avg_pool2d(
     count_include_pad: bool = True,
 ) -> Result:
     """The mean of each window; PyTorch's rules for ``ceil_mode`` and ``count_include_pad``."""
-    size, strides, pads = _pool_options(x, kernel_size, stride, padding)
+    size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
     sizes = x.shape[2:]
-    out_h, out_w = out = out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
-    xp = namespace(x)
-    # Windows may pass the padded edge in ceil mode: pad on, but do not count there.
-    beyond = tuple(
-        max((n - 1) * s + k - (full + 2 * p), 0)
-        for n, s, k, full, p in zip(out, strides, size, sizes, pads, strict=True)
-    )
-    padded = pad(x, pads, 0, beyond)
-    taps = list(windows(size, out, strides, (1, 1)))
-    counts = [
-        xp.asarray(_counted(*options, count_include_pad), dtype=x.dtype)
-        for options in zip(out, size, strides, pads, sizes, strict=True)
-    ]
-    weight = 1 / (counts[0][:, None] * counts[1][None, :])
-    total = xp.zeros((*x.shape[:2], out_h, out_w), x.dtype)
-    for _, _, window in taps:
-        total += padded[window]
-    total *= weight
+    out = out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
+    dtype, work = working_dtypes(x)
+    backend = backends.of("pooling", x)
+    value = empty((*x.shape[:2], *out), work, x)
+    with on_device(x):
+        counts = [
+            namespace(x).asarray(_counted(*options, count_include_pad), dtype=work)
+            for options in zip(out, size, strides, pads, sizes, strict=True)
+        ]
+        scale = 1 / (counts[0][:, None] * counts[1][None, :])
+        if value.size:
+            backend.avg_pool(contiguous(x, work), scale, window, value)
 
     def partial(grad: Any) -> Any:
-        share = grad * weight
-        spread = xp.zeros_like(padded)
-        for _, _, window in taps:
-            spread[window] += share
-        return unpad(spread, pads, x)
+        result = empty(x.shape, work, x)
+        with on_device(x):
+            if value.size:
+                backend.avg_pool_grad(contiguous(grad, work), scale, window, result)
+            else:
+                result[...] = 0
+        return result.astype(dtype, copy=False)
 
-    return total, (partial,)
+    return value.astype(dtype, copy=False), (partial,)
 
 
 def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: bool) -> list[int]:

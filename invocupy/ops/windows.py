@@ -1,14 +1,11 @@
-"""What the taps of convolution and pooling see: padded images and strided views of them."""
+"""How many windows convolution and pooling have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from invocupy.arrays import namespace
+from invocupy.backends.windows import Pair
 from invocupy.geometry import output_size
-
-Pair = tuple[int, int]
 
 
 def out_size(
@@ -28,33 +25,3 @@ def out_size(
             )
         result.append(max(out, 0))
     return result[0], result[1]
-
-
-def pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
-    """``x`` itself where there is nothing to pad."""
-    if not any((*pads, *beyond)):
-        return x
-    (top, left), (more_h, more_w) = pads, beyond
-    borders = ((0, 0), (0, 0), (top, top + more_h), (left, left + more_w))
-    return namespace(x).pad(x, borders, constant_values=fill)
-
-
-def unpad(padded: Any, pads: Pair, x: Any) -> Any:
-    """The part of a padded array that lies over ``x``."""
-    return padded[:, :, pads[0] : pads[0] + x.shape[2], pads[1] : pads[1] + x.shape[3]]
-
-
-def windows(
-    kernel: Pair, out: Pair, stride: Pair, dilation: Pair
-) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Each tap (u, v) with the window of the padded image that all outputs see through it."""
-
-    def span(tap: int, axis: int) -> slice:
-        start = tap * dilation[axis]
-        return slice(
-            start, start + max(out[axis] - 1, 0) * stride[axis] + (out[axis] > 0), stride[axis]
-        )
-
-    for u in range(kernel[0]):
-        for v in range(kernel[1]):
-            yield u, v, (..., span(u, 0), span(v, 1))
