@@ -28,7 +28,16 @@ from rank_jobs import CASES, IMAGES, MISTAKES, PLAIN, STOPPED_AT
 from invocupy import checkpoint, nn
 from invocupy.data import Batches
 from invocupy.distributed import Single
-from invocupy.train import ConfigError, augmentation, build, check_memory, estimate, fit, load_data
+from invocupy.train import (
+    ConfigError,
+    augmentation,
+    build,
+    check_memory,
+    estimate,
+    fit,
+    load_data,
+    loop,
+)
 from invocupy.train.parallel import Message, parts, rows
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
@@ -196,6 +205,25 @@ def test_ranks_augment_their_own_rows_as_one_process_would() -> None:
             for i, (image, label) in found[step].items():
                 np.testing.assert_array_equal(image, x[i])
                 assert label == y[i]
+
+
+def test_the_device_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pick(device: str) -> str:
+        asked.append(device)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr(loop, "pick_device", pick)
+    two: Any = SimpleNamespace(size=2, device="cpu")
+    for comm, words in (
+        (None, "stop here"),
+        (Single(), "stop here"),
+        (two, "ranks compute on cpu"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            fit(replace(PLAIN, device="cuda"), comm=comm)
+    assert asked == ["cuda", "cuda"]
 
 
 def test_gradients_travel_in_one_array(xp: ModuleType) -> None:

@@ -22,7 +22,7 @@ from invocupy.autograd import Tensor
 from invocupy.distributed import Comm, Single, agree, synchronise, together
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
-from invocupy.train.config import Config
+from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import evaluate, logits_of
 from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.parallel import Message, average_norms, digest, norms_apart, parts, rows
@@ -141,7 +141,13 @@ def fit(
     >>> len(fit(config, after_epoch=good_enough))
     1
     """
-    comm = Single(pick_device(config.device)) if comm is None else comm
+    if comm is None or comm.size == 1:
+        comm = Single(pick_device(config.device))
+    elif config.device not in ("auto", comm.device.partition(":")[0]):
+        raise ConfigError(
+            f"device is {config.device}, but the ranks compute on {comm.device}: give the "
+            "communicator that invocupy.distributed.with_gpus makes for that device"
+        )
     dataset, device, first = DATASETS[config.dataset], comm.device, comm.rank == 0
     own = model is not None
     model = build(config) if model is None else model
