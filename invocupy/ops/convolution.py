@@ -165,7 +165,7 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
     def parameters(grad: Any) -> tuple[Any, Any]:
         with on_device(x):
             make = namespace(x).empty if summing else namespace(x).zeros
-            results = make((o, c), work), make(o, work)
+            results = make((o, c), work), None if bias is None else make(o, work)
             if summing:
                 backend.grad_weight(flat_grad(grad), flat, *results)
         return results
