@@ -140,10 +140,11 @@ def _avg_pool(bits: int) -> Any:
             if task >= tasks:
                 return
             for i in range(rows):
+                first, last = max(i * row_step - top, 0), min(i * row_step - top + down, height)
+                seen = pointer(x + (task * height + first) * width * size, bits)
                 for k in range(width):
-                    held[k] = 0
-                first = i * row_step - top
-                for y in range(max(first, 0), min(first + down, height)):
+                    held[k] = seen[k]
+                for y in range(first + 1, last):
                     seen = pointer(x + (task * height + y) * width * size, bits)
                     for k in range(width):
                         held[k] += seen[k]
