@@ -17,7 +17,7 @@ import numpy as np
 
 from invocupy.backends.convolution import cpu_depthwise, cpu_tiles
 from invocupy.backends.convolution.cpu_blocks import correlate, take
-from invocupy.backends.convolution.cpu_tiles import COUNT, START, TERM, TERMS, View
+from invocupy.backends.convolution.cpu_tiles import COUNT, MARK, START, TERM, TERMS, View
 from invocupy.backends.launch import launch
 from invocupy.backends.pointwise.cpu import PARTS
 from invocupy.backends.products import BYTES, COLUMNS, ROWS, VECTORS
@@ -89,11 +89,11 @@ def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> Non
     V, bits = BYTES // x.itemsize, 8 * x.itemsize
     launch(
         cpu_tiles.grad_weight(bits), groups * bands * strips * parts, grad.size * columns // 16,
-        (height + width) * (chunk * TERM + 64),
-        _view(grad, positions, (1, 1)), _columns([(0, 0, 0)], positions[1], (1, 1)),
-        _view(x, positions, window[0]), _columns(taps, x.shape[3], window[0]), blocks, len(blocks),
-        grad, x, sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups, rows, channels, columns,
-        tiles, chunk, units, parts, bands, height, strips,
+        (height + width) * (chunk * TERM + 64) + TERMS * MARK,
+        _view(grad, positions, (1, 1), 1), _columns([(0, 0, 0)], positions[1], (1, 1)),
+        _view(x, positions, window[0], len(taps)), _columns(taps, x.shape[3], window[0]), blocks,
+        len(blocks), grad, x, sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups, rows,
+        channels, columns, tiles, chunk, units, parts, bands, height, width, strips,
     )  # fmt: skip
     total = sums.sum(axis=0)[:, :rows]
     out.reshape(groups, rows, -1)[...] = total[..., places]
@@ -132,10 +132,11 @@ def _multiply(
     shares = min(matrix.shape[1], -(-_TASKS // (groups * chunks)))
     launch(
         cpu_tiles.forward(bits), groups * chunks * shares,
-        len(x) * positions[0] * positions[1] * matrix.size // 16, (TERMS + 1 + rows) * TERM,
-        _view(x, positions, steps), table, blocks, len(blocks), x, matrix, out, groups, channels,
-        terms, rows, height * width, first[0] * width + first[1], out_steps[0] * width,
-        out_steps[1], tiles, chunk, chunks, shares,
+        len(x) * positions[0] * positions[1] * matrix.size // 16,
+        (TERMS + 1 + rows) * TERM + TERMS * MARK,
+        _view(x, positions, steps, len(taps)), table, blocks, len(blocks), x, matrix, out, groups,
+        channels, terms, rows, height * width, first[0] * width + first[1],
+        out_steps[0] * width, out_steps[1], tiles, chunk, chunks, shares,
     )  # fmt: skip
 
 
@@ -149,9 +150,9 @@ def _tiles(images: int, positions: Pair, itemsize: int) -> int:
     return -(-images * positions[0] * positions[1] // (TERM // itemsize))
 
 
-def _view(x: Any, positions: Pair, steps: Pair) -> View:
+def _view(x: Any, positions: Pair, steps: Pair, taps: int) -> View:
     V, bits = BYTES // x.itemsize, 8 * x.itemsize
-    code, code_to_keep = (take(steps[1], keep, V, bits) for keep in (0, 1))
+    code, code_to_keep = (take(steps[1], keep, int(taps == 1), V, bits) for keep in (0, 1))
     images, channels, height, width = x.shape
     return View(images, channels, height, width, *positions, *steps, code, code_to_keep)
 
@@ -165,16 +166,16 @@ def _columns(taps: Any, width: int, steps: Pair) -> Any:
 def _blocks(channels: int, taps: int, most: int, ones: bool, step: int) -> tuple[Any, Any]:
     """Terms in blocks of at most ``most``: a table, and where each of (C, taps) stands.
 
-    A block is some channels through some taps, tap by tap; blocks begin at multiples of ``step``.
-    With ``ones`` the last one has one more term, that of the bias.
+    A block is some channels through some taps, all if they fit, channel by channel; blocks begin at
+    multiples of ``step``. With ``ones`` the last one has one more term, that of the bias.
     """
-    share = _even(channels, most)
-    each = _even(taps, max(most // share, 1))
+    each = _even(taps, most)
+    share = _even(channels, max(most // each, 1))
     rows, places, start = [], np.empty((channels, taps), np.int64), 0
     for c in range(0, channels, share):
         for t in range(0, taps, each):
             part = places[c : c + share, t : t + each]
-            part[...] = np.arange(start, start + part.size).reshape(part.T.shape).T
+            part[...] = np.arange(start, start + part.size).reshape(part.shape)
             rows.append((t, t + part.shape[1], c, len(part), start, part.size))
             start = _up(start + part.size, step)
     rows[-1] = *rows[-1][:-1], rows[-1][-1] + ones

@@ -7,36 +7,87 @@ from typing import Any
 
 from llvmlite import ir
 
+from invocupy.backends.convolution.cpu_tiles import HIGH, LOW, MARK, TAP, X, Y
 from invocupy.backends.simd import Loop, Vectors, micro
 
 _I64 = ir.IntType(64)
 
 
-@micro(7)
-def take(v: Vectors, args: Any, stride_: int, keep_: int) -> None:
-    """``to[c, l] = source[c, stride * l]`` for ``count`` channels and lanes low <= l < high.
+@micro(14)
+def take(v: Vectors, args: Any, stride_: int, keep_: int, one_: int) -> None:
+    """``to[c, t, l]`` = what each tap of a table sees in each channel from the position in lane l.
 
-    The other lanes become zero or, with keep=1, stay; their memory in ``source`` is not touched.
+    The lanes are ``count`` ones from ``lane`` on, for positions from ``j`` on of one row; the
+    others, and those that see nothing, become zero or, with keep=1, stay. ``source`` is where lane
+    0 would see column 0 of row 0, ``top`` the row that row 0 of a tap is, ``line`` the bytes of a
+    row. Offsets and masks of the taps are made first, in ``marks``, or with one=1 in registers.
     """
-    to, row, source, plane, count, low, high = args
-    inside = v.lanes(low, high)
-    if stride_ == 2:
-        ends = v.times(low, 2), v.add(v.times(high, 2), -1)
-        halves = [v.lanes(*(v.add(end, -h * v.V) for end in ends)) for h in range(2)]
-        even = ir.Constant(ir.VectorType(ir.IntType(32), v.V), list(range(0, 2 * v.V, 2)))
-    loop = Loop(v.builder, count, [to, source])
-    to, source = loop.carried
-    if stride_ == 1:
-        seen = v.load_lanes(source, inside)
-    elif stride_ == 2:
-        both = [v.load_lanes(v.add(source, h * v.bytes), mask) for h, mask in enumerate(halves)]
-        seen = v.builder.shuffle_vector(*both, even)
-    else:
-        seen = v.gather(source, stride_, inside)
-    if keep_:
-        seen = v.builder.select(inside, seen, v.load(to))
-    v.store(seen, to)
-    loop.close([v.add(to, row), v.add(source, plane)])
+    to, row, source, plane, channels, table, taps, top, j, lane, count, height, line, marks = args
+    builder, zero = v.builder, ir.Constant(_I64, 0)
+    halves = range(2 if stride_ == 2 else 1)
+    wide = ir.VectorType(ir.IntType(8 * v.size), v.V)  # of a mask in memory
+
+    def clamp(value: Any) -> Any:
+        value = builder.select(builder.icmp_signed("<", value, zero), zero, value)
+        return builder.select(builder.icmp_signed(">", value, count), count, value)
+
+    def look(tap: Any) -> list[Any]:
+        """Offset and masks: of the lanes, and of what is loaded for them."""
+        y, x, low, high = (
+            builder.load(v.pointer(v.add(tap, 8 * column)), align=8, typ=_I64)
+            for column in (Y, X, LOW, HIGH)
+        )
+        y = v.add(top, y)
+        low, high = (v.add(lane, clamp(builder.sub(end, j))) for end in (low, high))
+        high = builder.select(builder.icmp_unsigned("<", y, height), high, low)
+        found = [v.add(builder.mul(y, line), v.times(x, v.size)), v.lanes(low, high)]
+        if stride_ == 2:
+            ends = v.times(low, 2), v.add(v.times(high, 2), -1)
+            found += [v.lanes(*(v.add(end, -h * v.V) for end in ends)) for h in halves]
+        return found
+
+    def copy(source: Any, offset: Any, inside: Any, *loaded: Any) -> None:
+        place = v.add(source, offset)
+        if stride_ == 1:
+            seen = v.load_lanes(place, inside)
+        elif stride_ == 2:
+            both = [v.load_lanes(v.add(place, h * v.bytes), loaded[h]) for h in halves]
+            even = ir.Constant(ir.VectorType(ir.IntType(32), v.V), list(range(0, 2 * v.V, 2)))
+            seen = builder.shuffle_vector(*both, even)
+        else:
+            seen = v.gather(place, stride_, inside)
+        v.store(builder.select(inside, seen, v.load(to)) if keep_ else seen, to)
+
+    if one_:
+        found = look(table)
+        loop = Loop(builder, channels, [to, source])
+        to, source = loop.carried
+        copy(source, *found)
+        loop.close([v.add(to, row), v.add(source, plane)])
+        return
+    loop = Loop(builder, taps, [table, marks])
+    tap, mark = loop.carried
+    offset, *masks = look(tap)
+    builder.store(offset, v.pointer(mark), align=8)
+    for number, mask in enumerate(masks):
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes))
+        builder.store(builder.sext(mask, wide), place, align=v.size)
+    loop.close([v.add(tap, 8 * TAP), v.add(mark, MARK)])
+
+    outer = Loop(builder, channels, [to, source])
+    to, source = outer.carried
+    loop = Loop(builder, taps, [to, marks])
+    to, mark = loop.carried
+    offset = builder.load(v.pointer(mark), align=8, typ=_I64)
+    kept = []
+    for number in range(len(masks)):
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes))
+        held = builder.load(place, align=v.size, typ=wide)
+        kept.append(builder.icmp_signed("<", held, ir.Constant(wide, [0] * v.V)))
+    copy(source, offset, *kept)
+    to = v.add(to, row)
+    loop.close([to, v.add(mark, MARK)])
+    outer.close([to, v.add(source, plane)])
 
 
 @micro(6)

@@ -21,6 +21,7 @@ from invocupy.backends.simd import call
 
 TERMS = 256  # of a tile that are multiplied at a time: half of L1
 TERM = VECTORS * BYTES  # bytes of one
+MARK = 4 * BYTES  # bytes of the offset and masks of a tap, while tiles are packed
 
 # columns of the table of taps: row and column it looks at, its place in the weights, and from which
 # to before which position in a row what it sees is inside
@@ -59,24 +60,19 @@ def _pack(bits: int) -> Any:
     V, R = BYTES // size, VECTORS
 
     @jit
-    def pack(to, row, x, place, table, first, last, channel, channels, view):
-        """What the tile from ``place`` on sees: terms by tap and channel, ``row`` bytes apart."""
+    def pack(to, row, x, place, table, taps, channel, channels, view, marks):
+        """What the tile from ``place`` on sees: terms by channel and tap, ``row`` bytes apart."""
         for vector in range(place, place + R * V, V):
             lane = 0
             while lane < V:
                 n, i, j, count = run(vector + lane, V - lane, view)
-                for t in range(first, last):
-                    y = i * view.row_step + table[t * TAP + Y]
-                    low = lane + min(max(table[t * TAP + LOW] - j, 0), count)
-                    high = lane + min(max(table[t * TAP + HIGH] - j, 0), count)
-                    if n >= view.images or y < 0 or y >= view.height:
-                        high = low
-                    column = (j - lane) * view.column_step + table[t * TAP + X]
-                    source = ((n * view.channels + channel) * view.height + y) * view.width + column
-                    call(view.take_more if lane else view.take, (
-                        to + (t - first) * channels * row + (vector - place) * size, row,
-                        x + source * size, view.height * view.width * size, channels, low, high,
-                    ))  # fmt: skip
+                source = (n * view.channels + channel) * view.height * view.width
+                call(view.take_more if lane else view.take, (
+                    to + (vector - place) * size, row,
+                    x + (source + (j - lane) * view.column_step) * size,
+                    view.height * view.width * size, channels, table, taps, i * view.row_step, j,
+                    lane, count if n < view.images else 0, view.height, view.width * size, marks,
+                ))  # fmt: skip
                 lane += count
 
     return pack
@@ -108,10 +104,9 @@ def order(bits: int) -> Any:
                 to = task * terms * ROWS + m
                 for k in range(0, number * FIELDS, FIELDS):
                     first = blocks[k + CHANNEL]
-                    for t in range(blocks[k + FROM], blocks[k + TO]):
-                        place = here + taps[t * TAP + PLACE]
-                        for c in range(first, first + blocks[k + CHANNELS]):
-                            out[to] = weight[place + c * stride]
+                    for c in range(first, first + blocks[k + CHANNELS]):
+                        for t in range(blocks[k + FROM], blocks[k + TO]):
+                            out[to] = weight[here + c * stride + taps[t * TAP + PLACE]]
                             to += ROWS
                 if biased:
                     out[to] = bias[group * rows + row]
@@ -128,13 +123,14 @@ def forward(bits: int) -> Any:
 
     @jit
     def kernel(
-        tasks, scratch, counter, view, taps, blocks, number, x, weight, out, groups, channels,
+        tasks, scratch, counter, view, table, blocks, number, x, weight, out, groups, channels,
         terms, rows, plane, first, row_step, step, tiles, chunk, chunks, shares,
     ):  # fmt: skip
-        taps, blocks = pointer(taps, -64), pointer(blocks, -64)
+        blocks = pointer(blocks, -64)
         dense = step == 1 and row_step == view.columns
         each = view.rows * view.columns
-        patch = scratch + (TERMS + 1) * TERM
+        marks = scratch + (TERMS + 1) * TERM
+        patch = marks + TERMS * MARK
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -153,8 +149,8 @@ def forward(bits: int) -> Any:
                     low, high, count = blocks[k + FROM], blocks[k + TO], blocks[k + CHANNELS]
                     start, length = blocks[k + START], blocks[k + COUNT]
                     pack(
-                        scratch, TERM, x, place, taps, low, high,
-                        group * channels + blocks[k + CHANNEL], count, view,
+                        scratch, TERM, x, place, table + low * TAP * 8, high - low,
+                        group * channels + blocks[k + CHANNEL], count, view, marks,
                     )  # fmt: skip
                     if length > (high - low) * count:
                         ones = pointer(scratch + (length - 1) * TERM, bits)
@@ -200,12 +196,14 @@ def grad_weight(bits: int) -> Any:
 
     @jit
     def kernel(
-        tasks, scratch, counter, over, centre, view, taps, blocks, number, grad, x, sums, code,
-        groups, rows, channels, columns, tiles, chunk, units, parts, bands, height, strips,
+        tasks, scratch, counter, over, centre, view, table, blocks, number, grad, x, sums, code,
+        groups, rows, channels, columns, tiles, chunk, units, parts, bands, height, width,
+        strips,
     ):  # fmt: skip
-        centre, taps, blocks = pointer(centre, -64), pointer(taps, -64), pointer(blocks, -64)
+        blocks = pointer(blocks, -64)
         row = chunk * TERM + 64  # terms do not fall into the same cache sets
         right = scratch + height * row
+        marks = right + width * row
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -225,16 +223,17 @@ def grad_weight(bits: int) -> Any:
                 place, here = unit * chunk, min(chunk, tiles - unit * chunk)
                 for i in range(here):
                     pack(
-                        scratch + i * TERM, row, grad, (place + i) * tile, centre, np.int64(0),
-                        np.int64(1), group * rows + o, a, over,
+                        scratch + i * TERM, row, grad, (place + i) * tile, centre, np.int64(1),
+                        group * rows + o, a, over, marks,
                     )  # fmt: skip
                 for k in range(first * FIELDS, last * FIELDS, FIELDS):
                     low, high, count = blocks[k + FROM], blocks[k + TO], blocks[k + CHANNELS]
                     start, length = blocks[k + START], blocks[k + COUNT]
                     for i in range(here):
                         pack(
-                            right + i * TERM, row, x, (place + i) * tile, taps, low, high,
-                            group * channels + blocks[k + CHANNEL], count, view,
+                            right + i * TERM, row, x, (place + i) * tile,
+                            table + low * TAP * 8, high - low,
+                            group * channels + blocks[k + CHANNEL], count, view, marks,
                         )  # fmt: skip
                     b = (high - low) * count
                     for q in range(b, -(-length // B) * B):
