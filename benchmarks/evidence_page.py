@@ -152,10 +152,13 @@ def told(record: Record) -> list[str]:
 
 def network(config: Record) -> str:
     """A run's network in a few words."""
+    if config["model"] == "small":
+        return f"`SmallNet`, {config['spatial']}, width {config['width']}"
     if config["model"] != "simple":
         return str(config["model"])
+    signed = ", signed" if config["signed"] else ""
     head = ", ReLU in the head" if config["head_relu"] else ""
-    return f"`SimpleModel`, {config['layers']} layers{head}"
+    return f"`SimpleModel`, {config['layers']} layers{signed}{head}"
 
 
 def epochs(record: Record) -> str:
