@@ -54,18 +54,18 @@ def table(records: Records, names: Sequence[str]) -> list[str]:
     if not records:
         return ["No run has been recorded yet."]
     rest = [name for name in records if name not in names]
-    head = "parameters", "multiply-adds", "epochs", "images/s", "minutes", "test accuracy"
+    head = "parameters", "multiply-adds", "epochs", "minutes", "of CPU time", "test accuracy"
     lines = [f"| run | network | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
     records = {name: records[name] for name in [*(n for n in names if n in records), *rest]}
     for name, record in records.items():
         cells = (
             f"`{name}`", network(record["config"]), f"{record['parameters']:,}",
             f"{record['multiply_adds'] / 1e6:.1f} M", epochs(record),
-            f"{record['images_per_second']:,.0f}", f"{record['seconds'] / 60:.1f}",
+            f"{record['seconds'] / 60:.1f}", minutes(record["cpu_seconds"]),
             f"**{percent(record['test_accuracy'], 2)}**",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Minutes are those of the training alone, without the test after each epoch."]
+    lines += ["", "Minutes are those of the training, CPU time is that of the whole process."]
     places = list(dict.fromkeys(map(device, records.values())))
     for place in places:
         here = [f"`{name}`" for name, record in records.items() if device(record) == place]
@@ -170,6 +170,11 @@ def epochs(record: Record) -> str:
 def device(record: Record) -> str:
     """Where a run was trained."""
     return f"{record['machine']['device']} ({record['machine']['threads']} threads)"
+
+
+def minutes(seconds: float | None) -> str:
+    """Minutes, or a dash where the time is not known."""
+    return "-" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:

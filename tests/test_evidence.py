@@ -373,7 +373,7 @@ def test_blocks(record: dict[str, Any]) -> None:
     cut["stopped"] = "interrupted in epoch 4 after step 13"
     text = page.filled(BLOCKS, {"tiny": record, "second": cut})
     assert page.filled(text, {"tiny": record, "second": cut}) == text
-    assert re.findall(r"^\| `(\w+)` .* \| (\d.*?) \| [\d,]+ \| [\d.]+ \| \*\*", text, re.M) == [
+    assert re.findall(r"^\| `(\w+)` .* \| (\d.*?) \| [\d.]+ \| [\d.]+ \| \*\*", text, re.M) == [
         ("second", "3 of 9, cut"), ("tiny", "3"),
     ]  # fmt: skip
     assert "between\n<!-- evidence: curves -->\n![" in text
