@@ -75,7 +75,7 @@ def table(records: Records, names: Sequence[str]) -> list[str]:
 
 def curves(records: Records, _: Sequence[str]) -> list[str]:
     """The picture of all runs."""
-    says = "Test accuracy of each run over epochs and over minutes of training"
+    says = "Test accuracy of each run over epochs and over minutes of CPU time"
     return [f"![{says}](pictures/evidence-curves.png)"] if records else []
 
 

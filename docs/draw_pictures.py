@@ -177,13 +177,15 @@ def draw_evidence() -> None:
 
 
 def draw_curves(records: dict[str, Any]) -> None:
-    """Test accuracy over epochs, and over minutes of training."""
+    """Test accuracy over epochs, and over minutes: of CPU time, which runs beside others share."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     names = sorted(records, key=lambda name: -records[name]["test_accuracy"])
     for i, name in enumerate(names):
         record = records[name]
         accuracy = 100 * np.array(record["history"]["test_accuracy"])
-        minutes = np.cumsum(record["history"]["seconds"]) / 60
+        on_gpu = record["config"]["device"].startswith("cuda")
+        spent = record["history"]["seconds" if on_gpu else "cpu_seconds"]
+        minutes = np.cumsum([np.nan if seconds is None else seconds for seconds in spent]) / 60
         cut = "" if record["status"] == "complete" else ", cut"
         line = {"color": LINES[i % len(LINES)], "linestyle": ("-", "--")[i // len(LINES) % 2]}
         line |= {"marker": "o" if len(accuracy) <= 30 else None, "markersize": 3}
@@ -192,7 +194,7 @@ def draw_curves(records: dict[str, Any]) -> None:
     left.set_xlabel("epoch", color=INK)
     left.set_ylabel("test accuracy, %", color=INK)
     left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    right.set_xlabel("minutes of training", color=INK)
+    right.set_xlabel("minutes of CPU time (on a GPU: of training)", color=INK)
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
