@@ -10,7 +10,7 @@ from bounds import DTYPES, SEEDS, agree, draw, filled, roundoff, sizes_of, wide
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from invocupy import ops, testing
+from invocupy import Tensor, functional, ops, testing
 from invocupy.backends import launch, threads
 from invocupy.backends.convolution import cpu, reference
 from invocupy.backends.pooling import cpu as pooling
@@ -361,3 +361,14 @@ def test_avg_pool_is_its_plain_form(dtype: str, pool: Any, ceil_mode: bool, seed
         sizes = run(pooling_reference, sizes_of(*arrays), np.float64)
         bound = roundoff(dtype, terms + 1) + roundoff("float64", terms + 1)
         agree(run(pooling, arrays, dtype), exact, [bound * s for s in sizes])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 2, 3, 0), (2, 1, 0, 0)])
+def test_windows_of_an_empty_plane_see_padding_only(shape: tuple[int, ...]) -> None:
+    x = Tensor(np.zeros(shape, np.float32), requires_grad=True)
+    for pool, value in (functional.max_pool2d, -np.inf), (functional.avg_pool2d, 0):
+        y = pool(x, 2, 1, 1)
+        assert y.size
+        np.testing.assert_array_equal(y.data, value)
+        y.backward(np.ones_like(y.data))
+        assert x.grad.shape == shape

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from invocupy import backends
 from invocupy.arrays import contiguous, namespace, on_device
 from invocupy.backends.memory import empty
@@ -24,14 +26,17 @@ def max_pool2d(
     backend = backends.of("pooling", x)
     value = empty((*x.shape[:2], *out), work, x)
     winner = empty(value.shape, "int32", x)
+    seeing = bool(x.size and value.size)  # of an empty plane, windows see padding only
     with on_device(x):
-        if value.size:
+        if seeing:
             backend.max_pool(contiguous(x, work), window, value, winner)
+        else:
+            value[...] = -np.inf
 
     def partial(grad: Any) -> Any:
         result = empty(x.shape, work, x)
         with on_device(x):
-            if value.size:
+            if seeing:
                 backend.max_pool_grad(contiguous(grad, work), winner, window, result)
             else:
                 result[...] = 0
@@ -62,13 +67,16 @@ def avg_pool2d(
             for options in zip(out, size, strides, pads, sizes, strict=True)
         ]
         scale = 1 / (counts[0][:, None] * counts[1][None, :])
-        if value.size:
+        seeing = bool(x.size and value.size)
+        if seeing:
             backend.avg_pool(contiguous(x, work), scale, window, value)
+        else:
+            value[...] = 0 * scale
 
     def partial(grad: Any) -> Any:
         result = empty(x.shape, work, x)
         with on_device(x):
-            if value.size:
+            if seeing:
                 backend.avg_pool_grad(contiguous(grad, work), scale, window, result)
             else:
                 result[...] = 0
