@@ -82,6 +82,28 @@ def test_partials_have_the_dtype_of_their_argument(row: Row, xp: ModuleType) -> 
             check_partials(row.run_op, *mixed)
 
 
+COMPILED = ("conv2d", "linear", "pool2d", "batch_norm", "attention", "involution")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row.name.endswith(COMPILED)],
+    ids=lambda row: f"{row.name} {row.variant}".strip(),
+)
+@pytest.mark.parametrize("dtype", ["int64", "uint32", "bool", "complex64", "longdouble", "object"])
+def test_no_other_dtype_is_taken_for_floats(row: Row, dtype: str) -> None:
+    arrays = row.draw(0, np, "float32")
+    for place, name in enumerate(inspect.signature(getattr(ops, row.name)).parameters):
+        if place < len(arrays) and arrays[place] is not None:
+            wrong = list(arrays)
+            wrong[place] = arrays[place].astype(dtype)
+            with pytest.raises(TypeError, match=f"{name} has dtype"):
+                row.run_op(*wrong)
+            wrong[place] = np.ma.masked_array(arrays[place])
+            with pytest.raises(TypeError, match=f"{name} is a masked array"):
+                row.run_op(*wrong)
+
+
 @rows
 def test_tape(row: Row, xp: ModuleType) -> None:
     gradcheck(row.run, *row.draw(2, xp, "float64"))
@@ -345,11 +367,22 @@ def test_conv2d_is_its_formula(
         ((1, 2, 2, 2), (2, 2, 3, 3), {}, "too small for kernel size"),
         ((1, 2, 4, 4), (2, 2, 2, 2), {"padding": "same"}, "even kernel has no centre"),
         ((1, 2, 4, 4), (2, 2, 3, 3), {"stride": 0}, "stride must be an integer >= 1"),
+        ((1, 2, 4, 4), (2, 2, 0, 3), {}, "weight must have at least one tap"),
     ],
 )
 def test_conv2d_refuses(x: Any, weight: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         F.conv2d(np.ones(x), np.ones(weight), **options)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5,), (4, 1)])
+def test_a_bias_that_would_be_read_past_its_end_is_refused(shape: tuple[int, ...]) -> None:
+    x, bias = np.ones((2, 4, 5, 5)), np.ones(shape)
+    with pytest.raises(ValueError, match=r"bias must have shape \(4,\)"):
+        F.linear(x[0, :, 0], np.ones((4, 5)), bias)
+    for size, groups in [(1, 1), (3, 1), (3, 4)]:
+        with pytest.raises(ValueError, match=r"bias must have shape \(4,\)"):
+            F.conv2d(x, np.ones((4, 4 // groups, size, size)), bias, groups=groups)
 
 
 @pytest.mark.parametrize(

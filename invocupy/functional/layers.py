@@ -25,6 +25,8 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         If the shapes do not fit.
 
@@ -52,6 +54,8 @@ def batch_moments(x: Any) -> tuple[Any, Any]:
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         If ``x`` has another number of dimensions, or no value.
 
@@ -112,6 +116,8 @@ def batch_norm(
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         If ``x`` has another number of dimensions, or statistics are missing.
 

@@ -157,6 +157,8 @@ def conv2d(
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         For shapes or options that do not fit together.
 
@@ -278,6 +280,8 @@ def max_pool2d(
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         For shapes or options that do not fit together.
 
@@ -323,6 +327,8 @@ def avg_pool2d(
 
     Raises
     ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
     ValueError
         For shapes or options that do not fit together.
 

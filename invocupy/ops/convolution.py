@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import check, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, padding_pair, pair
@@ -18,10 +18,12 @@ from invocupy.ops.windows import out_size
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Result:
     """``x @ weight.T + bias``: x (N, I), weight (O, I), bias (O,)."""
+    check(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
         )
+    _check_bias(bias, weight)
     value = _product(weight, x.T, bias).T
     return namespace(x).ascontiguousarray(value), (
         lambda grad: _native(_product(grad, weight), x),
@@ -51,6 +53,14 @@ def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
             value[...] = 0 if offset is None else offset[:, None]
 
 
+def _check_bias(bias: Any, weight: Any) -> None:
+    """The backends take it to be as long as weight: they would read past the end of a shorter."""
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"bias must have shape {weight.shape[:1]} for weight {weight.shape}, got {bias.shape}"
+        )
+
+
 def _native(array: Any, like: Any) -> Any:
     """``array`` in the dtype of ``like``, in the machine's byte order."""
     return array.astype(like.dtype.newbyteorder("="), copy=False)
@@ -75,6 +85,7 @@ def conv2d(
     groups: int = 1,
 ) -> Result:
     """``out[n,o,i,j] = bias[o] + sum_cuv weight[o,c,u,v] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]``."""
+    check(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(
             f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), "
@@ -87,6 +98,9 @@ def conv2d(
             f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
             f"C must be {c_group} * groups and O a multiple of groups"
         )
+    if kernel_h < 1 or kernel_w < 1:
+        raise ValueError(f"weight must have at least one tap, got shape {weight.shape}")
+    _check_bias(bias, weight)
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
     pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
     out_h, out_w = out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import check, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
@@ -17,6 +17,7 @@ from invocupy.ops.ranks import Comm, add_up, merge
 
 def batch_moments(x: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel of x (N, C, H, W); not differentiable by itself."""
+    check(x=x)
     if x.ndim != 4 or x.shape[0] * x.shape[2] * x.shape[3] < 1:
         raise ValueError(f"x must be (N, C, H, W) with at least one value a channel, got {x.shape}")
     work, channel = _dtypes(x)
@@ -89,12 +90,13 @@ def batch_norm(
     (:func:`merged_moments`), and so is what flows through them, in one message for all partials
     together. The gradients of weight and bias are this rank's share: their sum is the batch's.
     """
+    per_channel = {"mean": mean, "var": var, "weight": weight, "bias": bias}
+    check(x=x, **per_channel, **({} if residual is None else {"residual": residual}))
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
     work, channel = _dtypes(x)
     backend = backends.of("batch_norm", x)
     xp, channels = namespace(x), x.shape[1]
-    per_channel = {"mean": mean, "var": var, "weight": weight, "bias": bias}
     for name, array in per_channel.items():
         if array.shape != (channels,):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, namespace, on_device
+from invocupy.arrays import check, contiguous, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, pair
@@ -95,6 +95,7 @@ def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: b
 def _pool_options(
     x: Any, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
 ) -> tuple[Pair, Pair, Pair]:
+    check(x=x)
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x.shape}")
     size, pads = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
