@@ -123,9 +123,10 @@ def test_agrees_with_reference(name, data):
         (geometry(1, 1, 17, (15, 131), (5, 3), (2, 2), (4, 2), (2, 2)), np.float32),
         (geometry(2, 3, 1, (1, 1), (1, 1), (3, 5), (0, 0)), np.float64),
         (geometry(1, 1, 2, (3, 5), (3, 3), (3, 2), (7, 9), (2, 3)), np.float32),
+        (geometry(1, 1, 17, (2, 8), (1, 2), (5, 1), (1, 40), (1, 6)), np.float64),
         (geometry(1, 1, 1, (2, 3), (17, 14), padding=(9, 8)), np.float32),
     ],
-    ids=["strided", "even", "seven", "dilated", "point", "padding", "large kernel"],
+    ids=["strided", "even", "seven", "dilated", "point", "padding", "wide padding", "large kernel"],
 )
 def test_agrees_with_reference_for_every_kind(name, g, dtype):
     check(name, g, 3, dtype)

@@ -216,7 +216,9 @@ def plan(
     height = max(rows, min(height, rows * max(1, tiles * lanes * strips // widest)))
     bands = max(1, fewest // height)
     tallest = -(-most // bands) + rows - 1  # a last tile may hang over
-    plane = _odd_lines(((tallest - 1) * row_step + halo_rows + 1) * pitch)
+    # behind the last row there is no next one whose zeros end it
+    last = max(pitch, phase_width * size)
+    plane = _odd_lines(((tallest - 1) * row_step + halo_rows) * pitch + last)
 
     steps: list[tuple[int, ...]] = []
     phases: list[Phase] = []
