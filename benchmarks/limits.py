@@ -10,7 +10,7 @@ import numpy as np
 
 from invocupy.backends import threads
 from invocupy.backends.involution.cpu_blocks import product_block
-from invocupy.backends.jit import jit, next_task
+from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch
 from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES, call
 
@@ -27,6 +27,19 @@ def _multiply(tasks: int, scratch: int, counter: int, block: int, turns: int) ->
     while next_task(counter) < tasks:
         for _ in range(turns):
             call(block, (64, scratch, 0, scratch, 0, scratch + 4096, 64))
+
+
+@jit
+def _copy(tasks: int, scratch: int, counter: int, source: int, target: int) -> None:
+    """A chunk after another."""
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            return
+        start = task * _CHUNK
+        read, written = pointer(source + start, 64), pointer(target + start, 64)
+        for i in range(_CHUNK // 8):
+            written[i] = read[i]
 
 
 def spin(number: int, turns: int = _TURNS) -> None:
@@ -48,24 +61,8 @@ def measure(number: int) -> dict[str, float]:
     before = threads.get_num_threads()
     threads.set_num_threads(number)
     source, target = np.ones(_COPIED, np.uint8), np.zeros(_COPIED, np.uint8)
-    parts = [slice(i, i + _CHUNK) for i in range(0, _COPIED, _CHUNK)]
-    left: list[slice] = []
-
-    def copy() -> None:
-        left[:] = parts
-
-        def work() -> None:  # np.copyto runs without the GIL
-            while True:
-                try:
-                    part = left.pop()
-                except IndexError:
-                    return
-                np.copyto(target[part], source[part])
-
-        threads.run(work, number - 1)
-
     spin(number)
-    copied = _best(copy)
+    copied = _best(lambda: launch(_copy, _COPIED // _CHUNK, _COPIED, 0, source, target))
     multiplied = _best(lambda: spin(number))
     threads.set_num_threads(before)
     products = 8 * number * _TURNS * 64 * _A * _B * _V

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invocupy.backends import threads
+from invocupy.backends import team, threads
 from invocupy.backends.involution import cpu, reference
+from invocupy.backends.jit import add, jit, load, next_task, pointer
+from invocupy.backends.launch import launch
 from invocupy.geometry import Geometry, output_size
 
 FUNCTIONS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
@@ -219,44 +222,82 @@ def test_number_of_threads_from_the_environment(monkeypatch):
         assert threads._default.__wrapped__() == expected
 
 
-def test_an_error_in_a_helper_reaches_the_caller():
-    caller, begun = threading.get_ident(), threading.Event()
-
-    def fail():
-        if threading.get_ident() != caller:
-            begun.set()
-            raise RuntimeError("in a helper")
-        assert begun.wait(60)
-
-    with pytest.raises(RuntimeError, match="in a helper"):
-        threads.run(fail, 1)
+@jit
+def meet(tasks, scratch, counter, here, turns):
+    """Each task waits for all others, and says if they came."""
+    while next_task(counter) < tasks:
+        add(here, 1)
+        for _ in range(turns):
+            if load(here) >= tasks:
+                add(here + 8, 1)
+                break
 
 
-def test_a_helper_that_comes_late_is_called_off():
-    """The caller does not wait for workers that are busy with something else."""
-    release, ran = threading.Event(), []
+@jit
+def count(tasks, scratch, counter, done):
+    """How often each task was done, and by threads with how much scratch memory in common."""
+    own = pointer(scratch, -64)
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            return
+        own[0] = task
+        add(done + 8 * task, 1)
+        if own[0] != task:
+            add(done + 8 * task, 1 << 32)
 
-    def occupy():
-        if threading.current_thread().daemon:
-            release.wait(60)
 
-    workers = [threading.Thread(target=threads.run, args=(occupy, 3)) for _ in range(3)]
-    for worker in workers:
+@pytest.fixture
+def four_threads():
+    threads.set_num_threads(4)
+    yield
+    threads.set_num_threads(None)
+
+
+def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
+    for _ in range(2):
+        for _ in range(3):
+            here = np.zeros(2, np.int64)
+            launch(meet, 4, 1 << 30, 0, here, 1 << 32)
+            assert here.tolist() == [4, 4]
+        until = time.monotonic() + 60
+        while len(team._sleeping) < team._workers and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(team._sleeping) == team._workers  # they do not watch for ever
+
+
+def test_every_task_is_done_once_whoever_calls(four_threads):
+    """Short jobs one after another, by more callers than can have helpers at once."""
+
+    def caller(seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(300):
+            done = np.zeros(rng.integers(2, 9), np.int64)
+            launch(count, len(done), 1 << 30, 8, done)
+            if (done != 1).any():
+                wrong.append(done)
+
+    wrong = []
+    callers = [threading.Thread(target=caller, args=(seed,)) for seed in range(2 * team._PLACES)]
+    for worker in callers:
         worker.start()
-    try:
-        threads.run(lambda: ran.append(threading.get_ident()), 3)
-        assert threading.get_ident() in ran
-    finally:
-        release.set()
-        for worker in workers:
-            worker.join()
+    for worker in callers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_caller_does_not_wait_for_helpers_that_sleep(four_threads, monkeypatch):
+    monkeypatch.setattr(team, "_call", lambda helpers: None)
+    done = np.zeros(1000, np.int64)
+    launch(count, len(done), 1 << 30, 8, done)
+    assert (done == 1).all()
 
 
 def test_works_where_no_thread_can_start(monkeypatch):
     def refuse(self):
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    threads._reset()
+    team._reset()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     g = geometry(3, 2, 9, (50, 40), (3, 3))
     threads.set_num_threads(4)

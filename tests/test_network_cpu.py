@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, ops
-from invocupy.backends import jit, launch, memory, threads
+from invocupy.backends import jit, launch, memory, team, threads
 from invocupy.backends.batch_norm import cpu as norm
 from invocupy.backends.batch_norm import reference as norm_reference
 from invocupy.backends.pointwise import cpu as pointwise
@@ -428,7 +428,7 @@ def test_kernels_kept_by_different_processes_are_told_apart(tmp_path: Path) -> N
         )
 
 
-def test_two_threads_that_want_the_last_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_that_want_the_last_job(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lost(list[Any]):
         """Another thread takes what is there between the look and the grasp."""
 
@@ -438,7 +438,7 @@ def test_two_threads_that_want_the_last_counter(monkeypatch: pytest.MonkeyPatch)
         def pop(self, index: Any = -1) -> Any:
             raise IndexError
 
-    monkeypatch.setattr(launch, "_counters", Lost())
+    monkeypatch.setattr(team, "_jobs", Lost())
     x, weight = draw(0, "float32", (1, 3, 5), (2, 3))
     (result,) = filled(pointwise.forward, [x, weight, None], (1, 2, 5), dtype="float32")
     np.testing.assert_allclose(result, weight @ x, rtol=1e-5)

@@ -88,6 +88,40 @@ def pointer(typing: Any, address: Any, bits: Any) -> Any:
 
 
 @intrinsic
+def add(typing: Any, address: Any, number: Any) -> Any:
+    """Add to the int64 at ``address``, which threads share; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.atomic_rmw("add", place, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load(typing: Any, address: Any) -> Any:
+    """The int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.load_atomic(place, "seq_cst", 8, typ=ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store(typing: Any, address: Any, number: Any) -> Any:
+    """Set the int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        builder.atomic_rmw("xchg", place, args[1], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def next_task(typing: Any, counter: Any) -> Any:
     """Take the next number from the int64 at address ``counter``, which all threads share."""
 

@@ -1,24 +1,38 @@
 """Running a task kernel on arrays: addresses, a shared counter, as many threads as pay."""
+# mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import typeof, void
 from numba.extending import intrinsic
 
-from invocupy.backends import threads
+from invocupy.backends import team, threads
+from invocupy.backends.jit import machine_code
 
-GRAIN = 1 << 17  # units of work per thread below which a helper does not pay
+GRAIN = 1 << 14  # units of work per thread below which a helper does not pay
+
+_WORD = ir.IntType(64)
 
 
-_counters: list[tuple[np.ndarray, int]] = []  # at rest, with their addresses
+class Fixed:
+    """Integers and arrays that a kernel takes as one tuple, in every call the same."""
 
-
-def _counter() -> tuple[np.ndarray, int]:
-    counter = np.zeros(1, np.int64)
-    return counter, threads.address(counter)
+    def __init__(self, *values: Any) -> None:
+        self.values = values  # which are so kept
+        self.kind = typeof(values)
+        self.words: list[int] = []  # as compiled functions take them
+        for value in values:
+            if isinstance(value, np.ndarray):  # no owner, no parent
+                place = threads.address(value)
+                self.words += 0, 0, value.size, value.itemsize, place, *value.shape, *value.strides
+            else:
+                self.words.append(value)
 
 
 def launch(
@@ -29,25 +43,67 @@ def launch(
     Each thread takes tasks from ``counter`` (:func:`invocupy.backends.jit.next_task`) until
     ``tasks`` are taken. ``work`` is roughly the number of elements read or vector operations done;
     ``scratch`` the number of bytes that each thread gets for itself. Arrays are passed by address,
-    numbers and tuples as they are; ``None`` is passed as 0.
+    integers, tuples of integers and :class:`Fixed` as they are; ``None`` is passed as 0.
     """
     if tasks == 0:
         return
-    places = [
-        threads.address(a) if isinstance(a, np.ndarray) else 0 if a is None else a
+    words: list[int] = []
+    for argument in arguments:
+        if isinstance(argument, np.ndarray):
+            words.append(threads.address(argument))
+        elif argument is None:
+            words.append(0)
+        elif isinstance(argument, Fixed):
+            words += argument.words
+        elif isinstance(argument, tuple):
+            words += argument
+        else:
+            words.append(argument)
+    helpers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
+    code = _codes.get((kernel, len(words))) or _compile(kernel, arguments, len(words))
+    team.run(*code, tasks, helpers, scratch, words)
+
+
+_codes: dict[tuple[Any, int], tuple[int, int]] = {}
+
+
+def _compile(kernel: Any, arguments: tuple[Any, ...], words: int) -> tuple[int, int]:
+    """The addresses of the thunk and of the kernel's machine code."""
+    integer = typeof(0)
+    kinds = [
+        a.kind if isinstance(a, Fixed) else typeof(a) if isinstance(a, tuple) else integer
         for a in arguments
     ]
-    try:
-        counter, counter_place = _counters.pop()
-    except IndexError:  # asking first whether there is one would race with other threads
-        counter, counter_place = _counter()
-    counter[0] = 0
+    result = kernel.get_compile_result(void(*(integer,) * 3, *kinds))
+    function = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+    code = _codes[kernel, words] = _thunk(words), function
+    return code
 
-    def call(keep: Any = (counter, arguments)) -> None:
-        kernel(tasks, threads.scratch(scratch), counter_place, *places)
 
-    threads.run(call, min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1)
-    _counters.append((counter, counter_place))
+@cache
+def _thunk(number: int) -> int:
+    """Calls the function of a job with ``number`` words of arguments: (job, scratch)."""
+
+    def write(builder: Any, given: Any) -> None:
+        job, scratch = given
+        function, tasks, counter, first = (
+            builder.add(job, ir.Constant(_WORD, place)) for place in team.PLACES
+        )
+
+        def word(address: Any) -> Any:
+            return builder.load(builder.inttoptr(address, ir.PointerType()), typ=_WORD)
+
+        # where compiled functions put their result and their exception: these have neither
+        unused = [builder.alloca(_WORD), builder.alloca(_WORD)]
+        arguments = [word(builder.add(first, ir.Constant(_WORD, 8 * i))) for i in range(number)]
+        kind = ir.FunctionType(ir.IntType(32), [ir.PointerType()] * 2 + [_WORD] * (3 + number))
+        builder.call(
+            builder.inttoptr(word(function), kind.as_pointer()),
+            [*unused, word(tasks), scratch, counter, *arguments],
+        )
+
+    address: int = machine_code(f"thunk_{number}", 2, write)
+    return address
 
 
 @intrinsic

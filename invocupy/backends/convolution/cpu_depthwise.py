@@ -18,7 +18,7 @@ from invocupy.backends.convolution.cpu_blocks import correlate_taps, spread_taps
 from invocupy.backends.involution.cpu_pack import aligning, pack, unpack
 from invocupy.backends.involution.cpu_plan import SEEN, STEP_FIELDS, Plan, Sizes, plan, sizes
 from invocupy.backends.jit import jit, next_task, pointer
-from invocupy.backends.launch import launch
+from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.pointwise.cpu import PARTS
 from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES, call
 from invocupy.geometry import Geometry
@@ -35,7 +35,7 @@ class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     plan: Plan
-    tables: tuple[Any, ...]  # the sizes as an array, and the plan's tables
+    tables: Fixed  # the sizes as an array, and the plan's tables
     blocks: int  # of channels and positions of an image
     scratch: int
     work: int
@@ -116,7 +116,7 @@ def _job(
     g: Geometry, p: Plan, z: Sizes, tables: tuple[Any, ...], blocks: int, more: int
 ) -> _Job:  # fmt: skip
     work = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
-    return _Job(p, (np.array(z, np.int64), *tables), blocks, z.packed_size + more, work // 8)
+    return _Job(p, Fixed(np.array(z, np.int64), *tables), blocks, z.packed_size + more, work // 8)
 
 
 @cache

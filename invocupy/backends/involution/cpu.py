@@ -24,7 +24,7 @@ from invocupy.backends.involution.cpu_blocks import (
     store_lanes,
 )
 from invocupy.backends.involution.cpu_plan import ZERO, Plan, Sizes, plan, sizes
-from invocupy.backends.launch import launch
+from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES
 from invocupy.geometry import Geometry
 
@@ -42,7 +42,7 @@ class _Job(NamedTuple):
     kernel: Any
     plan: Plan
     sizes: Sizes
-    tables: tuple[Any, ...]  # the sizes as an array, addresses of micro-kernels, the plan's tables
+    tables: Fixed  # the sizes as an array, addresses of micro-kernels, the plan's tables
     tasks: int
     scratch: int
     work: int
@@ -233,8 +233,8 @@ def _job(
     scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
     work = products * (1 + z.features // z.channels)
-    tables = np.array(z, np.int64), np.array(code, np.int64), *tables
-    return _Job(kernel, p, z, tables, tasks, scratch, work // _GRAIN)
+    fixed = Fixed(np.array(z, np.int64), np.array(code, np.int64), *tables)
+    return _Job(kernel, p, z, fixed, tasks, scratch, work // _GRAIN)
 
 
 def _up(number: int, step: int) -> int:

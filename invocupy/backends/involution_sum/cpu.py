@@ -23,7 +23,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from invocupy.backends.involution.cpu_blocks import contract_block, gather_block, pack_row
 from invocupy.backends.jit import jit, next_task, pointer
-from invocupy.backends.launch import launch
+from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.pointwise.cpu import PARTS
 from invocupy.backends.products import (
     BYTES,
@@ -76,7 +76,7 @@ class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     sizes: _Sizes
-    tables: tuple[Any, ...]
+    tables: Fixed
     forward: int  # bytes of scratch
     backward: int
     work: int
@@ -153,7 +153,7 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
         gather_block(1, sizes.at_once, VECTORS, 1, V, bits),
         contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, V, bits),
     )
-    tables = (
+    tables = Fixed(
         np.array(sizes, np.int64), np.array(code, np.int64), (groups + shifts).ravel(), -shifts,
         np.arange(taps) * sizes.plane,
     )  # fmt: skip
