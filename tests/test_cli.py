@@ -344,6 +344,50 @@ def test_1_for_what_the_system_refuses(capsys: pytest.CaptureFixture[str]) -> No
     assert "file" in fails(capsys, 1, *TRAIN, "--out", "file/run")
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_its_folder_free(
+    error: BaseException,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", refuse)
+        assert words in fails(capsys, code, *TRAIN, "--out", "run")
+    assert main([*TRAIN, "--out", "run"]) == 0
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_stream_takes_everything(trained: str, closed: str) -> None:
+    descriptor = {"stdout": 1, "stderr": 2}[closed]
+    for command in (["evaluate", trained], ["evaluate", "nowhere"]):
+        close = ["sh", "-c", f'exec "$@" {descriptor}>&-', "sh"]
+        process = subprocess.run(
+            [*close, sys.executable, "-m", "invocupy", *command], capture_output=True, text=True
+        )
+        assert process.returncode == (65 if "nowhere" in command else 0)
+        assert "Traceback" not in process.stderr
+        assert ("test accuracy" in process.stdout) == (command[1] == trained and closed != "stdout")
+
+
+def test_a_name_that_the_encoding_lacks_is_escaped(trained: str) -> None:
+    Path("ü").symlink_to(trained)
+    with start("plot", "ü", env={**os.environ, "PYTHONIOENCODING": "ascii"}) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert r"\xfc/curves.png" in out
+
+
 def test_mistakes_of_the_program_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise AssertionError("a mistake")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from invocupy import nn
+from invocupy.checkpoint import CheckpointError
 from invocupy.cli import main
 from invocupy.data import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, DataError, read_image
 from invocupy.models import SimpleModel
@@ -170,6 +173,31 @@ def test_findings_agree_with_the_evaluation(run: str, found: Findings) -> None:
     assert (np.diff(certainty) <= 0).all()
     assert [heat.layer for heat in found.maps] == ["blocks.0.involution", "blocks.1.involution"]
     assert found.machine["packages"]["numpy"] == np.__version__
+
+
+def test_findings_of_a_run_stopped_before_its_end(tmp_path: Path) -> None:
+    def stop(now: Any) -> None:
+        if now.epoch == 1:
+            raise RuntimeError("no space left")
+
+    with pytest.raises(RuntimeError, match="no space left"):
+        fit(replace(CONFIG, layers=0, limit=20), tmp_path, progress=stop)
+    with pytest.raises(CheckpointError, match="no whole epoch to show: resume the run"):
+        gather(tmp_path, which="last", device="cpu")
+    early = (tmp_path / "last.safetensors").read_bytes()
+    fit(replace(CONFIG, layers=0, limit=20, epochs=1), tmp_path, resume=True)
+    (tmp_path / "last.safetensors").write_bytes(early)  # as if only the best had been written
+    assert [row["epoch"] for row in gather(tmp_path, device="cpu").history] == [1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bytes as names of files")
+def test_a_name_that_is_no_text(run: str, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"r\xff")
+    shutil.copytree(run, folder)
+    shown = gather(folder, device="cpu")
+    assert shown.name == "r\N{REPLACEMENT CHARACTER}"
+    write_page(shown, tmp_path / "page.html")
+    draw(shown, tmp_path)
 
 
 def test_heat_maps_are_sums_over_taps() -> None:

@@ -12,11 +12,13 @@ launcher is gone, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from invocupy._version import __version__
 from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["evaluate", "no/such/run"])
     65
     """
+    _ready_streams()
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
@@ -59,10 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # Interrupted is that all ranks have stopped together; else one may have failed alone.
         if not isinstance(error, Interrupted):
-            end_all(f"invocupy: {error or 'interrupted'}", known, isinstance(error, PeerError))
+            end_all(f"invocupy: {str(error) or 'interrupted'}", known, isinstance(error, PeerError))
         elif speaks():
             print(f"invocupy: {error}", file=sys.stderr)
         return known
+
+
+def _ready_streams() -> None:
+    """What is closed takes everything, and what an encoding lacks is escaped: a run may be "ü"."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _exit_code(error: BaseException) -> int | None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from invocupy import nn
 from invocupy.arrays import device_of, to_device
 from invocupy.autograd import no_grad
+from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
 from invocupy.train import (
     DATASETS,
@@ -113,8 +114,11 @@ def gather(
     >>> found.confusion.sum(), [heat.layer for heat in found.maps]
     (np.int64(20), ['blocks.0.involution'])
     """
-    config, model, _ = load_run(folder, which)
-    _, _, history = load_run(folder, "last")
+    config, model, history = load_run(folder, which)
+    # what was stopped between saving the best and the last has an epoch more in the best
+    history = max(load_run(folder, "last")[2], history, key=len)
+    if not history:
+        raise CheckpointError(f"{folder} has no whole epoch to show: resume the run")
     config = replace(config, device=device)
     if data_dir is not None:
         config = replace(config, data_dir=data_dir)
@@ -133,7 +137,7 @@ def gather(
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
     about = Path(folder, "machine.json")
     return Findings(
-        Path(folder).resolve().name, config, history,
+        os.fsencode(Path(folder).resolve().name).decode(errors="replace"), config, history,
         json.loads(about.read_text()) if about.exists() else {},
         dataset.classes, len(images), float((answers == labels).mean()),
         confusion.reshape(classes, classes),

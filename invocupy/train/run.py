@@ -109,14 +109,19 @@ class Run:
             raise ConfigError(
                 f"out {self.folder} holds a run already: give another folder, or resume it"
             ) from None
-        checkpoint.sweep(self.folder)
-        checkpoint.write_atomically(path, self.config.to_json().encode())
-        about = {**machine.describe(), "ranks": self.comm.size}
-        text = json.dumps(about, indent=2) + "\n"
-        checkpoint.write_atomically(self.folder / "machine.json", text.encode())
-        self._write_metrics()
-        if not resume:
-            self.save("last")
+        try:
+            checkpoint.sweep(self.folder)
+            checkpoint.write_atomically(path, self.config.to_json().encode())
+            about = {**machine.describe(), "ranks": self.comm.size}
+            text = json.dumps(about, indent=2) + "\n"
+            checkpoint.write_atomically(self.folder / "machine.json", text.encode())
+            self._write_metrics()
+            if not resume:
+                self.save("last")
+        except BaseException:
+            if not resume:  # else nobody could begin here again, nor resume
+                path.unlink(missing_ok=True)
+            raise
 
     def restore(self) -> None:
         """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
