@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from invocupy.backends import team, threads
 from invocupy.backends.involution import cpu, reference
 from invocupy.backends.jit import add, jit, load, next_task, pointer
-from invocupy.backends.launch import launch
+from invocupy.backends.launch import GRAIN, launch
 from invocupy.geometry import Geometry, output_size
 
 FUNCTIONS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
@@ -254,6 +254,10 @@ def four_threads():
     threads.set_num_threads(None)
 
 
+def asleep():
+    return team._board[0].cast("q")[team._SLEEPING // 8]
+
+
 def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
     for _ in range(2):
         for _ in range(3):
@@ -261,9 +265,9 @@ def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
             launch(meet, 4, 1 << 30, 0, here, 1 << 32)
             assert here.tolist() == [4, 4]
         until = time.monotonic() + 60
-        while len(team._sleeping) < team._workers and time.monotonic() < until:
+        while asleep() < team._workers and time.monotonic() < until:
             time.sleep(0.01)
-        assert len(team._sleeping) == team._workers  # they do not watch for ever
+        assert asleep() == team._workers  # they do not watch for ever
 
 
 def test_every_task_is_done_once_whoever_calls(four_threads):
@@ -278,7 +282,7 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
                 wrong.append(done)
 
     wrong = []
-    callers = [threading.Thread(target=caller, args=(seed,)) for seed in range(2 * team._PLACES)]
+    callers = [threading.Thread(target=caller, args=(seed,)) for seed in range(2 * team._CALLERS)]
     for worker in callers:
         worker.start()
     for worker in callers:
@@ -286,11 +290,14 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
     assert not wrong
 
 
-def test_a_caller_does_not_wait_for_helpers_that_sleep(four_threads, monkeypatch):
-    monkeypatch.setattr(team, "_call", lambda helpers: None)
+def test_a_small_job_wakes_nobody(four_threads):
+    launch(count, 8, 1 << 30, 8, np.zeros(8, np.int64))
+    while asleep() < team._workers:
+        time.sleep(0.01)
     done = np.zeros(1000, np.int64)
-    launch(count, len(done), 1 << 30, 8, done)
+    launch(count, len(done), 4 * GRAIN, 8, done)
     assert (done == 1).all()
+    assert asleep() == team._workers
 
 
 def test_works_where_no_thread_can_start(monkeypatch):

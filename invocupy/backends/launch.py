@@ -15,7 +15,8 @@ from numba.extending import intrinsic
 from invocupy.backends import team, threads
 from invocupy.backends.jit import machine_code
 
-GRAIN = 1 << 14  # units of work per thread below which a helper does not pay
+# units of work per thread below which a helper does not pay, and in all one that must be woken
+GRAIN, WAKE = 1 << 14, 1 << 18
 
 _WORD = ir.IntType(64)
 
@@ -61,7 +62,7 @@ def launch(
             words.append(argument)
     helpers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
     code = _codes.get((kernel, len(words))) or _compile(kernel, arguments, len(words))
-    team.run(*code, tasks, helpers, scratch, words)
+    team.run(*code, tasks, helpers, work > WAKE, scratch, words)
 
 
 _codes: dict[tuple[Any, int], tuple[int, int]] = {}

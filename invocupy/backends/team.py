@@ -6,10 +6,10 @@ serial function that takes its next task from a shared counter until none is lef
 threads can run it at the same time, and the caller is always one of them.
 
 The caller writes a *job*, a row of integers, and hangs it up in its place on a *board*. Helpers
-that have worked lately watch the board; the others sleep, and waking one costs some ten
-microseconds. The caller works as if it were alone, takes the job down and waits for those who had
-begun; so a helper that comes too late finds nothing, and can never block the caller, not even at
-interpreter exit.
+that have worked lately watch the board; the others sleep, and waking one takes some microseconds
+here and some ten until it is there. The caller works as if it were alone, takes the job down and
+waits for those who had begun; so a helper that comes too late finds nothing, and can never block
+the caller, not even at interpreter exit.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -20,13 +20,12 @@ import atexit
 import os
 import threading
 import time
-from collections import deque
+from ctypes import CDLL, c_void_p, cast
 from functools import cache
 from struct import Struct
 from typing import Any
 
 import numpy as np
-from llvmlite.binding import address_of_symbol
 
 from invocupy.backends import threads
 from invocupy.backends.jit import add, jit, load, pointer, store
@@ -42,71 +41,119 @@ _COUNTER, _JOINED, _ARGUMENTS = _LINE, 2 * _LINE, 3 * _LINE
 PLACES = _FUNCTION, _TASKS, _COUNTER, _ARGUMENTS  # what a thunk needs to know
 _LARGEST = 256  # arguments
 
-# Places on the board: a line that says how to watch, then a line for each job.
-_CLOSED, _WATCHING = 0, 8
+# Places on the board, in bytes: counts, addresses of functions of the system, what these need, and
+# a line for each job.
+_CLOSED, _HELPING, _SLEEPING, _CALLED = range(0, 32, 8)
+_SYSTEM = (
+    "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_signal",
+    "sched_yield",
+)  # fmt: skip
+_LOCK, _UNLOCK, _WAIT, _SIGNAL, _YIELD = range(_LINE, _LINE + 40, 8)
+_MUTEX, _CONDITION, _FIRST = 2 * _LINE, 4 * _LINE, 6 * _LINE
 _JOB, _USERS = 0, 8
-_PLACES = 8  # callers at once that can have helpers
+_CALLERS = 8  # that can have helpers at once
+_LAST = _FIRST + (_CALLERS - 1) * _LINE
 
-_board: Any
+_board: tuple[Any, int]
 _jobs: list[tuple[Any, int, int]]  # at rest: memory, its address, the job's place on the board
 _made: int
-_sleeping: deque[Any]
+_ended = 0.0  # when the last job was through
 _workers: int
 _starting: threading.Lock
 
 
 def run(
-    thunk: int, function: int, tasks: int, helpers: int, scratch: int, arguments: list[int]
-) -> None:
+    thunk: int, function: int, tasks: int, helpers: int, large: bool, scratch: int,
+    arguments: list[int],
+) -> None:  # fmt: skip
     """Run ``function`` here and in up to ``helpers`` other threads at the same time.
 
     Each of them calls the machine code ``thunk(job, its own scratch bytes)``. Returns when every
-    thread that began has ended.
+    thread that began has ended. Helpers that sleep are woken for a ``large`` job, or one that comes
+    so soon after another that they would still be watching.
     """
+    global _ended
+    if helpers > _workers:
+        _start(helpers)
     try:
         job = _jobs.pop()
     except IndexError:  # asking first whether there is one would race with other threads
         job = _new_job()
     memory, address, place = job
-    try:
-        stride = -(-scratch // _LINE) * _LINE
-        start = threads.scratch((helpers + 1) * stride)
-        pack = _layout(len(arguments)).pack_into
-        pack(memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
-        if helpers > 0:
-            _hang_up(place, address)
-            _call(helpers)
-        _work(address, 0)
-    finally:
-        _take_down(place, _give_way())
-        _jobs.append(job)
+    stride = -(-scratch // _LINE) * _LINE
+    start = threads.scratch((helpers + 1) * stride)
+    pack = _layout(len(arguments)).pack_into
+    pack(memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
+    wake = large or time.perf_counter() - _ended < _WATCH
+    _lead(_board[1], place, address, helpers, wake)
+    _ended = time.perf_counter()
+    _jobs.append(job)
 
 
 @jit
-def _hang_up(place, job):
-    store(place + _JOB, job)
-
-
-@jit
-def _take_down(place, give_way):
-    """And wait for those who have begun."""
+def _lead(board, place, job, helpers, wake):
+    """Hang the job up, do it, take it down, and wait for those who have begun."""
+    if helpers > 0:
+        store(place + _JOB, job)
+        awake = load(board + _HELPING) - load(board + _SLEEPING)
+        if wake and awake < helpers:
+            _wake(board, helpers - awake)
+    _work(job, 0)
     store(place + _JOB, 0)
     turns = 0
     while load(place + _USERS) != 0:
         turns += 1
-        if turns > _TURNS and give_way != 0:  # a helper was interrupted: it may need this core
-            call(give_way, ())
+        if turns > _TURNS:  # a helper was interrupted: it may need this core
+            call(load(board + _YIELD), ())
+
+
+@jit
+def _wake(board, number):
+    mutex, condition = board + _MUTEX, board + _CONDITION
+    call(load(board + _LOCK), (mutex,))
+    number = min(number, load(board + _SLEEPING))
+    add(board + _SLEEPING, -number)
+    add(board + _CALLED, number)
+    for _ in range(number):
+        call(load(board + _SIGNAL), (condition,))
+    call(load(board + _UNLOCK), (mutex,))
+
+
+@jit
+def _help(board, turns):
+    """What a helper does all its life."""
+    mutex, condition = board + _MUTEX, board + _CONDITION
+    add(board + _HELPING, 1)
+    while load(board + _CLOSED) == 0:
+        _watch(board, turns)
+        call(load(board + _LOCK), (mutex,))
+        # Callers hang up first and look for sleepers then.
+        add(board + _SLEEPING, 1)
+        if _empty(board):
+            while load(board + _CALLED) == 0 and load(board + _CLOSED) == 0:
+                call(load(board + _WAIT), (condition, mutex))
+            add(board + _CALLED, -1)
+        else:
+            add(board + _SLEEPING, -1)
+        call(load(board + _UNLOCK), (mutex,))
+    add(board + _HELPING, -1)
+
+
+@jit
+def _empty(board):
+    found = 0
+    for place in range(board + _FIRST, board + _LAST + 1, _LINE):
+        found |= load(place + _JOB)
+    return found == 0
 
 
 @jit
 def _watch(board, turns):
     """Join what hangs on the board until for so many turns nothing new has come."""
-    add(board + _WATCHING, 1)
     left = turns
     while left > 0 and load(board + _CLOSED) == 0:
         left -= 1
-        for line in range(1, _PLACES + 1):
-            place = board + line * _LINE
+        for place in range(board + _FIRST, board + _LAST + 1, _LINE):
             if load(place + _JOB) == 0:
                 continue
             # From here on the caller waits, unless it has taken the job down before.
@@ -115,7 +162,6 @@ def _watch(board, turns):
             if job != 0 and _join(job):
                 left = turns
             add(place + _USERS, -1)
-    add(board + _WATCHING, -1)
 
 
 @jit
@@ -145,83 +191,80 @@ def _layout(arguments: int) -> Struct:
 def _new_job() -> tuple[Any, int, int]:
     """With a place on the board, or in its own memory, where no helper sees it."""
     global _made
-    memory, address = _lines(_ARGUMENTS // _LINE + _LARGEST * 8 // _LINE + 1)
+    memory, address = _lines(_ARGUMENTS + _LARGEST * 8 + _LINE)
     with _starting:
+        place = _board[1] + _FIRST + _made * _LINE
         _made += 1
-        line = _made
-    if line <= _PLACES:
-        return memory, address, _board[1] + line * _LINE
-    return memory, address, address + _ARGUMENTS + _LARGEST * 8
+    if _made > _CALLERS:
+        place = address + _ARGUMENTS + _LARGEST * 8
+    return memory, address, place
 
 
-def _lines(number: int) -> tuple[Any, int]:
+def _lines(size: int) -> tuple[Any, int]:
     """Zeros that begin at a line, and their address."""
-    array = np.zeros((number + 1) * _LINE, np.uint8)
+    array = np.zeros(size + _LINE, np.uint8)
     skip = -threads.address(array) % _LINE
-    array = array[skip : skip + number * _LINE]
-    return array.data, threads.address(array)
+    return array[skip : skip + size].data, threads.address(array) + skip
 
 
-def _call(helpers: int) -> None:
-    """Have so many helpers watching; fewer if the system refuses to start threads."""
+def _start(helpers: int) -> None:
+    """Have so many helpers; fewer if the system refuses to start threads."""
     global _workers
-    for _ in range(helpers - (_workers - len(_sleeping))):
+    with _starting:
+        turns = _turns()
         try:
-            _sleeping.pop().release()
-        except IndexError:
-            break
-    if _workers < helpers:
-        with _starting:
-            try:
-                turns = _turns()
-                while _workers < helpers:
-                    threading.Thread(target=_help, args=(*_board, turns), daemon=True).start()
-                    _workers += 1
-            except RuntimeError:  # the interpreter is closing
-                pass
+            while _workers < helpers:
+                threading.Thread(target=_serve, args=(*_board, turns), daemon=True).start()
+                _workers += 1
+        except RuntimeError:  # the interpreter is closing
+            pass
 
 
-def _help(board: Any, address: int, turns: int) -> None:
-    """What a helper does all its life; ``board`` is held so that it stays."""
-    bed = threading.Lock()
-    bed.acquire()
-    while True:
-        _watch(address, turns)
-        _sleeping.append(bed)
-        _watch(address, 1)  # a caller may have looked for sleepers just before
-        bed.acquire()
+def _serve(board: Any, address: int, turns: int) -> None:
+    """A thread; ``board`` is held so that it stays."""
+    _help(address, turns)
 
 
 @cache
 def _turns() -> int:
     """How often a helper looks at the board before it sleeps."""
-    _, nowhere = _lines(_PLACES + 1)
-    _watch(nowhere, 1)  # compiles, which no daemon thread may do while the interpreter exits
+    board, nowhere = _new_board()
+    _watch(nowhere, 1)
     start = time.perf_counter()
     _watch(nowhere, _TURNS)
-    return int(_WATCH / (time.perf_counter() - start) * _TURNS) + 1
+    turns = int(_WATCH / (time.perf_counter() - start) * _TURNS) + 1
+    board.cast("q")[_CLOSED // 8] = 1
+    _help(nowhere, 1)  # compiles, which no daemon thread may do while the interpreter exits
+    return turns
 
 
-@cache
-def _give_way() -> int:
-    """The address of what lets other threads have this core; 0 where there is none."""
-    return address_of_symbol("sched_yield") or 0
+def _new_board() -> tuple[Any, int]:
+    memory, address = _lines(_LAST + _LINE)
+    system, words = CDLL(None), memory.cast("q")
+    for i, name in enumerate(_SYSTEM):
+        words[_LOCK // 8 + i] = cast(getattr(system, name), c_void_p).value
+    system.pthread_mutex_init(c_void_p(address + _MUTEX), None)
+    system.pthread_cond_init(c_void_p(address + _CONDITION), None)
+    return memory, address
 
 
 def _close() -> None:
     """At exit: nobody may be in compiled code when it is unloaded."""
+    if not _workers:
+        return
     words = _board[0].cast("q")
     words[_CLOSED // 8] = 1
+    _wake(_board[1], _workers)
     end = time.perf_counter() + 1
-    while words[_WATCHING // 8] and time.perf_counter() < end:
+    while words[_HELPING // 8] and time.perf_counter() < end:
         time.sleep(0)
 
 
 def _reset() -> None:
     """Begin with no helpers: at import, and in a forked child, which inherits none."""
-    global _board, _jobs, _made, _sleeping, _workers, _starting
-    _board, _jobs, _made = _lines(_PLACES + 1), [], 0
-    _sleeping, _workers, _starting = deque(), 0, threading.Lock()
+    global _board, _jobs, _made, _workers, _starting
+    _board, _jobs, _made = _new_board(), [], 0
+    _workers, _starting = 0, threading.Lock()
 
 
 _reset()
