@@ -115,9 +115,9 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
 
 def contiguous(array: Any, dtype: Any) -> Any:
     """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one."""
-    if type(array) is np.ndarray and array.dtype == dtype and array.dtype.isnative:
-        flags = array.flags
-        if flags.c_contiguous and flags.aligned:
+    if type(array) is np.ndarray:
+        array = array.astype(dtype, order="C", copy=False)
+        if array.flags.aligned:
             return array
     if is_cupy(array):
         return namespace(array).ascontiguousarray(array, dtype)

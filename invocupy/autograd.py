@@ -165,11 +165,9 @@ class Tensor:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
         # With each gradient, whether it has memory of its own, which a leaf may keep.
         pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
-        newest_first = [-self._serial]
+        newest_first = [-self._serial] if self._parents else []
         while newest_first:
             tensor, grad, own = pending.pop(-heappop(newest_first))
-            if not tensor._parents:
-                tensor._accumulate(grad, own)
             for parent, partial in tensor._parents:
                 share = partial(grad)
                 serial = parent._serial
@@ -182,7 +180,11 @@ class Tensor:
                     # By the rules of ops: a new array, or grad itself, or a view.
                     own = share is not grad and share.base is None
                     pending[serial] = parent, share, own
-                    heappush(newest_first, -serial)
+                    if parent._parents:
+                        heappush(newest_first, -serial)
+        while pending:  # the leaves, which need no order
+            _, (tensor, grad, own) = pending.popitem()
+            tensor._accumulate(grad, own)
 
     def _accumulate(self, grad: Any, own: bool) -> None:
         """Keep the gradient of a leaf, in memory that no other tensor's gradient shares."""
@@ -321,17 +323,12 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
     partials of those operands that require a gradient.
     """
-    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-    plain = [_plain(operand) for operand in operands]
-    for place, operand in enumerate(plain):
-        # NumPy would take some of them in some operators, and Python would join two by "+".
-        if isinstance(operand, (list, tuple)):
-            raise TypeError(
-                f"{list(inspect.signature(op).parameters)[place]} must be a NumPy or CuPy array, "
-                f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
-            )
+    plain = [
+        operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
+        for place, operand in enumerate(operands)
+    ]
     value, partials = op(*plain, **options)
-    if not tensors:
+    if not any(isinstance(operand, Tensor) for operand in operands):
         return value
     result = Tensor(value)
     if is_recording():
@@ -344,9 +341,13 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     return result
 
 
-def _plain(operand: Any) -> Any:
-    if isinstance(operand, Tensor):
-        return operand.data
+def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
+    # NumPy would take some of them in some operators, and Python would join two by "+".
+    if isinstance(operand, (list, tuple)):
+        raise TypeError(
+            f"{list(inspect.signature(op).parameters)[place]} must be a NumPy or CuPy array, "
+            f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
+        )
     # NumPy's own scalars would promote float32 to float64; Python's do not.
     return operand.item() if isinstance(operand, np.generic) else operand
 

@@ -78,19 +78,24 @@ class SimpleBlock(nn.Module):
             # More than one value a channel; of several ranks all go the same way, even with none.
             and (array.size > array.shape[1] or (self.training and comm is not None))
             and all(norm.comm is comm for norm in self._norms())
-            and all(p.dtype == array.dtype for p in self.parameters())
+            and all(p.data.dtype == array.dtype for p in self._weights())
         )
 
     def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
         return self.expand_norm, self.involution.norm, self.project_norm
 
-    def _as_one(self, x: Any) -> Any:
-        """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
-        middle, norms = self.involution, self._norms()
+    def _weights(self) -> list[Any]:
+        """All parameters, in the order of the operator's arguments."""
+        middle = self.involution
         layers = (
             self.expand, self.expand_norm, middle.reduce, middle.norm, middle.span,
             self.project, self.project_norm,
         )  # fmt: skip
+        return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
+
+    def _as_one(self, x: Any) -> Any:
+        """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
+        middle, norms = self.involution, self._norms()
 
         def observe(moments: tuple[Any, ...], count: Any) -> None:
             for norm, (mean, var) in zip(norms, moments, strict=True):
@@ -99,7 +104,7 @@ class SimpleBlock(nn.Module):
         return apply(
             involution_block,
             x,
-            *(parameter for layer in layers for parameter in (layer.weight, layer.bias)),
+            *self._weights(),
             kernel_size=middle.kernel_size,
             dilation=middle.dilation,
             eps=tuple(norm.eps for norm in norms),
