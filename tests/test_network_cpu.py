@@ -23,6 +23,7 @@ from invocupy.backends.batch_norm import cpu as norm
 from invocupy.backends.batch_norm import reference as norm_reference
 from invocupy.backends.pointwise import cpu as pointwise
 from invocupy.backends.pointwise import reference as pointwise_reference
+from invocupy.backends.products import ROWS, packed
 from invocupy.ops.memo import once
 from invocupy.testing import LAYOUTS, check_partials, lay_out
 
@@ -227,6 +228,28 @@ def test_relu_keeps_nan_and_stops_infinities() -> None:
     )  # fmt: skip
     # where ReLU was at or below zero (or NaN) the gradient is 0, not inf * 0
     np.testing.assert_array_equal(h.ravel(), [0, 0, np.inf, 0, 0, np.inf])
+
+
+@given(
+    DTYPES, st.integers(1, 9), st.integers(1, 9), st.integers(1, 3),
+    st.booleans(), st.booleans(), SEEDS,
+)  # fmt: skip
+def test_packed_weights_come_in_blocks_of_rows(
+    dtype: str, rows: int, each: int, groups: int, turned: bool, with_bias: bool, seed: int
+) -> None:
+    weight, bias = draw(seed, dtype, (rows, groups * each), (rows,))
+    with_bias = with_bias and groups == 1 and not turned
+    order = packed(weight, bias if with_bias else None, groups, turned)
+    for g, blocks in enumerate(order.reshape(groups, *order.shape[-3:])):
+        part = weight[:, g * each : (g + 1) * each]
+        matrix = part.T if turned else part
+        if with_bias:
+            matrix = np.column_stack([matrix, bias])
+        whole = blocks.swapaxes(1, 2).reshape(-1, matrix.shape[1])
+        assert len(whole) == -(-len(matrix) // ROWS) * ROWS
+        np.testing.assert_array_equal(whole[: len(matrix)], matrix)
+        for more in whole[len(matrix) :]:
+            np.testing.assert_array_equal(more, matrix[-1])
 
 
 def test_threads_do_not_change_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core.types import int64, void
 from numba.extending import intrinsic
 
 from invocupy.backends.jit import jit, pointer
+from invocupy.backends.memory import empty
 from invocupy.backends.simd import VECTOR_BYTES, WIDE, Loop, Vectors
+from invocupy.backends.threads import address
 
 BYTES = VECTOR_BYTES
 VECTORS = 4 if WIDE else 2  # of pixels in a tile, so that 4 rows of it leave registers free
@@ -147,15 +148,49 @@ def add_lanes(bits: int) -> Any:
     return add_lanes
 
 
-def packed(weight: Any, bias: Any) -> Any:
-    """Weights in the order of their use: (..., R, C) to (..., blocks of ROWS rows, C (+ 1), ROWS).
+def packed(weight: Any, bias: Any = None, groups: int = 1, turned: bool = False) -> Any:
+    """Weights (R, C) in the order of their use: (blocks of ROWS rows, C (+ 1), ROWS).
 
-    A last block is filled up with its last row.
+    A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
+    itself, with one more axis in front. ``turned`` packs what it takes transposed. A last block is
+    filled up with its last row.
     """
-    full = weight if bias is None else np.concatenate([weight, bias[..., None]], axis=-1)
-    *several, height, width = full.shape
-    missing = -height % ROWS
-    if missing:
-        full = np.concatenate([full, *[full[..., -1:, :]] * missing], axis=-2)
-    blocks = full.reshape(*several, (height + missing) // ROWS, ROWS, width)
-    return np.ascontiguousarray(blocks.swapaxes(-1, -2))
+    rows, columns = weight.shape
+    each = columns // groups
+    sizes, steps = (rows, each), (columns, 1)
+    if turned:
+        sizes, steps = sizes[::-1], steps[::-1]
+    shape = -(-sizes[0] // ROWS), sizes[1] + (bias is not None), ROWS
+    order = empty(shape if groups == 1 else (groups, *shape), weight.dtype, weight)
+    _pack(8 * weight.itemsize)(
+        groups, each, *sizes, *steps, address(weight), 0 if bias is None else address(bias),
+        address(order),
+    )  # fmt: skip
+    return order
+
+
+@cache
+def _pack(bits: int) -> Any:
+    @jit
+    def pack(groups, step, height, width, row, column, weight, bias, order):
+        target, seen, last = pointer(order, bits), pointer(weight, bits), pointer(bias, bits)
+        at = 0
+        for g in range(groups):
+            for first in range(0, height, ROWS):
+                start, rows = g * step + first * row, min(ROWS, height - first)
+                if rows == ROWS and column == 1:  # then the compiler makes vectors of it
+                    for t in range(width):
+                        for r in range(ROWS):
+                            target[at + t * ROWS + r] = seen[start + r * row + t]
+                else:
+                    for t in range(width):
+                        for r in range(ROWS):
+                            place = start + min(r, rows - 1) * row + t * column
+                            target[at + t * ROWS + r] = seen[place]
+                at += width * ROWS
+                if bias != 0:
+                    for r in range(ROWS):
+                        target[at + r] = last[first + min(r, rows - 1)]
+                    at += ROWS
+
+    return pack

@@ -106,7 +106,7 @@ def backward(
     launch(
         _backward(8 * x.itemsize), parts, 3 * job.work, job.backward,
         job.tables, grad, x, z, scale, shift, packed(weight, bias),
-        packed(weight.T, None), grad_x, grad_z, sums,
+        packed(weight, turned=True), grad_x, grad_z, sums,
     )  # fmt: skip
     total = sums.sum(axis=0)
     grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]

@@ -9,7 +9,7 @@ every product is one of weights with rows, or of rows with rows summed over pixe
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,13 +66,12 @@ def forward(
 ) -> None:  # fmt: skip
     """One tile after another."""
     first, offset, dense, grouped = _whole(first, offset, dense, grouped, groups)
-    z = _sizes(x, first, dense, grouped, groups)
+    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
     rows = z.input_rows + z.hidden_rows + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
         rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
-        packed(grouped.reshape(z.each, groups, -1).swapaxes(0, 1), None),
-        out, out_grouped,
+        packed(grouped, groups=groups), out, out_grouped,
     )  # fmt: skip
 
 
@@ -84,7 +83,7 @@ def backward(
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
     hidden = len(first)
     first, offset, dense, grouped = _whole(first, offset, dense, grouped, groups)
-    z = _sizes(x, first, dense, grouped, groups)
+    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
     sums_dense = np.empty((parts, z.outputs, z.hidden + 1), np.float64)
@@ -95,13 +94,11 @@ def backward(
         z.output_rows * z.hidden_rows + groups * z.each_rows * z.group_rows
         + z.hidden * z.input_rows
     )  # fmt: skip
-    # (O, D) -> (G, D/G, O)
-    turned = grouped.reshape(z.each, groups, -1).transpose(1, 2, 0)
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
         vectors * BYTES + (rows * _TILES + z.back_rows) * _ROW,
-        z, grad, grad_grouped, x, packed(first, offset), packed(dense.T, None),
-        packed(turned, None), packed(first.T, None),
+        z, grad, grad_grouped, x, packed(first, offset), packed(dense, turned=True),
+        packed(grouped, groups=groups, turned=True), packed(first, turned=True),
         grad_x, sums_dense, sums_grouped, sums_first, units,
     )  # fmt: skip
     keep = _kept(hidden, z)
@@ -125,20 +122,23 @@ def _whole(
         array = np.moveaxis(array, axis, 0)
         split = array.reshape(groups, size, *array.shape[1:])
         wide = np.pad(split, [(0, 0), (0, more)] + [(0, 0)] * (array.ndim - 1))
-        return np.moveaxis(wide.reshape(groups * (size + more), *array.shape[1:]), 0, axis)
+        whole = wide.reshape(groups * (size + more), *array.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(whole, 0, axis))
 
     return fill(first, 0), fill(offset, 0), fill(dense, 1), fill(grouped, 1)
 
 
 def _kept(hidden: int, z: _Sizes) -> Any:
     """Which of the filled-up hidden channels are real."""
+    if hidden == z.hidden:
+        return slice(hidden)
     return np.arange(z.hidden).reshape(z.groups, -1)[:, : hidden // z.groups].ravel()
 
 
-def _sizes(x: Any, first: Any, dense: Any, grouped: Any, groups: int) -> _Sizes:
-    batch, inputs, pixels = x.shape
-    hidden, outputs, each = len(first), len(dense), len(grouped)
-
+@lru_cache(maxsize=512)
+def _sizes(
+    batch: int, inputs: int, pixels: int, hidden: int, outputs: int, each: int, groups: int
+) -> _Sizes:
     def up(rows: int, step: int) -> int:
         return -(-rows // step) * step
 

@@ -36,9 +36,18 @@ PARTS = 32  # weight gradients are summed in so many parts, whatever the number 
 
 def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
     """``out[n] = weight @ x[n] + bias``."""
+    _multiply(packed(weight, bias), x, out)
+
+
+def grad_x(grad: Any, weight: Any, out: Any) -> None:
+    """``out[n] = weight.T @ grad[n]``."""
+    _multiply(packed(weight, turned=True), grad, out)
+
+
+def _multiply(order: Any, x: Any, out: Any) -> None:
     batch, channels, pixels = x.shape
+    rows = out.shape[1]
     tile = VECTORS * BYTES // x.itemsize
-    order, rows = packed(weight, bias), out.shape[1]
     chunk = min(max(_CACHE // (order.shape[1] * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
@@ -48,11 +57,6 @@ def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
         _forward(8 * x.itemsize), chunks * groups, x.size * rows // 16, bytes_,
         x, order, out, channels, order.shape[1], rows, pixels, chunk, groups,
     )  # fmt: skip
-
-
-def grad_x(grad: Any, weight: Any, out: Any) -> None:
-    """``out[n] = weight.T @ grad[n]``."""
-    forward(grad, weight.T, None, out)
 
 
 def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
