@@ -23,6 +23,7 @@ perceptron's results is kept for the gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, pair
-from invocupy.ops.basic import Partial, Result
+from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
 from invocupy.ops.ranks import Comm, add_up, merge
 
@@ -49,10 +50,10 @@ class _Norm(NamedTuple):
 
     @classmethod
     def of(cls, weight: Any, bias: Any, moments: Moments, eps: float, batch: bool) -> _Norm:
-        mean, var = (m.astype(np.float64) for m in moments)
-        inverse = (var + eps) ** -0.5
-        scale = weight.astype(np.float64) * inverse
-        return cls(mean, inverse, scale, bias.astype(np.float64) - mean * scale, batch)
+        mean, var = moments
+        inverse = (var.astype(np.float64, copy=False) + eps) ** -0.5
+        scale = weight * inverse
+        return cls(mean, inverse, scale, bias - mean * scale, batch)
 
     def back(self, total: Any, total_x: Any, count: Any) -> tuple[Any, Any, Any]:
         """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
@@ -156,16 +157,16 @@ def involution_block(
     value = block.forward(keep)
     if observe is not None:
         observe(block.moments, block.count)
-    gradients = once(block.backward)
+    operands, gradients = (x, *parameters), once(block.backward)
 
-    def partial(i: int, like: Any) -> Partial:
-        dtype = like.dtype.newbyteorder("=")
-        return lambda grad: gradients(grad)[i].reshape(like.shape).astype(dtype)
+    def gradient(i: int, grad: Any) -> Any:
+        held = gradients(grad)
+        if held[i] is None:  # given away already, to a caller who may write on it
+            held = block.backward(grad)
+        array, held[i] = held[i].reshape(operands[i].shape), None
+        return _native(array, operands[i])
 
-    operands = (x, *parameters)
-    return value.astype(x.dtype.newbyteorder("="), copy=False), tuple(
-        partial(i, operand) for i, operand in enumerate(operands)
-    )
+    return _native(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
 
 
 class _Block:
@@ -219,22 +220,21 @@ class _Block:
     def forward(self, keep: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
         w1, b1 = self.expand
-        c, batch = self.shape[1], self.given is None
+        batch = self.given is None
         if self.given is None:
             self.center, covariance, self.scatter = self.spread()
-            first = w1 @ self.center + b1, ((w1 @ covariance) * w1).sum(axis=1)
+            b1 = w1 @ self.center + b1
+            first = b1, ((w1 @ covariance) * w1).sum(axis=1)
         else:
-            self.center = self.xp.zeros(c)
             first = self.given[0]
         self.norm1 = _Norm.of(self.scale1, self.shift1, first, self.eps[0], batch)
-        weight = self.norm1.scale[:, None] * w1
-        offset = self.norm1.shift + self.norm1.scale * (b1 + w1 @ self.center)
+        weight, offset = self.norm1.scale[:, None] * w1, self.norm1.shift + self.norm1.scale * b1
         self.first = self.channel(weight, offset)
         reduced, shares = self.perceive(self.centered())
         self.held = (reduced, shares) if keep else None
         second = self.given[1] if self.given else self.measure(reduced)
         self.norm2 = _Norm.of(self.scale2, self.shift2, second, self.eps[1], batch)
-        self.projected = self.new(c)
+        self.projected = self.new(self.shape[1])
         self.backend("involution_sum").forward(
             shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
             self.project[1], self.g, self.projected,
@@ -246,12 +246,12 @@ class _Block:
         value += self.x
         return value
 
-    def backward(self, grad: Any) -> tuple[Any, ...]:
+    def backward(self, grad: Any) -> list[Any]:
         """The gradients of x and of all parameters, in the order of the arguments."""
         with on_device(self.x):
             return self.backward_here(contiguous(grad, self.work))
 
-    def backward_here(self, grad: Any) -> tuple[Any, ...]:
+    def backward_here(self, grad: Any) -> list[Any]:
         """Backwards through the steps of :meth:`forward`."""
         c = self.shape[1]
         passed = self.last() if self.relu else None
@@ -286,10 +286,10 @@ class _Block:
             grad_expand_bias, grad_project_bias = a * total, self.norm3.scale * last[1]
         grad_x += grad
         zeros = self.xp.zeros
-        return (
+        return [
             grad_x, grad_expand, zeros(len(w1)) + grad_expand_bias, total_x * norm.inverse, total,
             *grad_reduce, *middle, *grad_span, grad_project, zeros(c) + grad_project_bias, *last,
-        )  # fmt: skip
+        ]  # fmt: skip
 
     def spread(self) -> tuple[Any, Any, Any]:
         """Mean and covariance of the batch; this rank's sum of products of distances from it."""
@@ -381,6 +381,11 @@ class _Block:
 def flat(z: Any) -> Any:
     """(N, C, H, W) as (N, C, P)."""
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
+
+
+def _native(array: Any, like: Any) -> Any:
+    """``array`` in the dtype of ``like``, in the machine's byte order."""
+    return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 
 def _check(
