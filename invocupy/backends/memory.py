@@ -39,10 +39,11 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     if is_cupy(like):
         with on_device(like):
             return namespace(like).empty(shape, dtype)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST:
         return np.empty(shape, dtype)
-    return np.asarray(_Block(size, shape, np.dtype(dtype)))
+    return np.asarray(_Block(size, shape, dtype))
 
 
 def _reserve() -> int:

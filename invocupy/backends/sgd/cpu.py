@@ -26,6 +26,7 @@ def update(
             velocity = move.copy() if velocity is None else momentum * velocity + move
             move = move + momentum * velocity if nesterov else velocity
         # NumPy makes scalars of arrays without axes.
-        new_params.append(np.asarray(p - lr * move))
+        step = np.asarray(lr * move)
+        new_params.append(np.subtract(p, step, out=step))
         new_velocities.append(None if velocity is None else np.asarray(velocity))
     return new_params, new_velocities
