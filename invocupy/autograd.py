@@ -188,12 +188,13 @@ class Tensor:
 
     def _accumulate(self, grad: Any, own: bool) -> None:
         """Keep the gradient of a leaf, in memory that no other tensor's gradient shares."""
-        xp = arrays.namespace(self.data)
-        if self.grad is None:
-            keep = own and type(grad) is type(self.data) and grad.dtype == self.dtype
-            self.grad = grad if keep else xp.array(grad, dtype=self.dtype)
+        data = self.data
+        if self.grad is not None:
+            self.grad = arrays.namespace(data).asarray(self.grad + grad)
+        elif own and type(grad) is type(data) and grad.dtype == data.dtype:
+            self.grad = grad
         else:
-            self.grad = xp.asarray(self.grad + grad)
+            self.grad = arrays.namespace(data).array(grad, dtype=data.dtype)
 
     def detach(self) -> Tensor:
         """The same array (not a copy), cut off from what made it."""

@@ -59,8 +59,9 @@ class _Norm(NamedTuple):
         """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
         if not self.batch:
             return self.scale, 0 * total, 0 * total
-        b = -self.scale * self.inverse**2 * total_x / count
-        return self.scale, b, -self.scale * total / count - b * self.mean
+        turned = -self.scale
+        b = turned * self.inverse**2 * total_x / count
+        return self.scale, b, turned * total / count - b * self.mean
 
 
 def involution_block(
@@ -213,9 +214,9 @@ class _Block:
     def backend(self, op: str) -> Any:
         return backends.of(op, self.x) if self.here else backends.NOTHING
 
-    def channel(self, *arrays: Any) -> tuple[Any, ...]:
+    def channel(self, *arrays: Any) -> list[Any]:
         """Per-channel arrays in the dtype that the backends take them."""
-        return tuple(contiguous(array, self.work) for array in arrays)
+        return [contiguous(array, self.work) for array in arrays]
 
     def forward(self, keep: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
@@ -362,11 +363,10 @@ class _Block:
 
     def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
         """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
-        total, total_x = self.xp.zeros((2, z.shape[1]), self.exact)
-        backend = self.backend("batch_norm")
-        backend.grad_sums(grad, z, out, *self.channel(norm.mean), total, total_x)
-        total, total_x = total.astype(np.float64), total_x.astype(np.float64)
-        result = self.new(z.shape[1])
+        backend, result = self.backend("batch_norm"), self.new(z.shape[1])
+        sums = self.xp.zeros((2, z.shape[1]), self.exact)
+        backend.grad_sums(grad, z, out, *self.channel(norm.mean), *sums)
+        total, total_x = sums.astype(np.float64)
         a, b, c = self.channel(*self.coefficients(norm, total, total_x))
         backend.grad_x(grad, z, out, a, b, c, result, None)
         return result, total_x * norm.inverse, total
