@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from ctypes import c_char
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +45,8 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST:
         return np.empty(shape, dtype)
-    return np.asarray(_Block(size, shape, dtype))
+    step = 1 << (size.bit_length() - 4)  # sizes in steps of at most an eighth
+    return np.ndarray(shape, dtype, _block(-(-size // step) * step + _LINE))
 
 
 def _reserve() -> int:
@@ -56,27 +59,23 @@ def release() -> None:
     _idle.clear()
 
 
-class _Block:
-    """The owner of an array's memory, which it hands back when no array needs it any more."""
+def _block(size: int) -> Any:
+    """A buffer whose memory comes back when no array needs it any more."""
+    try:
+        memory = _idle[size].pop()
+    except IndexError:
+        if _reserve() > LARGEST_RESERVE:
+            release()
+        fresh = np.empty(size, np.uint8)
+        memory = fresh, -(-fresh.ctypes.data // _LINE) * _LINE
+    block = _kind(size).from_address(memory[1])
+    block.memory = memory
+    return block
 
-    __slots__ = ("__array_interface__", "memory", "size")
 
-    def __init__(self, size: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        step = 1 << (size.bit_length() - 4)  # sizes in steps of at most an eighth
-        self.size = -(-size // step) * step + _LINE
-        try:
-            self.memory = _idle[self.size].pop()
-        except IndexError:
-            if _reserve() > LARGEST_RESERVE:
-                release()
-            memory = np.empty(self.size, np.uint8)
-            self.memory = memory, -(-memory.ctypes.data // _LINE) * _LINE
-        self.__array_interface__ = {
-            "data": (self.memory[1], False),
-            "shape": tuple(shape),
-            "typestr": dtype.str,
-            "version": 3,
-        }
+@cache
+def _kind(size: int) -> Any:
+    def give_back(block: Any) -> None:
+        _idle[size].append(block.memory)
 
-    def __del__(self) -> None:
-        _idle[self.size].append(self.memory)
+    return type("Block", (c_char * (size - _LINE),), {"__del__": give_back})
