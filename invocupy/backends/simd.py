@@ -67,11 +67,13 @@ class Vectors:
     def spread(self, address: Any) -> Any:
         """One element from memory in every lane."""
         scalar = self.builder.load(self.pointer(address), align=self.size, typ=self.element)
-        return self.builder.shuffle_vector(
-            self.builder.insert_element(self.zero, scalar, ir.Constant(ir.IntType(32), 0)),
-            self.zero,
-            ir.Constant(ir.VectorType(ir.IntType(32), self.V), [0] * self.V),
-        )
+        one = self.builder.insert_element(self.zero, scalar, ir.Constant(ir.IntType(32), 0))
+        return self.shuffle(one, self.zero, [0] * self.V)
+
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """The vector of these lanes of ``a`` followed by ``b``."""
+        kind = ir.VectorType(ir.IntType(32), len(lanes))
+        return self.builder.shuffle_vector(a, b, ir.Constant(kind, lanes))
 
     def lanes(self, low: Any, high: Any) -> Any:
         """The mask of the lanes l with low <= l < high; without ``low``, from the first on."""

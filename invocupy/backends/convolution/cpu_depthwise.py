@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.convolution.cpu_blocks import correlate_taps, spread_taps
+from invocupy.backends.involution.cpu_blocks import interleave_block
 from invocupy.backends.involution.cpu_pack import aligning, pack, unpack
-from invocupy.backends.involution.cpu_plan import SEEN, STEP_FIELDS, Plan, Sizes, plan, sizes
+from invocupy.backends.involution.cpu_plan import SEEN, STEP_FIELDS, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.pointwise.cpu import PARTS
@@ -29,6 +30,7 @@ _GRAD_ROWS = 4  # of the gradient
 _BUDGET = 192 << 10  # bytes of packed planes in a task: a part of a core's second-level cache
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
 _SEEN = 8 * SEEN
+_ROWS_OF, _OUT = Phase._fields.index("rows"), Phase._fields.index("out")
 
 
 class _Job(NamedTuple):
@@ -89,6 +91,7 @@ def _gather(source: Any, weight: Any, bias: Any, g: Geometry, backward: bool, ou
         _gathering(bits), job.blocks * g.batch, job.work, job.scratch, job.tables, source,
         weight.reshape(len(weight), -1).take(p.taps, axis=1), bias, out,
         spread_taps(p.run, p.rows, p.lanes, bits),
+        interleave_block(p.interleaved, p.rows, p.lanes, bits),
     )  # fmt: skip
 
 
@@ -98,11 +101,13 @@ def _gather_job(g: Geometry, size: int, backward: bool) -> _Job:
     z = sizes(g, p, size)
     if backward:
         z = z._replace(
-            height=g.out_h, width=g.out_w, out_plane=g.height * g.width,
-            out_row_step=g.stride_h * g.width, out_step=g.stride_w,
+            height=g.out_h, width=g.out_w, out_plane=g.height * g.width, out_width=g.width,
+            out_row_step=g.stride_h * g.width, out_step=g.stride_w, interleaved=p.interleaved,
+            direct=int(p.direct),
         )  # fmt: skip
-    blocks = g.groups * len(p.phases) * p.bands * p.strips
-    return _job(g, p, z, (p.phases, p.steps), blocks, p.rows * VECTOR_BYTES)
+    blocks = g.groups * p.bands * p.strips
+    patch = p.interleaved * p.rows * VECTOR_BYTES
+    return _job(g, p, z, (p.phases, p.steps), blocks, patch)
 
 
 @lru_cache(maxsize=512)
@@ -125,10 +130,10 @@ def _gathering(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel(tasks, scratch, counter, tables, source, weight, bias, out, code):
+    def kernel(tasks, scratch, counter, tables, source, weight, bias, out, code, interleave):
         numbers, phases, steps = tables
         z = unpack(numbers)
-        V, M, R = z.lanes, z.run, z.rows
+        V, M, R, S = z.lanes, z.run, z.rows, z.interleaved
         patch = scratch + z.packed_size
         taps, line = steps.shape[0] * M * size, z.row_step * z.pitch
         while True:
@@ -136,9 +141,8 @@ def _gathering(bits: int) -> Any:
             if task >= tasks:
                 return
             task, strip = divmod(task, z.strips)
-            task, band = divmod(task, z.bands)
-            image, phase = divmod(task, phases.shape[0])
-            first, count, rows, columns, top, left, start, _, _, _, _ = phases[phase]
+            image, band = divmod(task, z.bands)
+            _, _, rows, columns, top, left, _, _, _, _, _ = phases[0]
             a0, a1 = rows * band // z.bands, rows * (band + 1) // z.bands
             b0, b1 = columns * strip // z.strips, columns * (strip + 1) // z.strips
             top, left = top + a0 * z.row_step, left + b0 * z.column_step
@@ -147,31 +151,43 @@ def _gathering(bits: int) -> Any:
                 source + image * z.channels * z.height * z.width * size, z.channels, top, left,
                 (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size,
             )  # fmt: skip
-            table = steps.ctypes.data + first * _STEP + _SEEN
             lanes = min(V, b1 - b0)
             for c in range(z.channels):
                 channel = image % z.groups * z.channels + c
-                given, offset = weight + channel * taps + first * M * size, bias + channel * size
-                target = out + ((image * z.channels + c) * z.out_plane + start) * size
-                for a in range(a0, a1, R):
-                    row = min(a, a1 - R)
-                    for b in range(b0, b1, V):
-                        column = max(min(b, b1 - V), b0)
-                        seen = packed + c * z.plane + (row - a0) * line + (column - b0) * size
-                        to = target + (row * z.out_row_step + column * z.out_step) * size
-                        if z.out_step == 1:
-                            call(code, (
-                                seen, line, table, _STEP, count, given, offset, to,
-                                z.out_row_step * size, lanes,
-                            ))  # fmt: skip
-                            continue
-                        call(code, (
-                            seen, line, table, _STEP, count, given, offset, patch, V * size, V,
-                        ))  # fmt: skip
-                        values, result = pointer(patch, bits), pointer(to, bits)
-                        for r in range(R):
-                            for j in range(lanes):
-                                result[r * z.out_row_step + j * z.out_step] = values[r * V + j]
+                for phase in range(0, phases.shape[0], S):
+                    end = min(a1, phases[phase, _ROWS_OF])
+                    target = (image * z.channels + c) * z.out_plane + phases[phase, _OUT]
+                    for a in range(a0, end, R):
+                        row = min(a, end - R)
+                        for b in range(b0, b1, V):
+                            column = max(min(b, b1 - V), b0)
+                            seen = packed + c * z.plane + (row - a0) * line + (column - b0) * size
+                            place = target + row * z.out_row_step + column * z.out_step
+                            to = out + place * size
+                            for s in range(S):
+                                first, count = phases[phase + s, 0], phases[phase + s, 1]
+                                table = steps.ctypes.data + first * _STEP + _SEEN
+                                given = weight + channel * taps + first * M * size
+                                if z.direct:
+                                    call(code, (
+                                        seen, line, table, _STEP, count, given,
+                                        bias + channel * size, to, z.out_row_step * size, lanes,
+                                    ))  # fmt: skip
+                                elif count > 0:
+                                    call(code, (
+                                        seen, line, table, _STEP, count, given,
+                                        bias + channel * size, patch + s * R * V * size, V * size,
+                                        V,
+                                    ))  # fmt: skip
+                                else:  # no tap reaches this phase
+                                    values = pointer(patch + s * R * V * size, bits)
+                                    for j in range(R * V):
+                                        values[j] = 0
+                            if not z.direct:
+                                call(interleave, (
+                                    patch, 1, to, 0, z.out_row_step * size,
+                                    min(S * V, z.out_width - column * z.out_step),
+                                ))  # fmt: skip
 
     return kernel
 

@@ -20,6 +20,7 @@ from invocupy.backends.involution.cpu_blocks import (
     contract_block,
     copy_block,
     gather_block,
+    interleave_block,
     product_block,
     store_lanes,
 )
@@ -141,27 +142,28 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     vector = p.rows * p.lanes * size
     if backward:
         z = z._replace(
-            height=g.out_h, width=g.out_w, out_plane=g.height * g.width,
-            out_row_step=g.stride_h * g.width, out_step=g.stride_w,
-            tap_step=g.out_w * size - z.tap_step,
+            height=g.out_h, width=g.out_w, out_plane=g.height * g.width, out_width=g.width,
+            out_row_step=g.stride_h * g.width, out_step=g.stride_w, interleaved=p.interleaved,
+            direct=int(p.direct), tap_step=g.out_w * size - z.tap_step,
         )  # fmt: skip
     if features:
         z = z._replace(
             kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
-    z = z._replace(tile_size=p.most_taps * vector, patch_size=channels * vector)
+    z = z._replace(tile_size=p.most_taps * vector, patch_size=z.channels * p.interleaved * vector)
     z = z._replace(at_once=channels, together=_together(p), shifted=int(backward))
     code = [0] * cpu_gather.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
     code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, V, bits)
+    code[cpu_gather.INTERLEAVE] = interleave_block(p.interleaved, R, V, bits)
     code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
     if features:
         code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
         code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 0, V, bits)
     else:
         code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
-    tasks = g.batch * g.groups * len(p.phases) * p.bands * p.strips
+    tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_gather.gather(bits, bool(features))
     return _job(g, kernel, p, z, code, (p.phases, p.steps), tasks)
 

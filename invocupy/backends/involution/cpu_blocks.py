@@ -186,6 +186,36 @@ def copy_block(v: Vectors, args: Any, m_: int, r_: int, shifted_: int, masked_: 
             v.store(vector, v.add(out, (m * r_ + r) * v.bytes))
 
 
+@micro(6)
+def interleave_block(v: Vectors, args: Any, s_: int, r_: int) -> None:
+    """``out[c, r, S * j + s] = tile[c, s, r, j]`` for the first ``number`` elements of a row."""
+    builder = v.builder
+    tile, channels, out, out_plane, out_row, number = args[:6]
+    loop = Loop(builder, channels, [tile, out])
+    tile, out = loop.carried
+    rows = []
+    for r in range(r_):
+        phases = [v.load(v.add(tile, (s * r_ + r) * v.bytes)) for s in range(s_)]
+        place = v.add(out, v.times(out_row, r))
+        for k in range(s_):
+            lanes = range(k * v.V, (k + 1) * v.V)
+            vector = v.shuffle(phases[0], phases[0], [i // s_ for i in lanes])
+            for s in range(1, s_):
+                picks = [v.V + i // s_ if i % s_ == s else j for j, i in enumerate(lanes)]
+                vector = v.shuffle(vector, phases[s], picks)
+            rows.append((vector, v.add(place, k * v.bytes), k))
+    everything = builder.icmp_signed(">=", number, ir.Constant(_I64, s_ * v.V))
+    with builder.if_else(everything, likely=True) as (full, part):
+        with full:
+            for vector, place, _ in rows:
+                v.store(vector, place)
+        with part:
+            masks = [v.lanes(None, v.add(number, -k * v.V)) for k in range(s_)]
+            for vector, place, k in rows:
+                v.store_lanes(vector, place, masks[k])
+    loop.close([v.add(tile, s_ * r_ * v.bytes), v.add(out, out_plane)])
+
+
 @micro(3)
 def store_lanes(v: Vectors, args: Any) -> None:
     """Copy the first ``lanes`` elements of one packed vector."""
@@ -206,8 +236,7 @@ def take_even(v: Vectors, args: Any) -> None:
         )
         for h in range(2)
     ]
-    even = ir.Constant(ir.VectorType(ir.IntType(32), v.V), list(range(0, 2 * v.V, 2)))
-    v.store(v.builder.shuffle_vector(*halves, even), out)
+    v.store(v.shuffle(halves[0], halves[1], list(range(0, 2 * v.V, 2))), out)
     loop.close(
         [
             v.add(out, v.bytes),

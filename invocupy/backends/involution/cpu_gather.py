@@ -11,15 +11,24 @@ from functools import cache
 from typing import Any
 
 from invocupy.backends.involution.cpu_pack import aligning, feature_tile, pack, pack_inside, unpack
-from invocupy.backends.involution.cpu_plan import COLUMN, KERNEL, ROW, SEEN, STEP_FIELDS, TILE
+from invocupy.backends.involution.cpu_plan import (
+    COLUMN,
+    KERNEL,
+    ROW,
+    SEEN,
+    STEP_FIELDS,
+    TILE,
+    Phase,
+)
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.simd import call
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
 _SEEN, _TILE = 8 * SEEN, 8 * TILE
+_ROWS, _OUT = Phase._fields.index("rows"), Phase._fields.index("out")
 
 # places of the micro-kernels' addresses
-GATHER, COPY, COPY_EDGE, COPY_FEATURES, MAKE, CODES = range(6)
+GATHER, INTERLEAVE, COPY, COPY_EDGE, COPY_FEATURES, MAKE, CODES = range(7)
 
 
 @cache
@@ -32,7 +41,7 @@ def gather(bits: int, made: bool) -> Any:
     def gather(tasks, scratch, counter, tables, source, given, weight, out):
         numbers, code, phases, steps = tables
         z = unpack(numbers)
-        V, M, R, P = z.lanes, z.run, z.rows, z.at_once
+        V, M, R, P, S = z.lanes, z.run, z.rows, z.at_once, z.interleaved
         features = scratch + z.packed_size  # packed like the source or, unshifted, a tile
         tile = features + z.features_size
         patch = tile + z.tile_size
@@ -41,12 +50,8 @@ def gather(bits: int, made: bool) -> Any:
             if task >= tasks:
                 return
             task, strip = divmod(task, z.strips)
-            task, band = divmod(task, z.bands)
-            image, phase = divmod(task, phases.shape[0])
-            (
-                first, count, rows, columns, top, left, start, low_row, high_row, low_column,
-                high_column,
-            ) = phases[phase]  # fmt: skip
+            image, band = divmod(task, z.bands)
+            _, _, rows, columns, top, left, _, _, _, _, _ = phases[0]
             a0, a1 = rows * band // z.bands, rows * (band + 1) // z.bands
             b0, b1 = columns * strip // z.strips, columns * (strip + 1) // z.strips
             top, left = top + a0 * z.row_step, left + b0 * z.column_step
@@ -66,47 +71,60 @@ def gather(bits: int, made: bool) -> Any:
                     pack(kernel, z.features - 1, top, left, held, z, features + skew, size)
                     last = features + skew + (z.features - 1) * z.plane
                     pack_inside(top, left, held, z, last, size)
-                weights = weight + (group * steps.shape[0] + first) * M * z.features * size
-            for a in range(a0, a1, R):
-                row = min(a, a1 - R)
-                for b in range(b0, b1, V):
-                    column = max(min(b, b1 - V), b0)
-                    lanes = min(V, b1 - b0)
-                    inside = (
-                        row + low_row >= 0
-                        and row + R - 1 + high_row < z.kernel_rows
-                        and column + low_column >= 0
-                        and column + V - 1 + high_column < z.kernel_columns
-                    )
-                    seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
-                    fill(
-                        tile, kernel, weights, features + (skew if z.shifted else 0), seen, steps,
-                        first, count, row, column, lanes, inside, code, z,
-                    )  # fmt: skip
-                    place = start + row * z.out_row_step + column * z.out_step
-                    for p in range(0, z.channels, P):
-                        c = min(p, z.channels - P)
-                        to = out + ((image * z.channels + c) * z.out_plane + place) * size
-                        here = packed + c * z.plane + seen
-                        table = steps.ctypes.data + first * _STEP + _SEEN
-                        if z.out_step == 1:
-                            call(code[GATHER], (
-                                here, z.plane, z.row_step * z.pitch, table, _STEP, count, tile,
-                                M * R * V * size, to, z.out_plane * size, z.out_row_step * size,
-                                lanes,
+            lanes = min(V, b1 - b0)
+            for phase in range(0, phases.shape[0], S):
+                end, start = min(a1, phases[phase, _ROWS]), phases[phase, _OUT]
+                for a in range(a0, end, R):
+                    row = min(a, end - R)
+                    for b in range(b0, b1, V):
+                        column = max(min(b, b1 - V), b0)
+                        seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
+                        place = start + row * z.out_row_step + column * z.out_step
+                        to = out + (image * z.channels * z.out_plane + place) * size
+                        for s in range(S):
+                            (
+                                first, count, _, _, _, _, _, low_row, high_row, low_column,
+                                high_column,
+                            ) = phases[phase + s]  # fmt: skip
+                            inside = (
+                                row + low_row >= 0
+                                and row + R - 1 + high_row < z.kernel_rows
+                                and column + low_column >= 0
+                                and column + V - 1 + high_column < z.kernel_columns
+                            )
+                            if made:
+                                before = (group * steps.shape[0] + first) * M
+                                weights = weight + before * z.features * size
+                            fill(
+                                tile, kernel, weights, features + (skew if z.shifted else 0), seen,
+                                steps, first, count, row, column, lanes, inside, code, z,
+                            )  # fmt: skip
+                            table = steps.ctypes.data + first * _STEP + _SEEN
+                            for p in range(0, z.channels, P):
+                                c = min(p, z.channels - P)
+                                here = packed + c * z.plane + seen
+                                if z.direct:
+                                    call(code[GATHER], (
+                                        here, z.plane, z.row_step * z.pitch, table, _STEP, count,
+                                        tile, M * R * V * size, to + c * z.out_plane * size,
+                                        z.out_plane * size, z.out_row_step * size, lanes,
+                                    ))  # fmt: skip
+                                elif count > 0:
+                                    call(code[GATHER], (
+                                        here, z.plane, z.row_step * z.pitch, table, _STEP, count,
+                                        tile, M * R * V * size, patch + (c * S + s) * R * V * size,
+                                        S * R * V * size, V * size, V,
+                                    ))  # fmt: skip
+                            if count == 0:  # no tap reaches this phase
+                                values = pointer(patch + s * R * V * size, bits)
+                                for c in range(z.channels):
+                                    for j in range(R * V):
+                                        values[c * S * R * V + j] = 0
+                        if not z.direct:
+                            call(code[INTERLEAVE], (
+                                patch, z.channels, to, z.out_plane * size, z.out_row_step * size,
+                                min(S * V, z.out_width - column * z.out_step),
                             ))  # fmt: skip
-                            continue
-                        call(code[GATHER], (
-                            here, z.plane, z.row_step * z.pitch, table, _STEP, count, tile,
-                            M * R * V * size, patch, R * V * size, V * size, V,
-                        ))  # fmt: skip
-                        values, result = pointer(patch, bits), pointer(to, bits)
-                        for q in range(P):
-                            for r in range(R):
-                                for j in range(lanes):
-                                    result[
-                                        q * z.out_plane + r * z.out_row_step + j * z.out_step
-                                    ] = values[(q * R + r) * V + j]
 
     return gather
 

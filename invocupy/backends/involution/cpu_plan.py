@@ -2,8 +2,9 @@
 
 Forward and gradient of x are one problem, *gather*: the sum over taps of a kernel vector times a
 source vector. For the gradient of x the source is grad, each stride phase of x is a plane of
-its own with the taps that reach it, and kernel and source are both read at a tap-dependent shift.
-All that differs is in the tables made here, so the compiled kernels know no stride or dilation.
+its own with the taps that reach it, and kernel and source are both read at a tap-dependent shift;
+the phases of a row are interleaved when they are stored. All that differs is in the tables made
+here, so the compiled kernels know no stride or dilation.
 
 The source planes of a block are packed with a zero border, columns sorted by stride phase, so that
 what a vector of positions sees is always a vector. A *step* is one kernel column v with a run of M
@@ -27,20 +28,19 @@ _LINE = 64
 _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
 ZERO = np.zeros(1, np.int64)
-_NOWHERE = -(1 << 30)  # so far out that everything there is padding
 
 # columns of the step table
 SEEN, KERNEL, ROW, COLUMN, TILE, STEP_FIELDS = range(6)
 
 
 class Phase(NamedTuple):
-    """One row of the phase table: positions whose taps are the same."""
+    """One row of the phase table: positions whose taps are the same; the first has the most."""
 
     first_step: int
     steps: int
     rows: int
     columns: int
-    top: int  # source row and column seen first by the position (0, 0)
+    top: int  # source row and column seen first by the positions (0, 0) of all phases
     left: int
     out: int  # offset of position (0, 0) in the result plane, in elements
     low_row: int  # range of the shifts of the kernel position
@@ -74,8 +74,10 @@ class Plan:
         See :class:`Phase`.
     taps : array (steps * run,) of int64
         ``u * Kw + v`` of each tap in the order of the steps.
+    interleaved : int
+        How many phases, one after another in their table, share a row.
     bands, strips : int
-        Each phase is cut into bands * strips blocks.
+        Each image is cut into bands * strips blocks, of the same positions in all phases.
     row_step, column_step, column_phases, phase_width : int
         Source rows and columns from one position to the next; columns are packed by phase.
     halo_rows, halo_columns : int
@@ -91,6 +93,7 @@ class Plan:
     steps: np.ndarray
     phases: np.ndarray
     taps: np.ndarray
+    interleaved: int
     bands: int
     strips: int
     row_step: int
@@ -105,6 +108,11 @@ class Plan:
     def most_taps(self) -> int:
         """The largest number of taps in one phase."""
         return int(self.phases[:, 1].max()) * self.run
+
+    @property
+    def direct(self) -> bool:
+        """Whether each phase has rows of its own, and taps."""
+        return self.interleaved == 1 and bool(self.phases[:, 1].all())
 
     @property
     def common_steps(self) -> int:
@@ -124,6 +132,7 @@ class Sizes(NamedTuple):
     kernel_columns: int
     kernel_plane: int  # bytes of one group's kernel, or of one image's features
     out_plane: int  # elements
+    out_width: int
     out_row_step: int
     out_step: int
     tap_step: int  # bytes from a tap to the next of its run
@@ -149,6 +158,8 @@ class Sizes(NamedTuple):
     lanes: int  # V, M and R of the micro-kernels
     run: int
     rows: int
+    interleaved: int = 1
+    direct: int = 1  # whether results can be stored as they are
     at_once: int = 0  # channels, or features, of one micro-kernel
     together: int = 0  # steps of one
     shifted: int = 0  # whether taps of the kernel look at shifted positions
@@ -200,7 +211,7 @@ def plan(
 
     strips = max(1, narrowest // _WIDEST_STRIP)
     width = max(-(-widest // strips), lanes)
-    reach = max(seen for a in across for _, _, seen in a.taps)
+    reach = max((seen for a in across for _, _, seen in a.taps), default=0)
     column_phases = min(column_step, reach + 1)
     phase_width = width + reach // column_step
     if column_step == 1:
@@ -211,9 +222,10 @@ def plan(
     else:
         pitch = _lines(column_phases * phase_width * size)
 
-    halo_rows = max(seen for a in down for _, _, seen in a.taps)
+    halo_rows = max((seen for a in down for _, _, seen in a.taps), default=0)
     height = (budget // (pitch * g.channels_per_group) - halo_rows) // row_step
-    height = max(rows, min(height, rows * max(1, tiles * lanes * strips // widest)))
+    height = min(height, rows * max(1, tiles * lanes * strips // widest))
+    height = max(rows + most - fewest, height)  # a whole tile in a block of any phase
     bands = max(1, fewest // height)
     tallest = -(-most // bands) + rows - 1  # a last tile may hang over
     # behind the last row there is no next one whose zeros end it
@@ -246,12 +258,13 @@ def plan(
             phases.append(Phase(
                 start, len(steps) - start, y.number, x.number, y.source, x.source,
                 y.first * result_width + x.first,
-                min(shifts_y), max(shifts_y), min(shifts_x), max(shifts_x),
+                min(shifts_y, default=0), max(shifts_y, default=0), min(shifts_x, default=0),
+                max(shifts_x, default=0),
             ))  # fmt: skip
     return Plan(
-        lanes, run, rows, np.array(steps, np.int64), np.array(phases, np.int64),
-        np.array(taps, np.int64), bands, strips, row_step, column_step, column_phases,
-        phase_width, halo_rows, pitch, plane,
+        lanes, run, rows, np.array(steps, np.int64).reshape(-1, STEP_FIELDS),
+        np.array(phases, np.int64), np.array(taps, np.int64), len(across), bands, strips, row_step,
+        column_step, column_phases, phase_width, halo_rows, pitch, plane,
     )  # fmt: skip
 
 
@@ -261,11 +274,11 @@ def sizes(g: Geometry, p: Plan, size: int) -> Sizes:
     return Sizes(
         images=g.batch, groups=g.groups, channels=g.channels_per_group, height=g.height,
         width=g.width, kernel_rows=g.out_h, kernel_columns=g.out_w,
-        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_row_step=g.out_w,
-        out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands, strips=p.strips,
-        row_step=p.row_step, column_step=p.column_step, column_phases=p.column_phases,
-        phase_width=p.phase_width, halo_rows=p.halo_rows, pitch=p.pitch, plane=p.plane,
-        pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
+        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_width=g.out_w,
+        out_row_step=g.out_w, out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands,
+        strips=p.strips, row_step=p.row_step, column_step=p.column_step,
+        column_phases=p.column_phases, phase_width=p.phase_width, halo_rows=p.halo_rows,
+        pitch=p.pitch, plane=p.plane, pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
         patch_size=0, zero=threads.address(ZERO),
         take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
@@ -278,15 +291,15 @@ def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> li
     Position p + a * stride is seen through tap u by the result at a + shift, where
     (p + pad - u * dilation) = shift * stride.
     """
-    axes = []
+    shifts = []
     for first in range(min(stride, size)):
         ways = [(u, first + pad - u * dilation) for u in reversed(range(kernel))]
-        shifts = [(u, way // stride) for u, way in ways if way % stride == 0]
-        low = shifts[0][1] if shifts else _NOWHERE
-        # a phase that no tap reaches gets taps that find only padding
-        taps = [(u, s, s - low) for u, s in shifts] or [(0, low, k) for k in range(kernel)]
-        axes.append(_Axis(first, len(range(first, size, stride)), low, taps))
-    return axes
+        shifts.append([(u, way // stride) for u, way in ways if way % stride == 0])
+    low = min((shift for phase in shifts for _, shift in phase), default=0)
+    return [
+        _Axis(first, len(range(first, size, stride)), low, [(u, s, s - low) for u, s in phase])
+        for first, phase in enumerate(shifts)
+    ]
 
 
 def _lines(size: int) -> int:
