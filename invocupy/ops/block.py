@@ -23,7 +23,7 @@ perceptron's results is kept for the gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ from invocupy.ops.memo import once
 from invocupy.ops.ranks import Comm, add_up, merge
 
 Moments = tuple[Any, Any]
+Shape = tuple[int, ...]
 
 
 class _Norm(NamedTuple):
@@ -189,7 +190,7 @@ class _Block:
             self.scale3, self.shift3,
         ) = parameters  # fmt: skip
         self.groups = len(w3) // (size[0] * size[1])
-        _check(x.shape, w1, w2, w3, w4, self.groups, size)
+        _check(x.shape, w1.shape, w2.shape, w3.shape, w4.shape, self.groups, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
         with on_device(x):
@@ -388,11 +389,12 @@ def _native(array: Any, like: Any) -> Any:
     return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 
+@lru_cache(maxsize=512)
 def _check(
-    shape: tuple[int, ...], expand: Any, reduce: Any, span: Any, project: Any, groups: int,
+    shape: Shape, expand: Shape, reduce: Shape, span: Shape, project: Shape, groups: int,
     size: tuple[int, int],
 ) -> None:  # fmt: skip
-    hidden, width = len(expand), len(reduce)
+    hidden, width = expand[0], reduce[0]
     wanted = {
         "expand_weight": (expand, (hidden, shape[1], 1, 1)),
         "reduce_weight": (reduce, (width, hidden, 1, 1)),
@@ -400,8 +402,8 @@ def _check(
         "project_weight": (project, (shape[1], hidden, 1, 1)),
     }
     for name, (weight, expected) in wanted.items():
-        if weight.shape != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {weight.shape}")
+        if weight != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {weight}")
     if groups < 1 or hidden % groups:
         raise ValueError(
             f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
