@@ -137,7 +137,7 @@ class Tensor:
 
         Parameters
         ----------
-        grad : array, optional
+        grad : array, Tensor or number(s), optional
             The gradient to start from, of the shape of this tensor; 1 for a single element.
 
         Raises
@@ -159,8 +159,7 @@ class Tensor:
                     f"grad is needed for a tensor of shape {self.shape}: give an array"
                 )
             grad = xp.ones_like(self.data)
-        elif isinstance(grad, Tensor):
-            grad = grad.data
+        grad = Tensor(grad).data  # a matrix would multiply as one
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
         # With each gradient, whether it has memory of its own, which a leaf may keep.

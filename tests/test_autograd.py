@@ -413,6 +413,27 @@ def test_errors() -> None:
         ops.cross_entropy(np.ones((1, 2)), np.array([0]))[1][1](np.ones(()))
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_grad_given_as_a_matrix_or_list_is_an_array() -> None:
+    x = leaf([[2.0, 3.0], [4.0, 5.0]])
+    numbers = [[1.0, 2.0], [3.0, 4.0]]
+    for grad in (np.matrix(numbers), numbers):
+        x.grad = None
+        (x * x).backward(grad)
+        np.testing.assert_array_equal(x.grad, 2 * x.data * numbers)
+    leaf(2.0).backward(3.0)
+    with pytest.raises(TypeError, match="masked array"):
+        x.backward(np.ma.masked_array(numbers))
+
+
+def test_reductions_take_axes_as_numpy_numbers() -> None:
+    x = leaf([[2.0, 3.0], [4.0, 5.0]])
+    for reduced in (x.sum(np.int64(1)), 2 * x.mean(np.int64(0)), 2 * x.max(np.int64(-1))):
+        x.grad = None
+        reduced.sum().backward()
+        assert x.grad.sum() == 4
+
+
 def test_grad_given_as_a_tensor_or_single_element() -> None:
     x = leaf([[2.0]])
     (x * 3).backward()

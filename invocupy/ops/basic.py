@@ -160,7 +160,7 @@ def _spread(reduced: Any, x: Any, axis: Axis, keepdims: bool) -> Any:
     """Put the reduced axes back and broadcast to the shape of ``x`` (read-only view)."""
     xp = namespace(x)
     if not keepdims:
-        axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         kept = {a % x.ndim for a in axes} if x.ndim else set()
         shape = tuple(1 if a in kept else size for a, size in enumerate(x.shape))
         reduced = reduced.reshape(shape)
