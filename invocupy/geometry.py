@@ -28,6 +28,8 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
         numbers = ()
     if len(numbers) != 2 or min(numbers) < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}")
+    if max(numbers) >= 1 << 31:
+        raise ValueError(f"{name} must be below 2**31, got {value!r}")
     return numbers[0], numbers[1]
 
 

@@ -363,6 +363,15 @@ def test_avg_pool_is_its_plain_form(dtype: str, pool: Any, ceil_mode: bool, seed
         agree(run(pooling, arrays, dtype), exact, [bound * s for s in sizes])
 
 
+@pytest.mark.parametrize("stride", [7, 10**9])
+def test_a_stride_beyond_the_image_takes_no_memory(stride: int) -> None:
+    x = np.arange(30.0).reshape(1, 1, 5, 6)
+    for pool, best in ((ops.max_pool2d, 14), (ops.avg_pool2d, 7)):
+        value, (partial,) = pool(x, 3, stride)
+        assert value.tolist() == [[[[best]]]]
+        assert partial(value).sum() == pytest.approx(best)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 2, 3, 0), (2, 1, 0, 0)])
 def test_windows_of_an_empty_plane_see_padding_only(shape: tuple[int, ...]) -> None:
     x = Tensor(np.zeros(shape, np.float32), requires_grad=True)

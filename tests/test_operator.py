@@ -488,6 +488,8 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"kernel": ones(1, 2, 2, 3, 5, 5)}, ValueError, "odd kernel size, got 2x3: .* give the pad"),
     ({"dilation": 3, "padding": "valid"}, ValueError, "x of 5x5 is too small for kernel size 3x3"),
     ({"padding": "full"}, ValueError, "padding must be 'same', 'valid', .* got 'full'"),
+    ({"stride": 10**19}, ValueError, r"stride must be below 2\*\*31, got 10{19}"),
+    ({"padding": 2**62, "dilation": 2**62}, ValueError, r"dilation must be below 2\*\*31"),
     *(
         ({option: value}, ValueError, f"{option} must be an integer >= {least} or a pair of them")
         for option, least, values in [

@@ -44,7 +44,9 @@ def _launch(
     """A task for each plane; ``held`` rows of x are kept in scratch."""
     images, channels, height, width = x.shape
     size, (row_step, step), (top, left) = window
-    columns, each = out.shape[3], -(-width // step)  # columns of one remainder
+    columns = out.shape[3]
+    step = step if columns > 1 else 1  # from a single window to no next one, however far
+    each = -(-width // step)  # columns of one remainder
     # of each column of a window: from which to before which window it lies in x, and where the
     # first window has it in a row of x as it is, and sorted
     first = np.arange(size[1]) - left
