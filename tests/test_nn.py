@@ -135,6 +135,7 @@ def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
         (lambda: nn.Involution(32, 4), "kernel_size must be odd"),
         (lambda: nn.Involution(32, reduction_ratio=0), "reduction_ratio must be between"),
         (lambda: nn.Involution(32, fused="yes"), "fused must be True, False or 'auto'"),  # type: ignore[arg-type]
+        (lambda: nn.Involution(32)(np.ones((32, 4, 4))), r"x must be \(N, C, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
         (lambda: nn.BatchNorm2d(3).eval()(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 3))), r"got shape \(4, 3\)"),

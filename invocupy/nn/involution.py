@@ -102,28 +102,30 @@ class Involution(Module):
 
     def kernel(self, x: Any) -> Any:
         """The kernel that the layer makes from x: (N, G, Kh, Kw, Ho, Wo)."""
-        flat = self.span(self.features(x))
+        return self._span(self.features(x))
+
+    def _span(self, features: Any) -> Any:
+        flat = self.span(features)
         n, _, out_h, out_w = flat.shape
         return F.reshape(flat, (n, self.groups, *self.kernel_size, out_h, out_w))
 
     def forward(self, x: Any) -> Any:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
         options = {"stride": self.stride, "dilation": self.dilation}
-        if not self._fuse(x):
-            return F.involution(x, self.kernel(x), **options)
-        weight = F.reshape(self.span.weight, self.span.weight.shape[:2])
         features = self.features(x)
+        if not self._fuse(features):
+            return F.involution(x, self._span(features), **options)
+        weight = F.reshape(self.span.weight, self.span.weight.shape[:2])
         size = self.kernel_size
         return F.fused_involution(x, features, weight, self.span.bias, kernel_size=size, **options)
 
-    def _fuse(self, x: Any) -> bool:
+    def _fuse(self, features: Any) -> bool:
         if self.fused != "auto":
             return bool(self.fused)
         taps = self.kernel_size[0] * self.kernel_size[1]
-        n, _, h, w = x.shape
-        pixels = n * -(-h // self.stride[0]) * -(-w // self.stride[1])
+        n, width, h, w = features.shape
         # Fused, the kernel is made again for the gradients: the more features, the dearer.
-        on_gpu = arrays.is_cupy(x.data if isinstance(x, Tensor) else x)
+        on_gpu = arrays.is_cupy(features.data if isinstance(features, Tensor) else features)
         narrow = 0 if on_gpu else _NARROW[is_recording()]
-        large = pixels * self.groups * taps >= _LARGE_KERNEL
-        return bool(large or len(self.reduce.weight) <= narrow)
+        large = n * h * w * self.groups * taps >= _LARGE_KERNEL
+        return bool(large or width <= narrow)
