@@ -219,7 +219,41 @@ def test_number_of_threads():
 def test_number_of_threads_from_the_environment(monkeypatch):
     for number, expected in [("1", 1), ("100000", len(os.sched_getaffinity(0)))]:
         monkeypatch.setenv("INVOCUPY_NUM_THREADS", number)
+        monkeypatch.setattr(threads, "_limit", threads._limit.__wrapped__)
         assert threads._default.__wrapped__() == expected
+        assert threads.is_set()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("load", "free"),
+    [
+        (b"0.1 0.2 0.3 2/100 1234\n", 7),
+        (b"0.1 0.2 0.3 5/100 1234\n", 4),
+        (b"9 9 9 90/100 1234\n", 0),
+        (b"", 7),
+    ],
+)
+def test_cores_that_others_keep_busy(load, free, monkeypatch):
+    monkeypatch.setattr(os, "pread", lambda *given: load)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads, "_looked", 0.0)
+    assert threads.free_cores(100.0, 2) == free
+    monkeypatch.setattr(os, "pread", lambda *given: b"0 0 0 3/9 1\n")
+    assert threads.free_cores(100.001, 2) == free  # not looked again
+    assert threads.free_cores(101.0, 2) == 6
+
+
+def test_busy_cores_are_left_alone_unless_told(monkeypatch):
+    monkeypatch.setattr(threads, "free_cores", lambda now, own: 0)
+    monkeypatch.setattr(threads, "_default", lambda: 4)
+    monkeypatch.setattr(threads, "_limit", lambda: None)
+    for told in (False, True):
+        threads.set_num_threads(4 if told else None)
+        here = np.zeros(2, np.int64)
+        launch(meet, 2, 1 << 30, 0, here, 1 << 32 if told else 10)
+        assert here.tolist() == ([2, 2] if told else [2, 1])
+    threads.set_num_threads(None)
 
 
 @jit

@@ -33,6 +33,7 @@ from invocupy.backends.simd import call
 
 _LINE = 64  # bytes; what different threads write is on different lines
 _WATCH = 2e-4  # seconds
+_PATIENCE = 50_000  # looks, some ten microseconds
 _TURNS = 1000
 
 # Places in a job, in bytes. The layout of :func:`_layout`.
@@ -43,18 +44,19 @@ _LARGEST = 256  # arguments
 
 # Places on the board, in bytes: counts, addresses of functions of the system, what these need, and
 # a line for each job.
-_CLOSED, _HELPING, _SLEEPING, _CALLED = range(0, 32, 8)
+_CLOSED, _HELPING, _SLEEPING, _CALLED, _WAITING = range(0, 40, 8)
 _SYSTEM = (
     "pthread_mutex_lock", "pthread_mutex_unlock", "pthread_cond_wait", "pthread_cond_signal",
-    "sched_yield",
+    "pthread_cond_broadcast",
 )  # fmt: skip
-_LOCK, _UNLOCK, _WAIT, _SIGNAL, _YIELD = range(_LINE, _LINE + 40, 8)
-_MUTEX, _CONDITION, _FIRST = 2 * _LINE, 4 * _LINE, 6 * _LINE
+_LOCK, _UNLOCK, _WAIT, _SIGNAL, _BROADCAST = range(_LINE, _LINE + 40, 8)
+_MUTEX, _WORK, _END, _FIRST = 2 * _LINE, 4 * _LINE, 6 * _LINE, 8 * _LINE
 _JOB, _USERS = 0, 8
 _CALLERS = 8  # that can have helpers at once
 _LAST = _FIRST + (_CALLERS - 1) * _LINE
 
 _board: tuple[Any, int]
+_counts: Any  # its words
 _jobs: list[tuple[Any, int, int]]  # at rest: memory, its address, the job's place on the board
 _made: int
 _ended = 0.0  # when the last job was through
@@ -73,6 +75,10 @@ def run(
     so soon after another that they would still be watching.
     """
     global _ended
+    now = time.perf_counter()
+    if helpers > 0 and not threads.is_set():
+        awake = 1 + _counts[_HELPING // 8] - _counts[_SLEEPING // 8]
+        helpers = min(helpers, threads.free_cores(now, awake))
     if helpers > _workers:
         _start(helpers)
     try:
@@ -84,7 +90,7 @@ def run(
     start = threads.scratch((helpers + 1) * stride)
     pack = _layout(len(arguments)).pack_into
     pack(memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
-    wake = large or time.perf_counter() - _ended < _WATCH
+    wake = large or now - _ended < _WATCH
     _lead(_board[1], place, address, helpers, wake)
     _ended = time.perf_counter()
     _jobs.append(job)
@@ -100,29 +106,35 @@ def _lead(board, place, job, helpers, wake):
             _wake(board, helpers - awake)
     _work(job, 0)
     store(place + _JOB, 0)
-    turns = 0
+    for _ in range(_PATIENCE):
+        if load(place + _USERS) == 0:
+            return
+    # A helper was interrupted: it may need this core.
+    mutex = board + _MUTEX
+    call(load(board + _LOCK), (mutex,))
+    add(board + _WAITING, 1)
     while load(place + _USERS) != 0:
-        turns += 1
-        if turns > _TURNS:  # a helper was interrupted: it may need this core
-            call(load(board + _YIELD), ())
+        call(load(board + _WAIT), (board + _END, mutex))
+    add(board + _WAITING, -1)
+    call(load(board + _UNLOCK), (mutex,))
 
 
 @jit
 def _wake(board, number):
-    mutex, condition = board + _MUTEX, board + _CONDITION
+    mutex = board + _MUTEX
     call(load(board + _LOCK), (mutex,))
     number = min(number, load(board + _SLEEPING))
     add(board + _SLEEPING, -number)
     add(board + _CALLED, number)
     for _ in range(number):
-        call(load(board + _SIGNAL), (condition,))
+        call(load(board + _SIGNAL), (board + _WORK,))
     call(load(board + _UNLOCK), (mutex,))
 
 
 @jit
 def _help(board, turns):
     """What a helper does all its life."""
-    mutex, condition = board + _MUTEX, board + _CONDITION
+    mutex = board + _MUTEX
     add(board + _HELPING, 1)
     while load(board + _CLOSED) == 0:
         _watch(board, turns)
@@ -131,7 +143,7 @@ def _help(board, turns):
         add(board + _SLEEPING, 1)
         if _empty(board):
             while load(board + _CALLED) == 0 and load(board + _CLOSED) == 0:
-                call(load(board + _WAIT), (condition, mutex))
+                call(load(board + _WAIT), (board + _WORK, mutex))
             add(board + _CALLED, -1)
         else:
             add(board + _SLEEPING, -1)
@@ -161,7 +173,10 @@ def _watch(board, turns):
             job = load(place + _JOB)
             if job != 0 and _join(job):
                 left = turns
-            add(place + _USERS, -1)
+            if add(place + _USERS, -1) == 1 and load(board + _WAITING) != 0:
+                call(load(board + _LOCK), (board + _MUTEX,))
+                call(load(board + _BROADCAST), (board + _END,))
+                call(load(board + _UNLOCK), (board + _MUTEX,))
 
 
 @jit
@@ -244,7 +259,8 @@ def _new_board() -> tuple[Any, int]:
     for i, name in enumerate(_SYSTEM):
         words[_LOCK // 8 + i] = cast(getattr(system, name), c_void_p).value
     system.pthread_mutex_init(c_void_p(address + _MUTEX), None)
-    system.pthread_cond_init(c_void_p(address + _CONDITION), None)
+    system.pthread_cond_init(c_void_p(address + _WORK), None)
+    system.pthread_cond_init(c_void_p(address + _END), None)
     return memory, address
 
 
@@ -252,18 +268,18 @@ def _close() -> None:
     """At exit: nobody may be in compiled code when it is unloaded."""
     if not _workers:
         return
-    words = _board[0].cast("q")
-    words[_CLOSED // 8] = 1
+    _counts[_CLOSED // 8] = 1
     _wake(_board[1], _workers)
     end = time.perf_counter() + 1
-    while words[_HELPING // 8] and time.perf_counter() < end:
+    while _counts[_HELPING // 8] and time.perf_counter() < end:
         time.sleep(0)
 
 
 def _reset() -> None:
     """Begin with no helpers: at import, and in a forked child, which inherits none."""
-    global _board, _jobs, _made, _workers, _starting
+    global _board, _counts, _jobs, _made, _workers, _starting
     _board, _jobs, _made = _new_board(), [], 0
+    _counts = _board[0].cast("q")
     _workers, _starting = 0, threading.Lock()
 
 

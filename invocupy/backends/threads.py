@@ -11,13 +11,17 @@ import numpy as np
 
 _wanted: int | None = None
 _local = threading.local()
+_LOOK = 0.01  # seconds
+_looked = 0.0
+_busy = 0  # cores that others used then
 
 
 def get_num_threads() -> int:
     """How many threads one call may use, the caller's included.
 
     The number given to :func:`set_num_threads`, or else the number of cores this process may run
-    on at first use, limited by the environment variable ``INVOCUPY_NUM_THREADS``.
+    on at first use, limited by the environment variable ``INVOCUPY_NUM_THREADS``. Where neither
+    says a number, a call leaves alone the cores that other processes and threads keep busy.
     """
     return _default() if _wanted is None else _wanted
 
@@ -45,6 +49,28 @@ def set_num_threads(number: int | None) -> None:
     ):
         raise ValueError(f"number of threads must be an integer >= 1 or None, got {number!r}")
     _wanted = number
+
+
+def is_set() -> bool:
+    """Whether the user said how many threads there shall be."""
+    return _wanted is not None or _limit() is not None
+
+
+def free_cores(now: float, own: int) -> int:
+    """How many cores beside the caller's nobody else keeps busy, as Linux counts its running tasks.
+
+    ``now`` is the time in seconds; ``own`` threads of these tasks are ours. Threads that share
+    their cores with others would be interrupted in the middle of their work, and all wait for them.
+    """
+    global _looked, _busy
+    if now - _looked > _LOOK:
+        _looked = now
+        try:
+            running = int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])
+        except (OSError, ValueError, IndexError):
+            running = 0
+        _busy = max(running - own, 0)
+    return max((os.cpu_count() or 1) - 1 - _busy, 0)
 
 
 def scratch(size: int) -> int:
@@ -77,5 +103,15 @@ def _default() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    return min(cores, _limit() or cores)
+
+
+@cache
+def _limit() -> int | None:
     limit = os.environ.get("INVOCUPY_NUM_THREADS", "")
-    return min(cores, max(int(limit), 1)) if limit.isdecimal() else cores
+    return max(int(limit), 1) if limit.isdecimal() else None
+
+
+@cache
+def _load() -> int:
+    return os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
