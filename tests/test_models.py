@@ -181,3 +181,9 @@ def test_the_command_line_trains_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main(["evaluate", run, "--json", "--device", "cpu"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 4
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 30, 32), (1, 1, 32, 32), (3, 32, 32)])
+def test_simple_model_says_which_images_it_takes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"x must have the shape \(N, 3, 32, 32\), got .*: give"):
+        models.SimpleModel(num_layers=1)(np.zeros(shape, np.float32))

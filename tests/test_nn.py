@@ -198,3 +198,17 @@ def test_sgd_refuses() -> None:
             optim.SGD([p], 0.1).step()
     assert (p.data == 1).all()
     assert isinstance(p, Tensor)
+
+
+def test_a_module_is_shown_as_a_tree() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), nn.MaxPool2d(2, 2))
+    assert repr(model).splitlines() == [
+        "Sequential(",
+        "  (0): Sequential(",
+        "    (0): Linear(weight=(2, 3), bias=(2,))",
+        "    (1): ReLU()",
+        "  )",
+        "  (1): MaxPool2d(kernel_size=2, stride=2, padding=0)",
+        ")",
+    ]
+    assert "running_mean=(4,)" in repr(nn.BatchNorm2d(4))

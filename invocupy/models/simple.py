@@ -178,6 +178,7 @@ class SimpleModel(nn.Module):
         self.blocks = nn.ModuleList(
             SimpleBlock(channels, hidden_channels, fused, signed, rng) for _ in range(num_layers)
         )
+        self.image = channels, height, width
         widths = (channels * height * width, 500, 100, num_classes)
         self.head = nn.ModuleList(
             nn.Linear(before, after, rng=rng) for before, after in pairwise(widths)
@@ -186,6 +187,12 @@ class SimpleModel(nn.Module):
 
     def logits(self, x: Any) -> Any:
         """(N, 3, height, width) to (N, num_classes), before the softmax."""
+        shape = getattr(x, "shape", (0, *self.image))
+        if len(shape) != 4 or tuple(shape[1:]) != self.image:
+            raise ValueError(
+                f"x must have the shape (N, {', '.join(map(str, self.image))}), got {shape}: give "
+                "such images, or make the model with their height and width"
+            )
         for block in self.blocks:
             x = block(x)
         first, *others = self.head

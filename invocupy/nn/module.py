@@ -57,6 +57,10 @@ class Module:
     ...     def forward(self, x):
     ...         return self.layer(self.layer(x))
     >>> model = Twice()
+    >>> model
+    Twice(
+      (layer): Linear(weight=(2, 2), bias=(2,))
+    )
     >>> [name for name, _ in model.named_parameters()]
     ['layer.weight', 'layer.bias']
     >>> model(np.ones((1, 2), np.float32)).shape
@@ -71,6 +75,20 @@ class Module:
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
+
+    def __repr__(self) -> str:
+        """The module as a tree: shapes of its arrays, its settings, and what it holds."""
+        own = [
+            f"{name}={getattr(value, 'data', value).shape}"
+            if isinstance(value, (Parameter, Buffer))
+            else f"{name}={value!r}"
+            for name, value in vars(self).items()
+            if isinstance(value, (Parameter, Buffer, int, float, str, tuple)) and name != "training"
+        ]
+        held = [
+            f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()
+        ]
+        return "".join([type(self).__name__, "(", ", ".join(own), *held, "\n)" if held else ")"])
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """The direct submodules with the names of their attributes."""
