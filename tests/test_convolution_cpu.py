@@ -97,6 +97,9 @@ SMALL = testing.geometries(max_stride=4, empty=False)
 @example("float32", plain((33, 11, 7, 9), 5, 1, 2, 11), 1, 0, True)
 @example("float64", plain((2, 16, 15, 13), 7, 2, 3, 16), 1, 0, False)
 @example("float32", geometry((1, 3, 1, 7), (2, 1), (2, 3), (3, 4), (2, 2), 3), 1, 0, False)
+# a last column that nothing sees, where rows of grad fill whole cache lines
+@example("float64", geometry((1, 3, 5, 17), (1, 2), (1, 2), (0, 0), (1, 1), 3), 1, 0, False)
+@example("float32", geometry((1, 3, 5, 130), (1, 3), (2, 4), (0, 0), (1, 1), 3), 1, 0, True)
 def test_convolution_is_its_plain_form(
     dtype: str, g: Geometry, per_group: int, seed: int, bias: bool
 ) -> None:

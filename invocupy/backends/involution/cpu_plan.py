@@ -216,8 +216,10 @@ def plan(
     phase_width = width + reach // column_step
     if column_step == 1:
         # the zeros after a row are those before the next one
-        border = min(max(0, *(-a.source for a in across), reach), phase_width)
-        held = min(phase_width, g.out_w if backward else g.width)
+        there = g.out_w if backward else g.width
+        after = max(a.source + a.number for a in across) + reach - there
+        border = min(max(0, *(-a.source for a in across), after), phase_width)
+        held = min(phase_width, there)
         pitch = _lines(held * size) + _lines(border * size)
     else:
         pitch = _lines(column_phases * phase_width * size)
