@@ -171,8 +171,10 @@ def _watch(board, turns):
             # From here on the caller waits, unless it has taken the job down before.
             add(place + _USERS, 1)
             job = load(place + _JOB)
-            if job != 0 and _join(job):
-                left = turns
+            if job != 0:
+                if _join(job):
+                    left = turns
+                store(place + _JOB, 0)  # nothing of it is left for anybody
             if add(place + _USERS, -1) == 1 and load(board + _WAITING) != 0:
                 call(load(board + _LOCK), (board + _MUTEX,))
                 call(load(board + _BROADCAST), (board + _END,))
@@ -181,6 +183,7 @@ def _watch(board, turns):
 
 @jit
 def _join(job):
+    """Whether there was something to do for one more thread."""
     words = pointer(job, -64)
     if load(job + _COUNTER) >= words[_TASKS // 8]:
         return False
