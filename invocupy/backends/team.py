@@ -57,7 +57,7 @@ _LAST = _FIRST + (_CALLERS - 1) * _LINE
 
 _board: tuple[Any, int]
 _counts: Any  # its words
-_jobs: list[tuple[Any, int, int]]  # at rest: memory, its address, the job's place on the board
+_jobs: list[_Job]  # at rest
 _made: int
 _ended = 0.0  # when the last job was through
 _workers: int
@@ -84,16 +84,17 @@ def run(
     try:
         job = _jobs.pop()
     except IndexError:  # asking first whether there is one would race with other threads
-        job = _new_job()
-    memory, address, place = job
-    stride = -(-scratch // _LINE) * _LINE
-    start = threads.scratch((helpers + 1) * stride)
-    pack = _layout(len(arguments)).pack_into
-    pack(memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
-    wake = large or now - _ended < _WATCH
-    _lead(_board[1], place, address, helpers, wake)
+        job = _Job()
+    try:
+        stride = -(-scratch // _LINE) * _LINE
+        start = job.scratch((helpers + 1) * stride)
+        pack = _layout(len(arguments)).pack_into
+        pack(job.memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
+        wake = large or now - _ended < _WATCH
+        _lead(_board[1], job.place, job.address, helpers, wake)
+    finally:
+        _jobs.append(job)
     _ended = time.perf_counter()
-    _jobs.append(job)
 
 
 @jit
@@ -206,20 +207,31 @@ def _layout(arguments: int) -> Struct:
     return Struct(f"6q{_ARGUMENTS - 6 * 8}x{arguments}q")
 
 
-def _new_job() -> tuple[Any, int, int]:
-    """With a place on the board, or in its own memory, where no helper sees it."""
-    global _made
-    memory, address = _lines(_ARGUMENTS + _LARGEST * 8 + _LINE)
-    with _starting:
-        place = _board[1] + _FIRST + _made * _LINE
-        _made += 1
-    if _made > _CALLERS:
-        place = address + _ARGUMENTS + _LARGEST * 8
-    return memory, address, place
+class _Job:
+    """Memory of a call and what it works in, kept for the next: fresh pages would cost more."""
+
+    __slots__ = ("address", "memory", "place", "room", "start")
+
+    def __init__(self) -> None:
+        global _made
+        self.memory, self.address = _lines(_ARGUMENTS + _LARGEST * 8 + _LINE)
+        with _starting:
+            line = _made
+            _made += 1
+        # on the board, or in memory of its own, where no helper sees it
+        private = self.address + _ARGUMENTS + _LARGEST * 8
+        self.place = _board[1] + _FIRST + line * _LINE if line < _CALLERS else private
+        self.room, self.start = _lines(0)
+
+    def scratch(self, size: int) -> int:
+        """The address of at least ``size`` bytes."""
+        if len(self.room) < size:
+            self.room, self.start = _lines(size)
+        return self.start
 
 
 def _lines(size: int) -> tuple[Any, int]:
-    """Zeros that begin at a line, and their address."""
+    """Zeros that begin at a line, and their address; pages are not touched."""
     array = np.zeros(size + _LINE, np.uint8)
     skip = -threads.address(array) % _LINE
     return array[skip : skip + size].data, threads.address(array) + skip

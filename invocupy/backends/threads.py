@@ -1,16 +1,14 @@
-"""How many threads a call may use, and the memory that each calling thread keeps for kernels."""
+"""How many threads a call may use, and where arrays are."""
 
 from __future__ import annotations
 
 import os
-import threading
 from ctypes import addressof, c_char
 from functools import cache
 
 import numpy as np
 
 _wanted: int | None = None
-_local = threading.local()
 _LOOK = 0.01  # seconds
 _looked = 0.0
 _busy = 0  # cores that others used then
@@ -71,18 +69,6 @@ def free_cores(now: float, own: int) -> int:
             running = 0
         _busy = max(running - own, 0)
     return max((os.cpu_count() or 1) - 1 - _busy, 0)
-
-
-def scratch(size: int) -> int:
-    """The address of at least ``size`` bytes that belong to the calling thread, 64-byte aligned.
-
-    The memory is kept for the thread's next call: fresh pages would cost more than small operators.
-    """
-    if getattr(_local, "size", -1) < size:
-        _local.buffer = np.empty(size + 64, np.uint8)
-        _local.size, _local.start = size, -(-address(_local.buffer) // 64) * 64
-    start: int = _local.start
-    return start
 
 
 def address(array: np.ndarray) -> int:

@@ -79,7 +79,7 @@ class Module:
     def __repr__(self) -> str:
         """The module as a tree: shapes of its arrays, its settings, and what it holds."""
         own = [
-            f"{name}={getattr(value, 'data', value).shape}"
+            f"{name}={value.data.shape}"
             if isinstance(value, (Parameter, Buffer))
             else f"{name}={value!r}"
             for name, value in vars(self).items()
