@@ -238,11 +238,25 @@ def test_number_of_threads_from_the_environment(monkeypatch):
 def test_cores_that_others_keep_busy(load, free, monkeypatch):
     monkeypatch.setattr(os, "pread", lambda *given: load)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads, "_cores", lambda: 8)
     monkeypatch.setattr(threads, "_looked", 0.0)
     assert threads.free_cores(100.0, 2) == free
     monkeypatch.setattr(os, "pread", lambda *given: b"0 0 0 3/9 1\n")
     assert threads.free_cores(100.001, 2) == free  # not looked again
     assert threads.free_cores(101.0, 2) == 6
+    monkeypatch.setattr(threads, "_cores", lambda: 3)  # a part of the machine
+    assert threads.free_cores(102.0, 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 6), (None, 6)]
+)
+def test_cores_of_a_container(content, cores, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "cpu.max").write_text(content + "\n")
+    monkeypatch.setattr(threads, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    assert threads._cores.__wrapped__() == cores
 
 
 def test_busy_cores_are_left_alone_unless_told(monkeypatch):

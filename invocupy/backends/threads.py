@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from ctypes import addressof, c_char
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 _wanted: int | None = None
 _LOOK = 0.01  # seconds
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # microseconds, and of how many
 _looked = 0.0
 _busy = 0  # cores that others used then
 
@@ -18,8 +20,9 @@ def get_num_threads() -> int:
     """How many threads one call may use, the caller's included.
 
     The number given to :func:`set_num_threads`, or else the number of cores this process may run
-    on at first use, limited by the environment variable ``INVOCUPY_NUM_THREADS``. Where neither
-    says a number, a call leaves alone the cores that other processes and threads keep busy.
+    on at first use (its affinity, and its container's share of the processor), limited by the
+    environment variable ``INVOCUPY_NUM_THREADS``. Where neither says a number, a call leaves alone
+    the cores that other processes and threads keep busy.
     """
     return _default() if _wanted is None else _wanted
 
@@ -59,8 +62,12 @@ def free_cores(now: float, own: int) -> int:
 
     ``now`` is the time in seconds; ``own`` threads of these tasks are ours. Threads that share
     their cores with others would be interrupted in the middle of their work, and all wait for them.
+    Of a process that has a part of the machine nobody can say; it has all of its part.
     """
     global _looked, _busy
+    cores = _cores()
+    if cores < (os.cpu_count() or 1):
+        return cores - 1
     if now - _looked > _LOOK:
         _looked = now
         try:
@@ -68,7 +75,7 @@ def free_cores(now: float, own: int) -> int:
         except (OSError, ValueError, IndexError):
             running = 0
         _busy = max(running - own, 0)
-    return max((os.cpu_count() or 1) - 1 - _busy, 0)
+    return max(cores - 1 - _busy, 0)
 
 
 def address(array: np.ndarray) -> int:
@@ -86,10 +93,19 @@ def address(array: np.ndarray) -> int:
 
 @cache
 def _default() -> int:
+    return min(_cores(), _limit() or _cores())
+
+
+@cache
+def _cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min(cores, _limit() or cores)
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return min(cores, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # none is set
+        return cores
 
 
 @cache
