@@ -114,9 +114,12 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
 
 
 def contiguous(array: Any, dtype: Any) -> Any:
-    """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one."""
+    """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one.
+
+    With ``dtype=None`` in its own dtype.
+    """
     if type(array) is np.ndarray:
-        array = array.astype(dtype, order="C", copy=False)
+        array = array.astype(array.dtype if dtype is None else dtype, order="C", copy=False)
         if array.flags.aligned:
             return array
     if is_cupy(array):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import invocupy
 from invocupy import Geometry, Tensor, functional, reference
+from invocupy.arrays import contiguous
 from invocupy.testing import LAYOUTS, NUMPY_LAYOUTS, arrays, geometries, options, tolerance
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -757,3 +758,12 @@ def test_neither_patches_nor_the_generated_kernel_are_stored() -> None:
     assert peak(PLAIN, invocupy) < patches_bytes / 4
     assert peak(BIASED, invocupy) < kernel_bytes / 4
     assert peak(BIASED, reference) > kernel_bytes  # what the limit would catch
+
+
+def test_contiguous_keeps_an_array_that_is_so() -> None:
+    array = np.ones((2, 3), np.float32)
+    for dtype in (None, np.dtype(np.float32)):
+        assert contiguous(array, dtype) is array
+        turned = contiguous(array.T, dtype)
+        assert turned.flags.c_contiguous
+        assert turned.dtype == np.float32
