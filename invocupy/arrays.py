@@ -127,6 +127,11 @@ def contiguous(array: Any, dtype: Any) -> Any:
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)
 
 
+def native(array: Any, like: Any) -> Any:
+    """``array`` in the dtype of ``like``, in the machine's byte order; itself if it is so."""
+    return array.astype(like.dtype.newbyteorder("="), copy=False)
+
+
 def to_device(array: Any, device: str) -> Any:
     """Move an array to the CPU or to a GPU.
 

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, namespace, on_device
+from invocupy.arrays import check, contiguous, namespace, native, on_device
 from invocupy.backends import memory
 from invocupy.geometry import Geometry, IntOrPair, pair
 from invocupy.ops.basic import Result
@@ -94,15 +94,17 @@ def local_self_attention(
             result = run("forward", k, scores, seen, query.shape)
             if positions is not None:
                 result += (r.swapaxes(-1, -2) @ pixels(scores, taps)).reshape(query.shape)
-            return _as(result, query)
+            return native(result, query)
 
     def grad_key(grad: Any) -> Any:
         with on_device(query):
-            return _as(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
+            return native(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
 
     def grad_value(grad: Any) -> Any:
         with on_device(query):
-            return _as(run("grad_x", contiguous(grad, work), weights, summed, value.shape), value)
+            return native(
+                run("grad_x", contiguous(grad, work), weights, summed, value.shape), value
+            )
 
     def grad_positions(grad: Any) -> Any:
         with on_device(query):
@@ -110,7 +112,7 @@ def local_self_attention(
             result = (pixels(grad_scores(grad), taps) @ pixels(q, depth).swapaxes(-1, -2)).sum(
                 axis=0
             )
-            return _as(result.reshape(positions.shape), positions)
+            return native(result.reshape(positions.shape), positions)
 
     return out, (grad_query, grad_key, grad_value, grad_positions)
 
@@ -152,15 +154,15 @@ def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Resul
     def grad_query(grad: Any) -> Any:
         with on_device(query):
             result = k @ grad_scores(grad).swapaxes(-1, -2)
-            return _as(result.reshape(query.shape), query)
+            return native(result.reshape(query.shape), query)
 
     def grad_key(grad: Any) -> Any:
         with on_device(query):
-            return _as((q @ grad_scores(grad)).reshape(key.shape), key)
+            return native((q @ grad_scores(grad)).reshape(key.shape), key)
 
     def grad_value(grad: Any) -> Any:
         with on_device(query):
-            return _as((pixels(grad) @ weights).reshape(value.shape), value)
+            return native((pixels(grad) @ weights).reshape(value.shape), value)
 
     return out, (grad_query, grad_key, grad_value)
 
@@ -193,7 +195,3 @@ def _inside(g: Geometry, xp: Any) -> Any:
     rows = along(g.height, g.kernel_h, g.dilation_h, g.pad_h)
     columns = along(g.width, g.kernel_w, g.dilation_w, g.pad_w)
     return rows[:, None, :, None] & columns[None, :, None, :]
-
-
-def _as(result: Any, argument: Any) -> Any:
-    return result.astype(argument.dtype.newbyteorder("="), copy=False)

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, pair
 from invocupy.ops.basic import Result
@@ -166,9 +166,9 @@ def involution_block(
         if held[i] is None:  # given away already, to a caller who may write on it
             held = block.backward(grad)
         array, held[i] = held[i].reshape(operands[i].shape), None
-        return _native(array, operands[i])
+        return native(array, operands[i])
 
-    return _native(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
+    return native(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
 
 
 class _Block:
@@ -382,11 +382,6 @@ class _Block:
 def flat(z: Any) -> Any:
     """(N, C, H, W) as (N, C, P)."""
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
-
-
-def _native(array: Any, like: Any) -> Any:
-    """``array`` in the dtype of ``like``, in the machine's byte order."""
-    return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 
 @lru_cache(maxsize=512)

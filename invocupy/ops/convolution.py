@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, padding_pair, pair
@@ -26,9 +26,9 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
     _check_bias(bias, weight)
     value = _product(weight, x.T, bias).T
     return namespace(x).ascontiguousarray(value), (
-        lambda grad: _native(_product(grad, weight), x),
-        lambda grad: _native(_product(grad.T, x), weight),
-        lambda grad: _native(grad.sum(axis=0), bias),
+        lambda grad: native(_product(grad, weight), x),
+        lambda grad: native(_product(grad.T, x), weight),
+        lambda grad: native(grad.sum(axis=0), bias),
     )
 
 
@@ -59,11 +59,6 @@ def _check_bias(bias: Any, weight: Any) -> None:
         raise ValueError(
             f"bias must have shape {weight.shape[:1]} for weight {weight.shape}, got {bias.shape}"
         )
-
-
-def _native(array: Any, like: Any) -> Any:
-    """``array`` in the dtype of ``like``, in the machine's byte order."""
-    return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 
 def working_dtypes(*given: Any) -> tuple[Any, Any]:
@@ -127,7 +122,7 @@ def conv2d(
                 backend.grad_x(contiguous(grad, work), taps, window, result)
             else:
                 result[...] = 0
-        return _native(result, x)
+        return native(result, x)
 
     @once
     def parameters(grad: Any) -> tuple[Any, Any]:
@@ -140,8 +135,8 @@ def conv2d(
 
     return value.astype(dtype, copy=False), (
         grad_x,
-        lambda grad: _native(parameters(grad)[0].copy(), weight),
-        lambda grad: _native(parameters(grad)[1].copy(), bias),
+        lambda grad: native(parameters(grad)[0].copy(), weight),
+        lambda grad: native(parameters(grad)[1].copy(), bias),
     )
 
 
@@ -168,7 +163,7 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
                 backend.grad_x(flat_grad(grad), matrix, result.reshape(flat.shape))
             else:
                 result[...] = 0
-            result = _native(result, x)
+            result = native(result, x)
             if strides == (1, 1):
                 return result
             whole = namespace(x).zeros(x.shape, result.dtype)
@@ -186,6 +181,6 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
 
     return value.reshape(n, o, out_h, out_w).astype(dtype, copy=False), (
         grad_x,
-        lambda grad: _native(parameters(grad)[0].reshape(weight.shape).copy(), weight),
-        lambda grad: _native(parameters(grad)[1].copy(), bias),
+        lambda grad: native(parameters(grad)[0].reshape(weight.shape).copy(), weight),
+        lambda grad: native(parameters(grad)[1].copy(), bias),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, check_out, contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import check, check_out, contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends import memory
 from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
 from invocupy.ops.basic import Partial, Result
@@ -42,13 +42,13 @@ def involution(
         with on_device(x):
             result = memory.empty(g.x_shape, work, x)
             _run(backend.grad_x, (contiguous(grad, work), wide_kernel), g, (result,))
-            return result.astype(x.dtype.newbyteorder("="), copy=False)
+            return native(result, x)
 
     def grad_kernel(grad: Any) -> Any:
         with on_device(x):
             result = memory.empty(g.kernel_shape, work, x)
             _run(backend.grad_kernel, (contiguous(grad, work), wide_x), g, (result,))
-            return result.astype(kernel.dtype.newbyteorder("="), copy=False)
+            return native(result, kernel)
 
     return value, (grad_x, grad_kernel)
 
@@ -110,8 +110,8 @@ def involution_backward(
         _run(backend.grad_x, (grad, contiguous(kernel, work)), g, (grad_x,))
         _run(backend.grad_kernel, (grad, contiguous(x, work)), g, (grad_kernel,))
         return (
-            grad_x.astype(x.dtype.newbyteorder("="), copy=False),
-            grad_kernel.astype(kernel.dtype.newbyteorder("="), copy=False),
+            native(grad_x, x),
+            native(grad_kernel, kernel),
         )
 
 
@@ -150,7 +150,7 @@ def fused_involution(
             result = memory.empty(g.x_shape, work, x)
             operands = (contiguous(grad, work), wide_features, weight, bias)
             _run(backend.fused_grad_x, operands, g, (result,))
-            return result.astype(x.dtype.newbyteorder("="), copy=False)
+            return native(result, x)
 
     waiting: dict[int, Any] = {}  # what one pass has made for the partials not yet called
     made_for: list[Any] = [None]
@@ -162,7 +162,7 @@ def fused_involution(
                 with on_device(x):
                     operands = contiguous(grad, work), wide_x, wide_features, weight
                     waiting.update(enumerate(_span_gradients(backend, *operands, g)))
-            return waiting.pop(i).astype(like.dtype.newbyteorder("="), copy=False)
+            return native(waiting.pop(i), like)
 
         return partial
 
@@ -232,7 +232,7 @@ def fused_involution_backward(
         _run(backend.fused_grad_x, (grad, wide_features, weight, bias), g, (grad_x,))
         span = _span_gradients(backend, grad, wide_x, wide_features, weight, g)
         gradients = [
-            result.astype(like.dtype.newbyteorder("="), copy=False)
+            native(result, like)
             for result, like in zip((grad_x, *span), inputs.values(), strict=False)
         ]
     if span_bias is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
@@ -159,14 +159,14 @@ def batch_norm(
         array, held[i] = held[i], None
         if array is None:  # given away already, to a caller who may write on it
             array = grads(grad)[i]
-        return array.astype(like.dtype.newbyteorder("="), copy=False)
+        return native(array, like)
 
     def grad_residual(grad: Any) -> Any:
         if relu:
             return taken(grad, 1, residual)
-        return grad.astype(residual.dtype.newbyteorder("="), copy=False)
+        return native(grad, residual)
 
-    return value.astype(x.dtype.newbyteorder("="), copy=False), (
+    return native(value, x), (
         lambda grad: taken(grad, 0, x),
         lambda grad: sums(grad)[1].astype(weight.dtype),
         lambda grad: sums(grad)[0].astype(bias.dtype),
