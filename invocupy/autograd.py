@@ -135,6 +135,10 @@ class Tensor:
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
 
+        What was kept for it stays as long as this tensor: another call adds the same again. In a
+        loop of your own, ``del loss`` before the next forward pass, or keep ``loss.item()`` only:
+        else the intermediate results of two steps are in memory at once.
+
         Parameters
         ----------
         grad : array, Tensor or number(s), optional

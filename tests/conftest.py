@@ -19,6 +19,9 @@ settings.register_profile(
 settings.register_profile("nightly", max_examples=5000, deadline=None, print_blob=True)
 # On a GPU almost every new geometry compiles a kernel, for a second or so.
 settings.register_profile("gpu", max_examples=10, deadline=None, print_blob=True)
+settings.register_profile(
+    "stand-in", max_examples=2, deadline=None, derandomize=True, database=None
+)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 )

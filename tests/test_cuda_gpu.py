@@ -45,6 +45,13 @@ def cp() -> Any:
     return require_cupy()
 
 
+@pytest.fixture
+def device(cp: Any) -> None:
+    """For tests of streams and graphs."""
+    if "stand-in" in cp.__version__:
+        pytest.skip("needs a device: the stand-in has no streams")
+
+
 def as_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         return np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
@@ -186,7 +193,7 @@ def test_pointwise(cp: Any, dtype: str) -> None:
     """cuBLAS gets every transposition and step right, and sums in float32, not in TF32."""
     kind = as_dtype(dtype)
     sums = 2.0**-53 if dtype == "float64" else 2.0**-24
-    roundoff = 2.0**-9 if dtype == "bfloat16" else float(np.finfo(kind).eps) / 2
+    roundoff = 2.0**-8 if dtype == "bfloat16" else float(np.finfo(kind).eps) / 2
     batch, inside, outside, pixels = 5, 12, 20, 63
     one, plain = (backends.of("pointwise", a) for a in (cp.zeros(1), np.zeros(1)))
     shapes = ((batch, inside, pixels), (outside, inside), (batch, outside, pixels))
@@ -265,7 +272,7 @@ def all_results(x: Any, kernel: Any, grad: Any) -> tuple[Any, ...]:
     return invocupy.involution(x, kernel), *invocupy.involution_backward(grad, x, kernel)
 
 
-def test_graph(cp: Any) -> None:
+def test_graph(cp: Any, device: None) -> None:
     """After a call to warm up, a CUDA graph holds the launches and nothing else runs."""
     x, kernel, grad = operands(cp, "k7", np.dtype("float32"))[0]
     wanted = all_results(x, kernel, grad)  # compiles, outside of the graph
@@ -294,7 +301,9 @@ extern "C" __global__ void spin(long long cycles) {
 """
 
 
-def test_current_stream_and_no_waiting(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_stream_and_no_waiting(
+    cp: Any, device: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls return while the stream is busy, and run on it in order; the switch makes them wait."""
     x, kernel, grad = operands(cp, "k3", np.dtype("float32"))[0]
     wanted = all_results(x, kernel, grad)
@@ -342,11 +351,12 @@ def test_each_device(cp: Any) -> None:
             x, kernel, _ = operands(cp, "k3", np.dtype("float32"))[0]
         with cp.cuda.Device(current):
             out = invocupy.involution(x, kernel)
-        assert out.device.id == own
-    with cp.cuda.Device(0):
-        elsewhere = cp.zeros_like(kernel)
-    with pytest.raises(ValueError, match="on"):
-        invocupy.involution(x, elsewhere if x.device.id else cp.asarray(kernel))
+            turned = invocupy.involution(x[..., ::-1], kernel)
+        assert (out.device.id, turned.device.id) == (own, own)  # copies are made there too
+    with cp.cuda.Device(current):
+        elsewhere = cp.zeros(kernel.shape, kernel.dtype)
+    with pytest.raises(ValueError, match="x is on <CUDA Device 0> and kernel on <CUDA Device 1>"):
+        invocupy.involution(x, elsewhere)
 
 
 def test_offsets_past_32_bits(cp: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,6 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cuda_proof import cases, host, sanitize
-
-from invocupy import Tensor, backends, models, nn, optim
-from invocupy import functional as F  # noqa: N812
 
 # Every family in float32; the other types where the code differs by type: vectors, tails, stride.
 COMBINATIONS = [
@@ -188,43 +184,3 @@ def test_parameters_of_two_dtypes_in_one_step() -> None:
         )
     assert [(a.dtype, a.tolist()) for a in new] == [("float32", [0.5] * 3), ("float64", [0.5] * 4)]
     assert velocities == [None, None]
-
-
-def trained(fused: bool) -> dict[str, np.ndarray]:
-    """The state after three steps, in float64, of a small network or of a layer that fuses."""
-    random = np.random.default_rng(7)
-    if fused:
-        layer = nn.Involution(16, kernel_size=3, fused=True, rng=random)
-        model = nn.Sequential(nn.Conv2d(3, 16, 1, rng=random), layer)
-    else:
-        model = models.SimpleModel(8, 8, num_layers=2, fused=False, rng=random)
-    for _, module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, nn.Parameter | nn.Buffer) and value.data.dtype == np.float32:
-                value.data = value.data.astype(np.float64)
-    sgd = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, nesterov=True)
-    for _ in range(3):
-        x = Tensor(random.standard_normal((5, 3, 8, 8)))
-        sgd.zero_grad()
-        y = (model(x) ** 2).mean() if fused else model.logits(x)
-        loss = y if fused else F.cross_entropy(y, random.integers(0, 10, 5))
-        loss.backward()
-        sgd.step()
-    return model.state_dict()
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_training_by_the_cuda_backends(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same steps by the CUDA modules, launchers and kernels as by those of the CPU."""
-    want = trained(fused)
-    machine = host.Machine()
-    monkeypatch.setattr(
-        backends, "of", lambda op, array: import_module(f"invocupy.backends.{op}.cuda")
-    )
-    with host.installed(machine.compile), cases.cublas():
-        got = trained(fused)
-    assert {"fold", "coefficients", "running", "sum_planes", "update"} <= {
-        name for name, _, _ in machine.launches
-    }
-    for name, array in want.items():
-        np.testing.assert_allclose(got[name], array, rtol=1e-9, atol=1e-12, err_msg=name)

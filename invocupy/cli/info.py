@@ -75,6 +75,7 @@ def _self_check(device: str) -> list[str]:
 
     import invocupy
     from invocupy import reference
+    from invocupy.arrays import on_device
 
     rng = np.random.default_rng(0)
 
@@ -94,8 +95,9 @@ def _self_check(device: str) -> list[str]:
     ):
         got, want = (getattr(where, name)(*operands, **options) for where in (invocupy, reference))
         got, want = ((r if isinstance(r, tuple) else (r,)) for r in (got, want))
-        if not all(bool((a == b).all()) for a, b in zip(got, want, strict=True)):
-            wrong.append(name)
+        with on_device(x):
+            if not all(bool((a == b).all()) for a, b in zip(got, want, strict=True)):
+                wrong.append(name)
     return wrong
 
 

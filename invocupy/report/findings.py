@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import nn
-from invocupy.arrays import device_of, to_device
+from invocupy.arrays import device_of, on_device, to_device
 from invocupy.autograd import no_grad
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
@@ -218,7 +218,7 @@ def heat_maps(
     images, nothing = to_device(images, device), to_device(np.zeros(len(images), int), device)
     batches = Batches(images, nothing, max(len(images), 1), shuffle=False, mean=mean, std=std)
     model.eval()
-    with no_grad(), ExitStack() as undo:
+    with no_grad(), on_device(images), ExitStack() as undo:
         undo.callback(model.train, training)
         for module in modules.values():
             if isinstance(module, nn.Involution):

@@ -156,7 +156,7 @@ def predict(
         raise ValueError("images must hold at least one image, got none")
     device = device_of(next((p.data for p in model.parameters()), images))
     images = to_device(images, device)
-    nothing = namespace(images).zeros(len(images), np.int64)
+    nothing = to_device(np.zeros(len(images), np.int64), device)
     batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
     found, training = [], model.training
     model.eval()

@@ -3,6 +3,7 @@
 =============  ====================================================================================
 ``shim.h``     makes a ``.cu`` file C++; ``runtime.cpp`` runs its threads, in any order, and traces
 ``host``       builds with g++ and stands in for CUDA under the library's own launcher
+``gemm``       the one function of cuBLAS that is called
 ``sanitize``   the same under the address and undefined-behaviour sanitizers, and on huge arrays
 ``nvrtc``      NVIDIA's compiler from pip wheels, without a driver
 ``ptx``        an interpreter of what it emits, with counters

@@ -9,7 +9,6 @@ the accumulator for what is summed, in magnitude, and one rounding of the result
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from invocupy.backends.pointwise import reference as pointwise_reference
 from invocupy.backends.sgd import cpu as sgd_reference
 from invocupy.backends.sgd import cuda as sgd_device
 from invocupy.geometry import Geometry, output_size, padding_pair, pair
+
+from . import gemm
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -321,62 +322,18 @@ def pointwise(
 
 @contextlib.contextmanager
 def cublas() -> Iterator[None]:
-    """A CuPy that has nothing but cublasGemmStridedBatchedEx, by NVIDIA's documentation of it.
-
-    It reads and writes at the addresses that it is given, columns first, within the arrays whose
-    addresses were asked for.
-    """
+    """A CuPy that has nothing but a cuBLAS, within arrays whose addresses were asked for."""
     sizes: dict[int, int] = {}  # in bytes, by address
-    kinds = {
-        2: DTYPES["float16"],
-        14: DTYPES["bfloat16"],
-        0: DTYPES["float32"],
-        1: DTYPES["float64"],
-    }
 
     def address(array: Any) -> int:
         sizes[array.ctypes.data] = array.nbytes
         return array.ctypes.data
 
-    def matrices(
-        at: int, kind: int, apart: int, step: int, rows: int, columns: int, batch: int
-    ) -> Any:
-        assert apart >= max(rows, 1), "leading dimension"
-        dtype = kinds[kind]
-        size = (batch - 1) * step + (columns - 1) * apart + rows
-        assert size * dtype.itemsize <= sizes[at], "out of bounds"
-        memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(at)
-        flat = np.frombuffer(memory, dtype)
-        strides = [n * dtype.itemsize for n in (step, 1, apart)]
-        return np.lib.stride_tricks.as_strided(flat, (batch, rows, columns), strides)
-
-    def number(at: int, kind: int) -> float:
-        return (ctypes.c_double if kind == 1 else ctypes.c_float).from_address(at).value
-
-    def gemm(
-        handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int,
-        a: int, kind_a: int, lda: int, step_a: int, b: int, kind_b: int, ldb: int, step_b: int,
-        beta: int, c: int, kind_c: int, ldc: int, step_c: int, batch: int, compute: int, how: int,
-    ) -> None:  # fmt: skip
-        assert (handle, how, kind_a) == (7, -1, kind_b)
-        assert compute == (70 if kind_a == 1 else 68), "sums in float64, or in float32"
-        assert kind_c in (kind_a, 0)
-        assert (number(alpha, kind_a), number(beta, kind_a)) == (1, 0)
-        left = matrices(a, kind_a, lda, step_a, *((k, m) if turn_a else (m, k)), batch)
-        right = matrices(b, kind_b, ldb, step_b, *((n, k) if turn_b else (k, n)), batch)
-        left = left.swapaxes(1, 2) if turn_a else left
-        right = right.swapaxes(1, 2) if turn_b else right
-        product = left.astype(np.float64) @ right.astype(np.float64)
-        matrices(c, kind_c, ldc, step_c, m, n, batch)[...] = product
-
     cupy, device = ModuleType("cupy"), ModuleType("cupy.cuda")
     cupy.ndarray = type("ndarray", (), {})
     cupy.cuda = device
-    device.runtime = SimpleNamespace(CUDA_R_16F=2, CUDA_R_16BF=14, CUDA_R_32F=0, CUDA_R_64F=1)
-    device.cublas = SimpleNamespace(
-        gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_64F=70,
-        CUBLAS_GEMM_DEFAULT=-1,
-    )  # fmt: skip
+    device.runtime = SimpleNamespace(**gemm.KINDS)
+    device.cublas = gemm.cublas(sizes.__getitem__, lambda: 7)
     device.get_cublas_handle = lambda: 7
     with (
         mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": device}),

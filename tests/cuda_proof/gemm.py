@@ -1,0 +1,70 @@
+"""cublasGemmStridedBatchedEx by NVIDIA's documentation of it, in NumPy, on addresses.
+
+It reads and writes columns first, as cuBLAS does, and nothing beyond the memory that is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+KINDS = {"CUDA_R_32F": 0, "CUDA_R_64F": 1, "CUDA_R_16F": 2, "CUDA_R_16BF": 14}
+_DTYPES = {
+    0: np.dtype(np.float32),
+    1: np.dtype(np.float64),
+    2: np.dtype(np.float16),
+    14: np.dtype(ml_dtypes.bfloat16),
+}
+_COMPUTE_32F, _COMPUTE_64F, _DEFAULT = 68, 70, -1
+
+
+def cublas(room: Callable[[int], int], own: Callable[[], int]) -> Any:
+    """What is used of ``cupy.cuda.cublas``.
+
+    Parameters
+    ----------
+    room
+        How many bytes there are from an address on.
+    own
+        The handle that a call must bring along.
+    """
+
+    def matrices(
+        at: int, kind: int, apart: int, step: int, rows: int, columns: int, batch: int
+    ) -> Any:
+        assert apart >= max(rows, 1), "leading dimension"
+        dtype = _DTYPES[kind]
+        size = ((batch - 1) * step + (columns - 1) * apart + rows) * dtype.itemsize
+        assert size <= room(at), "out of bounds"
+        flat = np.frombuffer((ctypes.c_char * size).from_address(at), dtype)
+        strides = [n * dtype.itemsize for n in (step, 1, apart)]
+        return np.lib.stride_tricks.as_strided(flat, (batch, rows, columns), strides)
+
+    def number(at: int, kind: int) -> float:
+        return (ctypes.c_double if kind == 1 else ctypes.c_float).from_address(at).value
+
+    def gemm(
+        handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int,
+        a: int, kind_a: int, lda: int, step_a: int, b: int, kind_b: int, ldb: int, step_b: int,
+        beta: int, c: int, kind_c: int, ldc: int, step_c: int, batch: int, compute: int, how: int,
+    ) -> None:  # fmt: skip
+        assert (handle, how, kind_a) == (own(), _DEFAULT, kind_b)
+        assert compute == (_COMPUTE_64F if kind_a == 1 else _COMPUTE_32F), "sums, never in TF32"
+        assert kind_c in (kind_a, 0)
+        assert (number(alpha, kind_a), number(beta, kind_a)) == (1, 0)
+        left = matrices(a, kind_a, lda, step_a, *((k, m) if turn_a else (m, k)), batch)
+        right = matrices(b, kind_b, ldb, step_b, *((n, k) if turn_b else (k, n)), batch)
+        left = left.swapaxes(1, 2) if turn_a else left
+        right = right.swapaxes(1, 2) if turn_b else right
+        product = left.astype(np.float64) @ right.astype(np.float64)
+        matrices(c, kind_c, ldc, step_c, m, n, batch)[...] = product
+
+    return SimpleNamespace(
+        gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=_COMPUTE_32F,
+        CUBLAS_COMPUTE_64F=_COMPUTE_64F, CUBLAS_GEMM_DEFAULT=_DEFAULT,
+    )  # fmt: skip

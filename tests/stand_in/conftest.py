@@ -1,0 +1,3 @@
+"""What is in this folder is imported as ``cupy``: there is nothing to collect in it."""
+
+collect_ignore_glob = ["*"]

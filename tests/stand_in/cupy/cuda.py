@@ -1,0 +1,285 @@
+"""Devices, streams, memory pools, cuBLAS and kernels of the stand-in."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import sys
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+_COUNT = 2
+_MEMORY = 8 << 30
+
+waits = 0
+"""How often the host has looked at an array since the start, or waited for a stream."""
+
+_local = threading.local()
+_launching = threading.Lock()
+
+
+def wait() -> None:
+    """Count one."""
+    global waits
+    waits += 1
+
+
+def is_available() -> bool:
+    return True
+
+
+class Device:
+    """One of two; the current one of the thread without a number."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.id = getattr(_local, "device", 0) if device is None else int(device)
+        if not 0 <= self.id < _COUNT:
+            raise runtime.CUDARuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self._before: list[int] = []
+
+    def use(self) -> None:
+        _local.device = self.id
+
+    def synchronize(self) -> None:
+        wait()
+
+    def __enter__(self) -> Device:
+        self._before.append(Device().id)
+        self.use()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _local.device = self._before.pop()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+
+class Stream:
+    """All work is done when it is given."""
+
+    ptr = 0
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        wait()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def get_current_stream() -> Stream:
+    return Stream()
+
+
+class Event:
+    """Done when it is recorded."""
+
+    done = True
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        wait()
+
+
+class MemoryPool:
+    """Counts bytes: those in use, and the most that were since it was tidied up."""
+
+    def __init__(self) -> None:
+        self._used = self._most = 0
+        self._lock = threading.Lock()
+
+    def malloc(self, size: int) -> None:
+        raise NotImplementedError("only its pool is looked at: see using_allocator")
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            self._used += size
+            self._most = max(self._most, self._used)
+
+    def used_bytes(self) -> int:
+        return self._used
+
+    def total_bytes(self) -> int:
+        return self._most
+
+    def free_bytes(self) -> int:
+        return self._most - self._used
+
+    def free_all_blocks(self) -> None:
+        self._most = self._used
+
+
+_pools: defaultdict[int, MemoryPool] = defaultdict(MemoryPool)
+
+
+def pool(default: bool = False) -> MemoryPool:
+    """Where new arrays of this thread are counted; by default, that of the current device."""
+    mine = None if default else getattr(_local, "pool", None)
+    return mine or _pools[Device().id]
+
+
+_rooms: dict[int, int] = {}  # sizes in bytes, by address
+
+
+def hold(memory: Any, address: int, size: int) -> None:
+    """Count ``size`` bytes as long as ``memory`` lives."""
+    where = pool()
+    where.take(size)
+    _rooms[address] = size
+
+    def give_back() -> None:
+        where.take(-size)
+        del _rooms[address]
+
+    weakref.finalize(memory, give_back).atexit = False
+
+
+def room(address: int) -> int:
+    """How many bytes are left from an address on."""
+    left = [start + size - address for start, size in list(_rooms.items()) if start <= address]
+    return max(left, default=0)
+
+
+@contextmanager
+def using_allocator(allocator: Any) -> Iterator[None]:
+    before = getattr(_local, "pool", None)
+    _local.pool = allocator.__self__
+    try:
+        yield
+    finally:
+        _local.pool = before
+
+
+@cache
+def _proof(module: str) -> Any:
+    """A module of the proof, whose folder needs not be on Python's path."""
+    tests = str(Path(__file__).parents[2])
+    if tests not in sys.path:
+        sys.path.append(tests)
+    return importlib.import_module(f"cuda_proof.{module}")
+
+
+@cache
+def _machine() -> Any:
+    return _proof("host").Machine()
+
+
+class Function:
+    """A kernel, called as CuPy's are: ``(grid, block, args)``."""
+
+    def __init__(self, name: str, code: str) -> None:
+        self._name, self._code = name, code
+        self._launch: Any = None
+
+    def __call__(self, grid: Any, block: Any, args: Any) -> None:
+        import cupy
+
+        given = []
+        for arg in args:
+            if isinstance(arg, cupy.ndarray):
+                given.append(cupy._operand(arg))
+            elif isinstance(arg, np.ndarray):  # CuPy takes one element by value
+                if arg.size != 1:
+                    raise TypeError("You are trying to pass a numpy.ndarray as a kernel parameter.")
+                given.append(arg.reshape(())[()])
+            else:
+                given.append(arg)
+        with _launching:  # the builds have variables of their own
+            if self._launch is None:
+                self._launch = _machine().compile_source(self._name, self._code)
+            self._launch(grid, block, given)
+
+
+class _CUDARuntimeError(RuntimeError):
+    pass
+
+
+def _properties(device: int) -> dict[str, Any]:
+    return {
+        "name": b"stand-in", "major": 9, "minor": 0, "totalGlobalMem": _MEMORY,
+        "multiProcessorCount": 132,
+    }  # fmt: skip
+
+
+runtime = SimpleNamespace(
+    CUDARuntimeError=_CUDARuntimeError,
+    CUDA_R_32F=0,
+    CUDA_R_64F=1,
+    CUDA_R_16F=2,
+    CUDA_R_16BF=14,
+    getDeviceCount=lambda: _COUNT,
+    getDeviceProperties=_properties,
+    memGetInfo=lambda: (_MEMORY - pool(default=True).total_bytes(), _MEMORY),
+    driverGetVersion=lambda: 13000,
+    runtimeGetVersion=lambda: 13000,
+    deviceSynchronize=lambda: wait(),
+)
+
+
+def get_cublas_handle() -> int:
+    return Device().id + 1
+
+
+def __getattr__(name: str) -> Any:
+    if name != "cublas":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _proof("gemm").cublas(room, get_cublas_handle)
+
+
+class _Communicator:
+    """Of one rank."""
+
+    def __init__(self, size: int, name: Any, rank: int) -> None:
+        if size != 1:
+            raise nccl.NcclError("NCCL_ERROR_INVALID_USAGE: the stand-in has one rank")
+
+    def allGather(self, source: int, to: int, count: int, dtype: int, stream: int) -> None:  # noqa: N802
+        ctypes.memmove(to, source, count)
+
+    def allReduce(  # noqa: N802
+        self, source: int, to: int, count: int, dtype: int, operation: int, stream: int
+    ) -> None:
+        assert source == to
+
+    def broadcast(
+        self, source: int, to: int, count: int, dtype: int, root: int, stream: int
+    ) -> None:
+        assert source == to
+
+    def check_async_error(self) -> None:
+        pass
+
+
+nccl = SimpleNamespace(
+    available=True,
+    NcclCommunicator=_Communicator,
+    NcclError=type("NcclError", (RuntimeError,), {}),
+    get_unique_id=lambda: bytes(128),
+    NCCL_UINT8=1, NCCL_INT64=4, NCCL_FLOAT32=7, NCCL_FLOAT64=8, NCCL_SUM=0,
+)  # fmt: skip

@@ -1,0 +1,71 @@
+"""The stand-in for CuPy refuses what CuPy refuses: the test of what tests the CUDA side."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "stand_in"
+
+BEGIN = """
+import numpy as np, cupy as cp, invocupy
+from invocupy.arrays import contiguous
+x = cp.asarray(np.arange(12.0).reshape(3, 4))
+kernel = cp.RawModule(code='extern "C" __global__ void one(double *x) { x[threadIdx.x] = 1; }')
+kernel = kernel.get_function("one")
+with cp.cuda.Device(1):
+    far = cp.ones((3, 4))
+"""
+REFUSED = {
+    "NumPy operand": ("x + np.ones(4)", "TypeError: Unsupported type"),
+    "NumPy operand, left": ("np.ones(4) * x", "TypeError: Unsupported type"),
+    "NumPy function": ("np.asarray(x)", "TypeError: Implicit conversion to a NumPy array"),
+    "NumPy value": ("x[...] = np.ones(4)", "TypeError: Unsupported type"),
+    "NumPy array to a kernel": ("kernel((1,), (4,), (np.ones(4),))", "TypeError: You are trying"),
+    "views to a kernel": ("kernel((1,), (3,), (x[:, 0],))", "LaunchError: .*not contiguous"),
+    "past the last thread": ("kernel((1,), (2000,), (x,))", "LaunchError: .*beyond CUDA's limits"),
+    "number without a size": ("kernel((1,), (4,), (1,))", "LaunchError"),
+    "another device": ("x + far", "ValueError: The device where the array resides"),
+    "another device to a kernel": ("kernel((1,), (4,), (far,))", "ValueError: The device where"),
+    "unknown parameter": ("x.max(initial=0)", "TypeError: .*unexpected keyword argument"),
+    "unknown function": ("cp.nanmean(x)", "AttributeError: .*nanmean"),
+    "dtype": ("cp.asarray(np.ones(2, np.longdouble).astype(object))", "ValueError: Unsupported"),
+}
+KEPT = {
+    "reductions are arrays": "type(x.sum()) is cp.ndarray and x.sum().shape == ()",
+    "new memory is not zero": "bool(cp.isnan(cp.empty(3)).all())",
+    "views share memory": "cp.shares_memory(x[1:], x) and x.T.T.data.ptr == x.data.ptr",
+    "waits are counted": "(cp.cuda.waits, float(x.sum()), cp.cuda.waits) == (0, 66.0, 1)",
+    "indices wrap around": "x[cp.asarray([3, -1])].tolist() == x[[0, 2]].tolist()",
+    "an axis for none": "cp.ascontiguousarray(cp.ones(())).shape == (1,)",
+    "where it lies": "contiguous(far.T, None).device.id == 1 and cp.empty(1).device.id == 0",
+    "kernels run": "[kernel((1,), (4,), (x,)), x[0].tolist()][1] == [1.0] * 4",
+}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(FOLDER)}
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + code], env=environment, capture_output=True, text=True
+    )
+
+
+def test_what_it_refuses() -> None:
+    lines = [
+        f"try: {code}\nexcept Exception as e: print({name!r}, type(e).__name__ + ':', str(e)[:300])"
+        f"\nelse: print({name!r}, 'nothing')"
+        for name, (code, _) in REFUSED.items()
+    ]
+    done = run("\n".join(lines))
+    assert not done.returncode, done.stderr
+    for line, (name, (_, wanted)) in zip(done.stdout.splitlines(), REFUSED.items(), strict=True):
+        assert re.match(f"{name} {wanted}", line), line
+
+
+def test_what_it_keeps() -> None:
+    for name, code in KEPT.items():
+        done = run(f"assert {code}")
+        assert not done.returncode, f"{name}: {done.stderr}"
