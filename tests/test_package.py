@@ -275,7 +275,7 @@ def test_hypothesis_is_imported_by_testing_only() -> None:
         for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom)) and "hypothesis" in ast.unparse(node)
     }
-    assert importing == {"testing.py"}
+    assert importing == {"drawing.py"}
 
 
 def backend_functions(path: Path) -> dict[str, list[str]]:

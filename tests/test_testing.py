@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -298,3 +300,9 @@ def test_tolerance_is_the_formula() -> None:
         assert bound.item() == pytest.approx(6 * 5 * unit, rel=1e-5)
     half = tolerance(reference.involution, x, kernel, terms=5, dtype="float16")
     assert half.item() == pytest.approx(6 * (2.0**-11 + 5 * 2.0**-24) + 2.0**-24, rel=1e-3)
+
+
+def test_without_hypothesis_its_extra_is_named() -> None:
+    code = "import sys; sys.modules['hypothesis'] = None; import invocupy.testing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'invocupy[testing]'" in done.stderr

@@ -349,7 +349,7 @@ def test_all_options_on_the_gpu(tmp_path: Path) -> None:
     for one, other in zip(here, there, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
         assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
-    assert len(load_run(tmp_path)[2]) == 2
+    assert len(load_run(tmp_path, "last")[2]) == 2
 
 
 # ----------------------------------------------------------------------- nothing waits for a device

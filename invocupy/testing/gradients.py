@@ -1,0 +1,244 @@
+"""Gradients held to what operators promise: of the tape, and of single operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from invocupy.arrays import FLOATS, is_cupy, namespace, to_device
+from invocupy.autograd import Tensor
+from invocupy.ops.basic import Result
+from invocupy.testing.layouts import lay_out
+
+_STEP = 1e-4  # differences of order h^4: truncation near 1e-16, rounding near 1e-12 of the value
+_NOISE = 1e-9  # what rounding may leave of a difference quotient, relative to the value
+_BEND = 1e-5  # a smooth function bends by some h^2 = 1e-8 of its slope; a kink by about the slope
+
+
+def gradcheck(
+    function: Callable[..., Any], *arrays: Any, seed: int = 0, rtol: float = 1e-6
+) -> None:
+    """Check the gradient that the tape gives against differences of the function itself.
+
+    In float64, for each floating array by itself: with a random cotangent ``v`` and two random
+    directions ``d``, none of them with a component near zero, ``<gradient, d>`` must be the slope
+    of ``t -> <v, function(array + t*d)>``, taken from five points. One direction follows the signs
+    of the gradient, so that nothing cancels; a single wrong component among some hundred still
+    shows.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a Tensor for each array and returns a Tensor.
+    *arrays : array
+        Floating arrays become float64 Tensors that require a gradient; others are passed as they
+        are. Their values should be of order 1.
+    seed : int
+        Of cotangent and directions.
+    rtol : float
+        Allowed error relative to ``sum |gradient * d|``.
+
+    Raises
+    ------
+    AssertionError
+        If a gradient is wrong, with both numbers.
+    ValueError
+        If the function has a kink at or next to the arrays, where no difference means anything:
+        draw them away from it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.testing import gradcheck
+    >>> gradcheck(lambda x, y: (x * y).tanh(), np.ones((2, 3)), np.arange(3.0))
+    """
+    rng = np.random.default_rng(seed)
+    doubles = [_double(array) for array in arrays]
+    operands = [Tensor(a, requires_grad=True) if _is_floating(a) else a for a in doubles]
+    value = function(*operands)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"function must return a Tensor, got {type(value).__name__}")
+    cotangent = namespace(value.data).asarray(_away_from_zero(rng, value.shape))
+    value.backward(cotangent)
+
+    def evaluate(moved: list[Any]) -> Any:
+        return function(*(Tensor(a) if _is_floating(a) else a for a in moved)).data
+
+    for i, operand in enumerate(operands):
+        if isinstance(operand, Tensor):
+            gradient = operand.data * 0 if operand.grad is None else operand.grad
+            _compare(
+                f"gradient of argument {i}", evaluate, doubles, i, gradient, cotangent, rng, rtol
+            )
+
+
+def check_partials(
+    op: Callable[..., Result], *arrays: Any, seed: int = 0, rtol: float = 1e-6, **options: Any
+) -> None:
+    """Check an operator ``op(*arrays, **options) -> (value, partials)`` against its contract.
+
+    With the arrays as they are: one partial for each argument; a partial gives the shape, dtype and
+    library of its argument, in memory that neither the arguments nor the value nor the operator
+    itself use, the same whenever it is called; nothing is written to arguments, value and gradient.
+    Then in float64, and with a gradient of negative strides, the slopes as in :func:`gradcheck`.
+
+    Parameters
+    ----------
+    op : callable
+        Of :mod:`invocupy.ops`, or one like them.
+    *arrays : array, None or number
+        Only floating arrays have their partial checked.
+    seed, rtol
+        As in :func:`gradcheck`.
+    **options
+        Passed on to ``op``.
+
+    Raises
+    ------
+    AssertionError
+        Naming the broken rule.
+    ValueError
+        At a kink, as :func:`gradcheck`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import ops
+    >>> from invocupy.testing import check_partials
+    >>> check_partials(ops.linear, np.ones((2, 3)), np.ones((4, 3)), np.ones(4))
+    """
+    rng = np.random.default_rng(seed)
+    before = [_bytes(array) for array in arrays]
+    value, partials = op(*arrays, **options)
+    xp = namespace(value)
+    _require(len(partials) == len(arrays), f"{len(partials)} partials for {len(arrays)} arguments")
+    drawn = xp.asarray(_away_from_zero(rng, value.shape))
+    grad = drawn.astype(value.dtype)
+    before += [_bytes(value), _bytes(grad)]
+    for i in _floating(arrays):
+        first = _contract(i, partials[i], grad, arrays, value)
+        again = partials[i](grad)
+        _require(
+            bool((again == first).all()), f"partial {i} gives another result when called again"
+        )
+    after = [_bytes(array) for array in (*arrays, value, grad)]
+    names = (*(f"argument {i}" for i in range(len(arrays))), "the value", "the gradient")
+    for name, old, new in zip(names, before, after, strict=True):
+        _require(old == new, f"{name} was written to")
+
+    doubles = [_double(array) for array in arrays]
+    _, partials = op(*map(_widen, arrays), **options)
+    grad = lay_out(drawn, "negative strides") if drawn.ndim else drawn
+
+    def evaluate(moved: list[Any]) -> Any:
+        return op(*moved, **options)[0]
+
+    for i in _floating(arrays):
+        _compare(f"partial {i}", evaluate, doubles, i, partials[i](grad), drawn, rng, rtol)
+
+
+def _contract(i: int, partial: Any, grad: Any, arrays: Sequence[Any], value: Any) -> Any:
+    """What partial ``i`` gives (a copy), which must be a proper array in memory of its own."""
+    xp, array = namespace(value), arrays[i]
+    result = partial(grad)
+    _require(type(result) is type(array), f"partial {i} gives a {type(result).__name__}")
+    _require(
+        result.shape == array.shape,
+        f"partial {i} has shape {result.shape}, its argument {array.shape}",
+    )
+    _require(
+        result.dtype == array.dtype.newbyteorder("="),
+        f"partial {i} has dtype {result.dtype}, its argument {array.dtype}",
+    )
+    for j in _floating(arrays):
+        _require(
+            not xp.may_share_memory(result, arrays[j]),
+            f"partial {i} gives the memory of argument {j}",
+        )
+    copy = result.copy()
+    if not xp.may_share_memory(result, grad):
+        _require(
+            not xp.may_share_memory(result, value), f"partial {i} gives the memory of the value"
+        )
+        if is_cupy(result) or result.flags.writeable:
+            result[...] = xp.nan  # if the operator keeps this array, its next answer shows it
+    return copy
+
+
+def _compare(
+    what: str,
+    evaluate: Callable[[list[Any]], Any],
+    arrays: list[Any],
+    index: int,
+    gradient: Any,
+    cotangent: Any,
+    rng: np.random.Generator,
+    rtol: float,
+) -> None:
+    """``<gradient, d>`` against the slope of ``<cotangent, evaluate>`` along two directions d."""
+    array, xp = arrays[index], namespace(arrays[index])
+    level = float(abs(cotangent * evaluate(arrays)).sum())
+    first, second = (xp.asarray(_away_from_zero(rng, array.shape)) for _ in range(2))
+    signs = xp.sign(gradient)
+    for direction in (xp.where(signs == 0, first, abs(first) * signs), second):
+
+        def along(steps: int, direction: Any = direction) -> float:
+            moved = array + steps * _STEP * direction
+            value = evaluate([*arrays[:index], moved, *arrays[index + 1 :]])
+            return float((cotangent * value).sum())
+
+        low2, low, middle, high, high2 = (along(steps) for steps in range(-2, 3))
+        numeric = (8 * (high - low) - (high2 - low2)) / (12 * _STEP)
+        analytic = float((gradient * direction).sum())
+        scale = float(abs(gradient * direction).sum())
+        third = high2 - 2 * high + 2 * low - low2
+        fourth = high2 - 4 * high + 6 * middle - 4 * low + low2
+        if max(abs(third), abs(fourth)) / _STEP > _BEND * (scale + abs(numeric)) + _NOISE * level:
+            raise ValueError(
+                f"{what}: the function has a kink near the arrays: draw them elsewhere"
+            )
+        _require(
+            abs(numeric - analytic) <= rtol * scale + _NOISE * level,
+            f"{what} is wrong: {analytic!r} along a random direction, "
+            f"but the function's slope is {numeric!r}",
+        )
+
+
+def _require(holds: bool, message: str) -> None:
+    """An assertion that ``python -O`` keeps."""
+    if not holds:
+        raise AssertionError(message)
+
+
+def _away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.0, shape))
+
+
+def _is_floating(array: Any) -> bool:
+    return hasattr(array, "dtype") and array.dtype.name in FLOATS
+
+
+def _floating(arrays: Sequence[Any]) -> Iterator[int]:
+    return (i for i, array in enumerate(arrays) if _is_floating(array))
+
+
+def _widen(array: Any) -> Any:
+    """In float64, in the same layout where it is in float64 already; no array: as it is."""
+    return array.astype(np.float64, copy=False) if _is_floating(array) else array
+
+
+def _double(array: Any) -> Any:
+    """A contiguous copy in float64; no floating array: as it is."""
+    if not _is_floating(array):
+        return array
+    return namespace(array).array(array, dtype=np.float64, order="C")
+
+
+def _bytes(array: Any) -> bytes | None:
+    """All of an array's memory, also what a view leaves out."""
+    if not hasattr(array, "dtype"):
+        return None
+    owner = array if array.base is None else array.base
+    return to_device(owner, "cpu").tobytes()  # type: ignore[no-any-return]
