@@ -58,12 +58,15 @@ def test_state_is_copied_and_loaded_whole_or_not_at_all() -> None:
         ({"weight": state["weight"]}, "bias: missing"),
         ({**state, "scale": np.ones(1)}, "scale: left over"),
         ({**state, "bias": np.ones(3)}, r"bias: shape \(3,\), expected \(2,\)"),
+        ({**state, "bias": np.ones(2, complex)}, "bias: dtype complex128, expected real numbers"),
+        ({**state, "bias": np.array(["1", "x"])}, "bias: dtype <U1, expected real numbers"),
+        ({**state, "bias": np.ma.ones(2)}, "bias: a masked array, expected real numbers"),
     ):
         with pytest.raises(ValueError, match=words):
             layer.load_state_dict(wrong)
         for name, array in layer.state_dict().items():
             np.testing.assert_array_equal(array, before[name])
-    layer.load_state_dict({"weight": state["weight"], "scale": np.ones(1)}, strict=False)
+    layer.load_state_dict({"weight": [[7, 7], [7, 7]], "scale": np.ones(1)}, strict=False)
     assert (layer.weight.data == 7).all()
     assert layer.weight.data.dtype == np.float32
 

@@ -145,20 +145,25 @@ class Module:
         Parameters
         ----------
         state : mapping of str to array
-            Shapes must match; dtypes are converted to the module's.
+            Of real numbers. Shapes must match; dtypes are converted to the module's.
         strict : bool
             Whether names that are missing or left over are errors.
 
         Raises
         ------
         ValueError
-            Listing every name that is missing, left over or of another shape.
+            Listing every name that is missing, left over, of another shape or not of real numbers.
         """
         own = dict(self._state((Parameter, Buffer)))
         problems = [
             f"{name}: shape {tuple(np.shape(state[name]))}, expected {tuple(value.data.shape)}"
             for name, value in own.items()
             if name in state and np.shape(state[name]) != value.data.shape
+        ]
+        problems += [
+            f"{name}: {kind}, expected real numbers"
+            for name in own
+            if name in state and (kind := _unreal(state[name]))
         ]
         if strict:
             problems += [f"{name}: missing" for name in own if name not in state]
@@ -192,6 +197,16 @@ class Module:
         """Forget the gradients of all parameters."""
         for parameter in self.parameters():
             parameter.grad = None
+
+
+def _unreal(array: Any) -> str:
+    """What is wrong with what should hold real numbers, all of them; nothing: an empty string."""
+    if isinstance(array, np.ma.MaskedArray):
+        return "a masked array"
+    dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
+    if isinstance(dtype, np.dtype) and dtype.kind not in "biuf" and dtype.name != "bfloat16":
+        return f"dtype {dtype}"
+    return ""
 
 
 class ModuleList(Module):
