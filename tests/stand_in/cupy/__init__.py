@@ -455,12 +455,20 @@ def ones(shape: Any, dtype: Any = float) -> Any:
     return full(shape, 1, dtype)
 
 
-def empty_like(like: Any, dtype: Any = None) -> Any:
-    return empty(like.shape, like.dtype if dtype is None else dtype)
+def empty_like(
+    prototype: Any, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
+) -> Any:
+    kind = prototype.dtype if dtype is None else dtype
+    return empty(prototype.shape if shape is None else shape, kind)
 
 
-def full_like(like: Any, value: Any, dtype: Any = None) -> Any:
-    return full(like.shape, value, like.dtype if dtype is None else dtype)
+def full_like(
+    a: Any, fill_value: Any, dtype: Any = None, order: str = "K", subok: Any = None,
+    shape: Any = None,
+) -> Any:  # fmt: skip
+    result = empty_like(a, dtype, shape=shape)
+    result.fill(fill_value)
+    return result
 
 
 def zeros_like(like: Any, dtype: Any = None) -> Any:
@@ -497,6 +505,10 @@ def stack(parts: Any, axis: int = 0) -> Any:
     return _new(np.stack([_operand(part) for part in parts], axis))
 
 
+def take(data: Any, indices: Any, axis: Any = None, out: Any = None) -> Any:
+    return data.take(indices, axis, out)
+
+
 def array_split(data: Any, sections: Any, axis: int = 0) -> list[Any]:
     return [_view(part, data) for part in np.array_split(_operand(data), sections, axis)]
 
@@ -516,6 +528,10 @@ def einsum(formula: str, *operands: Any) -> Any:
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     return _result(np.matmul(_operand(a), _operand(b)), out)
+
+
+def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
+    return _new(np.tensordot(_operand(a), _operand(b), axes))
 
 
 def result_type(*given: Any) -> Any:
