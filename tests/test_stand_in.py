@@ -38,6 +38,7 @@ KEPT = {
     "reductions are arrays": "type(x.sum()) is cp.ndarray and x.sum().shape == ()",
     "new memory is not zero": "bool(cp.isnan(cp.empty(3)).all())",
     "views share memory": "cp.shares_memory(x[1:], x) and x.T.T.data.ptr == x.data.ptr",
+    "views know whose memory it is": "x[1:][0].base is x and x.base is None",
     "waits are counted": "(cp.cuda.waits, float(x.sum()), cp.cuda.waits) == (0, 66.0, 1)",
     "indices wrap around": "x[cp.asarray([3, -1])].tolist() == x[[0, 2]].tolist()",
     "an axis for none": "cp.ascontiguousarray(cp.ones(())).shape == (1,)",

@@ -35,14 +35,14 @@ _KINDS = "biufV"  # of dtypes; V is that of bfloat16
 class ndarray:  # noqa: N801
     """Memory of a device: only the functions here may look behind it."""
 
-    __slots__ = ("__weakref__", "_device", "_host")
+    __slots__ = ("__weakref__", "_device", "_host", "base")
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
         memory = _memory(shape, np.dtype(dtype))
         memory.reshape(-1).view(np.uint8)[...] = 0xFF
-        self._host, self._device = memory, cuda.Device()
+        self._host, self._device, self.base = memory, cuda.Device(), None
 
     # what NumPy asks
 
@@ -78,16 +78,14 @@ class ndarray:  # noqa: N801
     def flags(self) -> Any:
         flags = self._host.flags
         return SimpleNamespace(
-            c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata
+            c_contiguous=flags.c_contiguous,
+            f_contiguous=flags.f_contiguous,
+            owndata=self.base is None,
         )
 
     @property
     def data(self) -> Any:
         return SimpleNamespace(ptr=self._host.ctypes.data, device=self._device)
-
-    @property
-    def base(self) -> Any:
-        return None if self._host.base is None else self
 
     def __len__(self) -> int:
         return len(self._host)
@@ -266,6 +264,7 @@ def _operand(value: Any) -> Any:
 def _view(host: Any, of: ndarray) -> Any:
     array = ndarray.__new__(ndarray)
     array._host, array._device = host, of._device
+    array.base = of if of.base is None else of.base
     return array
 
 
@@ -274,6 +273,7 @@ def _new(host: Any, order: str = "K") -> Any:
     array = ndarray.__new__(ndarray)
     host = np.asarray(host)
     array._host, array._device = _memory(host.shape, host.dtype), cuda.Device()
+    array.base = None
     if order in "KA" and host.flags.f_contiguous and not host.flags.c_contiguous:
         array._host = array._host.reshape(host.shape[::-1]).T
     array._host[...] = host
