@@ -343,6 +343,7 @@ def test_a_small_job_wakes_nobody(four_threads):
     launch(count, 8, 1 << 30, 8, np.zeros(8, np.int64))
     while asleep() < team._workers:
         time.sleep(0.01)
+    time.sleep(0.01)  # soon after another one they are woken for any job
     done = np.zeros(1000, np.int64)
     launch(count, len(done), 4 * GRAIN, 8, done)
     assert (done == 1).all()
