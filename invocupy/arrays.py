@@ -123,6 +123,8 @@ def contiguous(array: Any, dtype: Any) -> Any:
         if array.flags.aligned:
             return array
     if is_cupy(array):
+        if array.flags.c_contiguous and (dtype is None or array.dtype == dtype):
+            return array
         with array.device:
             return namespace(array).ascontiguousarray(array, dtype)
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)

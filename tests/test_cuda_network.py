@@ -137,8 +137,9 @@ def test_the_command_line(cp: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_info(cp: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "--json"]) == 0
+    assert main(["info", "--warm", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     count = cp.cuda.runtime.getDeviceCount()
     assert set(found["self_check"]) == {"cpu", *(f"cuda:{i}" for i in range(count))}
     assert not any(found["self_check"].values())
+    assert set(found["warm_seconds"]) == set(found["self_check"])

@@ -106,21 +106,23 @@ def _warm(device: str) -> float:
     import numpy as np
 
     from invocupy import Tensor, functional, nn, to_device
+    from invocupy.arrays import on_device
     from invocupy.models import SimpleModel
 
     start = time.perf_counter()
     images = Tensor(to_device(np.ones((2, 3, 32, 32), np.float32), device))
-    model = SimpleModel(num_layers=1, rng=0)
-    model.to(device)
-    labels = to_device(np.zeros(2, np.int64), device)
-    functional.cross_entropy(model.logits(images), labels).backward()
-    x = Tensor(to_device(np.ones((2, 32, 9, 9), np.float32), device), requires_grad=True)
-    for size, stride in _WARM:
-        layer = nn.Involution(32, size, stride=stride, fused=False)
-        layer.to(device)
-        layer(x).sum().backward()
-    if device != "cpu":
-        import cupy
+    with on_device(images.data):
+        model = SimpleModel(num_layers=1, rng=0)
+        model.to(device)
+        labels = to_device(np.zeros(2, np.int64), device)
+        functional.cross_entropy(model.logits(images), labels).backward()
+        x = Tensor(to_device(np.ones((2, 32, 9, 9), np.float32), device), requires_grad=True)
+        for size, stride in _WARM:
+            layer = nn.Involution(32, size, stride=stride, fused=False)
+            layer.to(device)
+            layer(x).sum().backward()
+        if device != "cpu":
+            import cupy
 
-        cupy.cuda.get_current_stream().synchronize()
+            cupy.cuda.get_current_stream().synchronize()
     return time.perf_counter() - start
