@@ -32,8 +32,11 @@ from invocupy.backends.jit import add, jit, load, pointer, store
 from invocupy.backends.simd import call
 
 _LINE = 64  # bytes; what different threads write is on different lines
+# Bytes between the scratch memories of two threads. A core that walks through the planes of its own
+# in strides fetches what would come next, and takes those lines from the core that writes them.
+_APART = 1 << 17
 _WATCH = 2e-4  # seconds
-_PATIENCE = 50_000  # looks, some ten microseconds
+_PATIENCE = 600_000  # looks, some hundred microseconds
 _TURNS = 1000
 
 # Places in a job, in bytes. The layout of :func:`_layout`.
@@ -86,7 +89,7 @@ def run(
     except IndexError:  # asking first whether there is one would race with other threads
         job = _Job()
     try:
-        stride = -(-scratch // _LINE) * _LINE
+        stride = -(-scratch // _LINE) * _LINE + _APART
         start = job.scratch((helpers + 1) * stride)
         pack = _layout(len(arguments)).pack_into
         pack(job.memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
