@@ -136,6 +136,7 @@ def _gathering(bits: int) -> Any:
         V, M, R, S = z.lanes, z.run, z.rows, z.interleaved
         patch = scratch + z.packed_size
         taps, line = steps.shape[0] * M * size, z.row_step * z.pitch
+        fresh = True
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -149,8 +150,9 @@ def _gathering(bits: int) -> Any:
             packed = scratch + aligning(left, z, size)
             pack(
                 source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size,
+                (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
             )  # fmt: skip
+            fresh = z.strips > 1
             lanes = min(V, b1 - b0)
             for c in range(z.channels):
                 channel = image % z.groups * z.channels + c
@@ -208,6 +210,7 @@ def _correlate(bits: int) -> Any:
         held = scratch + z.packed_size
         lanes, out = pointer(held, bits), pointer(sums, 64)
         table = steps.ctypes.data + _SEEN
+        fresh = True
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -226,8 +229,9 @@ def _correlate(bits: int) -> Any:
                 image = n * z.groups + group
                 pack(
                     x + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                    (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size,
+                    (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
                 )  # fmt: skip
+                fresh = z.strips > 1
                 for c in range(z.channels):
                     here = grad + ((image * z.channels + c) * z.out_plane + b0) * size
                     a = a0

@@ -160,7 +160,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
     if features:
         code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
-        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 0, V, bits)
+        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 0, 0, V, bits)
     else:
         code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * p.bands * p.strips
@@ -173,7 +173,12 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
     z = sizes(g, p, size)
-    z = z._replace(patch_size=z.channels * p.rows * p.lanes * size, together=_together(p))
+    together = _together(p)
+    # all steps at once read grad only once, and as it is if no tile is narrower than a vector
+    direct = together == len(p.steps) and g.out_w // p.strips >= p.lanes
+    z = z._replace(
+        patch_size=z.channels * p.rows * p.lanes * size, together=together, unpacked=int(direct)
+    )
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_correlate.correlate(8 * size)
     return _job(g, kernel, p, z, _correlate_code(p, z, size), (p.steps,), tasks)
@@ -183,7 +188,7 @@ def _correlate_code(p: Plan, z: Sizes, size: int) -> list[int]:
     """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
     code = [0] * cpu_correlate.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_correlate.CONTRACT] = contract_block(z.together, M, R, 0, 1, 0, V, bits)
+    code[cpu_correlate.CONTRACT] = contract_block(z.together, M, R, 0, 1, 0, z.unpacked, V, bits)
     code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
     return code
 
@@ -208,7 +213,7 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
         at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
     )
     code, R, V, bits = _correlate_code(p, z, size), p.rows, p.lanes, 8 * size
-    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, V, bits)
+    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, 0, V, bits)
     code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
     code[cpu_correlate.STORE] = store_lanes(V, bits)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)

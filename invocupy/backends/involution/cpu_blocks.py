@@ -61,26 +61,28 @@ def gather_block(v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int)
     v.store_all(list(zip(total, places, strict=True)), lanes)
 
 
-@micro(14)
+@micro(15)
 def contract_block(
-    v: Vectors, args: Any, s_: int, m_: int, r_: int, spread_: int, shifted_: int, add_: int
-) -> None:
+    v: Vectors, args: Any, s_: int, m_: int, r_: int, spread_: int, shifted_: int, add_: int,
+    fetch_: int,
+) -> None:  # fmt: skip
     """``out[s, m, r] = sum over planes c < count of left * right``, S * M * R accumulators.
 
     ``left`` is a vector for each row, ``left[c, r]`` (spread=0), or one number for each tap,
-    ``left[c, s, m]`` (spread=1). ``right`` is ``right[c, r]`` (shifted=0) or
+    ``left[c, s, m]`` (spread=1, no rows). ``right`` is ``right[c, r]`` (shifted=0) or
     ``right[c, r + m]`` moved by ``moves[s]`` (shifted=1), each load serving up to R rows.
     With add=1 the sum starts from what ``out`` holds (packed, whole vectors).
     The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``. With
-    spread=0 results go to memory in many streams: the lines ``ahead`` bytes further are prefetched.
+    spread=0 results go to memory in many streams: the lines ``ahead`` bytes further are prefetched,
+    with fetch=1 those of ``left``, too.
 
     - gradient of the kernel: the channels of grad (0) with the channels of x (shifted);
     - kernel from features: weights (1) with features, shifted for the gradient of x;
     - gradient of the features: weights (1) with the gradient of the kernel.
     """
     builder = v.builder
-    count, left, left_plane, right, right_plane, right_row, moves, places = args[:8]
-    stride, out, out_tap, out_row, ahead, lanes = args[8:14]
+    count, left, left_plane, left_row, right, right_plane, right_row, moves, places = args[:9]
+    stride, out, out_tap, out_row, ahead, lanes = args[9:15]
     into = []
     for s in range(s_):
         place = v.pointer(v.add(places, v.times(stride, s)))
@@ -101,6 +103,7 @@ def contract_block(
             for s in range(s_)
         ]
     rows = [v.times(right_row, q) for q in range(m_ + r_ - 1)]
+    left_rows = [v.times(left_row, r) for r in range(r_)]
     loop = Loop(builder, count, [left, right, *start])
     left, right, *total = loop.carried
     seen: dict[Any, Any] = {}
@@ -115,6 +118,8 @@ def contract_block(
     order = [(m, r) for m in range(m_) for r in range(r_)]
     if not spread_:
         order.sort(key=sum)
+    for place in left_rows if fetch_ else ():
+        v.prefetch(v.add(v.add(left, place), ahead))
     for s in range(s_):
         for m, r in order:
             q = m + r if shifted_ else r
@@ -126,7 +131,7 @@ def contract_block(
             if spread_:
                 a = once(("left", t), lambda t=t: v.spread(v.add(left, t * v.size)))
             else:
-                a = once(("left", r), lambda r=r: v.load(v.add(left, r * v.bytes)))
+                a = once(("left", r), lambda r=r: v.load(v.add(left, left_rows[r])))
             total[t * r_ + r] = v.fma(a, b, total[t * r_ + r])
     loop.close([v.add(left, left_plane), v.add(right, right_plane), *total])
     v.store_all(list(zip(total, into, strict=True)), lanes)
@@ -248,38 +253,39 @@ def take_even(v: Vectors, args: Any) -> None:
 
 
 @intrinsic(prefer_literal=True)
-def pack_row(typing, out, source, before, count, after, V, bits):  # type: ignore[no-untyped-def]
-    """Copy ``count`` elements, with at least ``before`` zeros before them and ``after`` behind.
+def pack_rows(  # type: ignore[no-untyped-def]
+    typing, out, out_plane, pitch, source, plane, line, channels, rows, count, zeros, V, bits
+):
+    """``out[c, q, :count] = source[c, q, :count]``, row after row; all three counts are >= 1.
 
-    Writes whole vectors, aligned if ``out`` is: up to a vector more on either side.
+    Writes whole vectors, aligned if ``out`` and the pitch are: zeros behind the last element, and
+    ``zeros`` more vectors of them.
     """
     v_, b_ = V.literal_value, bits.literal_value
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         v = Vectors(builder, v_, b_)
-        out, source, before, count, after = args[:5]
-        zero, step = ir.Constant(_I64, 0), ir.Constant(_I64, v.V)
-        with cgutils.for_range_slice(builder, zero, before, step) as (i, _):
-            v.store(v.zero, v.add(v.add(out, -v.bytes), v.times(i, -v.size)))
-        full = builder.and_(count, ir.Constant(_I64, -v_))
-        with cgutils.for_range_slice(builder, zero, full, step) as (i, _):
-            offset = v.times(i, v.size)
-            v.store(v.load(v.add(source, offset)), v.add(out, offset))
-            v.prefetch(v.add(v.add(source, offset), _AHEAD))
-        offset = v.times(full, v.size)
-        rest = builder.sub(count, full)
-        with builder.if_else(builder.icmp_signed(">", rest, zero)) as (some, none):
-            with some:
-                mask = v.lanes(None, rest)
-                v.store(v.load_lanes(v.add(source, offset), mask), v.add(out, offset))
-                v.prefetch(v.add(v.add(source, offset), _AHEAD))
-            with none:
-                v.store(v.zero, v.add(out, offset))
-        with cgutils.for_range_slice(builder, v.add(full, v.V), v.add(count, after), step) as (
-            i,
-            _,
-        ):
-            v.store(v.zero, v.add(out, v.times(i, v.size)))
+        out, out_plane, pitch, source, plane, line, channels, rows, count, zeros = args[:10]
+        nothing, step = ir.Constant(_I64, 0), ir.Constant(_I64, v.bytes)
+        # bytes of all but the last vector of a row, and the lanes of that one
+        full = builder.and_(v.add(count, -1), ir.Constant(_I64, -v_))
+        mask = v.lanes(None, builder.sub(count, full))
+        full, zeros = v.times(full, v.size), v.times(zeros, v.bytes)
+        outer = Loop(builder, channels, [out, source])
+        inner = Loop(builder, rows, outer.carried)
+        to, start = inner.carried
+        with cgutils.for_range_slice(builder, nothing, full, step) as (i, _):
+            here = builder.add(start, i)
+            v.store(v.load(here), builder.add(to, i))
+            v.prefetch(v.add(here, _AHEAD))
+        here, end = builder.add(start, full), builder.add(to, full)
+        v.store(v.load_lanes(here, mask), end)
+        v.prefetch(v.add(here, _AHEAD))
+        with cgutils.for_range_slice(builder, nothing, zeros, step) as (i, _):
+            v.store(v.zero, v.add(builder.add(end, i), v.bytes))
+        inner.close([builder.add(to, pitch), builder.add(start, line)])
+        to, start = outer.carried
+        outer.close([builder.add(to, out_plane), builder.add(start, plane)])
         return context.get_dummy_value()
 
-    return void(*[int64] * 5, V, bits), codegen
+    return void(*[int64] * 10, V, bits), codegen

@@ -35,6 +35,7 @@ def correlate(bits: int) -> Any:
         patch = scratch + z.packed_size
         table = steps.ctypes.data
         line = z.kernel_columns * size
+        fresh = True
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -46,14 +47,14 @@ def correlate(bits: int) -> Any:
                 z.kernel_columns * strip // z.strips,
                 z.kernel_columns * (strip + 1) // z.strips,
             )
-            left = b0 * z.column_step - z.pad_columns
-            packed = scratch + aligning(left, z, size)
+            first = b0 * z.column_step - z.pad_columns
+            packed = scratch + aligning(first, z, size)
             pack(
                 source + image * z.channels * z.height * z.width * size, z.channels,
-                a0 * z.row_step - z.pad_rows, left,
-                        (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
-                z, packed, size,
+                a0 * z.row_step - z.pad_rows, first, (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
+                z, packed, size, fresh,
             )  # fmt: skip
+            fresh = z.strips > 1
             for a in range(a0, a1, R):
                 row = min(a, a1 - R)
                 for b in range(b0, b1, V):
@@ -61,15 +62,18 @@ def correlate(bits: int) -> Any:
                     lanes = min(V, b1 - b0)
                     position = (row * z.kernel_columns + column) * size
                     here = grad + image * z.channels * z.kernel_rows * line + position
-                    for c in range(z.channels):
-                        call(code[COPY], (
-                            patch + c * R * V * size, here + c * z.kernel_rows * line, 0, line,
-                            R * line, 0, lanes, 0, R,
-                        ))  # fmt: skip
+                    left, plane, pitch = here, z.kernel_rows * line, line
+                    if not z.unpacked:
+                        left, plane, pitch = patch, R * V * size, V * size
+                        for c in range(z.channels):
+                            call(code[COPY], (
+                                patch + c * plane, here + c * z.kernel_rows * line, 0, line,
+                                R * line, 0, lanes, 0, R,
+                            ))  # fmt: skip
                     seen = packed + (row - a0) * z.row_step * z.pitch + (column - b0) * size
                     for s in range(0, steps.shape[0], S):
                         call(code[CONTRACT], (
-                            z.channels, patch, R * V * size, seen, z.plane, z.row_step * z.pitch,
+                            z.channels, left, plane, pitch, seen, z.plane, z.row_step * z.pitch,
                             table + s * _STEP + _SEEN, table + s * _STEP + _KERNEL, _STEP,
                             out + image * z.kernel_plane + position, z.tap_step, line, R * line,
                             lanes,
@@ -107,6 +111,7 @@ def span_gradients(bits: int) -> Any:
         line = z.kernel_columns * size
         plane = z.kernel_rows * line
         table = steps.ctypes.data
+        fresh = True
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -126,8 +131,9 @@ def span_gradients(bits: int) -> Any:
                         source + image * z.channels * z.height * z.width * size, z.channels,
                         a0 * z.row_step - z.pad_rows, left,
                         (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
-                        z, packed, size,
+                        z, packed, size, fresh,
                     )  # fmt: skip
+                    fresh = z.strips > 1
                     tiles = 0
                     for a in range(a0, a1, R):
                         rows = min(R, a1 - a)
@@ -144,7 +150,7 @@ def span_gradients(bits: int) -> Any:
                             seen = packed + (a - a0) * z.row_step * z.pitch + (b - b0) * size
                             for s in range(0, count, S):
                                 call(code[CONTRACT], (
-                                    z.channels, patch, R * V * size, seen, z.plane,
+                                    z.channels, patch, R * V * size, V * size, seen, z.plane,
                                     z.row_step * z.pitch, table + s * _STEP + _SEEN,
                                     table + s * _STEP + _TILE, _STEP, to, R * V * size, V * size,
                                     0, V,
@@ -171,7 +177,7 @@ def span_gradients(bits: int) -> Any:
                                     ))  # fmt: skip
                                 call(code[ADD], (
                                     taps, weight + (group * z.padded + f) * taps * size, T * size,
-                                    to, R * V * size, V * size, table, z.zero, 0, patch,
+                                    0, to, R * V * size, V * size, table, z.zero, 0, patch,
                                     R * V * size, V * size, 0, V,
                                 ))  # fmt: skip
                                 for k in range(min(T, z.features - 1 - f)):

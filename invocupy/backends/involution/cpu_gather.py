@@ -45,6 +45,7 @@ def gather(bits: int, made: bool) -> Any:
         features = scratch + z.packed_size  # packed like the source or, unshifted, a tile
         tile = features + z.features_size
         patch = tile + z.tile_size
+        fresh = True
         while True:
             task = next_task(counter)
             if task >= tasks:
@@ -60,7 +61,7 @@ def gather(bits: int, made: bool) -> Any:
             packed = scratch + skew
             pack(
                 source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                held, z, packed, size,
+                held, z, packed, size, fresh,
             )  # fmt: skip
             number, group = divmod(image, z.groups)
             kernel = given + image * z.kernel_plane
@@ -68,9 +69,10 @@ def gather(bits: int, made: bool) -> Any:
             if made:
                 kernel = given + number * z.kernel_plane
                 if z.shifted:
-                    pack(kernel, z.features - 1, top, left, held, z, features + skew, size)
+                    pack(kernel, z.features - 1, top, left, held, z, features + skew, size, fresh)
                     last = features + skew + (z.features - 1) * z.plane
                     pack_inside(top, left, held, z, last, size)
+            fresh = z.strips > 1
             lanes = min(V, b1 - b0)
             for phase in range(0, phases.shape[0], S):
                 end, start = min(a1, phases[phase, _ROWS]), phases[phase, _OUT]
@@ -171,9 +173,9 @@ def _made(bits: int) -> Any:
             feature_tile(features, kernel, row, column, lanes, R, code[COPY_FEATURES], z, size)
         for s in range(0, count, S):
             call(code[MAKE], (
-                z.features, weights + s * M * z.features * size, S * M * size, place, plane, pitch,
-                table + s * _STEP + _SEEN, table + s * _STEP + _TILE, _STEP, tile, R * V * size,
-                V * size, 0, V,
+                z.features, weights + s * M * z.features * size, S * M * size, 0, place, plane,
+                pitch, table + s * _STEP + _SEEN, table + s * _STEP + _TILE, _STEP, tile,
+                R * V * size, V * size, 0, V,
             ))  # fmt: skip
         if z.shifted and not inside:  # outside there is no kernel, not even the bias
             for s in range(first, first + count):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from invocupy.backends.involution.cpu_blocks import pack_row
+from invocupy.backends.involution.cpu_blocks import pack_rows
 from invocupy.backends.involution.cpu_plan import Sizes
 from invocupy.backends.jit import jit, pointer
 from invocupy.backends.simd import VECTOR_BYTES, call
@@ -38,26 +38,47 @@ def aligning(left, z, size):
 
 
 @jit
-def pack(source, channels, top, left, rows, z, out, size):
+def clear(start, end):
+    """Zeros between two addresses."""
+    words = pointer(start, 32)
+    for i in range((end - start) // 4):
+        words[i] = 0
+
+
+@jit
+def pack(source, channels, top, left, rows, z, out, size, fresh):
     """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column ``left`` on.
 
     Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
+    Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
     """
     words = size // 4
-    lead = min(max(-left, 0), z.phase_width)
-    count = max(min(z.width - left, z.phase_width) - lead, 0)
+    if z.column_step == 1:
+        lead = min(max(-left, 0), z.phase_width)
+        count = max(min(z.width - left, z.phase_width) - lead, 0)
+        first = min(max(-top, 0), rows)  # of the rows that have something
+        last = min(z.height - top, rows)
+        if count == 0 or last <= first:
+            first = last = rows
+        if fresh or z.bands > 1:
+            for c in range(channels):
+                plane = out + c * z.plane
+                clear(plane, min(plane + first * z.pitch + lead * size, plane + z.plane))
+                clear(plane + last * z.pitch + lead * size, plane + z.plane)
+        if first < last:
+            start = source + ((top + first) * z.width + left + lead) * size
+            vectors = -(-count * words // _WORDS)
+            pack_rows(
+                out + first * z.pitch + lead * size, z.plane, z.pitch, start,
+                z.height * z.width * size, z.width * size, channels, last - first, count * words,
+                z.pitch // VECTOR_BYTES - vectors if fresh else 0, _WORDS, 32,
+            )  # fmt: skip
+        return
     for c in range(channels):
         for q in range(rows):
             inside = 0 <= top + q < z.height
             start = source + ((c * z.height + top + q) * z.width + left) * size
             to = out + c * z.plane + q * z.pitch
-            if z.column_step == 1:
-                here = count if inside else 0
-                pack_row(
-                    to + lead * size, start + lead * size, lead * words, here * words,
-                    (z.phase_width - lead - here) * words, _WORDS, 32,
-                )  # fmt: skip
-                continue
             if z.column_step == 2 and inside:
                 for phase in range(z.column_phases):
                     first = left + phase

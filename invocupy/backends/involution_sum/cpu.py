@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from invocupy.backends.involution.cpu_blocks import contract_block, gather_block, pack_row
+from invocupy.backends.involution.cpu_blocks import contract_block, gather_block, pack_rows
+from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.pointwise.cpu import PARTS
@@ -151,7 +152,7 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
     code = (
         gather_block(1, sizes.at_once, VECTORS, 0, V, bits),
         gather_block(1, sizes.at_once, VECTORS, 1, V, bits),
-        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, V, bits),
+        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, V, bits),
     )
     tables = Fixed(
         np.array(sizes, np.int64), np.array(code, np.int64), (groups + shifts).ravel(), -shifts,
@@ -169,7 +170,6 @@ def _up(number: int, step: int) -> int:
 class _Planes(NamedTuple):
     """Compiled operations on planes; addresses come in."""
 
-    clear: Any
     lay: Any
     rectify: Any
     unpack: Any
@@ -192,27 +192,20 @@ def _planes(bits: int) -> _Planes:
     V, R, M = BYTES // size, VECTORS, ROWS
 
     @jit
-    def clear(start, end):
-        held = pointer(start, bits)
-        for i in range((end - start) // size):
-            held[i] = zero
-
-    @jit
     def lay(to, source, channels, first, rows, z):
         """Rows first - halo to first + rows + halo of an image, zeros around them."""
-        words = z.width * size // 4
+        words = size // 4
+        top, bottom = max(first - z.halo, 0), min(first + rows + z.halo, z.height)
+        inner = z.lead + (top - first + z.halo) * z.row
         for c in range(channels):
             plane = to + c * z.plane
-            clear(plane, plane + z.lead)
-            here = plane + z.lead
-            for y in range(first - z.halo, first + rows + z.halo):
-                if 0 <= y < z.height:
-                    start = source + (c * z.height + y) * z.width * size
-                    pack_row(here, start, 0, words, z.pad * size // 4, _WORDS, 32)
-                else:
-                    clear(here, here + z.row)
-                here += z.row
-            clear(here, plane + z.plane)
+            clear(plane, plane + inner)
+            clear(plane + inner + (bottom - top) * z.row, plane + z.plane)
+        pack_rows(
+            to + inner, z.plane, z.row, source + top * z.width * size, z.pixels * size,
+            z.width * size, channels, bottom - top, z.width * words, -(-z.pad * words // _WORDS),
+            _WORDS, 32,
+        )  # fmt: skip
 
     @jit
     def rectify(to, scale, shift, z):
@@ -247,12 +240,12 @@ def _planes(bits: int) -> _Planes:
                 pitch, M - 1, V, M, R, 0, V, bits,
             )  # fmt: skip
 
-    return _Planes(clear, lay, rectify, unpack, make)
+    return _Planes(lay, rectify, unpack, make)
 
 
 @cache
 def _forward(bits: int) -> Any:
-    _, lay, rectify, unpack, make = _planes(bits)
+    lay, rectify, unpack, make = _planes(bits)
     size = bits // 8
     V = BYTES // size
     tile, vector = _TILE, BYTES
@@ -298,7 +291,7 @@ def _forward(bits: int) -> Any:
 
 @cache
 def _backward(bits: int) -> Any:
-    clear, lay, rectify, unpack, make = _planes(bits)
+    lay, rectify, unpack, make = _planes(bits)
     size = bits // 8
     zero = np.dtype(f"f{size}").type(0)
     lanes_of = add_lanes(bits)
@@ -358,7 +351,7 @@ def _backward(bits: int) -> Any:
                     for tap in range(0, z.taps, S):
                         t = min(tap, z.taps - S)
                         call(code[2], (
-                            z.each, grads + at, z.plane, seen + at, z.plane, vector,
+                            z.each, grads + at, z.plane, vector, seen + at, z.plane, vector,
                             shifts.ctypes.data + 8 * t, places.ctypes.data + 8 * t, 8, taps + at,
                             0, vector, 0, V,
                         ))  # fmt: skip
