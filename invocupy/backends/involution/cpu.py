@@ -152,7 +152,10 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
     z = z._replace(tile_size=p.most_taps * vector, patch_size=z.channels * p.interleaved * vector)
-    z = z._replace(at_once=channels, together=_together(p), shifted=int(backward))
+    unpacked = not backward and g.out_w // p.strips >= p.lanes
+    z = z._replace(
+        at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)
+    )
     code = [0] * cpu_gather.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
     code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, V, bits)
@@ -160,7 +163,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
     if features:
         code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
-        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 0, 0, V, bits)
+        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 2, 0, V, bits)
     else:
         code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * p.bands * p.strips

@@ -63,7 +63,7 @@ def gather_block(v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int)
 
 @micro(15)
 def contract_block(
-    v: Vectors, args: Any, s_: int, m_: int, r_: int, spread_: int, shifted_: int, add_: int,
+    v: Vectors, args: Any, s_: int, m_: int, r_: int, spread_: int, shifted_: int, start_: int,
     fetch_: int,
 ) -> None:  # fmt: skip
     """``out[s, m, r] = sum over planes c < count of left * right``, S * M * R accumulators.
@@ -71,7 +71,8 @@ def contract_block(
     ``left`` is a vector for each row, ``left[c, r]`` (spread=0), or one number for each tap,
     ``left[c, s, m]`` (spread=1, no rows). ``right`` is ``right[c, r]`` (shifted=0) or
     ``right[c, r + m]`` moved by ``moves[s]`` (shifted=1), each load serving up to R rows.
-    With add=1 the sum starts from what ``out`` holds (packed, whole vectors).
+    The sum starts from zero (start=0), from what ``out`` holds (1: packed, whole vectors), or from
+    one more plane of ``left``, a bias (2).
     The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``. With
     spread=0 results go to memory in many streams: the lines ``ahead`` bytes further are prefetched,
     with fetch=1 those of ``left``, too.
@@ -95,7 +96,12 @@ def contract_block(
     if not spread_:
         for place in into:
             v.prefetch(v.add(place, ahead), 1)
-    start = [v.load(place) if add_ else v.zero for place in into]
+    start = [v.zero] * len(into)
+    if start_ == 1:
+        start = [v.load(place) for place in into]
+    elif start_ == 2:
+        bias = v.add(left, builder.mul(count, left_plane))
+        start = [v.spread(v.add(bias, t * v.size)) for t in range(s_ * m_) for _ in range(r_)]
     moved = [ir.Constant(_I64, 0)] * s_
     if shifted_:
         moved = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.involution.cpu_pack import aligning, feature_tile, pack, pack_inside, unpack
+from invocupy.backends.involution.cpu_pack import aligning, feature_tile, pack, unpack
 from invocupy.backends.involution.cpu_plan import (
     COLUMN,
     KERNEL,
@@ -70,8 +70,6 @@ def gather(bits: int, made: bool) -> Any:
                 kernel = given + number * z.kernel_plane
                 if z.shifted:
                     pack(kernel, z.features - 1, top, left, held, z, features + skew, size, fresh)
-                    last = features + skew + (z.features - 1) * z.plane
-                    pack_inside(top, left, held, z, last, size)
             fresh = z.strips > 1
             lanes = min(V, b1 - b0)
             for phase in range(0, phases.shape[0], S):
@@ -168,12 +166,15 @@ def _made(bits: int) -> Any:
         table = steps.ctypes.data + first * _STEP
         if z.shifted:
             place, plane, pitch = features + seen, z.plane, z.pitch
+        elif z.unpacked:
+            pitch = z.kernel_columns * size
+            place, plane = kernel + row * pitch + column * size, z.kernel_rows * pitch
         else:
             place, plane, pitch = features, R * V * size, V * size
             feature_tile(features, kernel, row, column, lanes, R, code[COPY_FEATURES], z, size)
         for s in range(0, count, S):
             call(code[MAKE], (
-                z.features, weights + s * M * z.features * size, S * M * size, 0, place, plane,
+                z.features - 1, weights + s * M * z.features * size, S * M * size, 0, place, plane,
                 pitch, table + s * _STEP + _SEEN, table + s * _STEP + _TILE, _STEP, tile,
                 R * V * size, V * size, 0, V,
             ))  # fmt: skip

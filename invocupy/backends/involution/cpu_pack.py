@@ -99,18 +99,6 @@ def pack(source, channels, top, left, rows, z, out, size, fresh):
 
 
 @jit
-def pack_inside(top, left, rows, z, out, size):
-    """Like :func:`pack` of one channel of ones: where the source has something."""
-    for q in range(rows):
-        for b in range(z.phase_width):
-            seen = 0 <= top + q < z.height and 0 <= left + b < z.width
-            if size == 4:
-                pointer(out + q * z.pitch, 32)[b] = 1 if seen else 0
-            else:
-                pointer(out + q * z.pitch, 64)[b] = 1 if seen else 0
-
-
-@jit
 def feature_tile(to, source, row, column, lanes, rows, copy, z, size):
     """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows.
 
