@@ -120,7 +120,7 @@ def _empty(source: Any, out: Any) -> bool:
 def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
     """(G*taps, F) and (G*taps,) -> (G, steps / S, F + 1, S * M), the order of generation.
 
-    The bias is the weight of a last feature that is one everywhere.
+    The bias comes last, as if it were one more feature's weight: the sum starts from it.
     """
     both = np.concatenate([weight, bias[:, None]], axis=1)
     both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]

@@ -42,7 +42,7 @@ def gather(bits: int, made: bool) -> Any:
         numbers, code, phases, steps = tables
         z = unpack(numbers)
         V, M, R, P, S = z.lanes, z.run, z.rows, z.at_once, z.interleaved
-        features = scratch + z.packed_size  # packed like the source or, unshifted, a tile
+        features = scratch + z.packed_size  # if packed: like the source or, unshifted, a tile
         tile = features + z.features_size
         patch = tile + z.tile_size
         fresh = True
@@ -154,7 +154,7 @@ def _given(bits: int) -> Any:
 
 @cache
 def _made(bits: int) -> Any:
-    """Makes the tile's part of the kernel from the features, the last of which is one (bias)."""
+    """Makes the tile's part of the kernel: the bias, and the products with the features."""
     size = bits // 8
 
     @jit

@@ -163,7 +163,7 @@ class Sizes(NamedTuple):
     at_once: int = 0  # channels, or features, of one micro-kernel
     together: int = 0  # steps of one
     shifted: int = 0  # whether taps of the kernel look at shifted positions
-    unpacked: int = 0  # whether grad is read where it is
+    unpacked: int = 0  # whether grad, or the features, are read where they are
     each_time: int = 0  # taps and features in a product
     across: int = 0
 
