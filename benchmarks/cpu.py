@@ -1,4 +1,4 @@
-"""Time and memory on the CPU against PyTorch, interleaved in one process.
+"""Time and memory on the CPU against PyTorch, interleaved.
 
     python benchmarks/cpu.py --make-env .bench     # a virtual environment with PyTorch, once
     .bench/bin/python benchmarks/cpu.py --out benchmarks/results/cpu.json
@@ -7,6 +7,10 @@
 Every variant of one row runs in turn, round after round, so that a change of the machine's speed
 hits all of them; a row quotes medians with the 20 and 80 % quantiles, and ratios of medians. Values
 are checked against each other before they are timed.
+
+Each shape has a process of its own, as has a program that does nothing else: PyTorch maps and
+unmaps its large arrays in every call, and what earlier work left to the allocator can save it most
+of that, a third to a half of its time.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ import tempfile
 import time
 import venv
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +91,25 @@ def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, f
     return 4.0 * (n * c * h * w + positions * (c + taps)), 2.0 * positions * c * k * k
 
 
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, from a process that does nothing else."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
 def peak_memory(which: str, layers: int, batch: int) -> float:
-    """MB above the start that one training step reaches, in a process of its own."""
-    code = (
-        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[1:3]; import cpu_calls\n"
-        "calls = cpu_calls.network_calls(int(sys.argv[4]), int(sys.argv[5]), True)\n"
-        "def peak():\n"
-        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
-        "Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far\n"
-        "start = peak()\n"
-        "calls[sys.argv[3]]()\n"
-        "print((peak() - start) / 1024)\n"
-    )
-    arguments = [str(ROOT), str(ROOT / "benchmarks"), which, str(layers), str(batch)]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
-    )
-    return float(result.stdout)
+    """MB above the start that one training step reaches."""
+    from cpu_calls import network_calls
+
+    def peak() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+    step = network_calls(layers, batch, True)[which]
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    start = peak()
+    step()
+    return (peak() - start) / 1024
 
 
 def first_calls() -> dict[str, float]:
@@ -163,64 +170,90 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows asked for."""
-    import limits
+def use(number: int) -> None:
+    """Threads of both from here on."""
     import torch
-    from cpu_calls import layer_calls, network_calls, operator_calls
 
     from invocupy.backends import threads
 
+    torch.set_num_threads(number)
+    threads.set_num_threads(number)
+
+
+def operator_rows(
+    name: str, number: int, bound: dict[str, float], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Forward and both gradients of one shape."""
+    from cpu_calls import operator_calls
+
+    use(number)
+    shape, k, stride = OPERATOR[name]
+    compiled = arguments.compile and name in LAYER and number > 1
+    bytes_, flops = operator_cost(shape, k, stride)
+    floor = max(bytes_ / bound["copy GB/s"], flops / bound["GFLOP/s"]) / 1e6
+    facts = {"name": name, "shape": shape, "K": k, "stride": stride, "threads": number}
+    rows = []
+    # gradients: twice the products; the inputs twice and grad as the result
+    for what, calls, times in zip(
+        ("forward", "both gradients"), operator_calls(shape, k, stride, compiled), (1, 2),
+        strict=True,
+    ):  # fmt: skip
+        ms = interleave(calls, arguments.rounds, arguments.seconds, number)
+        limits = cost(times * bytes_, times * flops, times * floor)
+        rows.append({"what": what, **facts, **limits, "ms": ms})
+    return rows
+
+
+def layer_rows(name: str, number: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The whole layer in evaluation."""
+    from cpu_calls import layer_calls
+
+    use(number)
+    shape, k = LAYER[name]
+    ms = interleave(layer_calls(shape, k), arguments.rounds, arguments.seconds, number)
+    return [{"what": "layer", "name": name, "shape": shape, "K": k, "threads": number, "ms": ms}]
+
+
+def network_rows(
+    layers: int, batch: int, training: bool, number: int, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A training step or an evaluation of the article's model."""
+    from cpu_calls import network_calls
+
+    use(number)
+    calls = network_calls(layers, batch, training, arguments.compile and layers == 10)
+    ms = interleave(calls, arguments.network_rounds, arguments.seconds, number)
+    what = "training step" if training else "inference"
+    return [{"what": what, "layers": layers, "batch": batch, "threads": number, "ms": ms}]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rows asked for."""
+    import limits
+
     rows: list[dict[str, Any]] = []
     bounds = {number: limits.measure(number) for number in arguments.threads}
-
-    def use(number: int) -> None:
-        torch.set_num_threads(number)
-        threads.set_num_threads(number)
-
-    def row(what: str, calls: Calls, number: int, rounds: int, **facts: Any) -> None:
-        ms = interleave(calls, rounds, arguments.seconds, number)
-        rows.append({"what": what, **facts, "threads": number, "ms": ms})
-        print(*format_row(rows[-1]), sep="\n", file=sys.stderr, flush=True)
-
-    for number in arguments.threads if "operator" in arguments.only else ():
-        use(number)
-        for name, (shape, k, stride) in OPERATOR.items():
-            compiled = arguments.compile and name in LAYER and number > 1
-            forward, backward = operator_calls(shape, k, stride, compiled)
-            bytes_, flops = operator_cost(shape, k, stride)
-            copied, multiplied = bounds[number].values()
-            floor = max(bytes_ / copied, flops / multiplied) / 1e6
-            facts = {"name": name, "shape": shape, "K": k, "stride": stride}
-            row(
-                "forward", forward, number, arguments.rounds, **facts,
-                **cost(bytes_, flops, floor),
-            )  # fmt: skip
-            # twice the products; the inputs twice and grad as the result
-            row(
-                "both gradients", backward, number, arguments.rounds, **facts,
-                **cost(2 * bytes_, 2 * flops, 2 * floor),
-            )  # fmt: skip
     most = max(arguments.threads)
-    use(most)
+
+    def add(part: str, function: Callable[..., list[dict[str, Any]]], *facts: Any) -> None:
+        for row in alone(function, *facts, arguments):
+            rows.append(row | {"part": part})
+            print(*format_row(row), sep="\n", file=sys.stderr, flush=True)
+
+    if "operator" in arguments.only:
+        for number in arguments.threads:
+            for name in OPERATOR:
+                add("operator", operator_rows, name, number, bounds[number])
     if "layer" in arguments.only:
-        for name, (shape, k) in LAYER.items():
-            calls = layer_calls(shape, k)
-            row("layer", calls, most, arguments.rounds, name=name, shape=shape, K=k)
+        for name in LAYER:
+            add("layer", layer_rows, name, most)
     if "network" in arguments.only:
         for layers, batch, training in ((10, 128, True), (50, 64, True), (50, 64, False)):
-            what = "training step" if training else "inference"
-            calls = network_calls(layers, batch, training, arguments.compile and layers == 10)
-            row(what, calls, most, arguments.network_rounds, layers=layers, batch=batch)
+            add("network", network_rows, layers, batch, training, most)
     if "memory" in arguments.only:
-        facts = {"layers": 50, "batch": 64}
-        rows.append(
-            {"what": "peak memory of a training step", **facts, "threads": most}
-            | {
-                "part": "memory",
-                "MB": {name: peak_memory(name, 50, 64) for name in ("invocupy", "PyTorch")},
-            }
-        )
+        what, facts = "peak memory of a training step", {"layers": 50, "batch": 64}
+        mb = {name: alone(peak_memory, name, 50, 64) for name in ("invocupy", "PyTorch")}
+        rows.append({"what": what, **facts, "threads": most, "part": "memory", "MB": mb})
     if "first" in arguments.only:
         rows.append({"what": "first calls", "part": "first", "s": first_calls()})
     after = {number: limits.measure(number) for number in arguments.threads}
