@@ -31,15 +31,17 @@ _I64 = ir.IntType(64)
 @intrinsic(prefer_literal=True)
 def multiply_block(
     typing, terms, weight, weight_row, source, source_row, target, target_row, last, lanes, M, R,
-    add, V, bits,
+    start, end, V, bits,
 ):  # fmt: skip
-    """``target[m, r] (+)= sum over t < terms of weight[t, m] * source[t, r]``, M * R vectors.
+    """``target[m, r] = sum over t < terms of weight[t, m] * source[t, r]``, M * R vectors.
 
-    A term's M weights are ``weight_row`` bytes from the next one's; ``terms`` >= 1. Rows after
-    ``last`` of the target are stored there as well: give them its weights. With R = 1 only
-    ``lanes`` lanes are stored.
+    A term's M weights are ``weight_row`` bytes from the next one's; ``terms`` >= 1. The sum starts
+    from zero (start=0) or from a bias, one more row of weights (1). It replaces the target (end=0),
+    is added to it (1), or replaces it where it is not negative and zeros it elsewhere, a ReLU (2).
+    Rows after ``last`` of the target are stored there as well: give them its weights. With R = 1
+    only ``lanes`` lanes are stored.
     """
-    m_, r_, add_, v_, b_ = (a.literal_value for a in (M, R, add, V, bits))
+    m_, r_, start_, end_, v_, b_ = (a.literal_value for a in (M, R, start, end, V, bits))
 
     def codegen(context, builder, signature, args):
         code = Vectors(builder, v_, b_)
@@ -51,7 +53,11 @@ def multiply_block(
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             base = code.at(target, builder.mul(row, target_row))
             places += [code.at(base, r * bytes_) for r in range(r_)]
-        loop = Loop(builder, terms, [weight, source, *[code.zero] * (m_ * r_)])
+        begin = [code.zero] * m_
+        if start_:
+            bias = code.at(weight, builder.mul(terms, weight_row))
+            begin = [code.spread(code.at(bias, m * code.size)) for m in range(m_)]
+        loop = Loop(builder, terms, [weight, source, *(v for v in begin for _ in range(r_))])
         weight, source, *total = loop.carried
         seen = [code.load(code.at(source, r * bytes_)) for r in range(r_)]
         for m in range(m_):
@@ -59,8 +65,10 @@ def multiply_block(
             for r in range(r_):
                 total[m * r_ + r] = code.fma(factor, seen[r], total[m * r_ + r])
         loop.close([code.at(weight, weight_row), code.at(source, source_row), *total])
-        if add_:  # only now: a sum of sums is more accurate than one long sum
+        if end_ == 1:  # only now: a sum of sums is more accurate than one long sum
             total = [builder.fadd(code.load(p), v) for p, v in zip(places, total, strict=True)]
+        elif end_ == 2:  # a NaN stays
+            total = [code.relu(v) for v in total]
         for vector, place in zip(total, places, strict=True):
             if r_ == 1:
                 code.store_lanes(vector, place, code.lanes(None, lanes))
@@ -68,7 +76,7 @@ def multiply_block(
                 code.store(vector, place)
         return context.get_dummy_value()
 
-    return void(*[int64] * 9, M, R, add, V, bits), codegen
+    return void(*[int64] * 9, M, R, start, end, V, bits), codegen
 
 
 @intrinsic(prefer_literal=True)

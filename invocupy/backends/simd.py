@@ -70,6 +70,11 @@ class Vectors:
         one = self.builder.insert_element(self.zero, scalar, ir.Constant(ir.IntType(32), 0))
         return self.shuffle(one, self.zero, [0] * self.V)
 
+    def relu(self, vector: Any) -> Any:
+        """Zero where it is negative; a NaN stays."""
+        below = self.builder.fcmp_ordered(">", self.zero, vector)
+        return self.builder.select(below, self.zero, vector)
+
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         """The vector of these lanes of ``a`` followed by ``b``."""
         kind = ir.VectorType(ir.IntType(32), len(lanes))

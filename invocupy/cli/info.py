@@ -116,6 +116,7 @@ def _warm(device: str) -> float:
         model.to(device)
         labels = to_device(np.zeros(2, np.int64), device)
         functional.cross_entropy(model.logits(images), labels).backward()
+        model.eval().logits(images)
         x = Tensor(to_device(np.ones((2, 32, 9, 9), np.float32), device), requires_grad=True)
         for size, stride in _WARM:
             layer = nn.Involution(32, size, stride=stride, fused=False)

@@ -16,15 +16,19 @@ Three facts make it small:
 - so both readers of hidden are linear maps at each pixel, and the part of the block that is D wide
   is a perceptron (:mod:`invocupy.backends.perceptron`) whose hidden layer stays in cache.
 
-Nothing but x, the involution's projected result and, unless they are computed again, the
-perceptron's results is kept for the gradients.
+In training nothing but x, the involution's projected result and, unless they are computed again,
+the perceptron's results is kept for the gradients. In evaluation all norms are known beforehand, so
+nothing has to be measured on the way: x goes through the whole block in one pass
+(:mod:`invocupy.backends.involution_block`), and only x is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from inspect import signature
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -34,35 +38,11 @@ from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, pair
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
+from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, add_up, merge
 
 Moments = tuple[Any, Any]
 Shape = tuple[int, ...]
-
-
-class _Norm(NamedTuple):
-    """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
-
-    mean: Any
-    inverse: Any  # 1 / standard deviation
-    scale: Any
-    shift: Any
-    batch: bool  # whether the moments are the batch's own, so that gradients go through them
-
-    @classmethod
-    def of(cls, weight: Any, bias: Any, moments: Moments, eps: float, batch: bool) -> _Norm:
-        mean, var = moments
-        inverse = (var.astype(np.float64, copy=False) + eps) ** -0.5
-        scale = weight * inverse
-        return cls(mean, inverse, scale, bias - mean * scale, batch)
-
-    def back(self, total: Any, total_x: Any, count: Any) -> tuple[Any, Any, Any]:
-        """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
-        if not self.batch:
-            return self.scale, 0 * total, 0 * total
-        turned = -self.scale
-        b = turned * self.inverse**2 * total_x / count
-        return self.scale, b, turned * total / count - b * self.mean
 
 
 def involution_block(
@@ -109,8 +89,8 @@ def involution_block(
     observe : callable, optional
         Gets the three pairs (mean, var) that were used, and the number of values a channel.
     keep : bool
-        Store the perceptron's results (F + G*C channels) for the gradients rather than computing
-        them again: about a sixth of the time of a step for most of its memory.
+        In training, store the perceptron's results (F + G*C channels) for the gradients rather than
+        computing them again: about a sixth of the time of a step for most of its memory.
     relu : bool
         Whether a ReLU follows the last norm.
     comm : communicator, optional
@@ -185,23 +165,12 @@ class _Block:
         self.exact = self.work if comm is None or is_cupy(x) else np.dtype(np.float64)
         n, c, h, w = x.shape
         self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
-        (
-            w1, b1, self.scale1, self.shift1, w2, b2, self.scale2, self.shift2, w3, b3, w4, b4,
-            self.scale3, self.shift3,
-        ) = parameters  # fmt: skip
-        self.groups = len(w3) // (size[0] * size[1])
-        _check(x.shape, w1.shape, w2.shape, w3.shape, w4.shape, self.groups, size)
+        given = None if moments is None else tuple(m.shape for m in chain(*moments))
+        self.groups = _check(x.shape, tuple(p.shape for p in parameters), given, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
+        self.parameters = parameters
         with on_device(x):
-            self.expand = w1.reshape(len(w1), c).astype(np.float64), b1.astype(np.float64)
-            self.reduce, self.span, self.project = (
-                (
-                    contiguous(weight, self.work).reshape(len(weight), -1),
-                    contiguous(bias, self.work),
-                )
-                for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
-            )
             self.x = contiguous(x, self.work)
         kernel_shape = (n, self.groups, *size, h, w)
         self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
@@ -221,32 +190,52 @@ class _Block:
 
     def forward(self, keep: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
-        w1, b1 = self.expand
-        batch = self.given is None
-        if self.given is None:
-            self.center, covariance, self.scatter = self.spread()
-            b1 = w1 @ self.center + b1
-            first = b1, ((w1 @ covariance) * w1).sum(axis=1)
-        else:
-            first = self.given[0]
-        self.norm1 = _Norm.of(self.scale1, self.shift1, first, self.eps[0], batch)
-        weight, offset = self.norm1.scale[:, None] * w1, self.norm1.shift + self.norm1.scale * b1
-        self.first = self.channel(weight, offset)
+        if self.given is not None:
+            return self.evaluate(self.given)
+        w1, b1 = self.prepare()
+        self.center, covariance, self.scatter = self.spread()
+        b1 = w1 @ self.center + b1
+        first = b1, ((w1 @ covariance) * w1).sum(axis=1)
+        self.fold(w1, b1, first)
         reduced, shares = self.perceive(self.centered())
         self.held = (reduced, shares) if keep else None
-        second = self.given[1] if self.given else self.measure(reduced)
-        self.norm2 = _Norm.of(self.scale2, self.shift2, second, self.eps[1], batch)
-        self.projected = self.new(self.shape[1])
-        self.backend("involution_sum").forward(
-            shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
-            self.project[1], self.g, self.projected,
-        )  # fmt: skip
-        third = self.given[2] if self.given else self.measure(self.projected)
-        self.norm3 = _Norm.of(self.scale3, self.shift3, third, self.eps[2], batch)
+        second = self.measure(reduced)
+        self.norm2 = self.norm(1, second)
+        self.projected = self.involve(reduced, shares)
+        third = self.measure(self.projected)
+        self.norm3 = self.norm(2, third)
         self.moments = first, second, third
         value = self.last()
         value += self.x
         return value
+
+    def evaluate(self, moments: tuple[Moments, Moments, Moments]) -> Any:
+        """The value where all moments are known beforehand."""
+        self.moments, self.held = moments, None
+        value = self.new(self.shape[1])
+        self.backend("involution_block").forward(
+            self.x, self.channel(*self.parameters), self.channel(*chain(*moments)), self.eps,
+            self.relu, self.g, value,
+        )  # fmt: skip
+        return value
+
+    def prepare(self) -> tuple[Any, Any]:
+        """The parameters as the steps take them; expand's, exact."""
+        (
+            w1, b1, scale1, shift1, w2, b2, scale2, shift2, w3, b3, w4, b4, scale3, shift3,
+        ) = self.parameters  # fmt: skip
+        self.norms = (scale1, shift1), (scale2, shift2), (scale3, shift3)
+        self.expand = w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
+        self.reduce, self.span, self.project = (
+            (contiguous(weight, self.work).reshape(len(weight), -1), contiguous(bias, self.work))
+            for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
+        )
+        return self.expand
+
+    def fold(self, w1: Any, b1: Any, moments: Moments) -> None:
+        """The first norm into expand."""
+        self.norm1 = norm = self.norm(0, moments)
+        self.first = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
 
     def backward(self, grad: Any) -> list[Any]:
         """The gradients of x and of all parameters, in the order of the arguments."""
@@ -255,11 +244,15 @@ class _Block:
 
     def backward_here(self, grad: Any) -> list[Any]:
         """Backwards through the steps of :meth:`forward`."""
-        c = self.shape[1]
+        if self.given is not None:  # nothing has been made yet
+            self.fold(*self.prepare(), self.given[0])
+            self.norm2, self.norm3 = self.norm(1, self.given[1]), self.norm(2, self.given[2])
+        c, x = self.shape[1], self.centered()
+        reduced, shares = self.held or self.perceive(x)
+        if self.given is not None:
+            self.projected = self.involve(reduced, shares)
         passed = self.last() if self.relu else None
         grad_z, *last = self.norm_back(self.norm3, grad, self.projected, passed)
-        x = self.centered()
-        reduced, shares = self.held or self.perceive(x)
         grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
         grad_span = tuple(self.xp.zeros(p.shape, np.float64) for p in self.span)
         self.backend("involution_sum").backward(
@@ -305,6 +298,10 @@ class _Block:
         apart = mean - center
         return center, covariance, (here + apart[:, None] * apart) * self.here
 
+    def norm(self, number: int, moments: Moments) -> FoldedNorm:
+        weight, bias = self.norms[number]
+        return FoldedNorm.of(weight, bias, moments, self.eps[number], self.given is None)
+
     def measure(self, z: Any) -> Moments:
         """Mean and variance of each channel in the batch."""
         mean, var = self.moments_here(z)
@@ -337,6 +334,15 @@ class _Block:
         )  # fmt: skip
         return results
 
+    def involve(self, reduced: Any, shares: Any) -> Any:
+        """The involution of the shares, added up: what project would have given."""
+        out = self.new(self.shape[1])
+        self.backend("involution_sum").forward(
+            shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
+            self.project[1], self.g, out,
+        )  # fmt: skip
+        return out
+
     def perceive_back(self, grad: Any, grad_shares: Any, x: Any) -> tuple[Any, ...]:
         """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
         grad_x = self.new(self.shape[1])
@@ -362,7 +368,7 @@ class _Block:
         self.backend("pointwise").forward(flat(z), weight, bias, flat(out))
         return out
 
-    def norm_back(self, norm: _Norm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
+    def norm_back(self, norm: FoldedNorm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
         """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
         backend, result = self.backend("batch_norm"), self.new(z.shape[1])
         sums = self.xp.zeros((2, z.shape[1]), self.exact)
@@ -372,8 +378,8 @@ class _Block:
         backend.grad_x(grad, z, out, a, b, c, result, None)
         return result, total_x * norm.inverse, total
 
-    def coefficients(self, norm: _Norm, total: Any, total_x: Any) -> tuple[Any, Any, Any]:
-        """:meth:`_Norm.back` for the sums of the batch, of which the given ones are a share."""
+    def coefficients(self, norm: FoldedNorm, total: Any, total_x: Any) -> tuple[Any, Any, Any]:
+        """``norm.back`` for the sums of the batch, of which the given ones are a share."""
         if self.comm is not None:
             total, total_x = add_up(self.comm, total, total_x)
         return norm.back(total, total_x, self.count)
@@ -384,23 +390,29 @@ def flat(z: Any) -> Any:
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
 
 
+_PARAMETERS = tuple(signature(involution_block).parameters)[1:15]
+
+
 @lru_cache(maxsize=512)
 def _check(
-    shape: Shape, expand: Shape, reduce: Shape, span: Shape, project: Shape, groups: int,
-    size: tuple[int, int],
-) -> None:  # fmt: skip
-    hidden, width = expand[0], reduce[0]
-    wanted = {
-        "expand_weight": (expand, (hidden, shape[1], 1, 1)),
-        "reduce_weight": (reduce, (width, hidden, 1, 1)),
-        "span_weight": (span, (groups * size[0] * size[1], width, 1, 1)),
-        "project_weight": (project, (shape[1], hidden, 1, 1)),
-    }
-    for name, (weight, expected) in wanted.items():
-        if weight != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {weight}")
+    shape: Shape, given: tuple[Shape, ...], moments: tuple[Shape, ...] | None, size: tuple[int, int]
+) -> int:
+    """The number of groups, if all shapes fit."""
+    channels, hidden, width, taps = shape[1], given[0][0], given[4][0], size[0] * size[1]
+    groups = given[8][0] // taps
+    wanted: list[Shape] = [(hidden, channels, 1, 1)]
+    wanted += [(hidden,)] * 3 + [(width, hidden, 1, 1)] + [(width,)] * 3
+    wanted += [(groups * taps, width, 1, 1), (groups * taps,)]
+    wanted += [(channels, hidden, 1, 1)] + [(channels,)] * 3
+    for name, actual, expected in zip(_PARAMETERS, given, wanted, strict=True):
+        if actual != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {actual}")
+    pairs = tuple((number,) for number in (hidden, width, channels) for _ in range(2))
+    if moments not in (None, pairs):
+        raise ValueError(f"moments must be three pairs of arrays of shapes {pairs}, got {moments}")
     if groups < 1 or hidden % groups:
         raise ValueError(
             f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
             "do not divide: make them a multiple"
         )
+    return groups

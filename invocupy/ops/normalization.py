@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,34 @@ from invocupy.backends.memory import empty
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
 from invocupy.ops.ranks import Comm, add_up, merge
+
+
+class FoldedNorm(NamedTuple):
+    """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
+
+    mean: Any
+    inverse: Any  # 1 / standard deviation
+    scale: Any
+    shift: Any
+    batch: bool  # whether the moments are the batch's own, so that gradients go through them
+
+    @classmethod
+    def of(
+        cls, weight: Any, bias: Any, moments: tuple[Any, Any], eps: float, batch: bool
+    ) -> FoldedNorm:
+        """From the parameters and (mean, variance)."""
+        mean, var = moments
+        inverse = (var.astype(np.float64, copy=False) + eps) ** -0.5
+        scale = weight * inverse
+        return cls(mean, inverse, scale, bias - mean * scale, batch)
+
+    def back(self, total: Any, total_x: Any, count: Any) -> tuple[Any, Any, Any]:
+        """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
+        if not self.batch:
+            return self.scale, 0 * total, 0 * total
+        turned = -self.scale
+        b = turned * self.inverse**2 * total_x / count
+        return self.scale, b, turned * total / count - b * self.mean
 
 
 def batch_moments(x: Any) -> tuple[Any, Any]:

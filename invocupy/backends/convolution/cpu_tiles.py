@@ -162,12 +162,12 @@ def forward(bits: int) -> Any:
                         if k == 0:
                             multiply_block(
                                 length, w, S * size, scratch, TERM, target + b * S * target_row,
-                                target_row, last, V, S, R, 0, V, bits,
+                                target_row, last, V, S, R, 0, 0, V, bits,
                             )  # fmt: skip
                         else:
                             multiply_block(
                                 length, w, S * size, scratch, TERM, target + b * S * target_row,
-                                target_row, last, V, S, R, 1, V, bits,
+                                target_row, last, V, S, R, 0, 1, V, bits,
                             )  # fmt: skip
                 if whole:
                     continue

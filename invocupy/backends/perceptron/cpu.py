@@ -2,7 +2,7 @@
 
 What is packed for a tile is a list of *rows*, one for each channel, of VECTORS vectors of pixels;
 every product is one of weights with rows, or of rows with rows summed over pixels (see
-:mod:`invocupy.backends.pointwise.cpu`). A row of ones stands for the bias.
+:mod:`invocupy.backends.pointwise.cpu`). In sums over pixels a row of ones stands for the bias.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -67,7 +67,7 @@ def forward(
     """One tile after another."""
     first, offset, dense, grouped = _whole(first, offset, dense, grouped, groups)
     z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
-    rows = z.input_rows + z.hidden_rows + z.output_rows + groups * z.each_rows
+    rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
         rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
@@ -185,6 +185,8 @@ class _Rows(NamedTuple):
     unpack: Any
     product: Any
     add_product: Any
+    affine: Any  # with a bias
+    rectified: Any  # with a bias and a ReLU
     correlate: Any
 
 
@@ -215,14 +217,17 @@ def _rows(bits: int) -> _Rows:
         for i in range(count):
             held[i] = seen[i]
 
-    def products(add):
+    def products(start, end):
         @jit
         def product(terms, weight, rows, source, target):
-            """``target[r] (+)= sum of weight[r, t] * source[t]``, ``rows`` in whole blocks."""
+            """``target[r] = sum of weight[r, t] * source[t]``, ``rows`` in whole blocks.
+
+            See :func:`~invocupy.backends.products.multiply_block`."""
+            step = (terms + start) * size
             for r in range(0, rows, M):
                 multiply_block(
-                    terms, weight + r * terms * size, M * size, source, row, target + r * row, row,
-                    M - 1, V, M, R, add, V, bits,
+                    terms, weight + r * step, M * size, source, row, target + r * row, row,
+                    M - 1, V, M, R, start, end, V, bits,
                 )  # fmt: skip
 
         return product
@@ -237,24 +242,24 @@ def _rows(bits: int) -> _Rows:
                     sums + (r * columns + c) * vector, columns * vector, M, B, R, V, bits,
                 )  # fmt: skip
 
-    return _Rows(fill, pack, unpack, products(0), products(1), correlate)
+    return _Rows(
+        fill, pack, unpack, products(0, 0), products(0, 1), products(1, 0), products(1, 2),
+        correlate,
+    )  # fmt: skip
 
 
 @cache
 def _forward(bits: int) -> Any:
-    fill, pack, unpack, product, _, _ = _rows(bits)
+    _, pack, unpack, product, _, affine, rectified, _ = _rows(bits)
     size, row = bits // 8, _ROW
     tile = _ROW // size
-    zero = np.dtype(f"f{size}").type(0)
 
     @jit
     def kernel(tasks, scratch, counter, z, x, first, dense, grouped, out, out_grouped):
         inputs = scratch
-        hidden = inputs + z.input_rows * row
-        outputs = hidden + z.hidden_rows * row
+        hidden = inputs + z.inputs * row
+        outputs = hidden + z.hidden * row
         split = outputs + z.output_rows * row
-        fill(inputs + z.inputs * row, tile, zero + 1)
-        fill(hidden + z.hidden * row, tile, zero + 1)
         tiles, depth = -(-z.pixels // tile), z.hidden // z.groups
         while True:
             task = next_task(counter)
@@ -264,11 +269,8 @@ def _forward(bits: int) -> Any:
             count = min(tile, z.pixels - start)
             for c in range(z.inputs):
                 pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-            product(z.inputs + 1, first, z.hidden, inputs, hidden)
-            h = pointer(hidden, bits)
-            for i in range(z.hidden * tile):
-                h[i] = zero if h[i] <= zero else h[i]
-            product(z.hidden + 1, dense, z.output_rows, hidden, outputs)
+            rectified(z.inputs, first, z.hidden, inputs, hidden)
+            affine(z.hidden, dense, z.output_rows, hidden, outputs)
             for g in range(z.groups):
                 product(
                     depth, grouped + g * z.each_rows * depth * size, z.each_rows,
@@ -287,7 +289,7 @@ def _forward(bits: int) -> Any:
 
 @cache
 def _backward(bits: int) -> Any:
-    fill, pack, unpack, product, add_product, correlate = _rows(bits)
+    fill, pack, unpack, product, add_product, _, rectified, correlate = _rows(bits)
     lanes_of = add_lanes(bits)
     size, row, vector = bits // 8, _ROW, BYTES
     tile = _ROW // size
@@ -336,7 +338,7 @@ def _backward(bits: int) -> Any:
                             split + at + (g * z.each_rows + f) * row,
                             grad_grouped + place * size, count,
                         )  # fmt: skip
-                    product(z.inputs + 1, first, z.hidden, inputs + at, hidden + at)
+                    rectified(z.inputs, first, z.hidden, inputs + at, hidden + at)
                     product(z.outputs, dense, z.hidden, outputs + at, grads + at)
                     for g in range(z.groups):
                         add_product(
@@ -346,7 +348,6 @@ def _backward(bits: int) -> Any:
                     h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
                     for k in range(z.hidden * tile):
                         grad_h[k] = grad_h[k] if h[k] > zero else zero
-                        h[k] = zero if h[k] <= zero else h[k]
                     product(z.hidden, back, z.back_rows, grads + at, returned)
                     for c in range(z.inputs):
                         place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size

@@ -138,12 +138,12 @@ def _forward(bits: int) -> Any:
                 for i in range(0, whole * size, tile * size):
                     multiply_block(
                         terms, w, S * size, scratch + i, plane, place + i, pixels * size,
-                        last, V, S, R, 0, V, bits,
+                        last, V, S, R, 0, 0, V, bits,
                     )  # fmt: skip
                 for i in range(whole, count, V):
                     multiply_block(
                         terms, w, S * size, scratch + i * size, plane, place + i * size,
-                        pixels * size, last, min(V, count - i), S, 1, 0, V, bits,
+                        pixels * size, last, min(V, count - i), S, 1, 0, 0, V, bits,
                     )  # fmt: skip
 
     return kernel
@@ -189,7 +189,7 @@ def _grad_weight(bits: int) -> Any:
             for i in range(0, height, S):
                 multiply_block(
                     terms, left + i * size, left_row, right, right_row, sums + i * right_row,
-                    right_row, S - 1, V, S, R, 1, V, bits,
+                    right_row, S - 1, V, S, R, 0, 1, V, bits,
                 )  # fmt: skip
 
         return multiply
