@@ -102,6 +102,52 @@ def check(name, g, features, dtype, seed=0):
         assert np.all(np.abs(result - right) <= bound * magnitude), name
 
 
+@pytest.fixture
+def nothing_cached(monkeypatch):
+    """Results of any size go past the caches, where the machine has vectors of whole lines."""
+    jobs = cpu._gather_job, cpu._correlate_job
+    for job in jobs:
+        job.cache_clear()
+    monkeypatch.setattr(cpu, "_CACHES", 0)
+    yield
+    for job in jobs:
+        job.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize(
+    ("image", "kernel", "stride"),
+    [((32, 32), (3, 3), 1), ((5, 48), (7, 7), 1), ((9, 16), (1, 3), 1), ((7, 40), (3, 3), 1),
+     ((9, 64), (3, 3), 2), ((5, 700), (3, 3), 1)],
+)  # fmt: skip
+def test_results_past_the_caches_are_the_same(
+    dtype, offset, image, kernel, stride, nothing_cached, monkeypatch
+):
+    padding = tuple(k // 2 for k in kernel)
+    g = geometry(2, 2, 8, image, kernel, (stride, stride), padding)
+
+    def results(name):
+        given_arrays, shapes = arguments(name, g, 5, dtype)
+        outs = []
+        for shape in shapes:
+            size = int(np.prod(shape))
+            held = np.full(size + 32, np.nan, dtype)
+            start = -held.ctypes.data % 64 // held.itemsize + offset  # from a line on, or not
+            outs.append(held[start : start + size].reshape(shape))
+        getattr(cpu, name)(*given_arrays, g, *outs)
+        return outs
+
+    names = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x"]
+    past = [results(name) for name in names]
+    for job in (cpu._gather_job, cpu._correlate_job):
+        job.cache_clear()
+    monkeypatch.undo()
+    for name, first in zip(names, past, strict=True):
+        for one, other in zip(first, results(name), strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=25)
 @given(data=st.data())

@@ -28,6 +28,8 @@ VECTOR_BYTES = 64 if WIDE else 32 if _FEATURES.get("avx2") else 16
 # what leaves room for the operands in 16 vector registers, or 32 with AVX-512
 ACCUMULATORS = 24 if WIDE else 12
 
+LINE = 64  # bytes of memory that caches hold together
+
 _I64 = ir.IntType(64)
 
 
@@ -157,17 +159,39 @@ class Vectors:
     def times(self, a: Any, factor: int) -> Any:
         return self.builder.mul(a, ir.Constant(_I64, factor))
 
-    def store_all(self, vectors: list[tuple[Any, Any]], lanes: Any) -> None:
-        """Store (vector, address) pairs: only the first ``lanes`` lanes if there are fewer."""
+    def store_all(self, vectors: list[tuple[Any, Any]], lanes: Any, past: int = 0) -> None:
+        """Store (vector, address) pairs: only the first ``lanes`` lanes if there are fewer.
+
+        With ``past`` all addresses are whole lines apart; then vectors that are lines go past the
+        caches, which do not fetch first what they replace. Before another thread looks at them the
+        one that wrote must come to a locked instruction, as at the end of each job of
+        :mod:`invocupy.backends.team`.
+        """
         whole = self.builder.icmp_signed(">=", lanes, ir.Constant(_I64, self.V))
         with self.builder.if_else(whole, likely=True) as (full, part):
             with full:
-                for vector, address in vectors:
-                    self.store(vector, address)
+                if past and self.bytes == LINE:
+                    self._store_lines(vectors)
+                else:
+                    for vector, address in vectors:
+                        self.store(vector, address)
             with part:
                 mask = self.lanes(None, lanes)
                 for vector, address in vectors:
                     self.store_lanes(vector, address, mask)
+
+    def _store_lines(self, vectors: list[tuple[Any, Any]]) -> None:
+        inside = self.builder.and_(vectors[0][1], ir.Constant(_I64, LINE - 1))
+        lined = self.builder.icmp_unsigned("==", inside, ir.Constant(_I64, 0))
+        one = self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with self.builder.if_else(lined, likely=True) as (past, through):
+            with past:
+                for vector, address in vectors:
+                    stored = self.builder.store(vector, self.pointer(address), align=LINE)
+                    stored.set_metadata("nontemporal", one)
+            with through:
+                for vector, address in vectors:
+                    self.store(vector, address)
 
 
 class Loop:

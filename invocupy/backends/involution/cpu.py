@@ -26,11 +26,12 @@ from invocupy.backends.involution.cpu_blocks import (
 )
 from invocupy.backends.involution.cpu_plan import ZERO, Plan, Sizes, plan, sizes
 from invocupy.backends.launch import Fixed, launch
-from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES
+from invocupy.backends.simd import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.geometry import Geometry
 
 _GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
+_CACHES = 16 << 20  # bytes of operands and result that cores may find in cache another time
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
 # products of taps and features for the weight gradients, in registers
@@ -156,14 +157,15 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     z = z._replace(
         at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)
     )
+    past = _past(g, p, size, g.width if backward else g.out_w) if p.direct else 0
     code = [0] * cpu_gather.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, V, bits)
+    code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, past, V, bits)
     code[cpu_gather.INTERLEAVE] = interleave_block(p.interleaved, R, V, bits)
     code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
     if features:
         code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
-        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 2, 0, V, bits)
+        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 2, 0, 0, V, bits)
     else:
         code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * p.bands * p.strips
@@ -184,14 +186,17 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     )
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_correlate.correlate(8 * size)
-    return _job(g, kernel, p, z, _correlate_code(p, z, size), (p.steps,), tasks)
+    code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
+    return _job(g, kernel, p, z, code, (p.steps,), tasks)
 
 
-def _correlate_code(p: Plan, z: Sizes, size: int) -> list[int]:
+def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
     """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
     code = [0] * cpu_correlate.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_correlate.CONTRACT] = contract_block(z.together, M, R, 0, 1, 0, z.unpacked, V, bits)
+    code[cpu_correlate.CONTRACT] = contract_block(
+        z.together, M, R, 0, 1, 0, z.unpacked, past, V, bits
+    )
     code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
     return code
 
@@ -215,8 +220,8 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     z = z._replace(
         at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
     )
-    code, R, V, bits = _correlate_code(p, z, size), p.rows, p.lanes, 8 * size
-    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, 0, V, bits)
+    code, R, V, bits = _correlate_code(p, z, size, 0), p.rows, p.lanes, 8 * size
+    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, 0, 0, V, bits)
     code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
     code[cpu_correlate.STORE] = store_lanes(V, bits)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
@@ -245,6 +250,18 @@ def _job(
     work = products * (1 + z.features // z.channels)
     fixed = Fixed(np.array(z, np.int64), np.array(code, np.int64), *tables)
     return _Job(kernel, p, z, fixed, tasks, scratch, work // _GRAIN)
+
+
+def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
+    """Whether results go past the caches, where little of them would be left to be found.
+
+    Vectors and rows must be whole lines: a line that is written in parts takes longer this way.
+    """
+    if p.lanes * size != LINE or width * size % LINE:
+        return 0
+    x = g.batch * g.channels * g.height * g.width
+    outside = g.channels + g.groups * g.kernel_h * g.kernel_w
+    return int((x + g.batch * outside * g.out_h * g.out_w) * size > _CACHES)
 
 
 def _up(number: int, step: int) -> int:

@@ -23,7 +23,9 @@ _AHEAD = 4096  # bytes: rows are packed in the order of memory
 
 
 @micro(12)
-def gather_block(v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int) -> None:
+def gather_block(
+    v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int, past_: int
+) -> None:
     """``out[p, r] = sum over s and m < M of taps[s, m, r] * x[p, r + m] (moved by steps[s])``.
 
     P channels times R rows of accumulators: each vector of ``taps`` (packed, [step][M][R][V]) is
@@ -31,15 +33,17 @@ def gather_block(v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int)
     (P * (M + R - 1) + M * R) / (P * M * R) loads for each multiply-add: 0.55 for M=7, P=8, R=3.
     A step is one kernel column (for M tap rows at once); ``steps`` holds its byte offset in ``x``.
     Its taps begin ``tap_step`` bytes after the last one's; with moving=1 they move like ``x``.
-    The lines of the results of the next R rows are prefetched.
+    The lines of the results of the next R rows are prefetched, unless they go past the caches
+    (past=1, for results whose rows are whole lines).
     """
     builder = v.builder
     x, plane, row, steps, stride, count, taps, tap_step = args[:8]
     out, out_plane, out_row, lanes = args[8:12]
     bases = [v.add(x, v.times(plane, p)) for p in range(p_)]
-    for p in range(p_):
+    planes = [v.add(out, v.times(out_plane, p)) for p in range(p_)]
+    for plane in planes if not past_ else ():
         for r in range(r_):
-            v.prefetch(v.add(v.add(out, v.times(out_plane, p)), v.times(out_row, r + r_)), 1)
+            v.prefetch(v.add(plane, v.times(out_row, r + r_)), 1)
     loop = Loop(builder, count, [steps, taps, *[v.zero] * (p_ * r_)])
     step, tap, *total = loop.carried
     moved = builder.load(v.pointer(step), align=8, typ=_I64)
@@ -53,18 +57,14 @@ def gather_block(v: Vectors, args: Any, m_: int, p_: int, r_: int, moving_: int)
                 total[p * r_ + r] = v.fma(seen, factor, total[p * r_ + r])
         moved = v.add(moved, row)
     loop.close([v.add(step, stride), v.add(tap, tap_step), *total])
-    places = [
-        v.add(v.add(out, v.times(out_plane, p)), v.times(out_row, r))
-        for p in range(p_)
-        for r in range(r_)
-    ]
-    v.store_all(list(zip(total, places, strict=True)), lanes)
+    places = [v.add(plane, v.times(out_row, r)) for plane in planes for r in range(r_)]
+    v.store_all(list(zip(total, places, strict=True)), lanes, past_)
 
 
 @micro(15)
 def contract_block(
     v: Vectors, args: Any, s_: int, m_: int, r_: int, spread_: int, shifted_: int, start_: int,
-    fetch_: int,
+    fetch_: int, past_: int,
 ) -> None:  # fmt: skip
     """``out[s, m, r] = sum over planes c < count of left * right``, S * M * R accumulators.
 
@@ -75,7 +75,8 @@ def contract_block(
     one more plane of ``left``, a bias (2).
     The result of step s goes to ``out + places[s]``; both tables have rows of ``stride``. With
     spread=0 results go to memory in many streams: the lines ``ahead`` bytes further are prefetched,
-    with fetch=1 those of ``left``, too.
+    unless they go past the caches (past=1, for results whose rows are whole lines); with fetch=1
+    those of ``left``, too.
 
     - gradient of the kernel: the channels of grad (0) with the channels of x (shifted);
     - kernel from features: weights (1) with features, shifted for the gradient of x;
@@ -93,7 +94,7 @@ def contract_block(
             for m in range(m_)
             for r in range(r_)
         ]
-    if not spread_:
+    if not spread_ and not past_:
         for place in into:
             v.prefetch(v.add(place, ahead), 1)
     start = [v.zero] * len(into)
@@ -140,7 +141,7 @@ def contract_block(
                 a = once(("left", r), lambda r=r: v.load(v.add(left, left_rows[r])))
             total[t * r_ + r] = v.fma(a, b, total[t * r_ + r])
     loop.close([v.add(left, left_plane), v.add(right, right_plane), *total])
-    v.store_all(list(zip(total, into, strict=True)), lanes)
+    v.store_all(list(zip(total, into, strict=True)), lanes, past_)
 
 
 @micro(7)

@@ -86,7 +86,9 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
     groups = np.arange(g.groups)[:, None] * inputs * bands.plane
     tables = Fixed(
         np.array([*bands, *sizes], np.int64),
-        np.array([gather_block(1, sizes.at_once, VECTORS, 0, BYTES // size, 8 * size)], np.int64),
+        np.array(
+            [gather_block(1, sizes.at_once, VECTORS, 0, 0, BYTES // size, 8 * size)], np.int64
+        ),
         (groups + steps_of(g, size, bands)).ravel(),
     )
     tiles = (hidden + sizes.kernel_rows) * TILE

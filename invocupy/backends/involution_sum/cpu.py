@@ -115,9 +115,9 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
     shifts, groups = steps_of(g, size, bands), np.arange(g.groups)[:, None] * each * bands.plane
     V, bits = BYTES // size, 8 * size
     code = (
-        gather_block(1, sizes.at_once, VECTORS, 0, V, bits),
-        gather_block(1, sizes.at_once, VECTORS, 1, V, bits),
-        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, V, bits),
+        gather_block(1, sizes.at_once, VECTORS, 0, 0, V, bits),
+        gather_block(1, sizes.at_once, VECTORS, 1, 0, V, bits),
+        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, 0, V, bits),
     )
     tables = Fixed(
         np.array([*bands, *sizes], np.int64), np.array(code, np.int64),
