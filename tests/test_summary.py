@@ -140,7 +140,7 @@ print(json.dumps([measured, asked.of(images)]))
     [
         ("training", 12, "auto", 256),  # blocks are computed again in the backward pass
         ("training", 4, False, 48),  # all is kept
-        ("evaluation", 4, "auto", 500),
+        ("evaluation", 4, "auto", 1300),
     ],
 )
 def test_the_estimate_is_what_a_process_takes(case: tuple[Any, ...]) -> None:
