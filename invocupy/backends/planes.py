@@ -14,11 +14,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from invocupy.backends.involution.cpu_blocks import pack_rows
 from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, pointer
-from invocupy.backends.products import BYTES, ROWS, VECTORS, multiply_block
+from invocupy.backends.products import BYTES, VECTORS
 from invocupy.geometry import Geometry
 
 TILE = VECTORS * BYTES
@@ -67,6 +68,20 @@ def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
     )  # fmt: skip
 
 
+@cache
+def unpacking(kind: Any) -> Any:
+    """Reads the bands, and a named tuple of integers after them, from an array."""
+    bands, others = len(Bands._fields), len(kind._fields)
+
+    @jit
+    def unpack(numbers):
+        return (
+            Bands(*to_fixed_tuple(numbers, bands)), kind(*to_fixed_tuple(numbers[bands:], others)),
+        )  # fmt: skip
+
+    return unpack
+
+
 def steps_of(g: Geometry, size: int, b: Bands) -> Any:
     """By how many bytes each tap looks away from its position."""
     return np.array(
@@ -89,16 +104,12 @@ class Planes(NamedTuple):
 
     lay: Any
     unpack: Any
-    product: Any
-    affine: Any  # with a bias
-    rectified: Any  # with a bias and a ReLU
 
 
 @cache
 def planes(bits: int) -> Planes:
     """For elements of so many bits."""
     size = bits // 8
-    V, R, M = BYTES // size, VECTORS, ROWS
 
     @jit
     def lay(to, source, channels, first, rows, b):
@@ -126,19 +137,4 @@ def planes(bits: int) -> Planes:
             for i in range(b.width):
                 held[i] = seen[i] + offset
 
-    def products(start, end):
-        @jit
-        def product(terms, weight, rows, source, pitch, target, target_pitch):
-            """``target[r] = weight[r] @ source`` in one tile, ``rows`` in whole blocks.
-
-            See :func:`~invocupy.backends.products.multiply_block`.
-            """
-            for r in range(0, rows, M):
-                multiply_block(
-                    terms, weight + r * (terms + start) * size, M * size, source, pitch,
-                    target + r * target_pitch, target_pitch, M - 1, V, M, R, start, end, V, bits,
-                )  # fmt: skip
-
-        return product
-
-    return Planes(lay, unpack, products(0, 0), products(1, 0), products(1, 2))
+    return Planes(lay, unpack)

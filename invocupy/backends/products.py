@@ -156,6 +156,24 @@ def add_lanes(bits: int) -> Any:
     return add_lanes
 
 
+@cache
+def product(bits: int, start: int, end: int) -> Any:
+    """Of packed weights with the rows of a tile; for start and end see :func:`multiply_block`."""
+    size = bits // 8
+    V, R, M = BYTES // size, VECTORS, ROWS
+
+    @jit
+    def product(terms, weight, rows, source, source_row, target, target_row):
+        """``target[r] = sum of weight[r, t] * source[t]``, ``rows`` in whole blocks."""
+        for r in range(0, rows, M):
+            multiply_block(
+                terms, weight + r * (terms + start) * size, M * size, source, source_row,
+                target + r * target_row, target_row, M - 1, V, M, R, start, end, V, bits,
+            )  # fmt: skip
+
+    return product
+
+
 def packed(weight: Any, bias: Any = None, groups: int = 1, turned: bool = False) -> Any:
     """Weights (R, C) in the order of their use: (blocks of ROWS rows, C (+ 1), ROWS).
 

@@ -15,15 +15,14 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from invocupy.backends.involution.cpu_blocks import gather_block
 from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.memory import empty
-from invocupy.backends.planes import TILE, Bands, bands_of, planes, steps_of, up
-from invocupy.backends.products import BYTES, ROWS, VECTORS
+from invocupy.backends.planes import TILE, bands_of, planes, steps_of, unpacking, up
+from invocupy.backends.products import BYTES, ROWS, VECTORS, product
 from invocupy.backends.simd import call
 from invocupy.backends.threads import address
 from invocupy.geometry import Geometry
@@ -102,16 +101,6 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
     )
 
 
-_BANDS, _SIZES = len(Bands._fields), len(_Sizes._fields)
-
-
-@jit
-def _unpack(numbers):
-    return (
-        Bands(*to_fixed_tuple(numbers, _BANDS)), _Sizes(*to_fixed_tuple(numbers[_BANDS:], _SIZES)),
-    )  # fmt: skip
-
-
 @cache
 def _fold(bits: int) -> Any:
     M = ROWS
@@ -187,8 +176,8 @@ def _fold(bits: int) -> Any:
 
 @cache
 def _forward(bits: int) -> Any:
-    lay, _, product, affine, rectified = planes(bits)
-    size = bits // 8
+    lay, read, size = planes(bits).lay, unpacking(_Sizes), bits // 8
+    multiply, affine, rectified = product(bits, 0, 0), product(bits, 1, 0), product(bits, 1, 2)
     zero = np.dtype(f"f{size}").type(0)
     V, tile, vector = BYTES // size, TILE, BYTES
 
@@ -220,7 +209,7 @@ def _forward(bits: int) -> Any:
     @jit
     def kernel(tasks, scratch, counter, tables, x, weights, relu, out):
         numbers, code, steps = tables
-        b, z = _unpack(numbers)
+        b, z = read(numbers)
         reduce = weights + z.hidden * (z.inputs + 1) * size
         project = reduce + z.feature_rows * (z.hidden + 1) * size
         span = project + z.input_rows * z.hidden * size
@@ -248,7 +237,7 @@ def _forward(bits: int) -> Any:
                 rectified(z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
                 rectified(z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane)
                 for j in range(z.groups):
-                    product(
+                    multiply(
                         depth, project + j * z.input_rows * depth * size, z.input_rows,
                         hidden + j * depth * tile, tile, shares + j * z.inputs * b.plane + at,
                         b.plane,

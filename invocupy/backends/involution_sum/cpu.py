@@ -16,13 +16,12 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from invocupy.backends.involution.cpu_blocks import contract_block, gather_block
 from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import Fixed, launch
-from invocupy.backends.planes import Bands, bands_of, planes, steps_of, up
+from invocupy.backends.planes import bands_of, planes, steps_of, unpacking, up
 from invocupy.backends.pointwise.cpu import PARTS
 from invocupy.backends.products import (
     BYTES,
@@ -32,6 +31,7 @@ from invocupy.backends.products import (
     add_lanes,
     correlate_block,
     packed,
+    product,
 )
 from invocupy.backends.simd import call
 from invocupy.geometry import Geometry
@@ -128,16 +128,6 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
     return _Job(sizes, tables, ahead + 128, planes * bands.plane + sums + 128, work)
 
 
-_BANDS, _SIZES = len(Bands._fields), len(_Sizes._fields)
-
-
-@jit
-def _unpack(numbers):
-    return (
-        Bands(*to_fixed_tuple(numbers, _BANDS)), _Sizes(*to_fixed_tuple(numbers[_BANDS:], _SIZES)),
-    )  # fmt: skip
-
-
 @cache
 def _rectify(bits: int) -> Any:
     size = bits // 8
@@ -158,15 +148,16 @@ def _rectify(bits: int) -> Any:
 
 @cache
 def _forward(bits: int) -> Any:
-    lay, unpack, _, affine, _ = planes(bits)
-    rectify, size = _rectify(bits), bits // 8
+    lay, unpack = planes(bits)
+    read, rectify, affine = unpacking(_Sizes), _rectify(bits), product(bits, 1, 0)
+    size = bits // 8
     V = BYTES // size
     tile, vector = _TILE, BYTES
 
     @jit
     def kernel(tasks, scratch, counter, tables, x, z_, scale, shift, weight, offset, out):
         numbers, code, shifts, _, _ = tables
-        b, z = _unpack(numbers)
+        b, z = read(numbers)
         P = z.at_once
         taps = scratch
         seen = taps + z.kernel_rows * tile
@@ -204,8 +195,9 @@ def _forward(bits: int) -> Any:
 
 @cache
 def _backward(bits: int) -> Any:
-    lay, unpack, product, affine, _ = planes(bits)
-    rectify, size = _rectify(bits), bits // 8
+    lay, unpack = planes(bits)
+    read, rectify = unpacking(_Sizes), _rectify(bits)
+    multiply, affine, size = product(bits, 0, 0), product(bits, 1, 0), bits // 8
     zero = np.dtype(f"f{size}").type(0)
     lanes_of = add_lanes(bits)
     V, R, A, B = BYTES // size, VECTORS, _LEFT, COLUMNS
@@ -217,7 +209,7 @@ def _backward(bits: int) -> Any:
         parts,
     ):  # fmt: skip
         numbers, code, shifts, back, places = tables
-        b, z = _unpack(numbers)
+        b, z = read(numbers)
         P, S = z.at_once, z.taps_at_once
         channels, each_tap = z.groups * z.each, z.taps // z.groups
         sums = scratch
@@ -273,7 +265,7 @@ def _backward(bits: int) -> Any:
                             shifts.ctypes.data + 8 * t, places.ctypes.data + 8 * t, 8, taps + at,
                             0, vector, 0, V,
                         ))  # fmt: skip
-                    product(
+                    multiply(
                         z.taps, turned, z.span_rows, taps + at, b.plane, returned + at, b.plane,
                     )  # fmt: skip
                 for f in range(z.features):

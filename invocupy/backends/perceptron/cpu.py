@@ -24,8 +24,8 @@ from invocupy.backends.products import (
     VECTORS,
     add_lanes,
     correlate_block,
-    multiply_block,
     packed,
+    product,
 )
 
 _TILES = 4  # that are in work at a time
@@ -183,10 +183,6 @@ class _Rows(NamedTuple):
     fill: Any
     pack: Any
     unpack: Any
-    product: Any
-    add_product: Any
-    affine: Any  # with a bias
-    rectified: Any  # with a bias and a ReLU
     correlate: Any
 
 
@@ -217,21 +213,6 @@ def _rows(bits: int) -> _Rows:
         for i in range(count):
             held[i] = seen[i]
 
-    def products(start, end):
-        @jit
-        def product(terms, weight, rows, source, target):
-            """``target[r] = sum of weight[r, t] * source[t]``, ``rows`` in whole blocks.
-
-            See :func:`~invocupy.backends.products.multiply_block`."""
-            step = (terms + start) * size
-            for r in range(0, rows, M):
-                multiply_block(
-                    terms, weight + r * step, M * size, source, row, target + r * row, row,
-                    M - 1, V, M, R, start, end, V, bits,
-                )  # fmt: skip
-
-        return product
-
     @jit
     def correlate(tiles, step, left, rows, right, columns, sums):
         """``sums[r, c] += left[r] * right[c]``, lane by lane, over tiles ``step`` bytes apart."""
@@ -242,15 +223,13 @@ def _rows(bits: int) -> _Rows:
                     sums + (r * columns + c) * vector, columns * vector, M, B, R, V, bits,
                 )  # fmt: skip
 
-    return _Rows(
-        fill, pack, unpack, products(0, 0), products(0, 1), products(1, 0), products(1, 2),
-        correlate,
-    )  # fmt: skip
+    return _Rows(fill, pack, unpack, correlate)
 
 
 @cache
 def _forward(bits: int) -> Any:
-    _, pack, unpack, product, _, affine, rectified, _ = _rows(bits)
+    _, pack, unpack, _ = _rows(bits)
+    multiply, affine, rectified = product(bits, 0, 0), product(bits, 1, 0), product(bits, 1, 2)
     size, row = bits // 8, _ROW
     tile = _ROW // size
 
@@ -269,12 +248,12 @@ def _forward(bits: int) -> Any:
             count = min(tile, z.pixels - start)
             for c in range(z.inputs):
                 pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-            rectified(z.inputs, first, z.hidden, inputs, hidden)
-            affine(z.hidden, dense, z.output_rows, hidden, outputs)
+            rectified(z.inputs, first, z.hidden, inputs, row, hidden, row)
+            affine(z.hidden, dense, z.output_rows, hidden, row, outputs, row)
             for g in range(z.groups):
-                product(
+                multiply(
                     depth, grouped + g * z.each_rows * depth * size, z.each_rows,
-                    hidden + g * depth * row, split + g * z.each_rows * row,
+                    hidden + g * depth * row, row, split + g * z.each_rows * row, row,
                 )  # fmt: skip
             for f in range(z.outputs):
                 place = out + ((n * z.outputs + f) * z.pixels + start) * size
@@ -289,7 +268,8 @@ def _forward(bits: int) -> Any:
 
 @cache
 def _backward(bits: int) -> Any:
-    fill, pack, unpack, product, add_product, _, rectified, correlate = _rows(bits)
+    fill, pack, unpack, correlate = _rows(bits)
+    multiply, add_product, rectified = (product(bits, *how) for how in ((0, 0), (0, 1), (1, 2)))
     lanes_of = add_lanes(bits)
     size, row, vector = bits // 8, _ROW, BYTES
     tile = _ROW // size
@@ -338,17 +318,18 @@ def _backward(bits: int) -> Any:
                             split + at + (g * z.each_rows + f) * row,
                             grad_grouped + place * size, count,
                         )  # fmt: skip
-                    rectified(z.inputs, first, z.hidden, inputs + at, hidden + at)
-                    product(z.outputs, dense, z.hidden, outputs + at, grads + at)
+                    rectified(z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
+                    multiply(z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
                     for g in range(z.groups):
                         add_product(
                             z.each, grouped + g * z.each * depth * size, depth,
-                            split + at + g * z.each_rows * row, grads + at + g * depth * row,
+                            split + at + g * z.each_rows * row, row,
+                            grads + at + g * depth * row, row,
                         )  # fmt: skip
                     h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
                     for k in range(z.hidden * tile):
                         grad_h[k] = grad_h[k] if h[k] > zero else zero
-                    product(z.hidden, back, z.back_rows, grads + at, returned)
+                    multiply(z.hidden, back, z.back_rows, grads + at, row, returned, row)
                     for c in range(z.inputs):
                         place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
                         unpack(place, returned + c * row, count)
