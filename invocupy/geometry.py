@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+Shape: TypeAlias = tuple[int, ...]
 IntOrPair: TypeAlias = int | tuple[int, int]
 Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
 
@@ -283,3 +284,39 @@ def fused_geometry(
 
 
 RECORD = np.dtype([(field.name, np.int32) for field in fields(Geometry)])
+
+
+@lru_cache(maxsize=512)
+def block_groups(
+    shape: Shape, names: tuple[str, ...], given: tuple[Shape, ...],
+    moments: tuple[Shape, ...] | None, size: tuple[int, int],
+) -> int:  # fmt: skip
+    """The groups of a block of the article's network, if the shapes of all its arrays fit.
+
+    ``given`` are those of its 14 parameters ``names``: weight (out, in, 1, 1) and bias (out,) of
+    expand, its norm, reduce, a norm, span, project and a last norm; ``moments`` of three pairs
+    (mean, variance) or None; ``shape`` that of x (N, C, H, W), ``size`` the kernel's.
+
+    Raises
+    ------
+    ValueError
+        Naming the first that does not fit.
+    """
+    channels, hidden, width, taps = shape[1], given[0][0], given[4][0], size[0] * size[1]
+    groups = given[8][0] // taps
+    wanted: list[Shape] = [(hidden, channels, 1, 1)]
+    wanted += [(hidden,)] * 3 + [(width, hidden, 1, 1)] + [(width,)] * 3
+    wanted += [(groups * taps, width, 1, 1), (groups * taps,)]
+    wanted += [(channels, hidden, 1, 1)] + [(channels,)] * 3
+    for name, actual, expected in zip(names, given, wanted, strict=True):
+        if actual != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {actual}")
+    pairs = tuple((number,) for number in (hidden, width, channels) for _ in range(2))
+    if moments not in (None, pairs):
+        raise ValueError(f"moments must be three pairs of arrays of shapes {pairs}, got {moments}")
+    if groups < 1 or hidden % groups:
+        raise ValueError(
+            f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
+            "do not divide: make them a multiple"
+        )
+    return groups

@@ -25,7 +25,7 @@ nothing has to be measured on the way: x goes through the whole block in one pas
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -35,14 +35,13 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.memory import empty
-from invocupy.geometry import Geometry, IntOrPair, pair
+from invocupy.geometry import Geometry, IntOrPair, block_groups, pair
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import once
 from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, add_up, merge
 
 Moments = tuple[Any, Any]
-Shape = tuple[int, ...]
 
 
 def involution_block(
@@ -166,7 +165,8 @@ class _Block:
         n, c, h, w = x.shape
         self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
         given = None if moments is None else tuple(m.shape for m in chain(*moments))
-        self.groups = _check(x.shape, tuple(p.shape for p in parameters), given, size)
+        shapes = tuple(p.shape for p in parameters)
+        self.groups = block_groups(x.shape, _PARAMETERS, shapes, given, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
         self.parameters = parameters
@@ -192,7 +192,7 @@ class _Block:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
         if self.given is not None:
             return self.evaluate(self.given)
-        w1, b1 = self.prepare()
+        w1, b1 = self.expand = self.prepare()
         self.center, covariance, self.scatter = self.spread()
         b1 = w1 @ self.center + b1
         first = b1, ((w1 @ covariance) * w1).sum(axis=1)
@@ -213,10 +213,11 @@ class _Block:
         """The value where all moments are known beforehand."""
         self.moments, self.held = moments, None
         value = self.new(self.shape[1])
-        self.backend("involution_block").forward(
-            self.x, self.channel(*self.parameters), self.channel(*chain(*moments)), self.eps,
-            self.relu, self.g, value,
-        )  # fmt: skip
+        with on_device(self.x):
+            self.backend("involution_block").forward(
+                self.x, self.channel(*self.parameters), self.channel(*chain(*moments)), self.eps,
+                self.relu, self.g, value,
+            )  # fmt: skip
         return value
 
     def prepare(self) -> tuple[Any, Any]:
@@ -225,12 +226,12 @@ class _Block:
             w1, b1, scale1, shift1, w2, b2, scale2, shift2, w3, b3, w4, b4, scale3, shift3,
         ) = self.parameters  # fmt: skip
         self.norms = (scale1, shift1), (scale2, shift2), (scale3, shift3)
-        self.expand = w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
-        self.reduce, self.span, self.project = (
-            (contiguous(weight, self.work).reshape(len(weight), -1), contiguous(bias, self.work))
-            for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
-        )
-        return self.expand
+        with on_device(self.x):
+            self.reduce, self.span, self.project = (
+                self.channel(weight.reshape(len(weight), -1), bias)
+                for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
+            )
+            return w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
 
     def fold(self, w1: Any, b1: Any, moments: Moments) -> None:
         """The first norm into expand."""
@@ -245,7 +246,8 @@ class _Block:
     def backward_here(self, grad: Any) -> list[Any]:
         """Backwards through the steps of :meth:`forward`."""
         if self.given is not None:  # nothing has been made yet
-            self.fold(*self.prepare(), self.given[0])
+            self.expand = self.prepare()
+            self.fold(*self.expand, self.given[0])
             self.norm2, self.norm3 = self.norm(1, self.given[1]), self.norm(2, self.given[2])
         c, x = self.shape[1], self.centered()
         reduced, shares = self.held or self.perceive(x)
@@ -391,28 +393,3 @@ def flat(z: Any) -> Any:
 
 
 _PARAMETERS = tuple(signature(involution_block).parameters)[1:15]
-
-
-@lru_cache(maxsize=512)
-def _check(
-    shape: Shape, given: tuple[Shape, ...], moments: tuple[Shape, ...] | None, size: tuple[int, int]
-) -> int:
-    """The number of groups, if all shapes fit."""
-    channels, hidden, width, taps = shape[1], given[0][0], given[4][0], size[0] * size[1]
-    groups = given[8][0] // taps
-    wanted: list[Shape] = [(hidden, channels, 1, 1)]
-    wanted += [(hidden,)] * 3 + [(width, hidden, 1, 1)] + [(width,)] * 3
-    wanted += [(groups * taps, width, 1, 1), (groups * taps,)]
-    wanted += [(channels, hidden, 1, 1)] + [(channels,)] * 3
-    for name, actual, expected in zip(_PARAMETERS, given, wanted, strict=True):
-        if actual != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {actual}")
-    pairs = tuple((number,) for number in (hidden, width, channels) for _ in range(2))
-    if moments not in (None, pairs):
-        raise ValueError(f"moments must be three pairs of arrays of shapes {pairs}, got {moments}")
-    if groups < 1 or hidden % groups:
-        raise ValueError(
-            f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
-            "do not divide: make them a multiple"
-        )
-    return groups
