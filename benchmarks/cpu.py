@@ -10,7 +10,7 @@ are checked against each other before they are timed.
 
 Each shape has a process of its own, as has a program that does nothing else: PyTorch maps and
 unmaps its large arrays in every call, and what earlier work left to the allocator can save it most
-of that, a third to a half of its time.
+of that.
 """
 
 from __future__ import annotations
