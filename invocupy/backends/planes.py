@@ -45,7 +45,7 @@ class Bands(NamedTuple):
 def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
     """As few as leave so many planes in cache; of few images more, towards so many tasks.
 
-    Rows that two bands see are worked on twice: for the sake of tasks at most a sixteenth of them.
+    Rows that two bands see are worked on twice: for the sake of tasks at most an eighth of a band.
     """
     row = g.width + g.pad_w
     reach = g.pad_h * row + g.pad_w  # how far the kernel looks, forth and back
