@@ -97,6 +97,9 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+STEPS = "invocupy", "invocupy, recompute=False", "PyTorch"
+
+
 def peak_memory(which: str, layers: int, batch: int) -> float:
     """MB above the start that one training step reaches."""
     from cpu_calls import network_calls
@@ -252,7 +255,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             add("network", network_rows, layers, batch, training, most)
     if "memory" in arguments.only:
         what, facts = "peak memory of a training step", {"layers": 50, "batch": 64}
-        mb = {name: alone(peak_memory, name, 50, 64) for name in ("invocupy", "PyTorch")}
+        mb = {name: alone(peak_memory, name, 50, 64) for name in STEPS}
         rows.append({"what": what, **facts, "threads": most, "part": "memory", "MB": mb})
     if "first" in arguments.only:
         rows.append({"what": "first calls", "part": "first", "s": first_calls()})

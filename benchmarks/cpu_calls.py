@@ -133,13 +133,16 @@ def network_calls(
         t_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9)
         sgd = optim.SGD(ours.parameters(), lr=1e-4, momentum=0.9)
 
-        def step() -> None:
+        def step(recompute: bool) -> None:
+            for block in ours.blocks:
+                block.recompute = recompute
             sgd.zero_grad()
             F.cross_entropy(ours.logits(Tensor(x)), labels).backward()
             sgd.step()
 
         calls = {
-            "invocupy": step,
+            "invocupy": partial(step, True),
+            "invocupy, recompute=False": partial(step, False),
             "PyTorch": lambda: peers.training_step(theirs, t_sgd, tx, t_labels),
         }
         forms = {"unfold": peers.unfold_form, "shift": peers.shift_form} if compiled else {}

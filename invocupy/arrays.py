@@ -132,6 +132,8 @@ def contiguous(array: Any, dtype: Any) -> Any:
 
 def native(array: Any, like: Any) -> Any:
     """``array`` in the dtype of ``like``, in the machine's byte order; itself if it is so."""
+    if array.dtype == like.dtype and array.dtype.isnative:  # nearly always, and much faster
+        return array
     return array.astype(like.dtype.newbyteorder("="), copy=False)
 
 

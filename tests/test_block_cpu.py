@@ -350,7 +350,7 @@ def test_block_is_the_composition_of_its_layers(
             operand.grad = None
         if fused:
             y = apply(
-                involution_block, *operands, kernel_size=3, keep=keep,
+                involution_block, *operands, kernel_size=3, recompute=not keep,
                 observe=lambda *used: seen.append(used),
                 moments=None if training else tuple(moments), relu=not signed,
             )  # fmt: skip
@@ -368,6 +368,28 @@ def test_block_is_the_composition_of_its_layers(
         np.testing.assert_allclose(mean, hidden.mean(axis=(0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(var, hidden.var(axis=(0, 2, 3)), rtol=1e-10)
         assert count == 3 * 6 * 7
+
+
+def test_what_is_stored_is_what_would_be_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, and the choice may change from step to step."""
+    calls = []
+    make = perceptron.forward
+    monkeypatch.setattr(perceptron, "forward", lambda *a: calls.append(make(*a)))
+    (x,) = draw(0, "float32", (3, 3, 9, 8))
+    model = models.SimpleModel(9, 8, 16, num_layers=2, rng=0, recompute=False)
+    assert not any(block.recompute for block in model.blocks)
+    assert all(block.recompute for block in models.SimpleModel(num_layers=2).blocks)
+    gradients = []
+    for recompute in (False, True):
+        calls.clear()
+        for block in model.blocks:
+            block.recompute = recompute
+        model.zero_grad()
+        functional.cross_entropy(model.logits(Tensor(x)), np.array([1, 0, 2])).backward()
+        gradients.append([p.grad for p in model.parameters()])
+        assert len(calls) == 2 + 2 * recompute
+    for stored, again in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(stored, again)
 
 
 def test_signed_blocks_begin_by_doing_nothing_and_may_take_away() -> None:

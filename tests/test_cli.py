@@ -142,7 +142,7 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in flags.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    switches = ["nesterov", "head_relu", "decay_biases", "sync_norm"]
+    switches = ["nesterov", "head_relu", "decay_biases", "sync_norm", "recompute"]
     given = [f"--no-{name.replace('_', '-')}" for name in switches] + ["--signed"]
     assert main(["train", *arguments, *given, "--milestones", "0.25", "1"]) == 130
     rest = {**dict.fromkeys(switches, False), "signed": True, "milestones": (0.25, 1.0)}

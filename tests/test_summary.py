@@ -102,7 +102,7 @@ from invocupy.backends import memory
 from invocupy.models import SimpleModel
 from invocupy.summary import evaluation_memory, training_memory
 
-what, layers, fused, images = json.loads(sys.argv[1])
+what, layers, fused, images, recompute = json.loads(sys.argv[1])
 
 def status(key):
     with open("/proc/self/status") as file:
@@ -126,7 +126,7 @@ gc.collect(); memory.release()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the highest resident size starts anew
 before = status("VmRSS")
-model = SimpleModel(num_layers=layers, fused=fused, rng=0)
+model = SimpleModel(num_layers=layers, fused=fused, rng=0, recompute=recompute)
 compute(model, images)
 measured = status("VmHWM") - before
 asked = training_memory(model, momentum=0.9) if what == "training" else evaluation_memory(model)
@@ -138,9 +138,10 @@ print(json.dumps([measured, asked.of(images)]))
 @pytest.mark.parametrize(
     "case",
     [
-        ("training", 12, "auto", 256),  # blocks are computed again in the backward pass
-        ("training", 4, False, 48),  # all is kept
-        ("evaluation", 4, "auto", 1300),
+        ("training", 12, "auto", 256, True),  # blocks are computed again in the backward pass
+        ("training", 4, "auto", 256, False),
+        ("training", 4, False, 48, True),  # all is kept
+        ("evaluation", 4, "auto", 1300, True),
     ],
 )
 def test_the_estimate_is_what_a_process_takes(case: tuple[Any, ...]) -> None:
@@ -154,10 +155,13 @@ def test_the_estimate_is_what_a_process_takes(case: tuple[Any, ...]) -> None:
 
 def test_recomputing_blocks_need_less() -> None:
     """The test of the estimate: it must see what the operator keeps."""
-    as_one, apart = (
-        training_memory(SimpleModel(num_layers=6, fused=f, rng=0)) for f in ("auto", False)
+    as_one, stored, apart = (
+        training_memory(SimpleModel(num_layers=6, fused=f, rng=0, recompute=r))
+        for f, r in (("auto", True), ("auto", False), (False, True))
     )
     assert apart.per_image > 5 * as_one.per_image
+    # reduce's 16 channels and project's 3 for each of 4 groups, of all blocks but the one at work
+    assert stored.per_image - as_one.per_image >= 5 * 28 * 1024 * 4
     assert training_memory(SimpleModel(num_layers=6), momentum=0.9).fixed > as_one.fixed
 
 
@@ -203,6 +207,12 @@ def test_a_run_that_does_not_fit(
         return
     with pytest.raises(ConfigError, match=message):
         check_memory(config, NEEDS, free)
+
+
+def test_a_run_that_stores_too_much_is_told_what_it_could_leave() -> None:
+    config = Config(batch_size=100, recompute=False)
+    with pytest.raises(ConfigError, match=r"recompute=True needs less, and with .* accumulate=2"):
+        check_memory(config, NEEDS, 14499)
 
 
 def test_training_refuses_and_what_it_proposes_fits(

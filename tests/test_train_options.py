@@ -331,7 +331,7 @@ def test_runs_from_before_these_settings_are_read_and_go_on(tmp_path: Path) -> N
     fit(TINY, tmp_path)
     later = {
         "accumulate", "decay_biases", "clip_norm", "milestones", "drop", "ema", "patience",
-        "cutout", "overfit",
+        "cutout", "overfit", "recompute",
     }  # fmt: skip
     for which in ("best", "last"):
         path = tmp_path / f"{which}.safetensors"
@@ -339,7 +339,7 @@ def test_runs_from_before_these_settings_are_read_and_go_on(tmp_path: Path) -> N
         info["config"] = {k: v for k, v in info["config"].items() if k not in later}
         checkpoint.save(path, arrays, info)
     assert load_run(tmp_path)[0] == TINY
-    assert len(fit(replace(TINY, epochs=3), tmp_path, resume=True)) == 3
+    assert len(fit(replace(TINY, epochs=3, recompute=False), tmp_path, resume=True)) == 3
 
 
 @pytest.mark.gpu

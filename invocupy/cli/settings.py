@@ -28,6 +28,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--signed", action=on_off, help="of the simple model: no ReLU before a block's sum"
     )
     what.add_argument(
+        "--recompute", action=on_off,
+        help="of the simple model on a CPU: save memory (default), or a tenth of the time",
+    )  # fmt: skip
+    what.add_argument(
         "--spatial", metavar="NAME",
         help="of the small model: involution, convolution or depthwise",
     )  # fmt: skip

@@ -32,6 +32,10 @@ class SimpleBlock(nn.Module):
         Leave out the last ReLU, so that the block can take away from x as well as add to it, and
         begin with scale 0 in the last norm: with y = x.
     rng : numpy.random.Generator, optional
+    recompute : bool
+        Where the block is one operator, compute in training what is wide again for the gradients.
+        Otherwise it is stored, which takes less time and more memory; an attribute, to be changed
+        at any time. Results are the same to the bit.
 
     Examples
     --------
@@ -48,8 +52,9 @@ class SimpleBlock(nn.Module):
         fused: nn.FusedOption = "auto",
         signed: bool = False,
         rng: np.random.Generator | None = None,
+        recompute: bool = True,
     ) -> None:
-        self.signed = signed
+        self.signed, self.recompute = signed, recompute
         self.expand = nn.Conv2d(channels, hidden_channels, 1, rng=rng)
         self.expand_norm = nn.BatchNorm2d(hidden_channels)
         self.involution = nn.Involution(hidden_channels, fused=fused, rng=rng)
@@ -112,6 +117,7 @@ class SimpleBlock(nn.Module):
             if self.training
             else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
             observe=observe if self.training else None,
+            recompute=self.recompute,
             relu=not self.signed,
             comm=self.expand_norm.comm,
         )
@@ -135,7 +141,7 @@ class SimpleModel(nn.Module):
     num_classes : int
     head_relu : bool
         Whether a ReLU stands between the dense layers; the article has none.
-    fused, signed
+    fused, signed, recompute
         See :class:`SimpleBlock`.
     rng : numpy.random.Generator or int, optional
         Where the initial weights are drawn from, or its seed.
@@ -168,6 +174,7 @@ class SimpleModel(nn.Module):
         fused: nn.FusedOption = "auto",
         signed: bool = False,
         rng: np.random.Generator | int | None = None,
+        recompute: bool = True,
     ) -> None:
         sizes = {"height": height, "width": width, "num_classes": num_classes}
         for name, value in {**sizes, "num_layers": num_layers}.items():
@@ -176,7 +183,8 @@ class SimpleModel(nn.Module):
         rng = np.random.default_rng(rng)
         channels = 3
         self.blocks = nn.ModuleList(
-            SimpleBlock(channels, hidden_channels, fused, signed, rng) for _ in range(num_layers)
+            SimpleBlock(channels, hidden_channels, fused, signed, rng, recompute)
+            for _ in range(num_layers)
         )
         self.image = channels, height, width
         widths = (channels * height * width, 500, 100, num_classes)

@@ -66,7 +66,7 @@ def involution_block(
     eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
     moments: tuple[Moments, Moments, Moments] | None = None,
     observe: Callable[[tuple[Moments, Moments, Moments], Any], None] | None = None,
-    keep: bool = False,
+    recompute: bool = True,
     relu: bool = True,
     comm: Comm | None = None,
 ) -> Result:
@@ -87,9 +87,9 @@ def involution_block(
         Of the norms, in evaluation; those of the batch otherwise.
     observe : callable, optional
         Gets the three pairs (mean, var) that were used, and the number of values a channel.
-    keep : bool
-        In training, store the perceptron's results (F + G*C channels) for the gradients rather than
-        computing them again: about a sixth of the time of a step for most of its memory.
+    recompute : bool
+        In training, compute the perceptron's results (F + G*C channels) again for the gradients.
+        Otherwise they are stored: about a tenth of the time of a step for most of its memory.
     relu : bool
         Whether a ReLU follows the last norm.
     comm : communicator, optional
@@ -135,7 +135,7 @@ def involution_block(
     )  # fmt: skip
     size = pair("kernel_size", kernel_size, 1)
     block = _Block(x, parameters, size, dilation, eps, moments, relu, None if moments else comm)
-    value = block.forward(keep)
+    value = block.forward(recompute)
     if observe is not None:
         observe(block.moments, block.count)
     operands, gradients = (x, *parameters), once(block.backward)
@@ -188,7 +188,7 @@ class _Block:
         """Per-channel arrays in the dtype that the backends take them."""
         return [contiguous(array, self.work) for array in arrays]
 
-    def forward(self, keep: bool) -> Any:
+    def forward(self, recompute: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
         if self.given is not None:
             return self.evaluate(self.given)
@@ -198,7 +198,7 @@ class _Block:
         first = b1, ((w1 @ covariance) * w1).sum(axis=1)
         self.fold(w1, b1, first)
         reduced, shares = self.perceive(self.centered())
-        self.held = (reduced, shares) if keep else None
+        self.held = None if recompute else (reduced, shares)
         second = self.measure(reduced)
         self.norm2 = self.norm(1, second)
         self.projected = self.involve(reduced, shares)

@@ -59,6 +59,7 @@ MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
         head_relu=config.head_relu,
         signed=config.signed,
         rng=config.seed,
+        recompute=config.recompute,
     ),
     "small": lambda config, classes: models.SmallNet(
         config.spatial, config.width, num_classes=classes, rng=config.seed

@@ -40,6 +40,9 @@ class Config:
     signed : bool
         Of the simple model: whether its blocks may also take away from their input. The article's
         can only add.
+    recompute : bool
+        Of the simple model on a CPU: compute what is wide again for the gradients, or store it, which
+        takes less time and more memory. Of no consequence for the results.
     spatial, width
         Of the small model.
     epochs, batch_size : int
@@ -110,6 +113,7 @@ class Config:
     layers: int = 2
     head_relu: bool = True
     signed: bool = False
+    recompute: bool = True
     spatial: str = "involution"
     width: int = 64
     epochs: int = 4

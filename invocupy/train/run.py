@@ -25,7 +25,7 @@ from invocupy.train.setup import build
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``: names to numbers."""
 
-_FREE_AT_RESUME = ("epochs", "patience", "accumulate", "data_dir", "device")
+_FREE_AT_RESUME = ("epochs", "patience", "accumulate", "recompute", "data_dir", "device")
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818
