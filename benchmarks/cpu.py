@@ -47,6 +47,7 @@ OPERATOR = {  # name: (N, C, H, W), K, stride
     "RedNet stage 2, stride 2": ((8, 128, 56, 56), 7, 2),
 }
 LAYER = {"article": ((32, 64, 32, 32), 3), "RedNet stage 1": ((8, 64, 56, 56), 7)}
+STEPS = "invocupy", "invocupy, recompute=False", "PyTorch"  # whose memory is measured
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -95,9 +96,6 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's result, from a process that does nothing else."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-STEPS = "invocupy", "invocupy, recompute=False", "PyTorch"
 
 
 def peak_memory(which: str, layers: int, batch: int) -> float:

@@ -213,6 +213,13 @@ def test_a_run_that_stores_too_much_is_told_what_it_could_leave() -> None:
     config = Config(batch_size=100, recompute=False)
     with pytest.raises(ConfigError, match=r"recompute=True needs less, and with .* accumulate=2"):
         check_memory(config, NEEDS, 14499)
+    # where it has no effect: other models, and on a GPU
+    for other, needs in (
+        (replace(config, model="rednet26"), NEEDS),
+        (config, NEEDS._replace(program=0)),
+    ):
+        with pytest.raises(ConfigError, match="free: accumulate="):
+            check_memory(other, needs, 11499)
 
 
 def test_training_refuses_and_what_it_proposes_fits(

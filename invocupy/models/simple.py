@@ -33,9 +33,9 @@ class SimpleBlock(nn.Module):
         begin with scale 0 in the last norm: with y = x.
     rng : numpy.random.Generator, optional
     recompute : bool
-        Where the block is one operator, compute in training what is wide again for the gradients.
-        Otherwise it is stored, which takes less time and more memory; an attribute, to be changed
-        at any time. Results are the same to the bit.
+        Where the block is one operator, compute what its wide part gives again for the gradients.
+        Otherwise that is stored in training, which takes less time and more memory. An attribute,
+        to be changed at any time; results are the same to the bit.
 
     Examples
     --------

@@ -41,8 +41,8 @@ class Config:
         Of the simple model: whether its blocks may also take away from their input. The article's
         can only add.
     recompute : bool
-        Of the simple model on a CPU: compute what is wide again for the gradients, or store it,
-        which takes less time and more memory. Of no consequence for the results.
+        Of the simple model on a CPU: compute what the wide part of a block gives again for the
+        gradients, or store it, which takes less time and more memory. Results are the same.
     spatial, width
         Of the small model.
     epochs, batch_size : int

@@ -114,7 +114,7 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
         if config.accumulate > 1:
             what += f" in {config.accumulate} parts of {parts}"
         short = f"{what} needs about {size(step)} of memory, but {size(available)} are free: "
-        if not config.recompute:
+        if config.model == "simple" and needs.program and not config.recompute:
             short += "recompute=True needs less, and with recompute=False "
         if fits < 1:
             raise ConfigError(f"{short}not even one image at a time fits, {smaller}")
