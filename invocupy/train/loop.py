@@ -72,8 +72,8 @@ def fit(
         (of the highest test accuracy). Without it nothing is written.
     resume : bool
         Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
-        ``epochs``, ``patience``, ``accumulate``, ``data_dir`` and ``device``. With more epochs the
-        schedule is that of the longer run, from the next step on.
+        ``epochs``, ``patience``, ``accumulate``, ``recompute``, ``data_dir`` and ``device``. With
+        more epochs the schedule is that of the longer run, from the next step on.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
