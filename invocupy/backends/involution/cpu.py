@@ -24,7 +24,7 @@ from invocupy.backends.involution.cpu_blocks import (
     product_block,
     store_lanes,
 )
-from invocupy.backends.involution.cpu_plan import ZERO, Plan, Sizes, plan, sizes
+from invocupy.backends.involution.cpu_plan import ZERO, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.simd import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.geometry import Geometry
@@ -32,10 +32,13 @@ from invocupy.geometry import Geometry
 _GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
 _CACHES = 16 << 20  # bytes of operands and result that cores may find in cache another time
+_KERNEL = 64 << 10  # bytes of the kernel's tiles that are packed in one go
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
 # products of taps and features for the weight gradients, in registers
 _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
+
+_COLUMNS = Phase._fields.index("columns")
 
 
 class _Job(NamedTuple):
@@ -152,7 +155,11 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
             kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
-    z = z._replace(tile_size=p.most_taps * vector, patch_size=z.channels * p.interleaved * vector)
+    tile = max(p.most_taps, 1) * vector
+    tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
+    columns = -(-int(p.phases[0, _COLUMNS]) // p.strips)  # of the widest block
+    z = z._replace(tiles=min(tiles, -(-columns // p.lanes)))
+    z = z._replace(tile_size=z.tiles * tile, patch_size=z.channels * p.interleaved * vector)
     unpacked = not backward and g.out_w // p.strips >= p.lanes
     z = z._replace(
         at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)

@@ -33,7 +33,11 @@ GATHER, INTERLEAVE, COPY, COPY_EDGE, COPY_FEATURES, MAKE, CODES = range(7)
 
 @cache
 def gather(bits: int, made: bool) -> Any:
-    """Forward and gradient of x; the kernel given, or ``made`` from features."""
+    """Forward and gradient of x; the kernel given, or ``made`` from features.
+
+    The kernel of several tiles side by side is packed in one go: its lines are then read while
+    they are near, and leave the first-level cache to the source until the next row of tiles.
+    """
     size = bits // 8
     fill = _made(bits) if made else _given(bits)
 
@@ -73,48 +77,60 @@ def gather(bits: int, made: bool) -> Any:
             fresh = z.strips > 1
             lanes = min(V, b1 - b0)
             for phase in range(0, phases.shape[0], S):
-                end, start = min(a1, phases[phase, _ROWS]), phases[phase, _OUT]
+                end, origin = min(a1, phases[phase, _ROWS]), phases[phase, _OUT]
                 for a in range(a0, end, R):
                     row = min(a, end - R)
-                    for b in range(b0, b1, V):
-                        column = max(min(b, b1 - V), b0)
-                        seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
-                        place = start + row * z.out_row_step + column * z.out_step
-                        to = out + (image * z.channels * z.out_plane + place) * size
+                    for start in range(b0, b1, z.tiles * V):
+                        stop = min(start + z.tiles * V, b1)
                         for s in range(S):
                             (
                                 first, count, _, _, _, _, _, low_row, high_row, low_column,
                                 high_column,
                             ) = phases[phase + s]  # fmt: skip
-                            inside = (
-                                row + low_row >= 0
-                                and row + R - 1 + high_row < z.kernel_rows
-                                and column + low_column >= 0
-                                and column + V - 1 + high_column < z.kernel_columns
-                            )
                             if made:
                                 before = (group * steps.shape[0] + first) * M
                                 weights = weight + before * z.features * size
-                            fill(
-                                tile, kernel, weights, features + (skew if z.shifted else 0), seen,
-                                steps, first, count, row, column, lanes, inside, code, z,
-                            )  # fmt: skip
+                            step = count * M * R * V * size
+                            part = tile
+                            for b in range(start, stop, V):
+                                column = max(min(b, b1 - V), b0)
+                                seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
+                                inside = (
+                                    row + low_row >= 0
+                                    and row + R - 1 + high_row < z.kernel_rows
+                                    and column + low_column >= 0
+                                    and column + V - 1 + high_column < z.kernel_columns
+                                )
+                                fill(
+                                    part, kernel, weights, features + (skew if z.shifted else 0),
+                                    seen, steps, first, count, row, column, lanes, inside, code, z,
+                                )  # fmt: skip
+                                part += step
                             table = steps.ctypes.data + first * _STEP + _SEEN
-                            for p in range(0, z.channels, P):
-                                c = min(p, z.channels - P)
-                                here = packed + c * z.plane + seen
-                                if z.direct:
-                                    call(code[GATHER], (
-                                        here, z.plane, z.row_step * z.pitch, table, _STEP, count,
-                                        tile, M * R * V * size, to + c * z.out_plane * size,
-                                        z.out_plane * size, z.out_row_step * size, lanes,
-                                    ))  # fmt: skip
-                                elif count > 0:
-                                    call(code[GATHER], (
-                                        here, z.plane, z.row_step * z.pitch, table, _STEP, count,
-                                        tile, M * R * V * size, patch + (c * S + s) * R * V * size,
-                                        S * R * V * size, V * size, V,
-                                    ))  # fmt: skip
+                            part = tile
+                            for b in range(start, stop, V):
+                                column = max(min(b, b1 - V), b0)
+                                seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
+                                place = origin + row * z.out_row_step + column * z.out_step
+                                to = out + (image * z.channels * z.out_plane + place) * size
+                                for p in range(0, z.channels, P):
+                                    c = min(p, z.channels - P)
+                                    here = packed + c * z.plane + seen
+                                    if z.direct:
+                                        call(code[GATHER], (
+                                            here, z.plane, z.row_step * z.pitch, table, _STEP,
+                                            count, part, M * R * V * size,
+                                            to + c * z.out_plane * size, z.out_plane * size,
+                                            z.out_row_step * size, lanes,
+                                        ))  # fmt: skip
+                                    elif count > 0:
+                                        call(code[GATHER], (
+                                            here, z.plane, z.row_step * z.pitch, table, _STEP,
+                                            count, part, M * R * V * size,
+                                            patch + (c * S + s) * R * V * size, S * R * V * size,
+                                            V * size, V,
+                                        ))  # fmt: skip
+                                part += step
                             if count == 0:  # no tap reaches this phase
                                 values = pointer(patch + s * R * V * size, bits)
                                 for c in range(z.channels):

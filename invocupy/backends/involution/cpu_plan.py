@@ -160,6 +160,7 @@ class Sizes(NamedTuple):
     rows: int
     interleaved: int = 1
     direct: int = 1  # whether results can be stored as they are
+    tiles: int = 1  # whose part of the kernel is packed in one go
     at_once: int = 0  # channels, or features, of one micro-kernel
     together: int = 0  # steps of one
     shifted: int = 0  # whether taps of the kernel look at shifted positions
