@@ -24,7 +24,7 @@ from invocupy.backends.involution.cpu_blocks import (
     product_block,
     store_lanes,
 )
-from invocupy.backends.involution.cpu_plan import ZERO, Phase, Plan, Sizes, plan, sizes
+from invocupy.backends.involution.cpu_plan import ZERO, Plan, Sizes, plan, sizes
 from invocupy.backends.launch import Fixed, launch
 from invocupy.backends.simd import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.geometry import Geometry
@@ -37,8 +37,6 @@ _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
 # products of taps and features for the weight gradients, in registers
 _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
-
-_COLUMNS = Phase._fields.index("columns")
 
 
 class _Job(NamedTuple):
@@ -157,14 +155,16 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
         )  # fmt: skip
     tile = max(p.most_taps, 1) * vector
     tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
-    columns = -(-int(p.phases[0, _COLUMNS]) // p.strips)  # of the widest block
-    z = z._replace(tiles=min(tiles, -(-columns // p.lanes)))
-    z = z._replace(tile_size=z.tiles * tile, patch_size=z.channels * p.interleaved * vector)
+    width = g.width if backward else g.out_w
+    tiles = min(tiles, -(-width // (p.strips * p.lanes)))  # those of a row of the widest block
+    z = z._replace(
+        tiles=tiles, tile_size=tiles * tile, patch_size=z.channels * p.interleaved * vector
+    )
     unpacked = not backward and g.out_w // p.strips >= p.lanes
     z = z._replace(
         at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)
     )
-    past = _past(g, p, size, g.width if backward else g.out_w) if p.direct else 0
+    past = _past(g, p, size, width) if p.direct else 0
     code = [0] * cpu_gather.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
     code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, past, V, bits)
