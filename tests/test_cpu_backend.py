@@ -148,6 +148,27 @@ def test_results_past_the_caches_are_the_same(
             np.testing.assert_array_equal(one, other, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 4)])
+def test_last_tile_of_a_row_of_any_width(dtype, kernel):
+    """Nothing is left out, written twice as wide or past the end, whatever the last tile holds."""
+    for width in range(1, 42):
+        g = geometry(1, 1, 3, (4, width + kernel[1] - 1), kernel, (1, 1), (0, 0))
+        given_arrays, (shape,) = arguments("grad_kernel", g, 5, dtype)
+        size = int(np.prod(shape))
+        held = np.full(size + 64, np.nan, dtype)
+        out = held[32 : 32 + size].reshape(shape)
+        cpu.grad_kernel(*given_arrays, g, out)
+        expected = np.empty(shape)
+        reference.grad_kernel(*(a.astype(np.float64) for a in given_arrays), g, expected)
+        magnitude = np.empty(shape)
+        reference.grad_kernel(*(abs(a.astype(np.float64)) for a in given_arrays), g, magnitude)
+        # three multiply-adds, each rounds once, here and in the reference
+        assert (abs(out - expected) <= 4 * np.finfo(dtype).eps * magnitude).all(), width
+        assert np.isnan(held[:32]).all(), width
+        assert np.isnan(held[32 + size :]).all(), width
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 @settings(max_examples=25)
 @given(data=st.data())

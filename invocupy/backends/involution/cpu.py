@@ -194,6 +194,13 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_correlate.correlate(8 * size)
     code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
+    # 56 columns are three vectors and a half one, not four
+    half = p.lanes // 2
+    if p.strips == 1 and half > 1 and p.lanes < g.out_w and 0 < g.out_w % p.lanes <= half:
+        z = z._replace(half=half)
+        code[cpu_correlate.CONTRACT_HALF] = contract_block(
+            together, p.run, p.rows, 0, 1, 0, z.unpacked, 0, half, 8 * size
+        )
     return _job(g, kernel, p, z, code, (p.steps,), tasks)
 
 

@@ -19,7 +19,7 @@ _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
 _SEEN, _TILE, _KERNEL = 8 * SEEN, 8 * TILE, 8 * KERNEL
 
 # places of the micro-kernels' addresses
-CONTRACT, COPY, ADD, PRODUCT, STORE, CODES = range(6)
+CONTRACT, COPY, ADD, PRODUCT, STORE, CONTRACT_HALF, CODES = range(7)
 
 
 @cache
@@ -58,8 +58,11 @@ def correlate(bits: int) -> Any:
             for a in range(a0, a1, R):
                 row = min(a, a1 - R)
                 for b in range(b0, b1, V):
-                    column = max(min(b, b1 - V), b0)
-                    lanes = min(V, b1 - b0)
+                    wide, contract = V, code[CONTRACT]
+                    if b1 - b <= z.half:
+                        wide, contract = z.half, code[CONTRACT_HALF]
+                    column = max(min(b, b1 - wide), b0)
+                    lanes = min(wide, b1 - b0)
                     position = (row * z.kernel_columns + column) * size
                     here = grad + image * z.channels * z.kernel_rows * line + position
                     left, plane, pitch = here, z.kernel_rows * line, line
@@ -72,7 +75,7 @@ def correlate(bits: int) -> Any:
                             ))  # fmt: skip
                     seen = packed + (row - a0) * z.row_step * z.pitch + (column - b0) * size
                     for s in range(0, steps.shape[0], S):
-                        call(code[CONTRACT], (
+                        call(contract, (
                             z.channels, left, plane, pitch, seen, z.plane, z.row_step * z.pitch,
                             table + s * _STEP + _SEEN, table + s * _STEP + _KERNEL, _STEP,
                             out + image * z.kernel_plane + position, z.tap_step, line, R * line,

@@ -165,6 +165,7 @@ class Sizes(NamedTuple):
     together: int = 0  # steps of one
     shifted: int = 0  # whether taps of the kernel look at shifted positions
     unpacked: int = 0  # whether grad, or the features, are read where they are
+    half: int = 0  # lanes of the last tile of a row where half a vector is enough for it
     each_time: int = 0  # taps and features in a product
     across: int = 0
 
