@@ -153,7 +153,7 @@ def test_results_past_the_caches_are_the_same(
 def test_last_tile_of_a_row_of_any_width(dtype, kernel):
     """Nothing is left out, written twice as wide or past the end, whatever the last tile holds."""
     for width in range(1, 42):
-        g = geometry(1, 1, 3, (4, width + kernel[1] - 1), kernel, (1, 1), (0, 0))
+        g = geometry(1, 1, 3, (kernel[0] + 1, width + kernel[1] - 1), kernel, (1, 1), (0, 0))
         given_arrays, (shape,) = arguments("grad_kernel", g, 5, dtype)
         size = int(np.prod(shape))
         held = np.full(size + 64, np.nan, dtype)
