@@ -191,16 +191,13 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     z = z._replace(
         patch_size=z.channels * p.rows * p.lanes * size, together=together, unpacked=int(direct)
     )
-    tasks = g.batch * g.groups * p.bands * p.strips
-    kernel = cpu_correlate.correlate(8 * size)
-    code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
     # 56 columns are three vectors and a half one, not four
     half = p.lanes // 2
     if p.strips == 1 and half > 1 and p.lanes < g.out_w and 0 < g.out_w % p.lanes <= half:
         z = z._replace(half=half)
-        code[cpu_correlate.CONTRACT_HALF] = contract_block(
-            together, p.run, p.rows, 0, 1, 0, z.unpacked, 0, half, 8 * size
-        )
+    tasks = g.batch * g.groups * p.bands * p.strips
+    kernel = cpu_correlate.correlate(8 * size)
+    code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
     return _job(g, kernel, p, z, code, (p.steps,), tasks)
 
 
@@ -208,9 +205,9 @@ def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
     """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
     code = [0] * cpu_correlate.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_correlate.CONTRACT] = contract_block(
-        z.together, M, R, 0, 1, 0, z.unpacked, past, V, bits
-    )
+    for place, lanes in ((cpu_correlate.CONTRACT, V), (cpu_correlate.CONTRACT_HALF, z.half)):
+        if lanes:
+            code[place] = contract_block(z.together, M, R, 0, 1, 0, z.unpacked, past, lanes, bits)
     code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
     return code
 
