@@ -234,7 +234,8 @@ class SimpleModel(nn.Module):
             ("head_relu", r"head\.4\.", r"head\.1\."),
             ("signed", r"blocks\.\d+\.signed_norm\.", r"blocks\.\d+\.project_norm\."),
         ):
-            mine, its = _said(own, yes, no), _said(state, yes, no)
+            mine = _said(own, yes, no)
+            its = _said(state if isinstance(state, Mapping) else (), yes, no)
             if None not in (mine, its) and mine != its:
                 raise ValueError(
                     f"state is of a SimpleModel with {option}={its}, this one was made with "
