@@ -166,19 +166,9 @@ def of_lab(path: Path) -> None:
     lab.save(path)
 
 
-def of_mode(mode: str, colour: Any = COLOUR) -> Callable[[Path], Any]:
+def of_mode(mode: str, **options: Any) -> Callable[[Path], Any]:
     def save(path: Path) -> None:
-        Image.new("RGBA", (8, 8), (*COLOUR, 255)).convert("RGB").convert(mode).save(path)
-
-    return save
-
-
-def of_premultiplied(mode: str) -> Callable[[Path], Any]:
-    def save(path: Path) -> None:
-        Image.new("RGBA", (8, 8), (*COLOUR, 255)).convert(mode).save(path)
-        tag = struct.pack("<HHI", 338, 3, 1)  # of the alpha, 2 for plain, 1 for premultiplied
-        content = path.read_bytes().replace(tag + b"\x02", tag + b"\x01")
-        path.write_bytes(content)
+        Image.new("RGB", (8, 8), COLOUR).convert(mode).save(path, **options)
 
     return save
 
@@ -187,12 +177,10 @@ MODES: dict[str, tuple[Callable[[Path], Any], tuple[float, ...], int]] = {
     "1.png": (lambda p: Image.new("1", (8, 8), 1).save(p), (255, 255, 255), 0),
     "L.png": (of_mode("L"), GREY, 1),
     "LA.png": (of_mode("LA"), GREY, 1),
-    "La.tif": (of_premultiplied("LA"), GREY, 2),
     "P.png": (of_mode("P"), COLOUR, 4),  # of a palette of 216 colours
     "RGBX.tif": (of_mode("RGBX"), COLOUR, 0),
-    "RGBa.tif": (of_premultiplied("RGBA"), COLOUR, 1),
     "CMYK.tif": (of_mode("CMYK"), COLOUR, 0),
-    "YCbCr.tif": (of_mode("YCbCr"), COLOUR, 2),
+    "YCbCr.tif": (of_mode("YCbCr", compression="tiff_lzw"), COLOUR, 2),
     "LAB.tif": (of_lab, COLOUR, 2),
 }
 
@@ -203,6 +191,24 @@ def test_every_mode_that_a_file_may_have(name: str, tmp_path: Path) -> None:
     save(tmp_path / name)
     found = read_image(tmp_path / name)[:, 0, 0]
     assert np.abs(found - np.array(colour)).max() <= allowed
+
+
+@pytest.mark.parametrize(
+    ("modes", "colour"),
+    [("LA La", GREY), ("RGBA RGBa", COLOUR), ("RGBA PA", COLOUR), ("RGB HSV", COLOUR)],
+)
+def test_modes_that_few_files_have(
+    modes: str, colour: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where half of the image is transparent, it is white."""
+    image = Image.new("RGBA", (32, 32), (*COLOUR, 255))
+    image.paste((0, 0, 0, 0), (16, 0, 32, 32))
+    for mode in modes.split():
+        image = image.convert(mode)
+    monkeypatch.setattr("PIL.Image.open", lambda _: image)
+    found = read_image("a.png")
+    assert np.abs(found[:, 0, 0] - np.array(colour)).max() <= 4  # of a palette of 216 colours
+    assert found[:, 0, 31].tolist() == [255 if image.has_transparency_data else 0] * 3
 
 
 # ---------------------------------------------------------------------------- damaged files

@@ -93,7 +93,7 @@ def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
         return opaque.convert("RGBA")
     if image.mode == "F":
         white = 1.0
-    elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind == "PPM"):
+    elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind in ("PPM", "PNG")):
         white = 2.0 ** min(np.atleast_1d(tags.get(_TIFF_BITS, 16))[0], 16) - 1
     else:
         raise ValueError(

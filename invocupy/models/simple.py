@@ -238,8 +238,8 @@ class SimpleModel(nn.Module):
             its = _said(state if isinstance(state, Mapping) else (), yes, no)
             if None not in (mine, its) and mine != its:
                 raise ValueError(
-                    f"state is of a SimpleModel with {option}={its}, this one was made with "
-                    f"{option}={mine}: load it into SimpleModel({option}={its})"
+                    f"state has the names of a SimpleModel with {option}={its}, but this one was "
+                    f"made with {option}={mine}: load it into SimpleModel({option}={its})"
                 )
         super().load_state_dict(state, strict)
 
