@@ -195,7 +195,7 @@ def test_every_mode_that_a_file_may_have(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("modes", "colour"),
-    [("LA La", GREY), ("RGBA RGBa", COLOUR), ("RGBA PA", COLOUR), ("RGB HSV", COLOUR)],
+    [("LA La", GREY), ("RGBA RGBa", COLOUR), ("RGB HSV", COLOUR)],
 )
 def test_modes_that_few_files_have(
     modes: str, colour: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
@@ -270,7 +270,9 @@ def test_damage_gives_an_image_or_our_error(seed: int, tmp_path_factory: Any) ->
         content[place] = rng.integers(256)
     path.write_bytes(content[: len(content) - int(rng.integers(0, 2) * rng.integers(0, 50))])
     try:
-        image = read_image(path)
+        with pytest.MonkeyPatch.context() as patch:  # a changed size may be that of a huge image
+            patch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+            image = read_image(path)
     except DataError as error:
         assert str(path) in str(error)  # noqa: PT017
         return

@@ -28,6 +28,8 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import logging
+
     import numpy as np
 
     from invocupy.data import DataError, read_image
@@ -37,6 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     config, model, _ = load_run(arguments.run, arguments.checkpoint)
     dataset = DATASETS[config.dataset]
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
     results: dict[str, dict[str, object]] = {}
     images = {}
 

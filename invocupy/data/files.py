@@ -65,14 +65,16 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path) as file:
                 image = turned.exif_transpose(file)
+                side = min(image.size)
+                left, top = ((length - side) // 2 for length in image.size)
+                image = image.crop((left, top, left + side, top + side))
                 image = _eight_bits(pillow, image, file.format, getattr(file, "tag_v2", {}))
-            on_white = pillow.new("RGBA", image.size, "white")
-            on_white.alpha_composite(image)
-            side = min(image.size)
-            left, top = ((length - side) // 2 for length in image.size)
-            square = on_white.convert("RGB").crop((left, top, left + side, top + side))
+            if image.mode == "RGBA":
+                on_white = pillow.new("RGBA", image.size, "white")
+                on_white.alpha_composite(image)
+                image = on_white.convert("RGB")
             filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
-            small = np.asarray(square.resize((size, size), filter_), np.uint8)
+            small = np.asarray(image.resize((size, size), filter_), np.uint8)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(
@@ -82,15 +84,14 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
 
 
 def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
-    """A Pillow image of any mode in RGBA, its brightness scaled and never cut off.
+    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off.
 
     ``kind`` is the format of its file and ``tags`` are those of a TIFF file.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
-        # Premultiplied grey is converted to nothing else, and other modes lose what they have not.
+        # Premultiplied grey is converted to nothing else; LAB becomes RGBA of alpha 0.
         image = image.convert("LA") if image.mode == "La" else image
-        opaque = image if image.has_transparency_data else image.convert("RGB")
-        return opaque.convert("RGBA")
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode == "F":
         white = 1.0
     elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind in ("PPM", "PNG")):
