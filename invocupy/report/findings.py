@@ -138,7 +138,7 @@ def gather(
     about = Path(folder, "machine.json")
     return Findings(
         os.fsencode(Path(folder).resolve().name).decode(errors="replace"), config, history,
-        json.loads(about.read_text()) if about.exists() else {},
+        json.loads(about.read_text("utf-8-sig")) if about.exists() else {},
         dataset.classes, len(images), float((answers == labels).mean()),
         confusion.reshape(classes, classes),
         shots.take(_of_many_classes(labels, _SHOWN)), shots.take(worst),

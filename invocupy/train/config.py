@@ -35,8 +35,8 @@ class Config:
     layers : int
         Of the simple model.
     head_relu : bool
-        Of the simple model: whether a ReLU stands between the dense layers at its end. The article
-        has none, and its head is then a linear map, which learns shapes10 many times slower.
+        Of the simple model: whether a ReLU follows the first and the second dense layer, as in the
+        article. Without them the head is a linear map, which learns shapes10 many times slower.
     signed : bool
         Of the simple model: whether its blocks may also take away from their input. The article's
         can only add.
@@ -205,8 +205,8 @@ class Config:
             If it is not such an object.
         """
         try:
-            values = json.loads(text)
-        except ValueError as error:
+            values = json.loads(text.removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"config must be JSON: {error}") from error
         return Config(**_known("config", values))
 
@@ -241,11 +241,11 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors may put a byte order mark in front
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {error}") from error
     if isinstance(values, dict):
         values = {name.replace("-", "_"): value for name, value in values.items()}
