@@ -43,6 +43,7 @@ _NETWORK = {
     r"\._mean$": ".running_mean",
     r"\._variance$": ".running_var",
 }
+_ARTICLE = re.compile(r"layers\.(\d+)\.([01345])\.(.+)")
 _SOURCES = {"article": (SimpleModel, Involution), "rednet": (RedNet,), "torchvision": (ResNet,)}
 
 
@@ -80,9 +81,11 @@ def import_state(
 
     Notes
     -----
-    The article's head is found by its order, whatever its names. Where these count positions in
-    a ``Sequential`` and leave one out between two dense layers, an activation stood there, and
-    ``model.head_relu`` is set accordingly.
+    The article's dense layers are found by their order, whatever their names. Where these are
+    numbered (``dense_network.0``, ``.2``, ``.4``), the numbers are taken for places in a
+    ``Sequential``: a place left out between two layers was an activation. Weights of a head with
+    activations are refused by a model without, and the other way round. Other names (``fc1``) do
+    not say which it is; ``model.head_relu`` then decides.
 
     Of RedNets and ResNets ``num_batches_tracked``, which counts steps of training, may be missing:
     Paddle and old versions of PyTorch do not have it. It is 0 then.
@@ -120,9 +123,7 @@ def import_state(
         names = " and ".join(kind.__name__ for kind in _SOURCES[source])
         raise ValueError(f"source={source!r} knows {names}, got {type(model).__name__}")
     if isinstance(model, SimpleModel):
-        arrays, head_relu = _article_model(arrays)
-        model.load_state_dict(arrays)
-        model.head_relu = head_relu
+        model.load_state_dict(article_state(arrays, model.head_relu))
     elif isinstance(model, Involution):
         renamed = ((_generator_name(name), name, value) for name, value in arrays.items())
         model.load_state_dict(_merge(renamed))
@@ -135,6 +136,7 @@ def _source(model: Module, arrays: Mapping[str, Any]) -> Any:
     """Whose names these are."""
     # A network's own names are translated to themselves.
     own = any(name in arrays for name in model.state_dict())
+    own = own and not any(map(_ARTICLE.fullmatch, arrays))
     if own and not isinstance(model, RedNet | ResNet):
         return "invocupy"
     return next((name for name, kinds in _SOURCES.items() if isinstance(model, kinds)), "article")
@@ -172,23 +174,67 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(value) for name, value in arrays.items()}
 
 
-def _article_model(arrays: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    renamed, head = [], []
+def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> dict[str, Any]:
+    """The arrays of the article's network under our names, whether from its classes or from us.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+    head_relu : bool, optional
+        Whether ReLUs stand between the dense layers, for names that do not say so.
+
+    Raises
+    ------
+    ValueError
+        If neither the names nor ``head_relu`` say it, or an activation stands between two of the
+        dense layers only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.weights.names import article_state
+    >>> list(article_state({f"dense_network.{i}.bias": np.ones(2) for i in (0, 2, 4)}))
+    ['head.0.bias', 'head.2.bias', 'head.4.bias']
+    """
+    arrays = _plain(state)
+    if any(name.startswith("blocks.") for name in arrays):
+        return arrays
+    renamed, head = [], {}
     for name, value in arrays.items():
-        match = re.fullmatch(r"layers\.(\d+)\.([01345])\.(.+)", name)
+        match = _ARTICLE.fullmatch(name)
         if match:
             block, position, rest = match.groups()
             rest = _generator_name(rest) if position == "3" else rest
             renamed.append((f"blocks.{block}.{_BLOCK[position]}.{rest}", name, value))
         else:
-            head.append((name, value))
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in head))
-    for name, value in head:
+            head[name] = value
+    places = _places({name.rpartition(".")[0]: None for name in head}, head_relu)
+    for name, value in head.items():
         layer, _, kind = name.rpartition(".")
-        renamed.append((f"head.{layers.index(layer)}.{kind}", name, value))
-    positions = [int(layer.rpartition(".")[2]) for layer in layers if re.search(r"\.\d+$", layer)]
-    gaps = [after - before > 1 for before, after in pairwise(positions)]
-    return _merge(renamed), len(positions) == len(layers) and bool(gaps) and all(gaps)
+        renamed.append((f"head.{places[layer]}.{kind}", name, value))
+    return _merge(renamed)
+
+
+def _places(layers: Iterable[str], head_relu: bool | None) -> dict[str, int]:
+    """Where each of the dense layers stands in our head."""
+    layers = list(layers)
+    numbered = [re.fullmatch(r"(.+\.)?(\d+)", layer) for layer in layers]
+    if len(layers) > 1 and all(numbered) and len({match[1] for match in numbered if match}) == 1:
+        layers.sort(key=lambda layer: int(layer.rpartition(".")[2]))
+        numbers = [int(layer.rpartition(".")[2]) for layer in layers]
+        gaps = {after - before > 1 for before, after in pairwise(numbers)}
+        if len(gaps) == 2:
+            raise ValueError(
+                f"the dense layers have the places {', '.join(layers)}: with an activation between "
+                "two of them only, they are none of SimpleModel's, which has two or none"
+            )
+        (head_relu,) = gaps
+    if head_relu is None and len(layers) > 1:
+        raise ValueError(
+            f"the names of the dense layers ({', '.join(layers)}) do not say whether ReLUs stand "
+            "between them: give head_relu"
+        )
+    return {layer: number * (2 if head_relu else 1) for number, layer in enumerate(layers)}
 
 
 def _generator_name(name: str) -> str:
