@@ -294,7 +294,7 @@ LONG = "\x8a\x08" + (2**61).to_bytes(8, "little").decode("latin1")
         (tensor()[:-1], "STOP"),
         (tensor()[:-2], "STOP"),
         (b"\x80\x02}.", None),
-        (b"\x80\x02].", "no dictionary of arrays"),
+        (b"\x80\x02].", "a value of type list"),
         (b"\x80\x02}" + text("w") + b"K\x01s.", "no array"),
         (b"\x80\x02}" + text("w") + b"}" + text("w") + b"K\x01ss.", "no array"),
         (b"\x80\x02s.", "damaged"),
@@ -375,7 +375,7 @@ LAUGHS = b"()q\x00" + 10_000 * b"h\x00h\x00\x86q\x00" + b"t"
     [
         (b"}" + text("w") + LAUGHS + b"s.", "no array"),
         (b"}" + LAUGHS + b"K\x01s.", "a key of type"),
-        (LAUGHS + b".", "no dictionary"),
+        (LAUGHS + b".", "a value of type tuple"),
         (b"cnumpy\ndtype\n" + LAUGHS + b"R.", "damaged"),
         (b"cbuiltins\ntuple\n" + LAUGHS + b"R.", "damaged"),
     ],

@@ -13,7 +13,6 @@ from invocupy.weights.pickles import (
     Buildable,
     Placeholder,
     Table,
-    WeightsError,
     call,
     called,
     pairs,
@@ -49,9 +48,10 @@ def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
     """``numpy.dtype("f4", ...)``."""
     if isinstance(name, Placeholder):
         bits = name.what in ("ml_dtypes.bfloat16", "ml_dtypes._ml_dtypes_ext.bfloat16")
-        return _Dtype("u2", bits) if bits else name
+        return _Dtype("u2", bits) if bits else Placeholder(name.what, is_array=True)
     if not isinstance(name, str):
         raise TypeError("a dtype without a name")
+    # text, objects, times: no weights
     return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
 
 
@@ -87,7 +87,7 @@ class Pending(Placeholder, Buildable):
     def fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> Pending:
         """Take the bytes, if they are numbers."""
         if isinstance(dtype, Placeholder):
-            self.what = f"a NumPy array of {dtype.what}"
+            self.what, self.is_array = f"a NumPy array of {dtype.what}", dtype.is_array
         else:
             self.array = _array(content, dtype, shape, order)
         return self
@@ -133,8 +133,7 @@ def _tuple(items: Any) -> tuple[Any, ...]:
     return items
 
 
-def numpy_table() -> Table:
-    """What the names in pickles of NumPy arrays stand for; good for one file."""
+def _numpy_table() -> Table:
     known: dict[str, bytes] = {}
 
     def encode(text: Any, encoding: Any) -> bytes:
@@ -178,7 +177,7 @@ class _StorageKind:
 _STORAGES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
     "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8",
-    "ComplexDouble": "c16",
+    "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
 }  # fmt: skip
 _BFLOAT16 = np.dtype("u2")  # which PyTorch has no storage of
 
@@ -248,10 +247,10 @@ def _unread(name: str) -> Callable[..., Placeholder]:
     return lambda *_: Placeholder(f"a tensor of {name}", is_array=True)
 
 
-def torch_table() -> Table:
-    """What the names in PyTorch's pickles stand for; good for one file."""
+def table() -> Table:
+    """What the names in pickles of NumPy's and PyTorch's arrays stand for; good for one file."""
     return {
-        **numpy_table(),
+        **_numpy_table(),
         "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v3": _rebuild_of_dtype,
@@ -266,6 +265,7 @@ def torch_table() -> Table:
         "torch._utils._rebuild_meta_tensor_no_storage": _unread("no data (device meta)"),
         "torch._utils._rebuild_wrapper_subclass": _unread("a wrapper class"),
         **{f"torch.{kind}Storage": _StorageKind(dtype) for kind, dtype in _STORAGES.items()},
+        "torch.storage.UntypedStorage": _StorageKind("u1"),
     }
 
 
@@ -302,17 +302,23 @@ def storage_sizes(content: bytes) -> dict[str, int]:
     def note(identity: Any) -> Placeholder:
         key, kind, count = _identity(identity)
         if isinstance(kind, Placeholder):
-            raise WeightsError(f"it has a storage of {kind.what}, which is not read")
+            return kind
         found[key] = count * kind.itemsize
-        return Placeholder("storage")
+        return Placeholder("a storage")
 
-    read_pickle(content, torch_table(), note)
+    read_pickle(content, table(), note)
     return found
 
 
 def _identity(identity: Any) -> tuple[str, np.dtype[Any] | Placeholder, int]:
-    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view])."""
-    word, kind, key, _, count, *view = identity
+    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view]).
+
+    Old files have the source of a model's class in the same way: ("module", class, file, text).
+    """
+    word, kind, key, *_ = identity
+    if word == "module" and isinstance(kind, Placeholder):
+        return "", kind, 0
+    _, _, count, *view = identity[2:]
     (count,) = _sizes((count,))
     right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
     if not right or view not in ([], [None]):

@@ -19,10 +19,9 @@ from invocupy.weights.arrays import (
     Array,
     Pending,
     bfloat16,
-    numpy_table,
     storage_sizes,
     storages,
-    torch_table,
+    table,
 )
 from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError, end_of_pickle, read_pickle
@@ -51,8 +50,8 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     path
         The file; ``~`` is the home folder.
     key : str, optional
-        Of a PyTorch or Paddle checkpoint: where its weights are (``"ema"``,
-        ``"checkpoint.state_dict"``).
+        Where in a checkpoint the weights are (``"ema"``, ``"checkpoint.state_dict"``), or what
+        the names of a file without nested dictionaries begin with.
 
     Returns
     -------
@@ -97,17 +96,22 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     except checkpoint.CheckpointError as error:
         raise WeightsError(str(error)) from error
     except WeightsError as error:
-        raise WeightsError(f"{path} is refused: {error}") from error
+        raise WeightsError(f"{path} is refused: {_line(error)}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise WeightsError(f"{path} cannot be read ({reason})") from error
     except Exception as error:
         # Damaged bytes make parsers raise whatever they like (zipfile, lzma, tokenize, struct).
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"{path} is damaged ({reason}): get it again") from error
+        raise WeightsError(f"{path} is damaged ({_line(error)}): get it again") from error
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
+
+
+def _line(error: Exception) -> str:
+    """The message of an error, which may quote the file, as one line that can be printed."""
+    text = " ".join(str(error).split())[:1000] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
@@ -224,7 +228,7 @@ def _torch(path: Path) -> Any:
 
         big = f"{root}byteorder" in names and member("byteorder") == b"big"
         storage = storages(lambda key: member(f"data/{key}"), big)
-        return read_pickle(member("data.pkl"), torch_table(), storage)
+        return read_pickle(member("data.pkl"), table(), storage)
 
 
 def _old_torch(path: Path) -> Any:
@@ -241,11 +245,11 @@ def _old_torch(path: Path) -> Any:
         places[key] = memoryview(content)[place : place + sizes[key]]
         place += sizes[key]
     big = read_pickle(about, {})["little_endian"] is not True
-    return read_pickle(main, torch_table(), storages(places.__getitem__, big))
+    return read_pickle(main, table(), storages(places.__getitem__, big))
 
 
 def _pickle(path: Path) -> Any:
-    content = read_pickle(path.read_bytes(), numpy_table())
+    content = read_pickle(path.read_bytes(), table())
     if not isinstance(content, dict):
         return content
     content.pop(_PADDLE_EXTRA, None)

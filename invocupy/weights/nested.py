@@ -15,6 +15,7 @@ WRAPPERS = (
 )  # fmt: skip
 """Keys that programs keep weights under; the first one that has some is taken."""
 _DEPTH = 8
+_WAY_OUT = "save model.state_dict(), in float32, float16 or bfloat16"
 
 
 def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) 
     is_array : callable
         Whether something is an array.
     key : str, optional
-        Where to look: a key, or several with dots between them.
+        Where to look: a key, or several with dots between them; or what names begin with.
 
     Returns
     -------
@@ -60,7 +61,9 @@ def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) 
         if is_array(value) and isinstance(name, str) and name.isprintable():
             arrays[name] = value
         elif _is_needed(name, value) or is_array(value):
-            raise WeightsError(f"it has {_kind(value)} under {_text(name)}, where weights are")
+            raise WeightsError(
+                f"it has {_kind(value)} under {_text(name)}, where a weight is needed: {_WAY_OUT}"
+            )
     return arrays
 
 
@@ -85,10 +88,19 @@ def _under(content: Any, key: str | None) -> Any:
             raise WeightsError(f"key asks for {key!r} in {_kind(content)}")
         first, _, rest = (key, "", "") if key in content else key.partition(".")
         if first not in content:
-            there = ", ".join(map(_text, list(content)[:20]))
-            raise WeightsError(f"it has nothing under key={key!r}, but under {there}")
+            return _below(content, key)
         content, key = content[first], rest or None
     return content
+
+
+def _below(content: Mapping[Any, Any], key: str) -> dict[str, Any]:
+    """What has names that begin with a key and a dot, in files without nested dictionaries."""
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    inner = {name: value for name, value in named.items() if name.startswith(f"{key}.")}
+    if not inner:
+        there = ", ".join(map(_text, list(content)[:20]))
+        raise WeightsError(f"it has nothing under key={key!r}, but under {there}")
+    return {name.removeprefix(f"{key}."): value for name, value in inner.items()}
 
 
 def _is_needed(name: Any, value: Any) -> bool:
@@ -100,10 +112,8 @@ def _is_needed(name: Any, value: Any) -> bool:
 
 def _without_arrays(content: Any, is_array: Callable[[Any], bool]) -> str:
     if not isinstance(content, Mapping):
-        return (
-            f"it holds {_kind(content)}, no dictionary of arrays: save model.state_dict(), "
-            "not the model"
-        )
+        kind = "one array" if is_array(content) else _kind(content)
+        return f"it holds {kind}: {_WAY_OUT}"
     inner = [
         _text(name)
         for name, value in content.items()
@@ -117,7 +127,7 @@ def _without_arrays(content: Any, is_array: Callable[[Any], bool]) -> str:
             (value for value in wrapped if isinstance(value, Mapping) and value), content
         )
     some = "; ".join(f"{_text(name)}: {_kind(value)}" for name, value in list(content.items())[:5])
-    return f"it has no array, but {some}"
+    return f"it has no array, but {some}: {_WAY_OUT}"
 
 
 def _kind(value: Any) -> str:

@@ -44,7 +44,7 @@ class Placeholder:
     """
 
     def __init__(self, what: str, is_array: bool = False) -> None:
-        self.what, self.is_array = what[:80], is_array
+        self.what, self.is_array = what[:100], is_array
 
 
 _MARK = object()
