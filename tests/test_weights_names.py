@@ -199,3 +199,43 @@ def test_import_of_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert import_state(other, read(out), strict=False).missing == ["fc.weight", "fc.bias"]
     ours, theirs = other.state_dict(), model.state_dict()
     assert all((ours[n] == theirs[n]).all() for n in ours if not n.startswith("fc."))
+
+
+class Layer:
+    """What the conversion uses of a Keras layer."""
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self.arrays = arrays
+        self.layers = arrays
+
+    def get_weights(self) -> Any:
+        return self.arrays
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_conversion_from_keras_in_the_documentation(groups: int) -> None:
+    """Against Keras' formula: patches (H, W, K*K, C//G, G) times kernel (H, W, K*K, 1, G)."""
+    page = Path(__file__).parent.parent.joinpath("docs", "models.md").read_text()
+    found = re.search(r"```python\n(import numpy as np\n+def from_keras.*?)```", page, re.DOTALL)
+    assert found
+    namespace: dict[str, Any] = {}
+    exec(found[1], namespace)  # noqa: S102
+
+    rng = np.random.default_rng(0)
+    c, k, h, w = 8, 3, 5, 6
+    sizes = [(1, 1, c, 2), (2,)], [(2,)] * 4, [], [(1, 1, 2, k * k * groups), (k * k * groups,)]
+    first, norm, relu, last = ([rng.random(size) for size in some] for some in sizes)
+    x = rng.standard_normal((h, w, c))
+    y = x @ first[0][0, 0] + first[1]
+    y = (y - norm[2]) / np.sqrt(norm[3] + 1e-3) * norm[0] + norm[1]
+    kernel = np.maximum(y, 0) @ last[0][0, 0] + last[1]
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    patches = [padded[i : i + h, j : j + w] for i in range(k) for j in range(k)]
+    patches = np.stack(patches, 2).reshape(h, w, k * k, c // groups, groups)
+    expected = (patches * kernel.reshape(h, w, k * k, 1, groups)).sum(2).reshape(h, w, c)
+
+    layer = nn.Involution(c, k, channels_per_group=c // groups).eval()
+    order = namespace["from_keras"](layer, Layer(*(Layer(*a) for a in (first, norm, relu, last))))
+    out = np.asarray(layer(x.transpose(2, 0, 1)[None, order].astype(np.float32)).data)[0]
+    wrong = np.abs(out - expected.transpose(2, 0, 1)[order]).max()
+    assert wrong <= 100 * 2.0**-24 * np.abs(expected).max()  # sums of up to 9 * 8 terms
