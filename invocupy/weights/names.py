@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from invocupy.arrays import readable
 from invocupy.models import RedNet, ResNet, SimpleModel
 from invocupy.nn import Involution, Module
 
@@ -169,7 +170,15 @@ def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     for prefix in ("state_dict.", "module."):
         if all(name.startswith(prefix) for name in arrays):
             arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return {name: np.asarray(value) for name, value in arrays.items()}
+    read, problems = {}, []
+    for name, value in arrays.items():
+        try:
+            read[name] = readable(value)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise ValueError("state cannot be read: " + "; ".join(problems))
+    return read
 
 
 def _article_model(arrays: dict[str, Any]) -> tuple[dict[str, Any], bool]:
