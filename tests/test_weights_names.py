@@ -162,7 +162,7 @@ def test_states_that_are_none() -> None:
             raise TypeError("on another\ndevice")
 
     state = own().state_dict() | {"0.bias": Broken()}
-    with pytest.raises(ValueError, match=r"0\.bias is a Broken that NumPy cannot read \(on ano"):
+    with pytest.raises(ValueError, match=r"0\.bias: a Broken that NumPy cannot read \(on ano"):
         import_state(own(), state)
 
 
@@ -239,3 +239,38 @@ def test_the_conversion_from_keras_in_the_documentation(groups: int) -> None:
     out = np.asarray(layer(x.transpose(2, 0, 1)[None, order].astype(np.float32)).data)[0]
     wrong = np.abs(out - expected.transpose(2, 0, 1)[order]).max()
     assert wrong <= 100 * 2.0**-24 * np.abs(expected).max()  # sums of up to 9 * 8 terms
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("fc.weight", np.ones((10, 512), np.uint16)),
+        ("fc.weight", np.ones((10, 512), np.int64)),
+        ("fc.bias", np.ones(10, bool)),
+        ("bn1.bias", np.ones(64, np.complex64)),
+        ("bn1.running_var", -np.ones(64, np.float32)),
+        ("bn1.running_var", np.full(64, np.nan, np.float32)),
+        ("bn1.num_batches_tracked", np.array(0.5)),
+    ],
+)
+def test_what_cannot_be_a_weight_is_refused(name: str, array: Any, tmp_path: Path) -> None:
+    model = tiny()
+    before = model.state_dict()
+    state = before | {name: array}
+    with pytest.raises(ValueError, match=re.escape(name)):
+        import_state(model, {f"module.{n}": a for n, a in state.items()})
+    after = model.state_dict()
+    assert all((before[n] == after[n]).all() for n in before)
+
+
+@pytest.mark.parametrize("name", ["layer1.0.bn1.running_var", "fc.weight"])
+def test_import_names_what_cannot_be_a_weight(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = models.resnet18(num_classes=2, rng=0).state_dict()
+    state[name] = -state[name] if name.endswith("var") else state[name].astype(np.uint16)
+    np.savez(tmp_path / "w.npz", **state)
+    out = tmp_path / "out.safetensors"
+    assert main(["import", str(tmp_path / "w.npz"), "--model", "resnet18", "--out", str(out)]) == 65
+    assert name in capsys.readouterr().err
+    assert not out.exists()

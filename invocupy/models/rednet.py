@@ -146,6 +146,7 @@ def involution(
 ) -> nn.Involution:
     """The authors' layer: no bias before the generator's norm, and their initial weights."""
     layer = nn.Involution(channels, kernel_size, stride=stride, fused=fused, rng=rng)
+    del layer.reduce.bias
     layer.reduce.bias = None
     draw_weight(layer.reduce, rng)
     draw_weight(layer.span, rng)

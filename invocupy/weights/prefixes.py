@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.arrays import readable
+from invocupy.autograd import Tensor
 from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError
 
@@ -99,15 +101,11 @@ def _is_array(value: Any) -> bool:
 
 def _array(name: str, value: Any) -> Any:
     """A NumPy array of anything that NumPy, or PyTorch, can make one of."""
-    if isinstance(value, np.ndarray):
-        return value
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach().cpu()
+        # bfloat16, which NumPy has not
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     try:
-        if type(value).__module__.partition(".")[0] == "torch":
-            value = value.detach().cpu()
-            # bfloat16, which NumPy has not
-            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
-        return np.asarray(value)
-    except Exception as error:  # each library has its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        kind = type(value).__name__
-        raise ValueError(f"{name} is a {kind} that NumPy cannot read ({reason})") from error
+        return readable(value.data if isinstance(value, Tensor) else value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
