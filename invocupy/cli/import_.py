@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from typing import Any
 
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, print_json
 
 
 def add(commands: Commands) -> None:
@@ -71,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     info = {name: result[name] for name in ("model", "classes", "in_channels")}
     checkpoint.save(out, arrays, info)
     if arguments.json:
-        print(json.dumps(result | {"bytes": out.stat().st_size}))
+        print_json(result | {"bytes": out.stat().st_size})
         return 0
     print(
         f"{out}: {arguments.model}, {result['parameters']:,} parameters in {len(arrays)} arrays, "
