@@ -155,6 +155,9 @@ def test_states_that_are_none() -> None:
         with pytest.raises(WeightsError, match="state is refused: it h"):
             import_state(own(), wrong)  # type: ignore[arg-type]
 
+    with pytest.raises(WeightsError, match=r"NoneType under '0\.bias', where a weight is needed"):
+        import_state(own(), own().state_dict() | {"0.bias": None})
+
     class Broken:
         shape = (4,)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, print_json
 
 if TYPE_CHECKING:
     from invocupy.nn import Module
@@ -93,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "bytes": out.stat().st_size,
     }
     if arguments.json:
-        print(json.dumps(result))
+        print_json(result)
         return 0
     print(
         f"{out}: {arguments.model}, {result['parameters']:,} parameters in {len(arrays)} arrays, "

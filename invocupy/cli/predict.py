@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from invocupy.cli.options import Commands, add_json, add_run, table
+from invocupy.cli.options import Commands, add_json, add_run, print_json, table
 
 
 def add(commands: Commands) -> None:
@@ -60,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     rows = [results[path] for path in arguments.images]
     if arguments.json:
         result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
-        print(json.dumps(result))
+        print_json(result)
     elif images:
         shown = [
             (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))

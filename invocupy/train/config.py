@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
@@ -232,6 +232,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from invocupy.train import read_settings
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "long.toml")
@@ -239,13 +240,13 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     read_settings(path)
     {'layers': 10, 'batch_size': 128}
     """
-    path = Path(path)
+    path = expand(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {error}") from error
     if isinstance(values, dict):
         values = {name.replace("-", "_"): value for name, value in values.items()}

@@ -82,13 +82,11 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     """
     path = Path(path)
     try:
-        path = path.expanduser()
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise OSError("it is a pipe or a device")
+        path = checkpoint.existing(path)
         with path.open("rb") as file:
             start = file.read(64)
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it; a home that is not known
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise WeightsError(f"{path} cannot be read ({reason})") from error
     try:
         arrays = find(_kind(start, path)(path), _is_array, key)
