@@ -13,6 +13,7 @@ import pytest
 from invocupy import models, nn
 from invocupy.cli import main
 from invocupy.weights import Fit, WeightsError, import_state, read
+from invocupy.weights.names import network_options
 
 PREFIXES = [
     "_orig_mod.", "model.", "module.", "net.", "backbone.", "ema_model.", "network.", "encoder_q.",
@@ -182,6 +183,21 @@ def test_import_finds_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*command[:3], "rednet26", *command[4:]]) == 65
     assert main([*command, "--key", "ema"]) == 65
     assert "nothing under key='ema'" in capsys.readouterr().err
+
+
+def test_a_small_file_makes_no_large_network() -> None:
+    state = tiny(seed=1).state_dict()
+    many = np.broadcast_to(np.float32(0), (2**40, 1))
+    for name, option, array in (
+        ("fc.weight", "num_classes", many),
+        ("fc.weight", "num_classes", many[0, 0]),
+        ("conv1.weight", "in_channels", many.T[..., None, None]),
+        ("conv1.weight", "in_channels", np.zeros((64, 3, 7), np.float32)),
+        ("conv1.weight", "in_channels", many[0, 0]),
+    ):
+        assert option not in network_options(state | {name: array})
+    assert network_options({}) == {}
+    assert network_options(state) == {"num_classes": 10, "in_channels": 3, "stem": "imagenet"}
 
 
 def test_import_of_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,17 +199,21 @@ def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
     >>> network_options(models.resnet18(num_classes=10, stem="cifar", rng=0).state_dict())
     {'num_classes': 10, 'in_channels': 3, 'stem': 'cifar'}
     """
-    shapes = {name: np.shape(arrays[name]) for name in arrays if np.size(arrays[name])}
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
     options: dict[str, Any] = {}
-    if len(shape := shapes.get("fc.weight", ())) == 2:
+    # The other axes must be a network's, so that no small file asks for a large one.
+    shape = shapes.get("fc.weight", ())
+    if shape[1:] in ((512,), (2048,)):
         options["num_classes"] = shape[0]
-    for name in "stem.conv1.weight", "conv1.weight":
-        if len(shape := shapes.get(name, ())) == 4:
+    for name, stem in ("stem.conv1.weight", (32, 3, 3)), ("conv1.weight", (64, 7, 7)):
+        shape = shapes.get(name, ())
+        if shape[:1] + shape[2:] in (stem, (64, 3, 3)):
             options["in_channels"] = shape[1]
             if name == "conv1.weight":
-                options["stem"] = "cifar" if shape[2:] == (3, 3) else "imagenet"
-    if len(shape := shapes.get("stem.conv2.span.weight", ())) == 4:
-        options["stem_kernel_size"] = math.isqrt(shape[0] // 2)  # two groups of 16 channels
+                options["stem"] = "imagenet" if shape[2] == 7 else "cifar"
+    shape = shapes.get("stem.conv2.span.weight", ())
+    if shape[1:] == (8, 1, 1):  # of two groups of 16 channels
+        options["stem_kernel_size"] = math.isqrt(shape[0] // 2)
     return options
 
 
