@@ -108,7 +108,12 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         path = existing(path)
         with path.open("rb"), safe_open(path, "numpy") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if is_own(header) and header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} states the format {header.get('format')!r}, not {FORMAT!r}, so it is "
+                    f"damaged or of another version: {_WAY_OUT}"
+                )
+            if not is_own(header):
                 raise CheckpointError(
                     f"{path} is a safetensors file, but not of the format {FORMAT!r}: weights "
                     "from elsewhere are loaded by invocupy.weights.import_state"
@@ -137,6 +142,19 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     if not isinstance(info, dict):
         raise CheckpointError(f"{path} has no JSON that {FORMAT!r} has: {_WAY_OUT}")
     return arrays, info
+
+
+def is_own(header: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file are ours, although any one word may be damaged.
+
+    Examples
+    --------
+    >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
+    True
+    >>> is_own({"format": "pt"})
+    False
+    """
+    return header.get("format") == FORMAT or header.keys() >= {"sha256", "info"}
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:

@@ -222,6 +222,7 @@ def test_other_formats(write: Any, tmp_path: Path) -> None:
         assert found[name].shape == array.shape
         assert found[name].dtype == array.dtype.newbyteorder("=") or name == "big"
         assert found[name].tolist() == array.tolist()
+        assert not found[name].flags.writeable
 
 
 class Reduces:

@@ -144,7 +144,7 @@ def test_python_2_wrote_them(tmp_path: Path) -> None:
     npz(path, npy(SHAPE.format("'<f4'", "(3L,)").ljust(117) + "\n", VALUES.tobytes()))
     assert read(path)["w"].tolist() == VALUES.tolist()  # long integers in a header
     path.write_bytes(pickle.dumps({"weight": VALUES}, 0))
-    with pytest.raises(WeightsError, match="a pickle of a protocol below 2"):
+    with pytest.raises(WeightsError, match="pickles are read from protocol 2 on"):
         read(path)
 
 
@@ -375,6 +375,19 @@ def test_hostile_pickles(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", ["[1152921504606846976]", "[3.0]", "[-3]", "[[3]]", '["3"]'])
 def test_hostile_shapes_of_safetensors(shape: str, tmp_path: Path) -> None:
     refused(safetensors(tmp_path / "w", "F32", bytes(12), shape))
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    np.save(tmp_path / "w.npy", VALUES)
+    assert "has no names: save an .npz" in refused(tmp_path / "w.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "{}")
+    assert "no .npz or PyTorch file: it has a member 'config.json'" in refused(path)
+    path.write_bytes(pickle.dumps({0: VALUES}, 4))
+    assert "an array under a key of type int: names must be plain text" in refused(path)
+    path.write_bytes(pickle.dumps({"a\x1b[31m": VALUES}, 4))
+    assert "names must be plain text" in refused(path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

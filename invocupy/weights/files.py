@@ -126,9 +126,11 @@ def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
         return _old_torch
     if start[:1] == b"\x80":
         return _pickle
+    if start.startswith(b"\x93NUMPY"):
+        raise WeightsError("an .npy file has no names: save an .npz file, with numpy.savez")
     raise WeightsError(
-        "it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file, or a pickle of a "
-        "protocol below 2"
+        "it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file; pickles are read "
+        "from protocol 2 on"
     )
 
 
@@ -142,8 +144,7 @@ def _safetensors(path: Path) -> dict[str, Array]:
     try:
         with safe_open(path, "numpy") as file:
             header = file.metadata() or {}
-        # Any one of the three words may be damaged, and then the digest must still be checked.
-        if header.get("format") == checkpoint.FORMAT or header.keys() >= {"sha256", "info"}:
+        if checkpoint.is_own(header):
             return checkpoint.load(path)[0]
         members = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
@@ -164,6 +165,9 @@ def _npz(path: Path) -> dict[str, Array]:
     limit = max(_SMALL, _RATIO * path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        other = next((info for info in members if not info.filename.endswith(".npy")), None)
+        if other:
+            raise WeightsError(f"it is no .npz or PyTorch file: it has a member {other.filename!r}")
         if sum(info.file_size for info in members) > limit:
             raise WeightsError(f"unpacked it would be larger than {limit >> 20} MiB")
         return {

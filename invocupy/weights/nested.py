@@ -58,9 +58,11 @@ def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) 
         raise WeightsError(_without_arrays(content, is_array))
     arrays = {}
     for name, value in found.items():
-        if is_array(value) and isinstance(name, str) and name.isprintable():
+        if is_array(value):
+            if not isinstance(name, str) or not name.isprintable():
+                raise WeightsError(f"it has an array under {_text(name)}: names must be plain text")
             arrays[name] = value
-        elif _is_needed(name, value) or is_array(value):
+        elif _is_needed(name, value):
             raise WeightsError(
                 f"it has {_kind(value)} under {_text(name)}, where a weight is needed: {_WAY_OUT}"
             )

@@ -101,11 +101,11 @@ def _is_array(value: Any) -> bool:
 
 def _array(name: str, value: Any) -> Any:
     """A NumPy array of anything that NumPy, or PyTorch, can make one of."""
-    if type(value).__module__.partition(".")[0] == "torch":
-        value = value.detach().cpu()
-        # bfloat16, which NumPy has not
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
     try:
+        if type(value).__module__.partition(".")[0] == "torch":
+            value = value.detach().cpu()
+            # bfloat16, which NumPy has not
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         return readable(value.data if isinstance(value, Tensor) else value)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:  # each library has its own
+        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
