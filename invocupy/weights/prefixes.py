@@ -85,10 +85,14 @@ def _shared(names: Iterable[str], known: Set[str]) -> int:
 
 
 def _short(name: str, own: Collection[str]) -> str:
-    """A name without the wrappers' components."""
-    if name in own:
-        return name
-    *path, last = name.split(".")
+    """A name without the wrappers' components; one of the model's if there is such a one."""
+    parts = name.split(".")
+    for start, part in enumerate(parts):
+        if (rest := ".".join(parts[start:])) in own:
+            return rest
+        if part not in _OUTER | _ANYWHERE:
+            break
+    *path, last = parts
     inner = [part for part in path if part not in _ANYWHERE]
     while inner and inner[0] in _OUTER and ".".join([*inner, last]) not in own:
         del inner[0]
