@@ -338,6 +338,14 @@ def test_bombs(tmp_path: Path) -> None:
     assert "two members of one name" in refused(path)
 
 
+COLLIDING = (
+    b"}("
+    + b"".join(
+        b"\x8a\x0c" + (number * (2**61 - 1)).to_bytes(12, "little") + b"N"
+        for number in range(100_000)
+    )
+    + b"u."
+)  # keys of one hash: 10**10 comparisons
 SAME = b"]q\x00(" + b"]q\x01(" + text("a") + b"K\x01e" + b"e"  # [["a", 1]], remembered as 0
 
 
@@ -352,6 +360,7 @@ SAME = b"]q\x00(" + b"]q\x01(" + text("a") + b"K\x01e" + b"e"  # [["a", 1]], rem
         SAME + 5000 * b"ccollections\nOrderedDict\nh\x00\x85R0" + b".",
         text("x" * 100_000) + b"q\x00" + 5000 * b"h\x00h\x00\x930" + b".",
         b"\x8a\xff" + b"\xff" * 255 + b".",
+        COLLIDING,
         b"I" + b"9" * 10_000 + b"\n.",
         b"X\xff\xff\xff\xff.",
         b"\x8d" + b"\xff" * 8 + b".",

@@ -74,8 +74,10 @@ def _run(arguments: argparse.Namespace) -> int:
         fit = import_state(model, state, strict=not arguments.no_strict)
     except ValueError as error:
         reason = textwrap.shorten(str(error), 400, placeholder=" ...")
+        names = ": missing" in str(error) or ": left over" in str(error)
+        way_out = " (--no-strict writes what fits)" if names and not arguments.no_strict else ""
         raise WeightsError(
-            f"{arguments.file} has no weights of {arguments.model}: {reason}"
+            f"{arguments.file} has no weights of {arguments.model}: {reason}{way_out}"
         ) from error
     missing = set(fit.missing)
     arrays = {name: array for name, array in model.state_dict().items() if name not in missing}

@@ -62,7 +62,9 @@ class _Dtype(Buildable):
         self.dtype, self.bfloat16 = np.dtype(name), bfloat16
 
     def build(self, state: Any) -> None:
-        """State: (version, byte order, ...)."""
+        """State: (version, byte order, base dtype, names, fields, ...)."""
+        if any(part is not None for part in state[2:5]):
+            raise TypeError("a dtype of numbers with fields")
         if state[1] not in ("<", ">", "|", "="):
             raise ValueError("a byte order that does not exist")
         self.dtype = self.dtype.newbyteorder(state[1])

@@ -288,7 +288,9 @@ def call(function: Any, arguments: Any) -> Any:
 def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """Keys with their values; what is no plain value becomes a key of its own."""
     for key, value in zip(keys, values, strict=True):
-        yield key if isinstance(key, _KEYS) else Placeholder("a key"), value
+        # Python gives integers from 2**61 - 1 on the hashes of small ones: a slow dictionary.
+        plain = isinstance(key, _KEYS) and not (isinstance(key, int) and abs(key) > 2**60)
+        yield key if plain else Placeholder("a key"), value
 
 
 def called(value: Any, what: type) -> Any:
