@@ -8,11 +8,16 @@ file appears under its name complete or not at all. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +104,16 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     try:
+        path = existing(path)
         with path.open("rb"), safe_open(path, "numpy") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if is_own(header) and header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} states the format {header.get('format')!r}, not {FORMAT!r}, so it is "
+                    f"damaged or of another version: {_WAY_OUT}"
+                )
+            if not is_own(header):
                 raise CheckpointError(
                     f"{path} is a safetensors file, but not of the format {FORMAT!r}: weights "
                     "from elsewhere are loaded by invocupy.weights.import_state"
@@ -125,19 +135,43 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged, its content does not have the digest that it states: {_WAY_OUT}"
         )
-    return arrays, json.loads(text)
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path} has no JSON that {FORMAT!r} has: {_WAY_OUT}")
+    return arrays, info
+
+
+def is_own(header: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file are ours, although any one word may be damaged.
+
+    Examples
+    --------
+    >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
+    True
+    >>> is_own({"format": "pt"})
+    False
+    """
+    return header.get("format") == FORMAT or header.keys() >= {"sha256", "info"}
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
     """Write a file so that its name always means the whole old or the whole new content.
 
-    Written under another name in the same folder, forced to the disk, renamed; then the folder's
-    entry is forced to the disk. A killed process may leave the other name behind: :func:`sweep`.
+    The content is written to another name in the same folder, forced to the disk and renamed; then
+    the folder's entry is forced to the disk where the file system can do that. A killed process may
+    leave the other name behind: :func:`sweep`.
+
+    A symbolic link stays, and the file that it points to is written. A file that exists keeps its
+    permissions and, as far as the system allows it, its owner. What is no regular file (a pipe, a
+    device, ``/dev/stdout``) is written to directly.
 
     Parameters
     ----------
     path
-        In a folder that exists.
+        In a folder that exists. A leading ``~`` is the home folder.
     content : bytes
 
     Raises
@@ -153,30 +187,107 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     ...     [path.name for path in Path(folder).iterdir()]
     ['a.json']
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    path = expand(path)
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        old = None
+    descriptor = _descriptor(path)
+    if descriptor is not None or (old is not None and not stat.S_ISREG(old.st_mode)):
+        with open(path if descriptor is None else os.dup(descriptor), "wb") as file:  # noqa: PTH123
+            file.write(content)
+        return
+    if old is not None and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    target = Path(os.path.realpath(path))
+    # Cut, as the longest name that a file system takes leaves no room for more.
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
+            if old is not None:
+                with suppress(OSError):  # some file systems have neither, others refuse it
+                    os.chown(temporary, old.st_uid, old.st_gid)
+                with suppress(OSError):
+                    temporary.chmod(stat.S_IMODE(old.st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        temporary.replace(target)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # The file is there; some file systems cannot sync a folder, some systems not even open one.
+    with suppress(OSError):
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def sweep(folder: AnyPath) -> None:
-    """Remove what processes killed while writing left in a folder that nobody else writes to.
+def expand(path: AnyPath) -> Path:
+    """A path as the user means it: a leading ``~`` is the home folder.
+
+    Raises
+    ------
+    OSError
+        If it has a NUL character, which no file system takes.
+
+    Examples
+    --------
+    >>> expand("~/run") == Path.home() / "run"
+    True
+    """
+    path = Path(os.path.expanduser(path))  # noqa: PTH111  (pathlib's raises for ~nobody)
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a path cannot have a NUL character", str(path))
+    return path
+
+
+def existing(path: AnyPath) -> Path:
+    """The path of a file that is to be read, expanded (:func:`expand`).
+
+    Raises
+    ------
+    OSError
+        If it is a pipe or a device, which may never end.
+
+    Examples
+    --------
+    >>> existing("/dev/zero")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 22] a pipe or a device, not a file: '/dev/zero'
+    """
+    path = expand(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return path
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of this process's open file that a path means, as ``/dev/stdout`` does."""
+    for _ in range(40):  # links
+        folder = os.path.realpath(path.parent)
+        if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = Path(folder, path.readlink())
+    return None
+
+
+def sweep(folder: AnyPath, names: Iterable[str] | None = None) -> None:
+    """Remove what processes that were killed in :func:`write_atomically` have left in a folder.
 
     Parameters
     ----------
     folder
+    names : iterable of str, optional
+        Of files that no process is writing now; by default of all. Up to 40 characters each.
 
     Examples
     --------
@@ -187,8 +298,27 @@ def sweep(folder: AnyPath) -> None:
     ...     list(Path(folder).iterdir())
     []
     """
-    for path in Path(folder).glob(f".*.{'[0-9a-f]' * 16}.tmp"):
-        path.unlink(missing_ok=True)
+    wanted = ".+" if names is None else "|".join(map(re.escape, names))
+    for path in Path(folder).iterdir():
+        if re.fullmatch(rf"\.({wanted})\.[0-9a-f]{{16}}\.tmp", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def strict(value: Any) -> Any:
+    """A value as JSON can hold it: NumPy's numbers as Python's, and None for NaN and infinities.
+
+    Examples
+    --------
+    >>> strict({"loss": float("nan"), "epoch": np.int64(3), "rates": (0.1, np.float32(0.5))})
+    {'loss': None, 'epoch': 3, 'rates': [0.1, 0.5]}
+    """
+    if isinstance(value, Mapping):
+        return {name: strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return strict(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(name: str, array: Any) -> NDArray[Any]:

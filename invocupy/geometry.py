@@ -34,6 +34,17 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def count(name: str, value: Any) -> int:
+    """Read an option that is a number of things: an integer of at least 1, also NumPy's."""
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number < 1 << 31:
+        raise ValueError(f"{name} must be an integer >= 1 and below 2**31, got {value!r}")
+    return number
+
+
 def padding_pair(
     value: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -232,7 +233,6 @@ def test_layers_to_map() -> None:
 
 
 def test_pictures(found: Findings, tmp_path: Path) -> None:
-    (tmp_path / "kernels-9.png").touch()
     files = draw(found, tmp_path)
     names = ["curves", "confusion", "mistakes", "kernels-0", "kernels-1", "kernels-2"]
     assert [path.name for path in files] == [f"{name}.png" for name in names]
@@ -241,6 +241,45 @@ def test_pictures(found: Findings, tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert min(image.size) > 250
             assert len(image.convert("RGB").getcolors(10**6)) > 20  # something is drawn
+
+
+def test_pictures_of_earlier_go_and_files_of_the_users_stay(
+    found: Findings, tmp_path: Path
+) -> None:
+    draw(found, tmp_path)
+    mine = {
+        "kernels-9.png", "kernels-for-my-talk.png", "kernels-1.png.bak", "kernels-01.png",
+        "kernels-2024.png", "my-mistakes.png", "kernels-.png", "Kernels-0.png",
+    }  # fmt: skip
+    for name in mine:
+        Image.new("RGB", (9, 9)).save(tmp_path / name, format="png")
+    (tmp_path / "kernels-5.png").mkdir()
+    files = draw(bare(found), tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {path.name for path in files} | mine | {"kernels-5.png"}
+    assert "kernels-0.png" not in left
+
+
+@pytest.mark.parametrize("backend", ["module://no_such.backend", "nonsense", "", "agg"])
+def test_the_backend_of_a_notebook_is_not_needed(tmp_path: Path, backend: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from invocupy.report import load_matplotlib\n"
+        "from invocupy.report.figures import _figure\n"
+        "m = load_matplotlib()\n"
+        "figure = _figure(2, 2)\n"
+        "figure.subplots().plot([1, 2])\n"
+        "figure.savefig('a.png')\n"
+        "assert os.environ['MPLBACKEND'] == sys.argv[1]\n"
+        "print(m.rcParams['backend'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, backend], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "MPLBACKEND": backend},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").exists()
+    assert (done.stdout == "agg\n") or backend != "agg"
 
 
 def bare(found: Findings) -> Findings:

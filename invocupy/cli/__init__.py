@@ -4,9 +4,10 @@ Each module has ``add(commands)``, which adds its parser and names the function 
 Progress goes to standard error, results to standard output. What takes time to load is imported
 inside the commands, so that ``invocupy --help`` answers at once.
 
-Exit codes: 0 done, 1 unexpected, 2 wrong usage, 65 bad data, image or checkpoint, 69 download not
-possible or a package missing, 70 the loss became NaN or infinite, 75 another rank hangs or the
-launcher is gone, 130 interrupted.
+Exit codes: 0 done, 1 refused by the system or unexpected, 2 wrong usage, 65 bad data, image or
+checkpoint, 69 download not possible or a package missing, 70 the loss became NaN or infinite, 75
+another rank hangs or the launcher is gone, 130 interrupted by Ctrl-C, 143 by SIGTERM (129 by
+SIGHUP), 141 the reader of the output has closed it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from invocupy._version import __version__
@@ -41,31 +42,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     65
     """
     _ready_streams()
-    arguments = _parser().parse_args(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
     try:
-        with compiling_is_told() if speaks() else nullcontext():
-            code = command(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Whoever reads has seen enough (head, a pager): as programs in C end, without a word. What
-        # is left in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        try:
+            arguments = _parser().parse_args(argv)
+            with compiling_is_told() if speaks() else nullcontext():
+                code: int = arguments.command(arguments)
+        finally:
+            sys.stdout.flush()  # also of --help: what fails at exit has no message
     except (Exception, KeyboardInterrupt) as error:
-        known = _exit_code(error)
-        if known is None:
-            raise
-        from invocupy.distributed import PeerError, end_all
-        from invocupy.train import Interrupted
+        code = _told(error)
+    finally:
+        _settle_streams()
+    return code
 
-        # Interrupted is that all ranks have stopped together; else one may have failed alone.
-        if not isinstance(error, Interrupted):
-            end_all(f"invocupy: {str(error) or 'interrupted'}", known, isinstance(error, PeerError))
-        elif speaks():
-            print(f"invocupy: {error}", file=sys.stderr)
-        return known
+
+def _told(error: BaseException) -> int:
+    """The exit code of an error that has a plain cause, after its line is written."""
+    known = _exit_code(error)
+    if known is None:
+        raise error
+    from invocupy.distributed import PeerError, end_all
+    from invocupy.train import Interrupted
+
+    text = f"invocupy: {' '.join(str(error).splitlines()) or 'interrupted'}"
+    # Whoever reads has seen enough (head, a pager): as programs in C end, without a word.
+    text = "" if isinstance(error, BrokenPipeError) else text
+    # Interrupted is that all ranks have stopped together; else one may have failed alone.
+    if not isinstance(error, Interrupted):
+        end_all(text, known, isinstance(error, PeerError))
+    elif speaks():
+        with suppress(OSError):
+            print(text, file=sys.stderr)
+    return known
 
 
 def _ready_streams() -> None:
@@ -73,14 +81,29 @@ def _ready_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (
+        out.errors == "strict" or out.encoding.lower() not in ("utf-8", "utf8")
+    ):
+        out.reconfigure(errors="backslashreplace")
+
+
+def _settle_streams() -> None:
+    """Drop what cannot be written: Python would try it again at exit, and exit with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _exit_code(error: BaseException) -> int | None:
     """The code for errors that have a plain cause; None for those that deserve a traceback."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return 128 + int(getattr(error, "signal", signal.SIGINT))
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
     from invocupy.checkpoint import CheckpointError
     from invocupy.data import DataError, DownloadError
     from invocupy.distributed import LaunchError, PeerError
@@ -99,6 +122,7 @@ def _exit_code(error: BaseException) -> int | None:
         NonFiniteLoss: 70,
         OSError: 1,
         PeerError: 1,
+        MemoryError: 1,
     }
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
@@ -108,9 +132,10 @@ def _parser() -> argparse.ArgumentParser:
         "invocupy",
         description="Involution without a deep learning framework.",
         epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "
-        "unexpected, 2 wrong usage or settings, 65 bad data, image or checkpoint, 69 a download or "
-        "package is missing, 70 the loss became NaN or infinite, 75 another rank hangs, 130 "
-        "interrupted.",
+        "refused by the system or unexpected, 2 wrong usage or settings, 65 bad data, image or "
+        "checkpoint, 69 a download or package is missing, 70 the loss became NaN or infinite, 75 "
+        "another rank hangs, 130 interrupted by Ctrl-C, 143 by SIGTERM, 141 the reader of the "
+        "output has closed it.",
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

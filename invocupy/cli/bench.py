@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from invocupy.cli.options import Commands, add_json, table
+from invocupy.cli.options import Commands, add_json, print_json, table
 
 _SHAPES = {  # name: (N, C, H, W), G, K
     "article's layer": ((32, 64, 32, 32), 4, 3),
@@ -46,8 +46,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy import machine
     from invocupy.train import ConfigError, pick_device
 
-    if not arguments.seconds > 0:
-        raise ConfigError(f"seconds must be above 0, got {arguments.seconds}")
+    if not 0 < arguments.seconds < math.inf:
+        raise ConfigError(f"seconds must be a finite number above 0, got {arguments.seconds}")
     device = pick_device(arguments.device)
     rows: list[dict[str, Any]] = []
     jobs: dict[str, Callable[[str], list[dict[str, Any]]]] = {
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
             row["of_copy"] = row["gb_s"] / copy
     about = machine.describe()
     if arguments.json:
-        print(json.dumps({"machine": about, "device": device, "rows": rows}))
+        print_json({"machine": about, "device": device, "rows": rows})
         return 0
     name = about["devices"].get(device) or next(iter(about["devices"].values()))
     print(f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n")

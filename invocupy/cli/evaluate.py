@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 
-from invocupy.cli.options import Commands, add_json, add_run, bar
+from invocupy.cli.options import Commands, add_json, add_run, bar, path, print_json
 
 
 def add(commands: Commands) -> None:
@@ -14,7 +12,9 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a trained model on its test set")
     parser.set_defaults(command=_run)
     add_run(parser)
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie now")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie now"
+    )
     add_json(parser)
 
 
@@ -43,10 +43,10 @@ def _run(arguments: argparse.Namespace) -> int:
         result = {
             "run": arguments.run, "checkpoint": arguments.checkpoint, "epochs": epochs,
             "dataset": config.dataset, "images": len(images),
-            "loss": loss if math.isfinite(loss) else None, "accuracy": accuracy,
+            "loss": loss, "accuracy": accuracy,
             "classes": dataset.classes, "class_accuracy": shares, "confusion": confusion.tolist(),
         }  # fmt: skip
-        print(json.dumps(result))
+        print_json(result)
         return 0
     print(
         f"test accuracy {accuracy:.2%}, loss {loss:.4g} on {len(images)} images of "

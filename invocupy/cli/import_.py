@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
+import inspect
 import math
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, print_json
 
 if TYPE_CHECKING:
     from invocupy.nn import Module
@@ -36,6 +36,13 @@ def add(commands: Commands) -> None:
         help="of the simple model, if the names in the file do not say it: whether ReLUs stand "
         "between its dense layers",
     )  # fmt: skip
+    parser.add_argument(
+        "--key", help="of a checkpoint: where its weights are, such as ema or checkpoint.state_dict"
+    )
+    parser.add_argument(
+        "--no-strict", action="store_true",
+        help="accept names that are missing or left over, list them, and write the rest",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="F.safetensors", required=True)
     add_json(parser)
 
@@ -57,20 +64,23 @@ def _run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise ConfigError(f"out must be in a folder that exists, got {out}")
-    state = read(arguments.file)
+    state = read(arguments.file, arguments.key)
     try:
         if arguments.model == "simple":
             options = _of_the_article(state, arguments.head_relu)
         else:
-            options = _of_a_network(state)
+            options = _of_a_network(state, networks[arguments.model])
         model = networks[arguments.model](**options, rng=0)
-        import_state(model, state)
+        fit = import_state(model, state, strict=not arguments.no_strict)
     except ValueError as error:
         reason = textwrap.shorten(str(error), 400, placeholder=" ...")
+        names = ": missing" in str(error) or ": left over" in str(error)
+        way_out = " (--no-strict writes what fits)" if names and not arguments.no_strict else ""
         raise WeightsError(
-            f"{arguments.file} has no weights of {arguments.model}: {reason}"
+            f"{arguments.file} has no weights of {arguments.model}: {reason}{way_out}"
         ) from error
-    arrays = model.state_dict()
+    missing = set(fit.missing)
+    arrays = {name: array for name, array in model.state_dict().items() if name not in missing}
     options["classes"] = options.pop("num_classes")
     info = {"model": arguments.model, **options}
     checkpoint.save(out, arrays, info)
@@ -79,29 +89,30 @@ def _run(arguments: argparse.Namespace) -> int:
         "out": str(out),
         **info,
         "arrays": len(arrays),
-        "parameters": sum(parameter.size for parameter in model.parameters()),
+        "parameters": sum(p.size for name, p in model.named_parameters() if name not in missing),
+        **(fit._asdict() if arguments.no_strict else {}),
         "bytes": out.stat().st_size,
     }
     if arguments.json:
-        print(json.dumps(result))
+        print_json(result)
         return 0
     print(
         f"{out}: {arguments.model}, {result['parameters']:,} parameters in {len(arrays)} arrays, "
         f"{', '.join(f'{name}={value}' for name, value in options.items())}, "
         f"{result['bytes'] / 1e6:.1f} MB"
     )
+    for kind, names in fit._asdict().items():
+        if names:
+            print(f"{kind.replace('_', ' ')}: {', '.join(names)}")
     return 0
 
 
-def _of_a_network(state: Mapping[str, Any]) -> dict[str, Any]:
+def _of_a_network(state: Mapping[str, Any], network: Callable[..., Any]) -> dict[str, Any]:
     """The options of the RedNet or ResNet that has these arrays."""
-    from invocupy.weights.names import network_state
+    from invocupy.weights.names import network_options, network_state
 
-    shapes = _shapes(network_state(state))
-    return {
-        "num_classes": _size(shapes, 0, "fc.weight"),
-        "in_channels": _size(shapes, 1, "stem.conv1.weight", "conv1.weight"),
-    }
+    found = {"num_classes": 1, "in_channels": 1} | network_options(network_state(state))
+    return {name: found[name] for name in inspect.signature(network).parameters if name in found}
 
 
 def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, print_json
 
 _WARM = ((7, 1), (7, 2))  # kernel size and stride of RedNet's involutions
 
@@ -47,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
         result["warm_seconds"] = {device: _warm(device) for device in devices}
     good = all(faults == [] for faults in checks.values())
     if arguments.json:
-        print(json.dumps(result))
+        print_json(result)
         return 0 if good else 1
     print(f"invocupy {result['invocupy']}, Python {result['python']}")
     packages = about["packages"].items()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json, add_run, bar
+from invocupy.cli.options import (
+    Commands,
+    add_json,
+    add_run,
+    bar,
+    check_out,
+    is_stdout,
+    path,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from invocupy.report import Findings
@@ -30,10 +38,14 @@ def add(commands: Commands) -> None:
         "kernels, machine and versions in one HTML file, to open in any browser, offline.",
     )
     report.set_defaults(command=_report)
-    report.add_argument("--out", metavar="FILE", help="by default report.html in the run's folder")
+    report.add_argument(
+        "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
+    )
     for parser in (plot, report):
         add_run(parser)
-        parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie now")
+        parser.add_argument(
+            "--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie now"
+        )
         parser.add_argument(
             "--involutions", metavar="N", type=int, nargs="+",
             help="whose kernels to show, counted from 0 (up to four, evenly over the depth)",
@@ -51,10 +63,9 @@ def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from invocupy.extras import require
-    from invocupy.report import draw
+    from invocupy.report import draw, load_matplotlib
 
-    require("matplotlib", "matplotlib", "plots")  # before the work, not after it
+    load_matplotlib()  # before the work, not after it
     files = draw(_gather(arguments), arguments.run)
     return _say(arguments, files)
 
@@ -62,9 +73,11 @@ def _plot(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from invocupy.report import write_page
 
-    path = Path(arguments.out or Path(arguments.run, "report.html"))
-    write_page(_gather(arguments), path)
-    return _say(arguments, [path])
+    out = Path(arguments.run, "report.html")
+    if arguments.out is not None:
+        out = check_out(arguments.out)
+    write_page(_gather(arguments), out)
+    return 0 if is_stdout(out) else _say(arguments, [out])
 
 
 def _gather(arguments: argparse.Namespace) -> Findings:
@@ -79,7 +92,7 @@ def _gather(arguments: argparse.Namespace) -> Findings:
 
 def _say(arguments: argparse.Namespace, files: list[Path]) -> int:
     if arguments.json:
-        print(json.dumps({"run": arguments.run, "files": [str(path) for path in files]}))
+        print_json({"run": arguments.run, "files": [str(path) for path in files]})
     else:
         print("\n".join(map(str, files)))
     return 0

@@ -3,13 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeAlias
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where each command's module adds its own parser."""
+
+
+def path(text: str) -> str:
+    """A path on the command line: no shell has seen the ``~`` of ``--out=~/x``.
+
+    Examples
+    --------
+    >>> path("~/run") == os.path.expanduser("~/run")
+    True
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(
+            "a path cannot have a NUL character" if text else "a path cannot be empty"
+        )
+    return os.path.expanduser(text)  # noqa: PTH111  (pathlib's raises for ~nobody)
+
+
+def print_json(result: Any) -> None:
+    """Print strict JSON: what is not finite is null."""
+    from invocupy.checkpoint import strict
+
+    print(json.dumps(strict(result), allow_nan=False))
+
+
+def check_out(text: str | os.PathLike[str]) -> Path:
+    """The file to write, before the work; ConfigError if there is no folder for it."""
+    from invocupy.train import ConfigError
+
+    out = Path(text)
+    if not out.parent.is_dir() or out.is_dir():
+        raise ConfigError(f"out must be a file in a folder that exists, got {out}")
+    return out
+
+
+def is_stdout(out: Path) -> bool:
+    """Whether a file is the standard output, which a line about it would spoil."""
+    with suppress(OSError, ValueError):
+        return os.path.samestat(out.stat(), os.fstat(sys.stdout.fileno()))
+    return False
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +61,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the run's folder, which of its checkpoints, and the device."""
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("run", metavar="RUN", type=path, help="the run's folder")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
-from invocupy.cli.options import Commands, add_json, add_run, table
+from invocupy.cli.options import Commands, add_json, add_run, print_json, table
 
 
 def add(commands: Commands) -> None:
@@ -72,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     code = 65 if any("error" in row for row in rows) else 0
     if arguments.json:
         result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
-        print(json.dumps(result))
+        print_json(result)
         return code
     shown = [
         (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from invocupy.cli.options import path
+
 _SMOKE = {"limit": 64, "batch_size": 16, "epochs": 1}
 
 
@@ -17,7 +19,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     on_off = argparse.BooleanOptionalAction
     what = parser.add_argument_group("data and model")
     what.add_argument("--dataset", metavar="NAME", help="shapes10 (generated) or cifar10")
-    what.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie")
+    what.add_argument("--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie")
     what.add_argument("--limit", metavar="N", type=int, help="use the first N images only")
     what.add_argument("--augment", metavar="NAME", help="auto, none or crop_flip")
     what.add_argument("--cutout", metavar="N", type=int, help="cover squares of N x N pixels")
@@ -80,7 +82,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="one short epoch (64 images in batches of 16): does everything work?",
     )  # fmt: skip
     parser.add_argument(
-        "--config", metavar="FILE",
+        "--config", metavar="FILE", type=path,
         help="TOML with settings named like these flags (or a run's config.json); flags win",
     )  # fmt: skip
 

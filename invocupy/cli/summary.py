@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from invocupy.cli.options import Commands, add_json, table
+from invocupy.cli.options import Commands, add_json, print_json, table
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
             },
             "device": device, "config": asdict(config),
         }  # fmt: skip
-        print(json.dumps(result))
+        print_json(result)
         return 0
     cells = [("layer", "kind", "output", "parameters", "multiply-adds"), *_lines(rows)]
     print(table(cells, "<<<>>"))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.look import write_plots
-from invocupy.cli.options import Commands, add_json
+from invocupy.cli.options import Commands, add_json, path, print_json
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
-    from invocupy.train import Progress
+    from invocupy.train import Config, Progress
 
 
 def add(commands: Commands) -> None:
@@ -29,8 +31,12 @@ def add(commands: Commands) -> None:
     )
     parser.set_defaults(command=_run)
     add_settings(parser)
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (new; by default runs/...)")
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument(
+        "--out", metavar="DIR", type=path, help="the run's folder (new; by default runs/...)"
+    )
+    parser.add_argument(
+        "--resume", metavar="DIR", type=path, help="go on with the run in this folder"
+    )
     parser.add_argument(
         "--comm-timeout", metavar="SECONDS", type=_seconds, default=600.0,
         help="on several ranks (mpiexec -n N invocupy train ...): how long to wait for another "
@@ -44,10 +50,9 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dataclasses import asdict, replace
+    from dataclasses import replace
 
     from invocupy.distributed import start, together, with_gpus
-    from invocupy.extras import require
     from invocupy.train import Config, ConfigError, fit, load_run
 
     comm = start(arguments.comm_timeout)
@@ -56,24 +61,36 @@ def _run(arguments: argparse.Namespace) -> int:
     if resume is not None and hasattr(arguments, "out"):
         raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
     # Only rank 0 need see the folder.
-    old, out = "{}", resume
+    old = "{}"
     with together(comm):
         if comm.rank == 0 and resume is not None:
             old = load_run(resume, "last")[0].to_json()
     config = replace(Config.from_json(comm.exchange(old)[0]), **given)
-    if comm.rank == 0 and resume is None:
-        out = getattr(arguments, "out", None) or _new_folder(config.dataset, config.model)
     comm = with_gpus(comm, config.device)
     if comm.rank:
         fit(config, resume=resume is not None, comm=comm)
         return 0
     plots = getattr(arguments, "plots", find_spec("matplotlib") is not None)
     if plots:
-        require("matplotlib", "matplotlib", "plots")  # now, not after the training
+        from invocupy.report import load_matplotlib
+
+        load_matplotlib()  # now, not after the training
     report, testing = _reporter()
-    history = fit(
-        config, out, resume=resume is not None, progress=report, testing=testing, comm=comm
-    )
+    given_folder = resume if resume is not None else getattr(arguments, "out", None)
+    with nullcontext(given_folder) if given_folder else _new_folder(config) as out:
+        history = fit(
+            config, out, resume=resume is not None, progress=report, testing=testing, comm=comm
+        )
+    _say(arguments, config, out, history)
+    if plots:
+        files = write_plots(out, config.device, config.data_dir)
+        print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
+    return 0
+
+
+def _say(arguments: argparse.Namespace, config: Config, out: Any, history: list[Any]) -> None:
+    from dataclasses import asdict
+
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     result = {
         "run": str(out),
@@ -85,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "seconds": sum(row["seconds"] for row in history),
     }
     if arguments.json:
-        print(json.dumps({**result, "config": asdict(config), "history": history}))
+        print_json({**result, "config": asdict(config), "history": history})
     else:
         epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
         print(
@@ -93,10 +110,6 @@ def _run(arguments: argparse.Namespace) -> int:
             f"{result['seconds']:.0f} s of training (best {best['test_accuracy']:.2%}, epoch "
             f"{result['best_epoch']})\nrun: {out}"
         )
-    if plots:
-        files = write_plots(out, config.device, config.data_dir)
-        print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
-    return 0
 
 
 def _seconds(text: str) -> float:
@@ -106,11 +119,23 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _new_folder(dataset: str, model: str) -> Path:
-    number = 1
-    while (folder := Path("runs", f"{dataset}-{model}-{number}")).exists():
-        number += 1
-    return folder
+@contextmanager
+def _new_folder(config: Config) -> Iterator[Path]:
+    """A folder that no other process has; it goes again if nothing is written into it."""
+    for number in count(1):
+        folder = Path("runs", f"{config.dataset}-{config.model}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):  # runs is a file
+                raise
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]:

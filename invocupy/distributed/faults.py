@@ -45,14 +45,15 @@ def end_all(text: str, code: int, quiet: bool = False) -> None:
     Parameters
     ----------
     text : str
-        Lines; on several ranks each begins with the rank.
+        Lines, or nothing; on several ranks each begins with the rank.
     code : int
     quiet : bool
         Leave the word to another rank, which has failed and knows more.
     """
     time.sleep(5 * _GRACE if quiet else 0 if speaks() else _GRACE)
     if _watch is None:
-        sys.stderr.write(f"{text}\n")
+        with suppress(OSError, ValueError):  # nobody may listen any more
+            sys.stderr.write(f"{text}\n" if text else "")
     else:
         _watch.end(text, code)
 

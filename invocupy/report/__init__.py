@@ -6,8 +6,8 @@ file that needs nothing else (``svg`` draws its curves, ``png`` its images).
 
 from __future__ import annotations
 
-from invocupy.report.figures import draw
+from invocupy.report.figures import draw, load_matplotlib
 from invocupy.report.findings import Findings, gather, heat_maps
 from invocupy.report.page import write_page
 
-__all__ = ["Findings", "draw", "gather", "heat_maps", "write_page"]
+__all__ = ["Findings", "draw", "gather", "heat_maps", "load_matplotlib", "write_page"]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from invocupy.checkpoint import expand, write_atomically
 from invocupy.extras import require
 from invocupy.report.findings import Findings, Shots
 
@@ -21,6 +26,7 @@ _STYLE: Any = {
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
 }
+_MARK = "invocupy"  # in each file: what has it may be removed
 _GROUPS = 8  # shown of a layer
 
 
@@ -32,7 +38,8 @@ def draw(found: Findings, folder: str | os.PathLike[str]) -> list[Path]:
     found : Findings
     folder
         Where ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for
-        each image that was mapped) go; older ones are replaced.
+        each image that was mapped) go. Pictures of an earlier call are replaced, or removed if
+        there is nothing to show in their place.
 
     Returns
     -------
@@ -50,13 +57,8 @@ def draw(found: Findings, folder: str | os.PathLike[str]) -> list[Path]:
     >>> draw.__name__  # see invocupy.report.gather for what it takes
     'draw'
     """
-    require("matplotlib", "matplotlib", "plots")
-    import matplotlib as mpl
-
-    folder, files = Path(folder), []
-    for old in folder.glob("kernels-*.png"):
-        old.unlink()
-    with mpl.rc_context(_STYLE):
+    folder, files = expand(folder), []
+    with load_matplotlib().rc_context(_STYLE):
         pictures = {"curves": _curves(found), "confusion": _confusion(found)}
         if len(found.mistakes.labels):
             pictures["mistakes"] = _mistakes(found)
@@ -64,12 +66,44 @@ def draw(found: Findings, folder: str | os.PathLike[str]) -> list[Path]:
             for i in range(len(found.mapped.labels)):
                 pictures[f"kernels-{i}"] = _kernels(found, i)
         for name, figure in pictures.items():
-            path = folder / f"{name}.png"
-            temporary = folder / f".{name}.png.tmp"
-            figure.savefig(temporary, format="png")
-            temporary.replace(path)
+            path, content = folder / f"{name}.png", BytesIO()
+            figure.savefig(content, format="png", metadata={"Software": _MARK})
+            write_atomically(path, content.getvalue())
             files.append(path)
+    for old in folder.iterdir():
+        if old not in files and re.fullmatch(r"mistakes\.png|kernels-\d+\.png", old.name):
+            _remove_own(old)
     return files
+
+
+def load_matplotlib() -> Any:
+    """Import matplotlib, also if MPLBACKEND names a notebook's backend that is not installed here.
+
+    No backend is used in this module. A backend that exists is set as matplotlib itself does it.
+
+    Raises
+    ------
+    invocupy.extras.MissingExtra
+        Without matplotlib.
+    """
+    if (loaded := sys.modules.get("matplotlib")) is not None:
+        return loaded
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        matplotlib = require("matplotlib", "matplotlib", "plots")
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
+def _remove_own(path: Path) -> None:
+    """Remove a picture of an earlier call; a file that this module has not written stays."""
+    if path.is_file() and f"Software\0{_MARK}".encode() in path.read_bytes()[:1000]:
+        path.unlink()
 
 
 def _figure(width: float, height: float) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from invocupy import nn
 from invocupy.arrays import device_of, on_device, to_device
 from invocupy.autograd import no_grad
-from invocupy.checkpoint import CheckpointError
+from invocupy.checkpoint import CheckpointError, expand
 from invocupy.data import Batches
 from invocupy.train import (
     DATASETS,
@@ -28,6 +29,10 @@ from invocupy.train import (
     predict,
 )
 
+_NUMBERS = (
+    "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds",
+    "images_per_second", "lr",
+)  # fmt: skip
 _SHOWN = 24  # images in a grid
 _MAPPED = 3  # images with heat maps
 _LAYERS = 4  # of heat maps, by default
@@ -114,11 +119,14 @@ def gather(
     >>> found.confusion.sum(), [heat.layer for heat in found.maps]
     (np.int64(20), ['blocks.0.involution'])
     """
+    folder = expand(folder)
     config, model, history = load_run(folder, which)
     # what was stopped between saving the best and the last has an epoch more in the best
     history = max(load_run(folder, "last")[2], history, key=len)
     if not history:
         raise CheckpointError(f"{folder} has no whole epoch to show: resume the run")
+    _check_rows(folder, history)
+    about = _machine(folder / "machine.json")
     config = replace(config, device=device)
     if data_dir is not None:
         config = replace(config, data_dir=data_dir)
@@ -135,15 +143,40 @@ def gather(
     certainty = np.where(answers != labels, probabilities.max(axis=1), -1.0)
     worst = np.argsort(-certainty, kind="stable")[: min(_SHOWN, int((certainty >= 0).sum()))]
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
-    about = Path(folder, "machine.json")
     return Findings(
         os.fsencode(Path(folder).resolve().name).decode(errors="replace"), config, history,
-        json.loads(about.read_text("utf-8-sig")) if about.exists() else {},
+        about,
         dataset.classes, len(images), float((answers == labels).mean()),
         confusion.reshape(classes, classes),
         shots.take(_of_many_classes(labels, _SHOWN)), shots.take(worst),
         mapped, heat_maps(model, mapped.images, names, mean=mean, std=std),
     )  # fmt: skip
+
+
+def _check_rows(folder: Path, history: list[dict[str, Any]]) -> None:
+    for row in history:
+        for name in _NUMBERS:
+            value = row.get(name, "missing")
+            finite = isinstance(value, int | float) and math.isfinite(value)
+            if not finite and (name, value) != ("test_loss", None):
+                raise CheckpointError(
+                    f"{folder} cannot be shown: {name} of an epoch must be a number, got {value!r}"
+                )
+
+
+def _machine(path: Path) -> dict[str, Any]:
+    """What was noted of the machine; {} for runs from before that."""
+    try:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        if all(isinstance(about[name], dict) for name in ("packages", "devices")) and {
+            "invocupy", "python", "threads",
+        } <= about.keys():  # fmt: skip
+            return about
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise CheckpointError(f"{path} is damaged: remove it, or resume the run, which writes it")
 
 
 def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) -> list[str]:
@@ -164,7 +197,7 @@ def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) ->
             f"involutions must be numbers below {len(names)}, the layers of this model, "
             f"got {', '.join(map(str, wrong))}"
         )
-    return [names[number] for number in numbers]
+    return [names[number] for number in dict.fromkeys(numbers)]
 
 
 def heat_maps(

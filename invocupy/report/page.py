@@ -40,7 +40,7 @@ def write_page(found: Findings, path: str | os.PathLike[str]) -> None:
     >>> write_page.__name__  # see invocupy.report.gather for what it takes
     'write_page'
     """
-    checkpoint.write_atomically(path, render(found).encode())
+    checkpoint.write_atomically(path, render(found).encode(errors="replace"))
 
 
 def render(found: Findings) -> str:

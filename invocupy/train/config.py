@@ -9,9 +9,9 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
@@ -232,6 +232,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from invocupy.train import read_settings
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "long.toml")
@@ -239,7 +240,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     ...     read_settings(path)
     {'layers': 10, 'batch_size': 128}
     """
-    path = Path(path)
+    path = expand(path)
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors may put a byte order mark in front
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy import data, nn, optim
+from invocupy import checkpoint, data, nn, optim
 from invocupy import functional as F  # noqa: N812
 from invocupy._version import __version__
 from invocupy.arrays import is_cupy, namespace, on_device, to_device
@@ -24,17 +21,15 @@ from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import evaluate, logits_of
+from invocupy.train.interrupts import Interrupted, interrupts
+from invocupy.train.lock import locked
 from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.parallel import Message, average_norms, digest, norms_apart, parts, rows
-from invocupy.train.run import Row, Run
+from invocupy.train.run import Row, Run, check_folder
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
 _ONE_CTRL_C = 1.0  # seconds in which launchers may hand on one Ctrl-C more than once
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step at hand was finished and saved."""
 
 
 class Progress(NamedTuple):
@@ -108,8 +103,9 @@ def fit(
     Raises
     ------
     ConfigError
-        If ``out`` holds a run already, ``config`` contradicts the run to resume, the device is
-        missing, or a step would not fit into its memory (not checked for a ``model`` of your own).
+        If ``out`` holds a run already or another process trains there, ``config`` contradicts the
+        run to resume (told before data is downloaded), the device is missing, or a step would not
+        fit into its memory (not checked for a ``model`` of your own).
     invocupy.checkpoint.CheckpointError
         If there is no whole checkpoint to resume from.
     invocupy.data.DataError, invocupy.data.DownloadError
@@ -123,8 +119,9 @@ def fit(
     NonFiniteLoss
         For the training loss. The checkpoints then hold the run before it went wrong.
     Interrupted
-        In the main thread, for Ctrl-C: the step at hand is finished and saved first. A second
-        Ctrl-C raises ``KeyboardInterrupt`` at once.
+        In the main thread, for Ctrl-C, SIGTERM and SIGHUP: the step at hand is finished and saved
+        first. Ctrl-C after that raises ``KeyboardInterrupt`` at once. SIGTERM and SIGHUP are left
+        alone where the caller handles or ignores them.
 
     Examples
     --------
@@ -152,8 +149,12 @@ def fit(
     own = model is not None
     model = build(config) if model is None else model
     model.to(device)
+    folder = None if out is None or not first else checkpoint.expand(out)
     shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
     agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
+    with together(comm):  # before data is downloaded
+        if folder is not None:
+            check_folder(config, folder, resume)
     for turn in (first, not first):  # rank 0 first: it may have to download them
         with together(comm):
             if turn:
@@ -174,17 +175,24 @@ def fit(
         sharing = comm.local_size if device == "cpu" else 1
         check_memory(config, needs, free_memory(device) // sharing, comm.size)
     average = Average(model, config.ema) if config.ema else None
-    folder = None if out is None or not first else Path(out)
     run = Run(config, folder, model, optimiser, len(batches), average, comm)
-    with together(comm):
-        if resume and first:
-            run.restore()
-        run.begin(resume)
-    run.spread()
 
-    # The checks of the loss are the guard; NumPy's warnings would only double them.
     grace = 0.0 if comm.size == 1 else _ONE_CTRL_C
-    with _interrupts(grace) as asked, on_device(images), np.errstate(all="ignore"):
+    # The checks of the loss are the guard; NumPy's warnings would only double them.
+    with (
+        ExitStack() as held, interrupts(grace) as asked, on_device(images),
+        np.errstate(all="ignore"),
+    ):  # fmt: skip
+        with together(comm):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder))
+                if not resume:  # another process may have been faster
+                    check_folder(config, folder, resume)
+            if resume and first:
+                run.restore()
+            run.begin(resume)
+        run.spread()
 
         def tested(*batches: int) -> None:
             if testing is not None:
@@ -207,6 +215,7 @@ def fit(
                     row = run.row(result, _rate(run, run.steps - 1))
                     if after_epoch is not None:
                         stop = after_epoch(model, row) is True
+                        row = checkpoint.strict(row)
                 if comm.size > 1:
                     row, stop = _agreed(run, row, stop, asked())
                 with together(comm):
@@ -220,9 +229,9 @@ def fit(
             with together(comm):
                 run.save("last")
             number = run.state.epoch * run.steps + run.state.step
-            raise Interrupted(
-                f"interrupted in epoch {run.state.epoch + 1} after step {number}"
-            ) from None
+            end = Interrupted(f"interrupted in epoch {run.state.epoch + 1} after step {number}")
+            end.signal = asked.signal or end.signal
+            raise end from None
         finally:
             if comm.size > 1:
                 synchronise(model, None)
@@ -357,25 +366,4 @@ def _rate(run: Run, step: int) -> float:
 
 
 class _Pause(Exception):  # noqa: N818
-    """Ctrl-C was pressed, and the run stands between two steps."""
-
-
-@contextmanager
-def _interrupts(grace: float) -> Iterator[Callable[[], bool]]:
-    """Within it the first Ctrl-C is only noted; one more than ``grace`` seconds later acts."""
-    before = signal.getsignal(signal.SIGINT)
-    noted: list[float] = []
-
-    def note(number: int, frame: Any) -> None:
-        noted.append(time.monotonic())
-        if len(noted) > 1 and noted[-1] - noted[0] >= grace and callable(before):
-            before(number, frame)
-
-    if threading.current_thread() is threading.main_thread() and callable(before):
-        signal.signal(signal.SIGINT, note)
-        try:
-            yield lambda: bool(noted)
-        finally:
-            signal.signal(signal.SIGINT, before)
-    else:  # another thread's business, or switched off by the parent process
-        yield lambda: False
+    """A signal has asked to end, and the run stands between two steps."""

@@ -18,13 +18,20 @@ from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.checkpoint import CheckpointError
 from invocupy.distributed import Comm, Single
 from invocupy.train.average import Average, named_state
-from invocupy.train.config import Config, ConfigError
+from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation
 from invocupy.train.setup import build
 
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``: names to numbers."""
 
+Saved = tuple[Config, "State", nn.Module, dict[str, np.ndarray[Any, Any]]]
+"""Settings, state, model and all arrays of a checkpoint."""
+
+_LAST, _CONFIG, _MACHINE, _METRICS = (
+    "last.safetensors", "config.json", "machine.json", "metrics.jsonl",
+)  # fmt: skip
+_FILES = (_LAST, "best.safetensors", _CONFIG, _MACHINE, _METRICS)
 _FREE_AT_RESUME = ("epochs", "patience", "accumulate", "recompute", "data_dir", "device")
 
 
@@ -62,7 +69,7 @@ def load_run(
     ...
     invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
     """
-    config, state, model, arrays = _read(Path(folder, f"{which}.safetensors"))
+    config, state, model, arrays = _read(checkpoint.expand(folder) / f"{which}.safetensors")
     if config.ema:
         model.load_state_dict(_under("average.", arrays))
     return config, model.eval(), state.history
@@ -80,6 +87,23 @@ class State:
     seconds: float = 0.0
     history: list[Row] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        counts = self.epoch, self.step, self.images, self.correct
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        if not (
+            whole
+            and all(map(_is_number, (self.loss, self.seconds)))
+            and isinstance(self.history, list)
+            and len(self.history) == self.epoch
+            and all(isinstance(row, dict) for row in self.history)
+            and all(_is_number(row.get("test_accuracy")) for row in self.history)
+        ):
+            raise ValueError("its state is not that of a run")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
 
 @dataclass
 class Run:
@@ -95,55 +119,28 @@ class Run:
     state: State = field(default_factory=State)
 
     def begin(self, resume: bool) -> None:
-        """Claim the folder; there is a checkpoint from before the first step on."""
+        """Write the folder's files. The checkpoint is the first: a run that has one goes on."""
         if self.folder is None:
             return
+        checkpoint.sweep(self.folder, _FILES)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ConfigError(f"out {self.folder} is a file: give a folder") from None
-        path = self.folder / "config.json"
-        try:
-            path.touch(exist_ok=resume)
-        except FileExistsError:
-            raise ConfigError(
-                f"out {self.folder} holds a run already: give another folder, or resume it"
-            ) from None
-        try:
-            checkpoint.sweep(self.folder)
-            checkpoint.write_atomically(path, self.config.to_json().encode())
-            about = {**machine.describe(), "ranks": self.comm.size}
-            text = json.dumps(about, indent=2) + "\n"
-            checkpoint.write_atomically(self.folder / "machine.json", text.encode())
-            self._write_metrics()
             if not resume:
                 self.save("last")
+            checkpoint.write_atomically(self.folder / _CONFIG, self.config.to_json().encode())
+            about = {**machine.describe(), "ranks": self.comm.size}
+            text = json.dumps(about, indent=2) + "\n"
+            checkpoint.write_atomically(self.folder / _MACHINE, text.encode())
+            self._write_metrics()
         except BaseException:
-            if not resume:  # else nobody could begin here again, nor resume
-                path.unlink(missing_ok=True)
+            if not resume:  # as it was: the same command begins again
+                (self.folder / _LAST).unlink(missing_ok=True)
             raise
 
     def restore(self) -> None:
         """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
         if self.folder is None:
             raise ConfigError("out must be given to resume: the run's folder")
-        path = self.folder / "last.safetensors"
-        config, state, model, arrays = _read(path)
-        mine, its = asdict(self.config), asdict(config)
-        wrong = [
-            f"{name} is {its[name]!r} there, not {mine[name]!r}"
-            for name in mine
-            if mine[name] != its[name] and name not in _FREE_AT_RESUME
-        ]
-        begun = state.epoch + (state.step > 0)
-        if self.config.epochs < begun:
-            wrong.append(f"epochs must be at least {begun}, which has begun there")
-        if state.step > self.steps:
-            wrong.append(
-                f"an epoch of this data has {self.steps} steps, there {state.step} are done"
-            )
-        if wrong:
-            raise ConfigError(f"settings contradict the run in {self.folder}: {'; '.join(wrong)}")
+        _, state, model, arrays = to_resume(self.config, self.folder, self.steps)
         self.model.load_state_dict(model.state_dict())
         if self.average is not None:
             self.average.load(_under("average.", arrays))
@@ -233,7 +230,7 @@ class Run:
     def non_finite(self, loss: float, step: int) -> NonFiniteLoss:
         """The error that says which step of this epoch it was, and where to look."""
         number = self.state.epoch * self.steps + step
-        kept = f"; {self.folder / 'last.safetensors'} is from before" if self.folder else ""
+        kept = f"; {self.folder / _LAST} is from before" if self.folder else ""
         return NonFiniteLoss(
             f"training loss is {loss} in epoch {self.state.epoch + 1}, step {number}"
             f"{self._first_non_finite()}: train with a lower lr than {self.config.lr}{kept}"
@@ -254,16 +251,81 @@ class Run:
         # The whole file anew, so that it agrees with the checkpoint whatever was killed when.
         if self.folder is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.state.history)
-            checkpoint.write_atomically(self.folder / "metrics.jsonl", lines.encode())
+            checkpoint.write_atomically(self.folder / _METRICS, lines.encode())
 
 
-def _read(path: Path) -> tuple[Config, State, nn.Module, dict[str, np.ndarray[Any, Any]]]:
-    """Settings, state, model and all arrays of a checkpoint."""
-    if not path.parent.is_dir():
+def check_folder(config: Config, folder: Path, resume: bool) -> None:
+    """Refuse a folder in which the run cannot begin, or not go on with these settings.
+
+    Raises
+    ------
+    ConfigError, invocupy.checkpoint.CheckpointError
+        As :func:`invocupy.train.fit`.
+    """
+    if resume:
+        to_resume(config, folder)
+        return
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"out {folder} is a file: give a folder")
+    there = [name for name in _FILES if os.path.lexists(folder / name)]
+    if there and not _was_never_begun(folder, there):
+        raise ConfigError(
+            f"out {folder} holds a run already ({', '.join(there)}): give another folder, or "
+            "resume it"
+        )
+
+
+def _was_never_begun(folder: Path, there: list[str]) -> bool:
+    """Whether these files are what older versions left that were killed before a checkpoint."""
+    config, metrics = folder / _CONFIG, folder / _METRICS
+    if there[0] != _CONFIG or (metrics.exists() and metrics.stat().st_size):
+        return False
+    try:
+        return not config.stat().st_size or bool(read_settings(config))
+    except (ConfigError, OSError):
+        return False
+
+
+def to_resume(config: Config, folder: Path, steps: int | None = None) -> Saved:
+    """The last checkpoint of a run that can go on with these settings.
+
+    Parameters
+    ----------
+    config : Config
+    folder
+    steps : int, optional
+        In an epoch of the data, once that is read.
+
+    Raises
+    ------
+    ConfigError
+        If the settings are not those of the run.
+    """
+    saved = _read(folder / _LAST)
+    its, state = asdict(saved[0]), saved[1]
+    wrong = [
+        f"{name} is {its[name]!r} there, not {mine!r}"
+        for name, mine in asdict(config).items()
+        if mine != its[name] and name not in _FREE_AT_RESUME
+    ]
+    begun = state.epoch + (state.step > 0)
+    if config.epochs < begun:
+        wrong.append(f"epochs must be at least {begun}, which has begun there")
+    if steps is not None and state.step > steps:
+        wrong.append(f"an epoch of this data has {steps} steps, there {state.step} are done")
+    if wrong:
+        raise ConfigError(f"settings contradict the run in {folder}: {'; '.join(wrong)}")
+    return saved
+
+
+def _read(path: Path) -> Saved:
+    if not os.path.isdir(path.parent):  # noqa: PTH112  (pathlib's raises for a name too long)
         raise CheckpointError(
             f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
             "which training names at its end"
         )
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+        raise CheckpointError(f"{path} is not a regular file: use another checkpoint of the run")
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])
@@ -272,9 +334,10 @@ def _read(path: Path) -> tuple[Config, State, nn.Module, dict[str, np.ndarray[An
         if config.ema:  # the names and shapes, for whoever takes them
             build(config).load_state_dict(_under("average.", arrays))
     except (KeyError, TypeError, ValueError) as error:
+        version = info.get("invocupy", "unknown") if isinstance(info, dict) else "unknown"
         raise CheckpointError(
             f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
-            f"it ({info.get('invocupy', 'unknown')}), or train again"
+            f"it ({version}), or train again"
         ) from error
     return config, state, model, arrays
 

@@ -1,0 +1,65 @@
+"""Signals that ask a training to end: the step at hand is finished and saved first."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a scheduler's end, after the step at hand was finished and saved.
+
+    ``signal`` is the signal's number: a program that ends for it exits with 128 plus that.
+    """
+
+    signal: int = signal.SIGINT
+
+
+class Asked:
+    """Whether a signal has asked the training to end, and which one came first."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.since = 0.0
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def interrupts(grace: float) -> Iterator[Asked]:
+    """Within it the first signal is only noted; Ctrl-C more than ``grace`` seconds later acts.
+
+    Ctrl-C, SIGTERM and SIGHUP, in the main thread. SIGTERM and SIGHUP only where they would end
+    the process at once: a function of the caller's own, or a signal that is ignored, stays.
+    """
+    asked = Asked()
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, *_POLITE)}
+        # else switched off by the parent process, or the caller's business
+        before = {
+            n: handler
+            for n, handler in before.items()
+            if (callable(handler) if n == signal.SIGINT else handler == signal.SIG_DFL)
+        }
+
+    def note(number: int, frame: Any) -> None:
+        if asked.signal is None:
+            asked.signal, asked.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - asked.since >= grace:
+            before[number](number, frame)
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,103 @@
+"""A run's folder has one writer: a lock that ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from invocupy.train.config import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: no lock
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "run.lock"
+_held: set[int] = set()  # descriptors
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within it no other process, nor another call in this one, can hold the lock of the folder.
+
+    The lock is ``flock`` on the file ``run.lock``, which says who holds it and which is removed at
+    the end. A killed process leaves the file, but not the lock. Where the system or the file
+    system has no such locks (some network file systems), there is none.
+
+    Parameters
+    ----------
+    folder
+        Exists.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is locked: says by whom.
+    OSError
+        If the file cannot be made.
+    """
+    path = folder / NAME
+    descriptor = _take(path) if fcntl is not None else None
+    if descriptor is None:
+        yield
+        return
+    _held.add(descriptor)
+    owner = os.getpid()
+    try:
+        who = {"pid": owner, "host": socket.gethostname()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(who).encode(), 0)
+        yield
+    finally:
+        if descriptor in _held and os.getpid() == owner:
+            _held.discard(descriptor)
+            with suppress(OSError):
+                path.unlink()  # while it is locked: who opens it later makes another one
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for children that still have it open
+            os.close(descriptor)
+
+
+def _take(path: Path) -> int | None:
+    """A descriptor of the locked file; None where there are no locks."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BlockingIOError:
+            who = _holder(descriptor)
+            os.close(descriptor)
+            raise ConfigError(
+                f"{path.parent} is in use by {who}, which trains there: wait for its end or stop "
+                "it, then resume the run; or give another folder"
+            ) from None
+        except OSError:  # no locks here
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            return None
+        os.close(descriptor)  # its holder has ended and removed it in between
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        who = json.loads(os.pread(descriptor, 1000, 0))
+        return f"process {who['pid']} on {who['host']}"
+    except (ValueError, TypeError, KeyError):
+        return "another process"
+
+
+def _forget() -> None:
+    """A child of fork must not keep the lock when its parent has ended."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
