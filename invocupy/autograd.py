@@ -132,6 +132,7 @@ class Tensor:
         transposed: Tensor = self.transpose()
         return transposed
 
+    @memory.training()
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
 
@@ -172,7 +173,7 @@ class Tensor:
         while newest_first:
             tensor, grad, own = pending.pop(-heappop(newest_first))
             for parent, partial in tensor._parents:
-                share = partial(grad)
+                share = memory.patiently(partial, grad)
                 serial = parent._serial
                 if serial in pending:
                     # Not in place: the two shares may be views of other arrays.
@@ -331,7 +332,7 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
         operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
         for place, operand in enumerate(operands)
     ]
-    value, partials = op(*plain, **options)
+    value, partials = memory.patiently(op, *plain, **options)
     if not any(isinstance(operand, Tensor) for operand in operands):
         return value
     result = Tensor(value)

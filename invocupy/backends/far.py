@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.arrays import namespace
-from invocupy.backends.windows import Pair
 from invocupy.geometry import Geometry
 
 _MARGIN = 64  # rows or columns that may lie outside in any case
@@ -113,24 +112,25 @@ def bounded_windows(inputs: str, results: str) -> Callable[[Any], Any]:
     The first ``x``, ``k`` and ``o`` are the image, the weights and the output, or their gradients.
     """
     count, roles = len(inputs), inputs + results
+    x, weight, out = (i + (i >= count) for i in map(roles.index, "xko"))
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*arguments: Any) -> None:
             stride, padding, dilation = arguments[count]
-            given, wanted = arguments[:count], arguments[count + 1 :]
-            x, weight, out = (
-                (*given, *wanted)[roles.index(role)].shape for role in ("x", "k", "o")
-            )  # fmt: skip
-            near = None
-            if not _is_near(weight[2:], stride, dilation):
-                sizes = *x[:2], 1, *x[2:], *weight[2:], *out[2:], *stride, *padding, *dilation
-                near = _near(Geometry(*sizes), False)
+            size = arguments[weight].shape[2:]
+            if _is_near(*size, *stride, *dilation):
+                function(*arguments)
+                return
+            shape, seen = arguments[x].shape, arguments[out].shape[2:]
+            sizes = *shape[:2], 1, *shape[2:], *size, *seen, *stride, *padding, *dilation
+            near = _near(Geometry(*sizes), False)
             if near is None:
                 function(*arguments)
                 return
             g = near.g
             window = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w), (g.dilation_h, g.dilation_w)
+            given, wanted = arguments[:count], arguments[count + 1 :]
             _run(near, function, given, window, wanted, inputs, results)
 
         return call
@@ -179,15 +179,17 @@ def near_block(parameters: tuple[Any, ...], g: Geometry) -> tuple[tuple[Any, ...
 
 def near_of(g: Geometry, same: bool = False) -> Near | None:
     """The equal problem where windows reach too far, else None, which takes no time to say."""
-    size, stride = (g.kernel_h, g.kernel_w), (g.stride_h, g.stride_w)
-    return None if _is_near(size, stride, (g.dilation_h, g.dilation_w)) else _near(g, same)
+    sizes = g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w
+    return None if _is_near(*sizes) else _near(g, same)
 
 
-def _is_near(size: tuple[int, ...], stride: Pair, dilation: Pair) -> bool:
+def _is_near(
+    kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, dilation_h: int, dilation_w: int
+) -> bool:
     """Whether no more than the margin can lie outside, whatever the image."""
     return (
-        size[0] * dilation[0] + _TOGETHER * stride[0] <= _MARGIN
-        and size[1] * dilation[1] + _TOGETHER * stride[1] <= _MARGIN
+        kernel_h * dilation_h + _TOGETHER * stride_h <= _MARGIN
+        and kernel_w * dilation_w + _TOGETHER * stride_w <= _MARGIN
     )
 
 

@@ -25,7 +25,9 @@ def max_pool2d(
     dtype, work = working_dtypes(x)
     backend = backends.of("pooling", x)
     value = empty((*x.shape[:2], *out), work, x)
-    winner = empty(value.shape, "int32", x)
+    # A pixel of the plane: four bytes for each, where they are enough.
+    index = "int32" if x.shape[2] * x.shape[3] < 1 << 31 else "int64"
+    winner = empty(value.shape, index, x)
     seeing = bool(x.size and value.size)  # of an empty plane, windows see padding only
     with on_device(x):
         if seeing:
