@@ -104,7 +104,8 @@ def fused_grad_span(
         dtype = np.float64 if x.itemsize == 8 else np.float32
         partial = namespace(x).empty((slices, rows, count + 1), dtype)
     args = (grad, x, features, partial, _record(g), np.int32(count), np.int32(slices))
-    _launch("grad_weight", "grad_kernel.cuh", macros, warps * slices * 32, args)
+    threads = warps * slices * 32
+    _launch("grad_weight", "grad_kernel.cuh", macros, threads, args, strips + threads)
     args = (partial, grad_weight, grad_bias, np.int32(rows), np.int32(count), np.int32(slices))
     files = ("cuda.cuh", "involution/sum_slices.cu")
     cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
@@ -116,10 +117,12 @@ def _record(g: Geometry) -> Any:
     return g.record()
 
 
-def _launch(name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]) -> None:
+def _launch(
+    name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...], most: int = 0
+) -> None:
     own = ("involution.cuh", *headers.split(), f"{name}.cu")
     files = ("cuda.cuh", *(f"involution/{file}" for file in own))
-    cuda.launch(name, files, macros, threads, args)
+    cuda.launch(name, files, macros, threads, args, most)
 
 
 def _result_strips(
