@@ -6,15 +6,20 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from cuda_proof import host
+
 import invocupy
 from invocupy import ops
 from invocupy.backends import far
 from invocupy.backends.convolution import reference as convolution_on_gpu
+from invocupy.backends.involution import cuda as involution_on_gpu
 from invocupy.geometry import Geometry, output_size
 from invocupy.ops.block import involution_block
 
@@ -84,6 +89,19 @@ def test_involution(window: Any) -> None:
     for result, right in zip(
         (value, grad_x(grad), grad_kernel(grad)), expected(g, x, kernel, grad), strict=True
     ):
+        close(result, right)
+
+
+def test_involution_on_a_gpu() -> None:
+    """The CUDA source, built by g++: no window reaches farther than its registers do."""
+    g, rng = geometry(WINDOWS[2]), np.random.default_rng(6)
+    x, kernel, grad = map(rng.standard_normal, (g.x_shape, g.kernel_shape, g.out_shape))
+    results = np.empty(grad.shape), np.empty(x.shape), np.empty(kernel.shape)
+    with host.installed(host.Machine().compile):
+        involution_on_gpu.forward(x, kernel, g, results[0])
+        involution_on_gpu.grad_x(grad, kernel, g, results[1])
+        involution_on_gpu.grad_kernel(grad, x, g, results[2])
+    for result, right in zip(results, expected(g, x, kernel, grad), strict=True):
         close(result, right)
 
 
@@ -196,6 +214,27 @@ def test_ordinary_windows_stay_as_they_are(
     )
     g = Geometry.of(shape, (2, 2, *kernel, *out), stride, pad, dilation)
     assert far.near_of(g) is None
+
+
+@pytest.mark.parametrize("padding", [4, 5 * 10**8])
+def test_pooling(padding: int) -> None:
+    """Windows larger than the image."""
+    rng, size = np.random.default_rng(5), 2 * padding
+    x, grad = rng.standard_normal((2, 3, 6, 5)), rng.standard_normal((2, 3, 7, 6))
+    for ours, options in ((ops.max_pool2d, {}), (ops.avg_pool2d, {"count_include_pad": False})):
+        value, (partial,) = ours(x, size, 1, padding, **options)
+        back = np.zeros(x.shape)
+        for i, j in itertools.product(range(7), range(6)):
+            rows, columns = (slice(max(k - padding, 0), k + padding) for k in (i, j))
+            part, share = x[:, :, rows, columns], grad[:, :, i : i + 1, j : j + 1]
+            if options:
+                right = part.mean((2, 3), keepdims=True)
+                back[:, :, rows, columns] += share / part[0, 0].size
+            else:
+                right = part.max((2, 3), keepdims=True)
+                back[:, :, rows, columns] += np.where(part == right, share, 0)
+            close(value[:, :, i : i + 1, j : j + 1], right)
+        close(partial(grad), back)
 
 
 CODE = """

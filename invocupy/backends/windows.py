@@ -10,6 +10,19 @@ from invocupy.arrays import namespace
 Pair = tuple[int, int]
 
 
+def within(
+    window: tuple[Pair, Pair, Pair], sizes: Pair, out: Pair
+) -> tuple[Pair, Pair, Pair]:  # fmt: skip
+    """(size, stride, padding) of the same windows without the taps that are outside for all."""
+    size, stride, padding = window
+    ends = []
+    for k, s, p, n, o in zip(size, stride, padding, sizes, out, strict=True):
+        first = max(p - (o - 1) * s, 0)
+        ends.append((min(k, p + n) - first, p - first))
+    (height, top), (width, left) = ends
+    return (height, width), stride, (top, left)
+
+
 def pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
     """``x`` itself where there is nothing to pad."""
     if not any((*pads, *beyond)):

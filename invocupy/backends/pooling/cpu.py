@@ -28,23 +28,23 @@ def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
 def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
     """Windows in turn: each gives to its winner."""
     kernel = _max_pool_grad(8 * grad.itemsize, 8 * winner.itemsize)
-    _launch(kernel, (grad, winner, out), out, grad, window, 0)
+    _launch(kernel, (grad, winner, out), out, grad, window)
 
 
 def avg_pool(x: Any, scale: Any, window: Any, out: Any) -> None:
     """Sums down the columns, then along the rows."""
-    _launch(_avg_pool(8 * x.itemsize), (x, scale, out), x, out, window, 1)
+    _launch(_avg_pool(8 * x.itemsize), (x, scale, out), x, out, window)
 
 
 def avg_pool_grad(grad: Any, scale: Any, window: Any, out: Any) -> None:
     """Spread along the rows, then down the columns."""
-    _launch(_avg_pool_grad(8 * grad.itemsize), (grad, scale, out), out, grad, window, 1)
+    _launch(_avg_pool_grad(8 * grad.itemsize), (grad, scale, out), out, grad, window)
 
 
 def _launch(
-    kernel: Any, arrays: tuple[Any, ...], x: Any, out: Any, window: Any, held: int
+    kernel: Any, arrays: tuple[Any, ...], x: Any, out: Any, window: Any, rows: int = 0
 ) -> None:  # fmt: skip
-    """A task for each plane; ``held`` rows of x are kept in scratch."""
+    """A task for each plane; in scratch are ``rows`` rows of x, sorted, or one as it is."""
     images, channels, height, width = x.shape
     size, (row_step, step), (top, left) = window
     columns = out.shape[3]
@@ -57,7 +57,7 @@ def _launch(
     table = [np.maximum(low, 0), np.minimum(high, columns), first, first % step * each - low]
     launch(
         kernel, images * channels, x.size + out.size * size[0] * size[1] // 4,
-        held * each * step * x.itemsize, *arrays, np.stack(table, axis=1), height, width,
+        (rows * each * step or width) * x.itemsize, *arrays, np.stack(table, axis=1), height, width,
         *out.shape[2:], *size, row_step, step, top,
     )  # fmt: skip
 
