@@ -132,7 +132,6 @@ class Tensor:
         transposed: Tensor = self.transpose()
         return transposed
 
-    @memory.training()
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
 
@@ -167,6 +166,7 @@ class Tensor:
         grad = Tensor(grad).data  # a matrix would multiply as one
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
+        memory.backward_begins()
         # With each gradient, whether it has memory of its own, which a leaf may keep.
         pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
         newest_first = [-self._serial] if self._parents else []

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ def test_a_request_that_finds_nothing_empties_a_pool_beyond_its_limit(pool: Any)
 def test_training_steps_find_their_memory_again(
     pool: Any, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Results that are more than the limit are given back in the backward pass."""
+    """What two steps had in use when their backward passes began is kept for the third."""
     fresh: list[int] = []
     make = memory.patiently
 
@@ -73,10 +72,13 @@ def test_training_steps_find_their_memory_again(
     for _ in range(5):
         fresh.append(0)
         arrays = [memory.empty((size * MB,), np.uint8, LIKE) for size in (1, 2, 3, 4, 5)]
-        with memory.training() if training else nullcontext():
-            arrays.clear()
+        if training:
+            memory.backward_begins()
+        arrays.clear()
     assert fresh[0] == 5
     assert (fresh[2:] == [0, 0, 0]) == training
+    memory.empty((MB // 2,), np.uint8, LIKE)  # of another size: the training is over
+    assert pool.count() <= 4 * MB
 
 
 def test_a_single_backward_pass_keeps_no_more_than_the_limit(pool: Any) -> None:

@@ -179,6 +179,8 @@ def near_block(parameters: tuple[Any, ...], g: Geometry) -> tuple[tuple[Any, ...
 
 def near_of(g: Geometry, same: bool = False) -> Near | None:
     """The equal problem where windows reach too far, else None, which takes no time to say."""
+    if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:
+        return None
     sizes = g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w
     return None if _is_near(*sizes) else _near(g, same)
 
@@ -193,7 +195,7 @@ def _is_near(
     )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _near(g: Geometry, same: bool) -> Near | None:
     down = _axis(g.height, g.kernel_h, g.out_h, g.stride_h, g.pad_h, g.dilation_h)
     across = _axis(g.width, g.kernel_w, g.out_w, g.stride_w, g.pad_w, g.dilation_w)

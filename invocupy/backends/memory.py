@@ -5,10 +5,10 @@ times as long as writing it does. Blocks given out here come back when the last 
 gone and serve the next result of about their size. They start at a cache line, so that no vector
 of a row lies across two. CuPy has a pool of its own.
 
-No more than a limit lies idle: a block that comes back beyond it goes to the system. Steps of a
-training that need more raise it: what one step's backward pass gave back beyond the limit, and the
-next step asks for again, is kept from then on. The first request that finds no block, and is no
-such one, empties the pool and sets the limit back.
+No more than a limit lies idle: a block that comes back beyond it goes to the system. Training steps
+that need more raise it: by what is in use when a backward pass begins, if as much was in use at the
+one before. The first request that finds no block of its size then empties the pool and sets the
+limit back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from ctypes import c_char
 from functools import cache
 from typing import Any
@@ -39,8 +38,8 @@ class _Pool:
         self.held = 0  # by idle blocks
         self.limit = 1 << 30  # what may lie idle
         self.more = 0  # what training steps may leave idle beyond
-        self.dropped = 0  # what they gave back beyond both, and nobody asked for again
-        self.steps = 0  # backward passes under way
+        self.used = 0  # by blocks given out
+        self.last = 0  # when the last backward pass began
 
     def count(self) -> int:
         """Bytes lying idle, exactly."""
@@ -49,7 +48,7 @@ class _Pool:
 
     def clear(self) -> None:
         self.idle.clear()
-        self.held = self.more = self.dropped = 0
+        self.held = self.more = self.last = 0
 
 
 _pool = _Pool()
@@ -114,14 +113,9 @@ def release_memory() -> None:
 release = release_memory
 
 
-@contextmanager
-def training() -> Iterator[None]:
-    """Within it, blocks come back that the next step may ask for again."""
-    _pool.steps += 1
-    try:
-        yield
-    finally:
-        _pool.steps -= 1
+def backward_begins() -> None:
+    """What two steps had in use is kept for the third."""
+    _pool.more, _pool.last = min(_pool.last, _pool.used), _pool.used
 
 
 def _block(size: int) -> Any:
@@ -131,15 +125,13 @@ def _block(size: int) -> Any:
         memory = pool.idle[size].pop()
         pool.held -= size
     except IndexError:
-        if pool.dropped >= size:
-            pool.dropped -= size
-            pool.more += size
-        elif pool.held > pool.limit and pool.count() > pool.limit:
+        if pool.held > pool.limit and pool.count() > pool.limit:
             pool.clear()
         fresh = patiently(np.empty, size, np.uint8)
         memory = fresh, -(-fresh.ctypes.data // _LINE) * _LINE
     block = _kind(size).from_address(memory[1])
     block.memory = memory
+    pool.used += size
     return block
 
 
@@ -148,8 +140,8 @@ def _kind(size: int) -> Any:
     pool = _pool
 
     def give_back(block: Any) -> None:
+        pool.used -= size
         if pool.held + size > pool.limit + pool.more:
-            pool.dropped += size if pool.steps else 0
             return
         pool.held += size
         pool.idle[size].append(block.memory)
