@@ -285,3 +285,38 @@ def test_a_dilation_past_the_largest_is_named() -> None:
     x, kernel = np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3, 4, 4))
     with pytest.raises(ValueError, match=r"dilation must be below 2\*\*31, got 4611686"):
         invocupy.involution(x, kernel, dilation=2**62)
+
+
+ON_A_GPU = """
+import numpy as np, cupy as cp
+from invocupy import ops
+from invocupy.arrays import to_device
+rng = np.random.default_rng(0)
+x, kernel = rng.standard_normal((1, 4, 5, 6)), rng.standard_normal((1, 2, 3, 3, 5, 6))
+features, span, bias = (rng.standard_normal(s) for s in ((1, 3, 5, 6), (18, 3), (18,)))
+for dtype, error in (("float64", 1e-12), ("float16", 1e-2)):
+    cases = [
+        (ops.involution, (x, kernel), {"dilation": 10**9}),
+        (ops.involution, (x, kernel), {"dilation": (1, 300)}),
+        (ops.fused_involution, (x, features, span, bias), {"dilation": 500, "kernel_size": 3}),
+    ] + [
+        (ops.conv2d, (x, rng.standard_normal((4, 4 // groups, 3, 3)), bias[:4]),
+         {"dilation": 10**9, "padding": "same", "groups": groups})
+        for groups in (1, 2, 4)
+    ] + [(op, (x, 10**9, 1, 5 * 10**8), {}) for op in (ops.max_pool2d, ops.avg_pool2d)]
+    for op, given, options in cases:
+        results = []
+        for move in (lambda a: a.astype(dtype), lambda a: cp.asarray(a.astype(dtype))):
+            arrays = [move(a) if isinstance(a, np.ndarray) else a for a in given]
+            value, partials = op(*arrays, **options)
+            results.append([value, *(partial(value) for partial in partials)])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, to_device(other, "cpu"), rtol=error, atol=error)
+"""
+
+
+def test_arrays_of_cupy() -> None:
+    """Its stand-in, which refuses what CuPy refuses."""
+    environment = os.environ | {"PYTHONPATH": str(host.HERE.parent / "stand_in")}
+    environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    subprocess.run([sys.executable, "-c", ON_A_GPU], check=True, env=environment)
