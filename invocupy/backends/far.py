@@ -94,12 +94,16 @@ def bounded(inputs: str, results: str, same: bool = False) -> Callable[[Any], An
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def call(*arguments: Any) -> None:
-            near = near_of(arguments[count], same)
+            g = arguments[count]
+            if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:  # never far
+                function(*arguments)
+                return
+            near = near_of(g, same)
             if near is None:
                 function(*arguments)
-            else:
-                given, wanted = arguments[:count], arguments[count + 1 :]
-                _run(near, function, given, near.g, wanted, inputs, results)
+                return
+            given, wanted = arguments[:count], arguments[count + 1 :]
+            _run(near, function, given, near.g, wanted, inputs, results)
 
         return call
 
@@ -179,10 +183,9 @@ def near_block(parameters: tuple[Any, ...], g: Geometry) -> tuple[tuple[Any, ...
 
 def near_of(g: Geometry, same: bool = False) -> Near | None:
     """The equal problem where windows reach too far, else None, which takes no time to say."""
-    if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:
+    if _is_near(g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w):
         return None
-    sizes = g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w
-    return None if _is_near(*sizes) else _near(g, same)
+    return _near(g, same)
 
 
 def _is_near(

@@ -74,7 +74,7 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALLEST:
-        return patiently(np.empty, shape, dtype)
+        return np.empty(shape, dtype)
     step = 1 << (size.bit_length() - 4)  # sizes in steps of at most an eighth
     return np.ndarray(shape, dtype, _block(-(-size // step) * step + _LINE))
 

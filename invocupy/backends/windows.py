@@ -15,6 +15,8 @@ def within(
 ) -> tuple[Pair, Pair, Pair]:  # fmt: skip
     """(size, stride, padding) of the same windows without the taps that are outside for all."""
     size, stride, padding = window
+    if padding == (0, 0) and size[0] <= sizes[0] and size[1] <= sizes[1]:
+        return window
     ends = []
     for k, s, p, n, o in zip(size, stride, padding, sizes, out, strict=True):
         first = max(p - (o - 1) * s, 0)
