@@ -287,6 +287,22 @@ def test_a_dilation_past_the_largest_is_named() -> None:
         invocupy.involution(x, kernel, dilation=2**62)
 
 
+def test_pooling_with_a_stride_beyond_the_image() -> None:
+    """A second window starts inside, in ceil mode, and sees the rest of the image."""
+    x = np.random.default_rng(7).standard_normal((2, 3, 5, 4))
+    half = 5 * 10**8
+    value, (partial,) = ops.avg_pool2d(
+        x, 2 * half, (half + 2, half + 3), half, ceil_mode=True, count_include_pad=False
+    )
+    parts = [[x[:, :, a:, b:].mean(axis=(2, 3)) for b in (0, 3)] for a in (0, 2)]
+    close(value, np.moveaxis(np.array(parts), (0, 1), (2, 3)))
+    back = np.zeros(x.shape)
+    for i, a in enumerate((0, 2)):
+        for j, b in enumerate((0, 3)):
+            back[:, :, a:, b:] += value[:, :, i : i + 1, j : j + 1] / x[0, 0, a:, b:].size
+    close(partial(value), back)
+
+
 ON_A_GPU = """
 import numpy as np, cupy as cp
 from invocupy import ops
