@@ -92,9 +92,9 @@ def release_memory() -> None:
     """Give the memory that is kept for later results back to the system.
 
     On the CPU the memory of large results (64 KB and more) is used again when they are gone. At
-    most 1 GiB lies idle, or what a training step needs; the working memory of the kernels is kept
-    as well. All of it is also given back before a MemoryError is raised. CuPy's pool has a function
-    of its own, ``cupy.get_default_memory_pool().free_all_blocks()``.
+    most 1 GiB lies idle, and in training as much more as a step has in use. The working memory of
+    the kernels is kept as well. All of it is also given back before a MemoryError is raised. CuPy's
+    pool has a function of its own, ``cupy.get_default_memory_pool().free_all_blocks()``.
 
     Examples
     --------
