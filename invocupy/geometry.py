@@ -218,10 +218,12 @@ class Geometry:
         Raises
         ------
         ValueError
-            If a single size does not fit 32 bits (offsets into arrays are 64-bit everywhere).
+            If a size, with its padding, does not fit 32 bits (offsets into arrays are 64-bit
+            everywhere).
         """
         values = astuple(self)
-        if max(values) > np.iinfo(np.int32).max:
+        padded = self.height + 2 * self.pad_h, self.width + 2 * self.pad_w
+        if max(*values, *padded) > np.iinfo(np.int32).max:
             raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
         return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
 
