@@ -237,10 +237,9 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
         if isinstance(value, (nn.Parameter, nn.Buffer))
     ]
     grads = [(p, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for _, module in model.modules()]
     device = on_device(next(iter(model.parameters())).data)
     try:
-        with backends.dry_run(), np.errstate(all="ignore"), device:
+        with nn.keep_modes(model), backends.dry_run(), np.errstate(all="ignore"), device:
             model.train(training)
             yield
     finally:
@@ -248,8 +247,6 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
             holder.data = array
         for parameter, grad in grads:
             parameter.grad = grad
-        for module, mode in modes:
-            module.training = mode
 
 
 def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:

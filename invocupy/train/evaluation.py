@@ -39,7 +39,8 @@ def evaluate(
     Parameters
     ----------
     model : Module
-        Its ``logits`` method is used, or the model itself if it has none.
+        Its ``logits`` method is used, or the model itself if it has none. Afterwards each of its
+        modules has its own mode again.
     images : uint8 array (N, C, H, W)
         NumPy, or CuPy on the device of the model.
     labels : integer array (N,)
@@ -84,22 +85,18 @@ def evaluate(
     )
     batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
     answers, total, classes = [], 0.0, 0
-    training = model.training
-    model.eval()
-    try:
-        with no_grad(), on_device(images):
-            for step, (x, answer) in enumerate(batches.epoch(0), 1):
-                logits = Tensor(logits_of(model, x))
-                # A sum on the device: nothing waits for it before the end.
-                total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
-                answers.append(logits.data.argmax(axis=1))
-                classes = logits.shape[1]
-                if progress is not None:
-                    progress(step, len(batches))
-            # Of no images there are no answers, as many as labels.
-            given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
-    finally:
-        model.train(training)
+    with nn.keep_modes(model), no_grad(), on_device(images):
+        model.eval()
+        for step, (x, answer) in enumerate(batches.epoch(0), 1):
+            logits = Tensor(logits_of(model, x))
+            # A sum on the device: nothing waits for it before the end.
+            total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
+            answers.append(logits.data.argmax(axis=1))
+            classes = logits.shape[1]
+            if progress is not None:
+                progress(step, len(batches))
+        # Of no images there are no answers, as many as labels.
+        given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
     sums, widths = zip(*comm.exchange([float(total), classes]), strict=True)
     classes = max(widths)  # a rank without images has seen none
     pairs = np.asarray(to_device(labels, "cpu"), np.int64) * classes + given
@@ -158,16 +155,13 @@ def predict(
     images = to_device(images, device)
     nothing = to_device(np.zeros(len(images), np.int64), device)
     batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
-    found, training = [], model.training
-    model.eval()
-    try:
-        with no_grad(), on_device(images):
-            for step, (x, _) in enumerate(batches.epoch(0), 1):
-                found.append(Tensor(logits_of(model, x)).data)
-                if progress is not None:
-                    progress(step, len(batches))
-    finally:
-        model.train(training)
+    found = []
+    with nn.keep_modes(model), no_grad(), on_device(images):
+        model.eval()
+        for step, (x, _) in enumerate(batches.epoch(0), 1):
+            found.append(Tensor(logits_of(model, x)).data)
+            if progress is not None:
+                progress(step, len(batches))
     logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
     return np.asarray(F.softmax(logits, 1))
 

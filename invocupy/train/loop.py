@@ -78,7 +78,9 @@ def fit(
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
         What to train, in place; by default :func:`build` makes it from ``config``. With
-        ``config.ema`` it ends with the averaged weights.
+        ``config.ema`` it ends with the averaged weights. Modules that are in evaluation mode stay
+        so, for example frozen norms, unless the model itself is: then all of it is trained. At the
+        end each module has its own mode again.
     before_update
         Called with the model and the optimiser in each step, when the gradients are there (and
         clipped): look at them, change them, or set ``optimiser.lr``. On a GPU, whoever reads a
@@ -184,7 +186,11 @@ def fit(
 
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     grace = 0.0 if comm.size == 1 else _ONE_CTRL_C
-    with _interrupts(grace) as asked, on_device(images), np.errstate(all="ignore"):
+    quiet = np.errstate(all="ignore")
+    with _interrupts(grace) as asked, on_device(images), quiet, nn.keep_modes(model):
+        if not model.training:
+            model.train()
+        frozen = [module for _, module in model.modules() if not module.training]
 
         def tested(*batches: int) -> None:
             if testing is not None:
@@ -197,6 +203,10 @@ def fit(
         try:
             stop = False
             while run.state.epoch < config.epochs and not (stop or run.stalled()):
+                if not model.training:  # a function given to fit has left it so
+                    model.train()
+                    for module in frozen:
+                        module.training = False
                 _train_epoch(run, batches, progress, before_update, asked)
                 average_norms(run)
                 with average.used_by(model) if average else nullcontext():
@@ -246,7 +256,7 @@ def _train_epoch(
     asked: Callable[[], bool],
 ) -> None:
     """Do the steps of the current epoch that are left."""
-    model, optimiser, state, comm = run.model.train(), run.optimiser, run.state, run.comm
+    model, optimiser, state, comm = run.model, run.optimiser, run.state, run.comm
     message = Message(optimiser.params, 3, comm) if comm.size > 1 else None
     unread: list[_Step] = []
     clock = time.perf_counter()
