@@ -352,8 +352,8 @@ def _agreed(run: Run, row: Row, stop: bool, asked: bool) -> tuple[Row, bool]:
         if answer["weights"] != answers[0]["weights"]:
             raise RuntimeError(
                 f"the weights of rank {rank} are not those of rank 0 after epoch "
-                f"{run.state.epoch + 1}: its machine computes something else, or a function given "
-                "to fit changes them on some ranks only"
+                f"{run.state.epoch + 1}: a function given to fit changes the model on some ranks "
+                "only, or a machine computes wrong numbers"
             )
     if any(answer["asked"] for answer in answers):
         raise _Pause
