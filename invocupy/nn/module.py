@@ -255,8 +255,8 @@ class Module:
                 problems.append(f"{name}: {error}")
                 continue
             first, _, before = taken.setdefault(id(holder), (name, holder, array))
-            same = before is array or np.array_equal(*map(arrays.readable, (before, array)), True)
-            if not same:
+            one, two = arrays.readable(before), arrays.readable(array)
+            if before is not array and not np.array_equal(one, two, equal_nan=True):
                 problems.append(f"{name}: not equal to {first}, with which it is shared")
         if strict:
             problems += [f"{name}: left over" for name in state if name not in own]
