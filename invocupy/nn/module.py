@@ -255,8 +255,9 @@ class Module:
                 problems.append(f"{name}: {error}")
                 continue
             first, _, before = taken.setdefault(id(holder), (name, holder, array))
-            one, two = arrays.readable(before), arrays.readable(array)
-            if before is not array and not np.array_equal(one, two, equal_nan=True):
+            if before is not array and not np.array_equal(
+                arrays.readable(before), arrays.readable(array), equal_nan=True
+            ):
                 problems.append(f"{name}: not equal to {first}, with which it is shared")
         if strict:
             problems += [f"{name}: left over" for name in state if name not in own]
