@@ -330,6 +330,10 @@ def keep_modes(model: Module) -> Iterator[None]:
     ----------
     model : Module
 
+    Returns
+    -------
+    context manager
+
     Examples
     --------
     >>> from invocupy import nn
