@@ -250,6 +250,13 @@ def test_a_module_of_a_class_is_refused() -> None:
             layer = nn.ReLU()
 
 
+def test_slots_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"Slim.__slots__ has layer, .*: leave __slots__ out"):
+
+        class Slim(nn.Module):
+            __slots__ = ("layer",)
+
+
 def test_a_module_cannot_contain_itself() -> None:
     net: Any = Net()
     for name, child in (("own", net), ("outer", nn.Sequential(nn.ReLU(), net))):

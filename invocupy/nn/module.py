@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,6 +97,11 @@ class Module:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, value in vars(cls).items():
+            if isinstance(value, MemberDescriptorType):
+                raise TypeError(
+                    f"{cls.__name__}.__slots__ has {name}, and what is assigned to a slot would not "
+                    "be registered: leave __slots__ out"
+                )
             if _holds_state(value):
                 raise TypeError(
                     f"{cls.__name__}.{name} holds modules or parameters that all instances would "
