@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -248,29 +247,6 @@ def readable(array: Any) -> np.ndarray[Any, Any]:
 
 def _is_floating(array: Any) -> bool:
     return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
-
-
-def number(name: str, value: Any) -> float:
-    """Read an option that is a finite real number, also NumPy's or a Tensor of no axes.
-
-    It becomes Python's float: NumPy's float64 would turn float32 arrays into float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the option.
-    """
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number, got {found}")
-    return found
 
 
 def require_cupy() -> Any:

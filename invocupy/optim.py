@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import converted, namespace, number, on_device, to_device
+from invocupy.arrays import converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
+from invocupy.geometry import number
 
 
 class SGD:
@@ -37,11 +38,10 @@ class SGD:
     Raises
     ------
     TypeError
-        For one Tensor, a module or parameter groups in place of an iterable of Tensors, and for
-        options that are no numbers.
+        For one Tensor, a module or parameter groups in place of an iterable of Tensors.
     ValueError
-        For no parameters, one that is given twice or was made by an operator, options that are
-        negative or not finite, or Nesterov without momentum.
+        For no parameters, one that is given twice or was made by an operator, options that are no
+        finite numbers from 0 on (also when they are assigned), or Nesterov without momentum.
 
     Examples
     --------
@@ -75,9 +75,7 @@ class SGD:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("lr", "momentum", "weight_decay"):
-            value = number(name, value)
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+            value = number(name, value, 0)
         super().__setattr__(name, value)
 
     def zero_grad(self) -> None:
@@ -358,8 +356,10 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
 
     Raises
     ------
+    ValueError
+        For a limit that is not a finite number above 0.
     TypeError, ValueError
-        For a limit that is not a finite number above 0, and parameters as in :class:`SGD`.
+        For parameters that :class:`SGD` refuses; there may be none.
 
     Examples
     --------
@@ -370,8 +370,8 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
     >>> float(optim.clip_by_norm([p], 1.0)), p.grad.round(3)
     (5.0, array([0.6, 0.8]))
     """
-    limit = number("limit", limit)
-    if not limit > 0:
+    limit = number("limit", limit, 0)
+    if not limit:
         raise ValueError(f"limit must be above 0, got {limit}")
     held = [parameter for parameter in _tensors(params) if parameter.grad is not None]
     if not held:

@@ -140,7 +140,7 @@ def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
         (lambda: nn.Involution(30), "channels must be a multiple of channels_per_group"),
         (lambda: nn.Involution(32, 4), "kernel_size must be odd"),
         (lambda: nn.Involution(32, reduction_ratio=33), "reduction_ratio must be between"),
-        (lambda: nn.BatchNorm2d(3, eps=-1e-5), "eps must be at least 0"),
+        (lambda: nn.BatchNorm2d(3, eps=-1e-5), "eps must be a finite number >= 0"),
         (lambda: nn.BatchNorm2d(3, momentum=1.5), r"momentum must be in \[0, 1\]"),
         (lambda: nn.Involution(32, fused="yes"), "fused must be True, False or 'auto'"),  # type: ignore[arg-type]
         (lambda: nn.Involution(32)(np.ones((32, 4, 4))), r"x must be \(N, C, H, W\)"),
@@ -168,7 +168,7 @@ SIZES = [
     ("make", "sizes", "name"), [(make, sizes, name) for make, sizes in SIZES for name in sizes]
 )
 def test_sizes_are_integers_above_zero(make: Any, sizes: dict[str, int], name: str) -> None:
-    for wrong in (0, -1, 2.0, True, np.True_, None, "2", 2**31, [2], np.ones(1)):
+    for wrong in (0, -1, 2.0, True, np.True_, None, "2", [2], np.ones(1)):
         if name == "kernel_size" and wrong == [2]:
             continue
         with pytest.raises(ValueError, match=f"{name} must be"):
@@ -196,14 +196,11 @@ def test_numbers_of_a_norm_are_pythons(name: str) -> None:
             assert type(getattr(layer, name)) is float
             assert layer(x).dtype == np.float32
             assert layer.running_var.data.dtype == np.float32
-    for wrong in (None, "0.1", True, 1j, np.ones(2)):
-        with pytest.raises(TypeError, match=f"{name} must be a number"):
+    for wrong in (None, "0.1", True, 1j, np.ones(2), -0.1, np.nan, np.inf, 10**400):
+        with pytest.raises(ValueError, match=f"{name} must be "):
             nn.BatchNorm2d(2, **{name: wrong})  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=f"{name} must be a number"):
+        with pytest.raises(ValueError, match=f"{name} must be "):
             setattr(nn.BatchNorm2d(2), name, wrong)
-    for nan in (np.nan, np.inf, 10**400):
-        with pytest.raises(ValueError, match=f"{name} must be a finite number"):
-            nn.BatchNorm2d(2, **{name: nan})
 
 
 # ---------------------------------------------------------------------------- SGD
@@ -260,7 +257,7 @@ def test_sgd_refuses() -> None:
             optim.SGD(wrong, 0.1)
     with pytest.raises(ValueError, match="params must hold at least one"):
         optim.SGD([], 0.1)
-    with pytest.raises(ValueError, match="lr must not be negative"):
+    with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
         optim.SGD([p], -1)
     with pytest.raises(ValueError, match="nesterov needs a momentum"):
         optim.SGD([p], 0.1, nesterov=True)
@@ -306,15 +303,13 @@ def test_options_must_be_numbers(name: str) -> None:
     p = nn.Parameter(np.ones(2))
     sgd = optim.SGD([p], 0.1)
     for wrong in (None, "0.1", True, np.True_, 1j, [0.1], np.array([0.1]), np.array("0.1")):
-        with pytest.raises(TypeError, match=f"{name} must be a number"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
             optim.SGD([p], **{"lr": 0.1, name: wrong})  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match=f"{name} must be a number"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
             setattr(sgd, name, wrong)
-    for far in (np.nan, np.inf, -np.inf, np.float64("nan"), 10**400):
-        with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+    for far in (np.nan, np.inf, -np.inf, np.float64("nan"), 10**400, -1e-9):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
             setattr(sgd, name, far)
-    with pytest.raises(ValueError, match=f"{name} must not be negative"):
-        setattr(sgd, name, -1e-9)
 
 
 def test_schedules_of_numpy_leave_the_dtype() -> None:

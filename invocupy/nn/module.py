@@ -99,8 +99,8 @@ class Module:
         for name, value in vars(cls).items():
             if isinstance(value, MemberDescriptorType):
                 raise TypeError(
-                    f"{cls.__name__}.__slots__ has {name}, and what is assigned to a slot would not "
-                    "be registered: leave __slots__ out"
+                    f"{cls.__name__}.__slots__ has {name}, and what is assigned to a slot is not "
+                    "registered: leave __slots__ out"
                 )
             if _holds_state(value):
                 raise TypeError(

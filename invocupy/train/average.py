@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from invocupy import nn
-from invocupy.arrays import device_of, number, on_device, to_device
+from invocupy.arrays import device_of, on_device, to_device
+from invocupy.geometry import number
 
 
 class Average:
@@ -19,7 +20,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = number("ema", decay)
+        self.decay = number("ema", decay, 0, 1)
         self.arrays = {name: holder.data.copy() for name, holder in named_state(model)}
 
     def update(self, model: nn.Module, steps: int) -> None:
