@@ -116,10 +116,10 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     x = to_device(np.zeros((1, *shape), np.float32), device)
     with _dry(model, training=False), no_grad(), ExitStack() as undo:
         for name, module in modules.items():
-            if isinstance(module, nn.Involution):
-                undo.callback(setattr, module, "fused", module.fused)
-                module.fused = False
+            undo.callback(vars(module).update, dict(vars(module)))
             undo.callback(vars(module).pop, "forward")
+            if isinstance(module, nn.Involution):
+                module.fused = False
             module.forward = note(name, module, module.forward)  # type: ignore[method-assign]
         model(x)
 

@@ -132,3 +132,14 @@ def test_a_block_that_runs_as_one_respects_the_modes_of_its_norms(
         # statistics are kept in float32; the rest is some hundred roundings of float64
         tolerance = 1e-6 if one.dtype == np.float32 else 1e-9
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_a_summary_leaves_what_an_instance_defines() -> None:
+    model: Any = SimpleModel(num_layers=1, rng=0)
+    layer = model.blocks[0].expand
+    layer.forward = forward = nn.Conv2d.forward.__get__(layer)
+    model.blocks[0].involution.fused = "auto"
+    assert layers(model)[0].shape == (10,)
+    assert layer.forward is forward
+    assert model.blocks[0].involution.fused == "auto"
+    assert "forward" not in vars(model)

@@ -65,8 +65,8 @@ class Module:
     ------
     TypeError
         When another kind of value is assigned to a registered attribute, a list, tuple, set or
-        dict with modules or parameters is assigned (or one that was assigned is found to hold some
-        when the parameters are asked for), or ``training`` is set to something that is no bool.
+        dict is assigned whose modules or parameters are not registered (or has got some by the time
+        the parameters are asked for), or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
@@ -102,7 +102,7 @@ class Module:
                     f"{cls.__name__}.__slots__ has {name}, and what is assigned to a slot is not "
                     "registered: leave __slots__ out"
                 )
-            if _holds_state(value):
+            if _members(value):
                 raise TypeError(
                     f"{cls.__name__}.{name} holds modules or parameters that all instances would "
                     "share and none would register: assign it to self in __init__"
@@ -139,7 +139,12 @@ class Module:
             )
 
     def _check_container(self, name: str, value: Any) -> None:
-        if _holds_state(value):
+        found = _members(value)
+        if not found:
+            return
+        modules = [module for _, module in self.modules()]
+        known = {id(held) for module in modules for held in (module, *vars(module).values())}
+        if not known.issuperset(map(id, found)):
             raise TypeError(
                 f"{type(self).__name__}.{name} is a {type(value).__name__} that holds modules or "
                 "parameters, which would not be registered: use nn.ModuleList for modules, and an "
@@ -303,18 +308,18 @@ _STATE = (Parameter, Buffer, Module)
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 
 
-def _holds_state(value: Any) -> bool:
-    """Whether it is a module, parameter or buffer, or a container with one at any depth."""
+def _members(value: Any) -> list[Any]:
+    """The modules, parameters and buffers in a container, at any depth; also the value itself."""
     seen: set[int] = set()
-    left = [value]
+    left, found = [value], []
     while left:
         value = left.pop()
         if isinstance(value, _STATE):
-            return True
-        if isinstance(value, _CONTAINERS) and id(value) not in seen:
+            found.append(value)
+        elif isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
             left += [*value, *value.values()] if isinstance(value, dict) else value
-    return False
+    return found
 
 
 def _mode(value: Any) -> bool:
