@@ -143,3 +143,13 @@ def test_a_summary_leaves_what_an_instance_defines() -> None:
     assert layer.forward is forward
     assert model.blocks[0].involution.fused == "auto"
     assert "forward" not in vars(model)
+
+
+def test_models_are_modules() -> None:
+    for wrong in (SimpleModel, F.relu, "simple"):
+        for look in (*LOOKS[:1], LOOKS[2], lambda m: fit(CONFIG, model=m)):
+            with pytest.raises(TypeError, match="model must be a module"):
+                look(wrong)
+    for config in (None, {"epochs": 1}):
+        with pytest.raises(TypeError, match="config must be a Config"):
+            fit(config)  # type: ignore[arg-type]

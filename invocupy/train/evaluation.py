@@ -13,6 +13,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.distributed import Comm, Single, share
+from invocupy.nn.module import kind_of
 
 
 class Evaluation(NamedTuple):
@@ -75,6 +76,7 @@ def evaluate(
     >>> result.confusion.sum(), result.confusion.shape
     (np.int64(30), (10, 10))
     """
+    check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     comm = Single() if comm is None else comm
@@ -149,6 +151,7 @@ def predict(
     >>> predict(model, images, mean=SHAPES10_MEAN, std=SHAPES10_STD).sum(axis=1).round(6)
     array([1., 1., 1., 1., 1.])
     """
+    check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     device = device_of(next((p.data for p in model.parameters()), images))
@@ -164,6 +167,12 @@ def predict(
                 progress(step, len(batches))
     logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
     return np.asarray(F.softmax(logits, 1))
+
+
+def check_model(model: Any) -> None:
+    """Refuse a class or function in place of a model, with a TypeError."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module such as nn.Sequential(...), got {kind_of(model)}")
 
 
 def logits_of(model: nn.Module, x: Any) -> Any:

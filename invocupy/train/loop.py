@@ -23,7 +23,7 @@ from invocupy.distributed import Comm, Single, agree, synchronise, together
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
-from invocupy.train.evaluation import evaluate, logits_of
+from invocupy.train.evaluation import check_model, evaluate, logits_of
 from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.parallel import Message, average_norms, digest, norms_apart, parts, rows
 from invocupy.train.run import Row, Run
@@ -109,6 +109,8 @@ def fit(
 
     Raises
     ------
+    TypeError
+        If ``config`` is no Config or ``model`` no module.
     ConfigError
         If ``out`` holds a run already, ``config`` contradicts the run to resume, the device is
         missing, or a step would not fit into its memory (not checked for a ``model`` of your own).
@@ -143,6 +145,10 @@ def fit(
     >>> len(fit(config, after_epoch=good_enough))
     1
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config, got {type(config).__name__}: Config(**settings)")
+    if model is not None:
+        check_model(model)
     if comm is None or comm.size == 1:
         comm = Single(pick_device(config.device))
     elif config.device not in ("auto", comm.device.partition(":")[0]):
