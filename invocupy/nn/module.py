@@ -213,7 +213,7 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, kind):
                     yield f"{path}.{name}" if path else name, value
-                elif isinstance(value, _CONTAINERS):  # it may have been filled since
+                elif isinstance(value, _MUTABLE):  # it may have been filled since
                     module._check_container(name, value)
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -305,7 +305,8 @@ class Module:
 
 
 _STATE = (Parameter, Buffer, Module)
-_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+_MUTABLE = (list, dict, set, deque)
+_CONTAINERS = (*_MUTABLE, tuple, frozenset)
 
 
 def _members(value: Any) -> list[Any]:
