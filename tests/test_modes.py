@@ -153,3 +153,28 @@ def test_models_are_modules() -> None:
     for config in (None, {"epochs": 1}):
         with pytest.raises(TypeError, match="config must be a Config"):
             fit(config)  # type: ignore[arg-type]
+
+
+class Keywords(nn.Module):
+    """Calls its parts with keywords, and one of them gives no array."""
+
+    def __init__(self) -> None:
+        self.relu, self.both = nn.ReLU(), Both()
+
+    def forward(self, x: Any) -> Any:
+        return self.both(x=self.relu(x=x))[0]
+
+
+class Both(nn.Module):
+    """Gives two results."""
+
+    def forward(self, x: Any) -> Any:
+        return x, x
+
+
+def test_a_summary_takes_any_model() -> None:
+    found = {layer.name: layer.shape for layer in layers(Keywords(), (3, 4, 5))}
+    assert found == {"": (3, 4, 5), "relu": (3, 4, 5), "both": ()}
+    assert evaluation_memory(nn.GlobalAvgPool2d()).of(1) > 0
+    with pytest.raises(ValueError, match="at least one parameter"):
+        training_memory(nn.GlobalAvgPool2d())
