@@ -6,6 +6,7 @@ The same rules serve convolution and pooling through :func:`pair`, :func:`paddin
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
@@ -18,15 +19,41 @@ IntOrPair: TypeAlias = int | tuple[int, int]
 Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
 
 
+def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Read a finite number from ``low`` to ``high``, also one of NumPy's, as a Python float.
+
+    NumPy's float64 would promote arrays of float32, Python's does not.
+    """
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    real = isinstance(plain, (int, float)) and not isinstance(plain, bool)
+    if not real or not low <= plain <= high or math.isinf(plain):
+        rule = f"in [{low}, {high}]" if high < math.inf else f"a finite number >= {low}"
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+    return float(plain)
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Read an option given as an integer, also one of NumPy's."""
+    numbers = _integers(value)
+    if not numbers or numbers[0] < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return numbers[0]
+
+
+def _integers(*items: Any) -> tuple[int, ...]:
+    """The items as Python integers; nothing if one of them is a truth value or no integer."""
+    try:
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            return ()
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        return ()
+
+
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     """Read an option given as one integer or as a (vertical, horizontal) pair of them."""
     items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    try:
-        if any(isinstance(item, (bool, np.bool_)) for item in items):
-            raise TypeError
-        numbers = tuple(operator.index(item) for item in items)
-    except TypeError:
-        numbers = ()
+    numbers = _integers(*items)
     if len(numbers) != 2 or min(numbers) < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}")
     if max(numbers) >= 1 << 31:
