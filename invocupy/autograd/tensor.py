@@ -23,6 +23,12 @@ _serials = count()
 class Tensor(ArrayLike):
     """An array with the operators that made it, so that gradients can flow back.
 
+    Comparisons give plain arrays, since they have no gradient; as keys, Tensors are told apart by
+    identity. NumPy's functions run on a Tensor where no gradient is lost: ``numpy.exp`` and others
+    that are operators here give a Tensor, others give arrays, or an error if the Tensor requires a
+    gradient. ``numpy.asarray`` always gives the values. Each copy is a Tensor of its own; what was
+    computed from others can be deep-copied and pickled only after :meth:`detach`.
+
     Parameters
     ----------
     data : array, Tensor or number(s)
@@ -339,8 +345,11 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
 def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
     # NumPy would take some of them in some operators, and Python would join two by "+".
     if isinstance(operand, (list, tuple)):
+        name, *others = inspect.signature(op).parameters.values()
+        if name.kind is not name.VAR_POSITIONAL:
+            name = (name, *others)[place]
         raise TypeError(
-            f"{list(inspect.signature(op).parameters)[place]} must be a NumPy or CuPy array, "
+            f"{name.name} must be a NumPy or CuPy array, "
             f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
         )
     # NumPy's own scalars would promote float32 to float64; Python's do not.

@@ -225,9 +225,10 @@ def reshape(x: Any, shape: tuple[int, ...]) -> Result:
 
 def transpose(x: Any, axes: tuple[int, ...] | None = None) -> Result:
     """The axes in another order (reversed by default)."""
+    value = x.transpose(axes)
     order = tuple(range(x.ndim))[::-1] if axes is None else tuple(a % x.ndim for a in axes)
     inverse = tuple(order.index(a) for a in range(x.ndim))
-    return x.transpose(order), (lambda grad: grad.transpose(inverse),)
+    return value, (lambda grad: grad.transpose(inverse),)
 
 
 def getitem(x: Any, index: Any) -> Result:
@@ -250,6 +251,8 @@ def getitem(x: Any, index: Any) -> Result:
 
 def concatenate(*parts: Any, axis: int = 0) -> Result:
     """The arrays joined along ``axis``."""
+    if not parts:
+        raise ValueError("parts must be one array or more, got none")
     value = namespace(parts[0]).concatenate(parts, axis=axis)
     ends = [0]
     for part in parts:

@@ -101,5 +101,8 @@ def _log_softmax(x: Any, axis: int) -> Any:
 
 
 def _as(x: Any, value: Any) -> Any:
-    """``value`` in the dtype of ``x`` for half types."""
-    return value.astype(x.dtype, copy=False) if wide(x.dtype) else value
+    """``value`` in the dtype of ``x`` for half types; -inf for the logarithms past its range."""
+    if not wide(x.dtype):
+        return value
+    with np.errstate(over="ignore"):
+        return value.astype(x.dtype, copy=False)
