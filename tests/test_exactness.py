@@ -12,7 +12,7 @@ import pytest
 from op_table import ROWS, Row
 
 import invocupy
-from invocupy import Tensor, backends, functional, nn, ops, reference
+from invocupy import Tensor, backends, functional, nn, ops, optim, reference
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import apply
 from invocupy.ops.block import involution_block
@@ -136,6 +136,15 @@ def test_losses_of_half_types_are_computed_in_float32(xp: ModuleType) -> None:
     np.testing.assert_allclose(host(x.grad).astype(float), 0, atol=5e-3)
     query, key, value = (xp.zeros((1, 1, 64, 64), HALF) + a for a in (0, 0, 1))
     assert_half(F.self_attention(query, key, value), 1)
+
+
+def test_updates_of_half_types_are_computed_in_float32(xp: ModuleType) -> None:
+    weight = nn.Parameter(xp.ones(3, HALF))
+    sgd = optim.SGD([weight], lr=1e5, weight_decay=1e-6)  # neither is a float16
+    for expected in (0.9, 0.81):
+        weight.grad = xp.zeros(3, HALF)
+        sgd.step()
+        assert_half(weight.data, expected)
 
 
 # ---------------------------------------------------------------------------- long sums of rows

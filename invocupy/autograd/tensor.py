@@ -178,10 +178,9 @@ class Tensor(ArrayLike):
                     if serial in pending:
                         # Not in place: the two shares may be views of other arrays.
                         first = pending[serial][1]
-                        dtype = arrays.wide(first.dtype) or first.dtype
-                        total = memory.empty(first.shape, dtype, first)
-                        xp.add(first, share, out=total, dtype=dtype)
-                        pending[serial] = parent, total, True
+                        wide = arrays.wide(first.dtype)
+                        total = memory.empty(first.shape, wide or first.dtype, first)
+                        pending[serial] = parent, xp.add(first, share, out=total, dtype=wide), True
                     else:
                         # By the rules of ops: a new array, or grad itself, or a view.
                         own = share is not grad and share.base is None

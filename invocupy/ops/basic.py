@@ -20,6 +20,7 @@ Partial: TypeAlias = Callable[[Any], Any]
 Result: TypeAlias = tuple[Any, tuple[Partial, ...]]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
+_BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 ROWS = 1024  # that are summed one by one; sums of more are made of sums of so many
 
 
@@ -59,7 +60,7 @@ def _masked(array: Any, mask: Any) -> Any:
 
     ``where`` takes up to fifty times as long, since it branches.
     """
-    return (array.view(f"i{array.dtype.itemsize}") * mask).view(array.dtype)
+    return (array.view(_BITS[array.dtype.itemsize]) * mask).view(array.dtype)
 
 
 def _used(used: Any, slope: Any) -> Any:
