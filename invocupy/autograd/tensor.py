@@ -48,7 +48,8 @@ class Tensor(ArrayLike):
     Raises
     ------
     TypeError
-        For ``requires_grad`` on another dtype than a floating one, and for masked arrays.
+        For ``requires_grad`` on another dtype than a floating one, for masked arrays, and for lists
+        of Tensors that require a gradient.
 
     Examples
     --------
@@ -68,6 +69,11 @@ class Tensor(ArrayLike):
             raise TypeError(
                 "data is a masked array, and the mask would be ignored: "
                 "fill it first, for example with .filled(0)"
+            )
+        if type(data) in (list, tuple) and any(map(_is_recorded, data)):
+            raise TypeError(
+                "data holds Tensors, whose gradients would be lost: "
+                "join them with functional.concatenate, or take the .item() or .numpy() of each"
             )
         self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
@@ -144,6 +150,8 @@ class Tensor(ArrayLike):
         ------
         ValueError
             If ``grad`` is missing for more than one element, or has another shape.
+        TypeError
+            If ``grad`` is complex or holds no numbers.
         RuntimeError
             If this tensor was computed without recording.
         """
@@ -160,6 +168,8 @@ class Tensor(ArrayLike):
                 )
             grad = xp.ones_like(self.data)
         grad = Tensor(grad).data  # a matrix would multiply as one
+        if grad.dtype.kind in "cOSU":
+            raise TypeError(f"grad must hold real numbers, got {grad.dtype}")
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
         # With each gradient, whether it has memory of its own, which a leaf may keep.
@@ -338,7 +348,16 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
             if isinstance(operand, Tensor) and operand.requires_grad
         )
         result.requires_grad = bool(result._parents)
+        if result._parents and value.dtype.kind not in "fV":
+            raise TypeError(
+                f"gradients are of real numbers, but the result would be {value.dtype}: "
+                "take the .detach() of what requires a gradient"
+            )
     return result
+
+
+def _is_recorded(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.requires_grad and is_recording()
 
 
 def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:

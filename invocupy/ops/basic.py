@@ -55,6 +55,14 @@ def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     return np.sum([part.sum(axis, dtype, None, keepdims) for part in parts], axis=0)
 
 
+def check_some(x: Any, axis: Axis) -> None:
+    """Refuse to look for the largest of no values, with a ``ValueError``."""
+    if not x.size:
+        axes = range(x.ndim) if axis is None else normalize_axis_tuple(axis, x.ndim)
+        if not all(x.shape[a] for a in axes):
+            raise ValueError(f"x must have a value along axis {axis}, got shape {x.shape}")
+
+
 def _masked(array: Any, mask: Any) -> Any:
     """``array``, and 0 where ``mask`` is false: its bits times 1 or 0, as ``0 * inf`` is NaN.
 
@@ -201,6 +209,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Result:
 
 def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
     """The largest value over ``axis``; equal ones share the gradient evenly."""
+    check_some(x, axis)
     value = namespace(x).asarray(x.max(axis=axis, keepdims=keepdims))
 
     def partial(grad: Any) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from invocupy.arrays import is_cupy, namespace, wide
 from invocupy.geometry import number
-from invocupy.ops.basic import Result
+from invocupy.ops.basic import Result, check_some
 
 
 def softmax(x: Any, axis: int = -1) -> Result:
@@ -87,8 +87,7 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> 
 
 def _shifted(x: Any, axis: int) -> Any:
     """``x - max(x)``, in float32 for half types."""
-    if x.ndim and not x.shape[axis]:
-        raise ValueError(f"x must have at least one class along axis {axis}, got shape {x.shape}")
+    check_some(x, axis)
     x = x.astype(wide(x.dtype) or x.dtype, copy=False)
     with np.errstate(over="ignore"):  # further apart than a number can say: -inf, probability 0
         return x - x.max(axis=axis, keepdims=True)
