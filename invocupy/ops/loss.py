@@ -66,9 +66,10 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> 
     log_p = _log_softmax(logits, 1)
     rows = xp.arange(count)
     off = smoothing / classes if classes else 0.0
-    each = xp.zeros(count, log_p.dtype)
     if smoothing < 1:
         each = (smoothing - 1.0) * log_p[rows, labels]
+    else:
+        each = xp.zeros(count, log_p.dtype)
     if off:
         each -= off * log_p.sum(axis=1)
     value = _as(logits, xp.asarray(each.sum() / max(count, 1)))
