@@ -93,7 +93,7 @@ class Tensor(ArrayLike):
         return copied
 
     def __getstate__(self) -> Any:
-        """What deepcopy and pickle take: not what computed the tensor, and no serial number."""
+        """What deepcopy and pickle take, of a tensor that nothing recorded has computed."""
         if self._parents:
             raise TypeError(
                 "a Tensor that was computed from others cannot be deep-copied or pickled, since "
@@ -275,7 +275,7 @@ class Tensor(ArrayLike):
         return apply(ops.absolute, self)
 
     def __getitem__(self, index: Any) -> Any:
-        return apply(ops.getitem, self, index=_plain_index(index))
+        return apply(ops.getitem, self, index=_plain_index(index, self.data))
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
         """The sum over ``axis`` (all axes by default)."""
@@ -374,12 +374,12 @@ def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
     return operand.item() if isinstance(operand, np.generic) else operand
 
 
-def _plain_index(index: Any) -> Any:
-    """``index`` with arrays in place of Tensors and lists."""
+def _plain_index(index: Any, x: Any) -> Any:
+    """``index`` with arrays, of the library of ``x``, in place of Tensors and lists."""
     if isinstance(index, tuple):
-        return tuple(map(_plain_index, index))
+        return tuple(_plain_index(item, x) for item in index)
     if isinstance(index, list):
-        return np.asarray(index, None if index else np.intp)
+        return arrays.namespace(x).asarray(index, None if index else np.intp)
     return index.data if isinstance(index, Tensor) else index
 
 
