@@ -94,7 +94,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
     TypeError
         For another library than the inputs', or a masked array.
     ValueError
-        For another shape, dtype or device, a read-only array, or one that overlaps an input.
+        For another shape, dtype or device, a read-only array, or one that overlaps an input or
+        itself.
     """
     x = next(iter(inputs.values()))
     if not (is_cupy(out) if is_cupy(x) else isinstance(out, np.ndarray)):
@@ -109,9 +110,22 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
         )
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: give a writeable array")
+    reach = out.itemsize  # of the axes with smaller steps
+    for step, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
+        if size > 1 and step < reach and out.size:
+            raise ValueError(
+                f"out overlaps itself (shape {out.shape}, strides {out.strides}): "
+                "give an array whose elements have memory of their own"
+            )
+        reach += step * (size - 1)
     for name, array in inputs.items():
         if namespace(x).shares_memory(out, array):
             raise ValueError(f"out overlaps {name}: give an array with memory of its own")
+
+
+def wide(dtype: Any) -> Any:
+    """float32 for a half type, whose sums are accumulated in it; None for other dtypes."""
+    return np.float32 if dtype.itemsize == 2 and dtype.kind in "fV" else None
 
 
 def contiguous(array: Any, dtype: Any) -> Any:
