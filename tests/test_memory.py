@@ -19,6 +19,7 @@ from invocupy.autograd import apply
 from invocupy.backends import memory, team
 from invocupy.backends.jit import jit, next_task, pointer
 from invocupy.backends.launch import launch
+from invocupy.ops.ranks import add_up
 
 LIKE = np.ones(1)
 MB = 1 << 20
@@ -159,6 +160,25 @@ def test_operators_and_gradients_try_once_more() -> None:
     y.backward(np.ones(3))
     assert x.grad is not None
     np.testing.assert_array_equal(x.grad, [2, 2, 2])
+
+
+def test_what_has_sent_a_message_to_other_ranks_is_not_tried_again() -> None:
+    class Comm:
+        sent = 0
+
+        def allgather(self, array: Any) -> Any:
+            self.sent += 1
+            return array[None]
+
+    comm = Comm()
+
+    def op(x: Any) -> Any:
+        add_up(comm, x)
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        apply(op, np.ones(2))
+    assert comm.sent == 1
 
 
 def test_scratch_that_cannot_be_had_leaves_the_job_in_order(

@@ -338,11 +338,7 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
         operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
         for place, operand in enumerate(operands)
     ]
-    try:
-        value, partials = op(*plain, **options)
-    except MemoryError:
-        memory.release_memory()
-        value, partials = op(*plain, **options)
+    value, partials = memory.patiently(op, *plain, **options)
     if not any(isinstance(operand, Tensor) for operand in operands):
         return value
     result = Tensor(value)

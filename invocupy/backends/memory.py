@@ -52,6 +52,7 @@ class _Pool:
 
 
 _pool = _Pool()
+sent = 0  # messages to other ranks
 others: list[Callable[[], None]] = []
 """Functions that give back idle memory of other modules."""
 
@@ -80,12 +81,24 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
 
 
 def patiently(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call ``make``; after a MemoryError once more, with all idle memory given back."""
+    """Call ``make``; after a MemoryError once more, with all idle memory given back.
+
+    Not if ``make`` has sent a message to other ranks: it would send it twice.
+    """
+    before = sent
     try:
         return make(*arguments, **options)
     except MemoryError:
+        if sent != before:
+            raise
         release_memory()
     return make(*arguments, **options)
+
+
+def note_message() -> None:
+    """Say that a message goes to other ranks now."""
+    global sent
+    sent += 1
 
 
 def release_memory() -> None:

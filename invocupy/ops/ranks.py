@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from invocupy.arrays import is_cupy, namespace
+from invocupy.backends.memory import note_message
 
 
 class Comm(Protocol):
@@ -64,7 +65,7 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
     message[0] = count
     message[1 : 1 + channels] = mean
     message[1 + channels :] = second.reshape(-1)
-    rows = comm.allgather(message)
+    rows = _sent(comm, message)
     counts, means, seconds = rows[:, :1], rows[:, 1 : 1 + channels], rows[:, 1 + channels :]
     total = counts.sum()
     if not is_cupy(total) and total == 0:
@@ -96,4 +97,9 @@ def add_up(comm: Comm, *parts: Any) -> Any:
     message = xp.empty((len(parts), parts[0].size), np.float64)
     for row, part in zip(message, parts, strict=True):
         row[...] = part
-    return comm.allgather(message).sum(axis=0)
+    return _sent(comm, message).sum(axis=0)
+
+
+def _sent(comm: Comm, message: Any) -> Any:
+    note_message()
+    return comm.allgather(message)
