@@ -5,10 +5,15 @@ Neighbouring chunks lend each other the rows and columns that the kernel reaches
 NumPy or CuPy arrays; each is given to :func:`invocupy.involution` as it is.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
 from typing import Any
+
+from invocupy.extras import require
+
+require("dask", "dask", "dask", "2025.1")
 
 import dask.array as da
 import numpy as np

@@ -6,11 +6,16 @@ order, forward mode (``jvp``) not at all, because a callback has none. ``vmap`` 
 all the mapped images together.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+
+from invocupy.extras import require
+
+require("jax", "JAX", "jax", "0.5")
 
 import jax
 import jax.numpy as jnp

@@ -13,11 +13,16 @@ autograd, ``torch.func`` and ``torch.vmap``, eager and compiled. :func:`fused_in
 kernel for all but its value and its first gradient in reverse mode.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
 from typing import Any
+
+from invocupy.extras import require
+
+require("torch", "PyTorch", "torch", "2.10")
 
 import torch
 from torch import Tensor, nn
@@ -342,7 +347,9 @@ def _options(
 
 def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
     """The sum over the taps in PyTorch's own operators: slower, and in more memory."""
-    g = Geometry.of(x.shape, kernel.shape, stride, padding or "same", dilation)
+    # Lists are not looked up, which symbolic sizes could not be.
+    options = list(stride), list(padding) or "same", list(dilation)
+    g = Geometry.of(x.shape, kernel.shape, *options)  # type: ignore[arg-type]
     work = torch.promote_types(x.dtype, torch.float32)
     pads = (g.pad_w, g.pad_w, g.pad_h, g.pad_h)
     padded = nn.functional.pad(x.to(work), pads).unflatten(1, (g.groups, g.channels_per_group))
