@@ -111,6 +111,9 @@ def test_what_does_not_work_says_so() -> None:
         plain(x.astype(int), kernel)
     with pytest.raises(ValueError, match="kernel has 4x6 positions, but x of 7x6"):
         interop.involution(x, kernel)
+    for wrong in (None, [1.0], 1.0):
+        with pytest.raises(TypeError, match="kernel must be a JAX array, got"):
+            plain(x, wrong)
     with pytest.raises(TypeError, match="x has dtype complex64, but only floating dtypes work"):
         plain(x.astype("complex64"), kernel)
 

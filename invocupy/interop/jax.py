@@ -56,7 +56,7 @@ def involution(
     Raises
     ------
     TypeError
-        For anything but floating arrays.
+        For anything but floating arrays of JAX or NumPy.
     ValueError
         For shapes or options that do not fit together.
 
@@ -70,6 +70,8 @@ def involution(
     [4.0, 6.0, 6.0, 4.0]
     """
     for name, array in {"x": x, "kernel": kernel}.items():
+        if not isinstance(array, (jax.Array, np.ndarray)):
+            raise TypeError(f"{name} must be a JAX array, got {type(array).__name__}")
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             raise TypeError(
                 f"{name} has dtype {jnp.result_type(array)}, but only floating dtypes work: "
