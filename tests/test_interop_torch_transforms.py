@@ -355,9 +355,15 @@ def test_safetensors_files_of_a_layer_and_either_name(tmp_path: Path) -> None:
             twin.state_dict().values(), layer.state_dict().values(), strict=True
         ):
             assert torch.equal(tensor, wanted)
-    state["kernel_generator.0.weight"] += 1
-    with pytest.raises(RuntimeError, match="are one parameter, but their values differ"):
-        twin.load_state_dict(state)
+    twin.load_state_dict({name: tensor.to("meta") for name, tensor in state.items()}, assign=True)
+    assert all(parameter.is_meta for parameter in twin.parameters())
+    state["weights0.bias"][0] = state["kernel_generator.0.bias"][0] = torch.nan
+    twin = interop.Involution(16, 3)
+    twin.load_state_dict(state)
+    assert twin.weights0.bias[0].isnan()
+    for other in (state["weights0.weight"] + 1, state["weights0.weight"].half()):
+        with pytest.raises(RuntimeError, match="are one parameter, but their values differ"):
+            twin.load_state_dict(state | {"kernel_generator.0.weight": other})
 
 
 def test_initial_weights_are_the_official_layers() -> None:

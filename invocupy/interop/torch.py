@@ -276,8 +276,16 @@ def _read_either_name(layer: Any, state: Any, prefix: str, *rest: Any) -> None:
         for name in [name for name in state if name.startswith(prefix + second)]:
             tensor = state.pop(name)
             other = prefix + first + name.removeprefix(prefix + second)
-            if not torch.equal(state.setdefault(other, tensor), tensor):
+            if not _same(state.setdefault(other, tensor), tensor):
                 rest[-1].append(f"{name} and {other} are one parameter, but their values differ")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.is_meta or other.is_meta:
+        return True
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(one.isclose(other.to(one.device), rtol=0, atol=0, equal_nan=True).all())
 
 
 def _check_channels(channels: int, kernel_size: int, reduction: int, per_group: int) -> None:
