@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
 
-class MissingExtra(RuntimeError):  # noqa: N818
-    """A package of an extra is not installed. Says which extra has it."""
+class MissingExtra(ModuleNotFoundError, RuntimeError):  # noqa: N818
+    """A package of an extra is not installed, or too old. Says which extra has it."""
 
 
-def require(module: str, package: str, extra: str) -> Any:
+def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
     """Import a module of an optional package.
 
     Parameters
@@ -20,6 +21,8 @@ def require(module: str, package: str, extra: str) -> Any:
         Its name for people.
     extra : str
         The extra of this package that brings it.
+    minimum : str, optional
+        The lowest version that works, such as "2.10".
 
     Returns
     -------
@@ -28,7 +31,7 @@ def require(module: str, package: str, extra: str) -> Any:
     Raises
     ------
     MissingExtra
-        With the command that installs it.
+        If it is missing or older, with the command that installs it.
 
     Examples
     --------
@@ -38,8 +41,21 @@ def require(module: str, package: str, extra: str) -> Any:
     invocupy.extras.MissingExtra: NoSuch is not installed: pip install 'invocupy[plots]'
     """
     try:
-        return import_module(module)
+        found = import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{package} is not installed: pip install 'invocupy[{extra}]'"
         ) from error
+    version = str(getattr(found, "__version__", "")) if minimum else ""
+    if version and _numbers(version) < _numbers(minimum):
+        raise MissingExtra(
+            f"{package} {version} is too old, {minimum} or newer works: "
+            f"pip install --upgrade 'invocupy[{extra}]'"
+        )
+    return found
+
+
+def _numbers(version: str) -> list[int]:
+    """The release of a version: "2.13.0+cpu" gives [2, 13, 0]."""
+    matched = re.match(r"\d+(\.\d+)*", version)
+    return [int(part) for part in matched[0].split(".")] if matched else []

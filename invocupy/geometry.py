@@ -307,7 +307,7 @@ def fused_geometry(
             )
         )
         wanted = (x_shape[0], *sizes)
-        if min(wanted) >= 0 and wanted != (batch, out_h, out_w):
+        if all(size >= 0 for size in sizes) and wanted != (batch, out_h, out_w):
             raise ValueError(
                 f"features {features_shape} must have the batch size and the output size of the "
                 f"involution, {wanted[0]} and {wanted[1]}x{wanted[2]} for x {x_shape}, got {batch} "

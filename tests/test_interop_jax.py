@@ -56,7 +56,7 @@ def test_same_bits_as_for_arrays(dtype: str, jit: bool) -> None:
 def test_gradients_of_two_orders() -> None:
     from jax.test_util import check_grads
 
-    check_grads(plain, operands(), order=2, modes=["rev"])
+    check_grads(plain, operands(), order=2, modes=["rev", "fwd"])
 
 
 def test_grad_under_jit_of_one_argument() -> None:
@@ -111,5 +111,62 @@ def test_what_does_not_work_says_so() -> None:
         plain(x.astype(int), kernel)
     with pytest.raises(ValueError, match="kernel has 4x6 positions, but x of 7x6"):
         interop.involution(x, kernel)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: plain(x, kernel), (x,), (x,))
+    for wrong in (None, [1.0], 1.0):
+        with pytest.raises(TypeError, match="kernel must be a JAX array, got"):
+            plain(x, wrong)
+    with pytest.raises(TypeError, match="x has dtype complex64, but only floating dtypes work"):
+        plain(x.astype("complex64"), kernel)
+
+
+def unfolded(x: Any, kernel: Any) -> Any:
+    """The same sum in JAX's own operators."""
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (2, 2)))
+    taps = [
+        jnp.repeat(kernel[:, :, u, v], 2, 1) * padded[:, :, u : u + 7 : 2, 2 * v : 2 * v + 6]
+        for u in range(3)
+        for v in range(3)
+    ]
+    return sum(taps)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_transforms_in_any_nesting(jit: bool) -> None:
+    x, kernel = (jnp.asarray(a, float) for a in operands())
+    along = operands(seed=1)
+    many = jnp.stack([kernel, 2 * kernel, 3 * kernel], axis=1)
+    small = x[:1, :2, :3, :2], kernel[:1, :1, :, :, :2, :2]
+
+    def cubes(function: Any) -> Any:
+        return lambda *arrays: (function(*arrays) ** 3).sum()
+
+    def all_of(f: Any) -> Any:
+        slope = jax.grad(lambda x: cubes(f)(x, kernel))
+        return (
+            jax.jvp(f, (x, kernel), along),
+            jax.linearize(f, x, kernel)[1](*along),
+            jax.jvp(slope, (x,), along[:1]),
+            jax.grad(lambda x: jax.jvp(slope, (x,), along[:1])[1].sum())(x),
+            jax.vmap(f, (None, 1), 1)(x, many),
+            jax.vmap(jax.grad(cubes(f), 1), (None, 1))(x, many),
+            jax.grad(lambda many: jax.vmap(cubes(f), (None, 1))(x, many).sum())(many),
+            jax.grad(jax.checkpoint(cubes(f)))(x, kernel),
+        )
+
+    ours, wanted = (
+        (jax.jit(all_of, static_argnums=0) if jit else all_of)(f) for f in (plain, unfolded)
+    )
+    for got, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+    hessian = jax.hessian(
+        cubes(lambda *a: interop.involution(*a, padding=1, stride=(2, 1))), (0, 1)
+    )
+    (xx, xk), (kx, kk) = hessian(*small)
+    np.testing.assert_allclose(xk, jnp.moveaxis(kx, range(6), range(-6, 0)), rtol=1e-10)
+    assert xx.any()
+    assert kk.any()
+
+
+def test_gradients_nobody_wants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, kernel = operands()
+    monkeypatch.delattr(invocupy.backends.of("involution", np.ones(1)), "grad_kernel")
+    assert jax.grad(lambda x: plain(x, kernel).sum())(x).shape == x.shape

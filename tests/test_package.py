@@ -8,6 +8,8 @@ import inspect
 import json
 import subprocess
 import sys
+import tomllib
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 import invocupy
+from invocupy.extras import MissingExtra
 
 PACKAGE = Path(invocupy.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -309,3 +312,28 @@ def test_the_page_of_benchmarks_shows_the_results_file() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert len(done.stdout.splitlines()) > 20
     assert done.stdout in (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("library", "name"), [("torch", "PyTorch"), ("jax", "JAX"), ("dask", "dask")]
+)
+def test_an_adapter_names_the_extra_of_a_missing_or_old_library(
+    library: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    (wanted,) = pyproject["project"]["optional-dependencies"][library]
+    minimum = wanted.partition(">=")[2]
+    adapter = f"invocupy.interop.{library}"
+    monkeypatch.delitem(sys.modules, adapter, raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        ModuleNotFoundError, match=rf"{name} is not installed: pip install 'invocupy\["
+    ):
+        importlib.import_module(adapter)
+    old = types.ModuleType(library)
+    monkeypatch.setitem(sys.modules, library, old)
+    for old.__version__ in ("0.4.38", "0.4rc1+cpu"):
+        with pytest.raises(
+            MissingExtra, match=rf"{name} 0\.4\S* is too old, {minimum} or newer.*{library}"
+        ):
+            importlib.import_module(adapter)

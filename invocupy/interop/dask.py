@@ -5,16 +5,22 @@ Neighbouring chunks lend each other the rows and columns that the kernel reaches
 NumPy or CuPy arrays; each is given to :func:`invocupy.involution` as it is.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
 from typing import Any
+
+from invocupy.extras import require
+
+require("dask", "dask", "dask", "2025.1")
 
 import dask.array as da
 import numpy as np
 from dask.array.overlap import overlap
 
 from invocupy import ops
+from invocupy.arrays import FLOATS
 from invocupy.geometry import Geometry, IntOrPair, Padding
 
 __all__ = ["involution"]
@@ -52,7 +58,7 @@ def involution(
     Raises
     ------
     TypeError
-        For anything but dask arrays.
+        For anything but dask arrays of a floating dtype.
     ValueError
         For unknown sizes, and as :func:`invocupy.involution`.
 
@@ -71,6 +77,12 @@ def involution(
             raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
         if any(n != n for n in array.shape):  # dask writes unknown sizes as NaN
             raise ValueError(f"{name} has unknown sizes {array.shape}: call compute_chunk_sizes()")
+        if array.dtype.name not in FLOATS:
+            raise TypeError(
+                f"{name} has dtype {array.dtype}, but only floating dtypes work "
+                f"({', '.join(FLOATS)}): "
+                "convert it with .astype('float32')"
+            )
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
     strides, pads = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w)
     reaches = g.dilation_h * (g.kernel_h - 1), g.dilation_w * (g.kernel_w - 1)

@@ -1,20 +1,26 @@
-"""Involution for JAX: a function that ``jit``, ``grad`` and ``vmap`` know.
+"""Involution for JAX: a function that ``jit``, ``grad``, ``jvp`` and ``vmap`` know.
 
 The work is done by the CPU backend, called back from the compiled program through
-:func:`jax.pure_callback`; arrays on a GPU travel to the host and back. Reverse mode works to any
-order, forward mode (``jvp``) not at all, because a callback has none. ``vmap`` makes one call of
-all the mapped images together.
+:func:`jax.pure_callback`; arrays on a GPU travel to the host and back. Reverse and forward mode
+work to any order and in any nesting. ``vmap`` makes one call of all the mapped images together.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from invocupy.extras import require
+
+require("jax", "JAX", "jax", "0.5")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from invocupy import backends
 from invocupy.arrays import contiguous
@@ -31,7 +37,7 @@ def involution(
     padding: Padding = "same",
     dilation: IntOrPair = 1,
 ) -> jax.Array:
-    """:func:`invocupy.involution` of JAX arrays: ``jit``, ``grad`` and ``vmap`` work.
+    """:func:`invocupy.involution` of JAX arrays: ``jit``, ``grad``, ``jvp`` and ``vmap`` work.
 
     Parameters
     ----------
@@ -50,7 +56,7 @@ def involution(
     Raises
     ------
     TypeError
-        For anything but floating arrays.
+        For anything but floating arrays of JAX or NumPy.
     ValueError
         For shapes or options that do not fit together.
 
@@ -64,6 +70,8 @@ def involution(
     [4.0, 6.0, 6.0, 4.0]
     """
     for name, array in {"x": x, "kernel": kernel}.items():
+        if not isinstance(array, (jax.Array, np.ndarray)):
+            raise TypeError(f"{name} must be a JAX array, got {type(array).__name__}")
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             raise TypeError(
                 f"{name} has dtype {jnp.result_type(array)}, but only floating dtypes work: "
@@ -72,72 +80,63 @@ def involution(
     geometry = Geometry.of(jnp.shape(x), jnp.shape(kernel), stride, padding, dilation)
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
     work = jnp.promote_types(dtype, jnp.float32)
-    return _forward(x.astype(work), kernel.astype(work), geometry).astype(dtype)
+    return _forward.bind(x.astype(work), kernel.astype(work), sizes=geometry).astype(dtype)
 
+
+def _shape(name: str, g: Geometry) -> tuple[int, ...]:
+    return {"forward": g.out_shape, "grad_x": g.x_shape, "grad_kernel": g.kernel_shape}[name]
+
+
+def _primitive(name: str) -> Any:
+    """The backend function of this name as a primitive of JAX, whose parameter is the geometry."""
+    primitive = Primitive(f"involution_{name}")
+
+    def call(first: Any, second: Any, *, sizes: Geometry) -> Any:
+        result = jax.ShapeDtypeStruct(_shape(name, sizes), first.dtype)
+        return jax.pure_callback(partial(_run, name, sizes), result, first, second)
+
+    def batch(operands: Any, axes: Any, *, sizes: Geometry) -> Any:
+        """Mapped axes join the batch."""
+        count = next(x.shape[i] for x, i in zip(operands, axes, strict=True) if i is not None)
+        whole = [
+            jnp.broadcast_to(x, (count, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in zip(operands, axes, strict=True)
+        ]
+        flat = [x.reshape(count * sizes.batch, *x.shape[2:]) for x in whole]
+        out = primitive.bind(*flat, sizes=replace(sizes, batch=count * sizes.batch))
+        return out.reshape(count, *_shape(name, sizes)), 0
+
+    primitive.def_impl(call)
+    primitive.def_abstract_eval(lambda first, _, *, sizes: first.update(shape=_shape(name, sizes)))
+    mlir.register_lowering(primitive, mlir.lower_fun(call, multiple_results=False))
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+_forward, _grad_x, _grad_kernel = map(_primitive, ("forward", "grad_x", "grad_kernel"))
 
 # With B(x, kernel) the involution, its gradients X(grad, kernel) and K(grad, x) are linear in both
-# arguments too, so the three are each other's gradients.
+# arguments too, so the three are each other's transposes.
+ad.defbilinear(
+    _forward,
+    lambda grad, x, kernel, sizes: _grad_x.bind(grad, kernel, sizes=sizes),
+    lambda grad, x, kernel, sizes: _grad_kernel.bind(grad, x, sizes=sizes),
+)
+ad.defbilinear(
+    _grad_x,
+    lambda u, grad, kernel, sizes: _forward.bind(u, kernel, sizes=sizes),
+    lambda u, grad, kernel, sizes: _grad_kernel.bind(grad, u, sizes=sizes),
+)
+ad.defbilinear(
+    _grad_kernel,
+    lambda v, grad, x, sizes: _forward.bind(x, v, sizes=sizes),
+    lambda v, grad, x, sizes: _grad_x.bind(grad, v, sizes=sizes),
+)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _forward(x: Any, kernel: Any, g: Geometry) -> Any:
-    return _call("forward", x, kernel, g, g.out_shape)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _grad_x(grad: Any, kernel: Any, g: Geometry) -> Any:
-    return _call("grad_x", grad, kernel, g, g.x_shape)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _grad_kernel(grad: Any, x: Any, g: Geometry) -> Any:
-    return _call("grad_kernel", grad, x, g, g.kernel_shape)
-
-
-def _keep(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda first, second, g: (function(first, second, g), (first, second))
-
-
-def _backward(g: Geometry, kept: Any, grad: Any) -> tuple[Any, Any]:
-    x, kernel = kept
-    return _grad_x(grad, kernel, g), _grad_kernel(grad, x, g)
-
-
-def _backward_of_grad_x(g: Geometry, kept: Any, u: Any) -> tuple[Any, Any]:
-    grad, kernel = kept
-    return _forward(u, kernel, g), _grad_kernel(grad, u, g)
-
-
-def _backward_of_grad_kernel(g: Geometry, kept: Any, v: Any) -> tuple[Any, Any]:
-    grad, x = kept
-    return _forward(x, v, g), _grad_x(grad, v, g)
-
-
-_forward.defvjp(_keep(_forward), _backward)
-_grad_x.defvjp(_keep(_grad_x), _backward_of_grad_x)
-_grad_kernel.defvjp(_keep(_grad_kernel), _backward_of_grad_kernel)
-
-
-def _call(name: str, first: Any, second: Any, g: Geometry, shape: Sequence[int]) -> Any:
-    result = jax.ShapeDtypeStruct(tuple(shape), first.dtype)
-    run = partial(_run, name, g, tuple(shape))
-    return jax.pure_callback(run, result, first, second, vmap_method="broadcast_all")
-
-
-def _run(name: str, g: Geometry, shape: tuple[int, ...], *arrays: Any) -> Any:
-    """Call the backend function; axes that ``vmap`` put in front join the batch."""
-    operands = [np.asarray(array) for array in arrays]
-    mapped = operands[0].shape[: operands[0].ndim - 4]  # every first argument has four axes
-    batch = int(np.prod(mapped, dtype=int)) * g.batch
-    wide = Geometry.of((batch, *g.x_shape[1:]), (batch, *g.kernel_shape[1:]), *_options(g))
-    own = [array.reshape(batch, *array.shape[len(mapped) + 1 :]) for array in operands]
-    result = np.zeros((batch, *shape[1:]), operands[0].dtype)
-    if all(array.size for array in own) and result.size:
-        backend = backends.of("involution", result)
-        getattr(backend, name)(*(contiguous(array, None) for array in own), wide, result)
-    return result.reshape(*mapped, *shape)
-
-
-def _options(g: Geometry) -> tuple[tuple[int, int], ...]:
-    strides, pads = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w)
-    return strides, pads, (g.dilation_h, g.dilation_w)
+def _run(name: str, g: Geometry, *arrays: Any) -> Any:
+    operands = [contiguous(np.asarray(array), None) for array in arrays]
+    result = np.zeros(_shape(name, g), operands[0].dtype)
+    if all(array.size for array in operands) and result.size:
+        getattr(backends.of("involution", result), name)(*operands, g, result)
+    return result

@@ -8,24 +8,30 @@ results are PyTorch's own memory. The functions are custom operators (``torch.op
 Under autocast they follow ``conv2d``: everything but float64 is cast to autocast's dtype. float16
 and bfloat16 sum in float32 everywhere; on the CPU they are also computed in float32.
 
-Involution is linear in ``x`` and in ``kernel``, so its gradients are made of the same three
-operators and :func:`involution` can be differentiated as often as you like.
-:func:`fused_involution` once; asking for more is an error that says so.
+Both functions can be differentiated any number of times, in reverse and in forward mode, under
+autograd, ``torch.func`` and ``torch.vmap``, eager and compiled. :func:`fused_involution` stores the
+kernel for all but its value and its first gradient in reverse mode.
 """
 
+# ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from itertools import product
 from typing import Any
+
+from invocupy.extras import require
+
+require("torch", "PyTorch", "torch", "2.10")
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from invocupy.geometry import Geometry, IntOrPair, Padding, padding_pair, pair
 from invocupy.interop import torch_operators as operators
 
-__all__ = ["Involution", "RedNetInvolution", "fused_involution", "involution"]
+__all__ = ["Involution", "RedNetInvolution", "decompositions", "fused_involution", "involution"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -70,11 +76,12 @@ def involution(
     >>> x.grad[0, 0, 0]  # how many windows see each pixel
     tensor([4., 6., 6., 4.])
     """
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    if has_torch_function((x, kernel)):
+        return handle_torch_function(involution, (x, kernel), x, kernel, **options)
     x, kernel = _one_dtype(x=x, kernel=kernel)
-    if kernel.ndim != 6:
-        Geometry.of(x.shape, kernel.shape)  # says what is wrong
-    options = _options(kernel.shape[2:4], stride, padding, dilation)
-    out: Tensor = operators.forward(x, kernel, *options)
+    run = _forward if torch.onnx.is_in_onnx_export() else operators.forward
+    out: Tensor = run(x, kernel, *_options(**options))
     return out
 
 
@@ -104,7 +111,7 @@ def fused_involution(
     Returns
     -------
     Tensor (N, C, Ho, Wo)
-        New and contiguous. Differentiable once.
+        New and contiguous.
 
     Raises
     ------
@@ -119,23 +126,29 @@ def fused_involution(
     >>> fused_involution(x, features, torch.ones(9, 3), kernel_size=3)[0, 0, 1, 1]
     tensor(27.)
     """
-    given = {"x": x, "features": features, "span_weight": span_weight}
-    x, features, span_weight, *bias = _one_dtype(
-        **given, **({} if span_bias is None else {"span_bias": span_bias})
-    )
+    options: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+    given = {"x": x, "features": features, "span_weight": span_weight, "span_bias": span_bias}
+    if span_bias is None:
+        del given["span_bias"]
+    if has_torch_function(tuple(given.values())):
+        own = {**given, "kernel_size": kernel_size, **options}
+        return handle_torch_function(fused_involution, tuple(given.values()), **own)
+    x, features, span_weight, *bias = _one_dtype(**given)
     span_bias = bias[0] if bias else x.new_zeros(span_weight.shape[:1])
     size = pair("kernel_size", kernel_size, 1)
-    options = _options(size, stride, padding, dilation)
-    out: Tensor = operators.fused_forward(x, features, span_weight, span_bias, size, *options)
+    run = _fused_forward if torch.onnx.is_in_onnx_export() else operators.fused_forward
+    out: Tensor = run(x, features, span_weight, span_bias, size, *_options(**options))
     return out
 
 
 class Involution(nn.Module):
     """The article's layer, to stand where its PyTorch class stands in a model.
 
-    ``kernel = weights1(relu(BN(weights0(x))))``. Parameters have the article's names, also twice
-    (``kernel_generator.0`` is ``weights0``), so its state dicts load and this one's load there.
-    With a stride the generator sees an average pool of x in ceil mode, so that odd sizes work.
+    ``kernel = weights1(relu(BN(weights0(x))))``. State dicts have the article's names, in which
+    each tensor comes twice (``kernel_generator.0.weight`` is ``weights0.weight``), so the article's
+    load here and these load there; either name is enough. Initial weights are those of PyTorch's
+    ``Conv2d``, as in the article. With a stride the generator sees an average pool of x in ceil
+    mode, so that odd sizes work.
 
     Parameters
     ----------
@@ -181,18 +194,20 @@ class Involution(nn.Module):
         self.weights0 = nn.Conv2d(channels, width, 1)
         self.BN = nn.BatchNorm2d(width)
         self.weights1 = nn.Conv2d(width, kernel_size**2 * groups, 1)
-        self.kernel_generator = nn.Sequential(self.weights0, self.BN, nn.ReLU(), self.weights1)
+        self.register_state_dict_post_hook(_write_both_names)
+        self.register_load_state_dict_pre_hook(_read_either_name)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
-        features = self.kernel_generator[:3](self.pool(x))
+        features = torch.relu(self.BN(self.weights0(self.pool(x))))
         return _span(x, features, self.weights1, self)
 
 
 class RedNetInvolution(nn.Module):
     """The layer of the paper's RedNet code, with its parameter names (``conv1.conv.weight``).
 
-    The same as :class:`Involution`, but its first convolution has no bias. At odd sizes with a
+    The same as :class:`Involution`, but its first convolution has no bias, and its initial weights
+    are the RedNet code's: normal, with variance 2 / fan-out, and biases of 0. At odd sizes with a
     stride, where the original fails, the pool before the generator is in ceil mode.
 
     Parameters
@@ -232,11 +247,45 @@ class RedNetInvolution(nn.Module):
         self.conv1 = nn.Sequential(
             OrderedDict(conv=reduce, bn=nn.BatchNorm2d(width), activate=nn.ReLU())
         )
-        self.conv2 = nn.Sequential(OrderedDict(conv=nn.Conv2d(width, taps, 1)))
+        span = nn.Conv2d(width, taps, 1)
+        self.conv2 = nn.Sequential(OrderedDict(conv=span))
+        for convolution in (reduce, span):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(span.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
         return _span(x, self.conv1(self.pool(x)), self.conv2.conv, self)
+
+
+_NAMES = {"weights0.": "kernel_generator.0.", "BN.": "kernel_generator.1.",
+          "weights1.": "kernel_generator.3."}  # fmt: skip
+
+
+def _write_both_names(layer: nn.Module, state: Any, prefix: str, _: Any) -> None:
+    """Add each tensor under the article's second name: a copy, as files want no shared memory."""
+    for first, second in _NAMES.items():
+        for name in [name for name in state if name.startswith(prefix + first)]:
+            tensor = state[name]
+            copy = tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+            state[prefix + second + name.removeprefix(prefix + first)] = copy
+
+
+def _read_either_name(layer: Any, state: Any, prefix: str, *rest: Any) -> None:
+    for first, second in _NAMES.items():
+        for name in [name for name in state if name.startswith(prefix + second)]:
+            tensor = state.pop(name)
+            other = prefix + first + name.removeprefix(prefix + second)
+            if not _same(state.setdefault(other, tensor), tensor):
+                rest[-1].append(f"{name} and {other} are one parameter, but their values differ")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other or one.is_meta or other.is_meta:
+        return True
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return bool(one.isclose(other.to(one.device), rtol=0, atol=0, equal_nan=True).all())
 
 
 def _check_channels(channels: int, kernel_size: int, reduction: int, per_group: int) -> None:
@@ -260,9 +309,9 @@ def _span(x: Tensor, features: Tensor, span: Any, layer: Any) -> Tensor:
     if layer.fused:
         weight = span.weight.flatten(1)
         return fused_involution(x, features, weight, span.bias, kernel_size=size, **options)
-    flat = span(features)
     # (N, G*K*K, Ho, Wo) to (N, G, K, K, Ho, Wo)
-    return involution(x, flat.unflatten(1, (flat.shape[1] // size**2, size, size)), **options)
+    kernel = span(features).unflatten(1, (span.out_channels // size**2, size, size))
+    return involution(x, kernel, **options)
 
 
 def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
@@ -284,6 +333,11 @@ def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
                 f"{name} has dtype {tensor.dtype}, but only floating dtypes work "
                 "(float16, bfloat16, float32, float64): convert it with .float()"
             )
+        if tensor.layout != torch.strided:
+            raise TypeError(
+                f"{name} has layout {tensor.layout}, but only dense tensors work: "
+                "convert it with .to_dense()"
+            )
         if tensor.device != device:
             raise ValueError(f"x is on {device} and {name} on {tensor.device}: move one of them")
         own = tensor.dtype if lower is None or tensor.dtype == torch.float64 else lower
@@ -292,7 +346,38 @@ def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _options(
-    size: Sequence[int], stride: IntOrPair, padding: Padding, dilation: IntOrPair
-) -> tuple[tuple[int, int], ...]:
-    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    return strides, padding_pair(padding, (size[0], size[1]), dilations), dilations
+    stride: IntOrPair, padding: Padding, dilation: IntOrPair
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The options as the operators take them; they compute the padding "same" themselves."""
+    pads = () if padding == "same" else padding_pair(padding, (1, 1), (1, 1))
+    return pair("stride", stride, 1), pads, pair("dilation", dilation, 1)
+
+
+def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """The sum over the taps in PyTorch's own operators: slower, and in more memory."""
+    # Lists are not looked up, which symbolic sizes could not be.
+    options = list(stride), list(padding) or "same", list(dilation)
+    g = Geometry.of(x.shape, kernel.shape, *options)  # type: ignore[arg-type]
+    work = torch.promote_types(x.dtype, torch.float32)
+    pads = (g.pad_w, g.pad_w, g.pad_h, g.pad_h)
+    padded = nn.functional.pad(x.to(work), pads).unflatten(1, (g.groups, g.channels_per_group))
+    out: Any = 0
+    for u, v in product(range(g.kernel_h), range(g.kernel_w)):
+        top, left = u * g.dilation_h, v * g.dilation_w
+        rows = slice(top, top + (g.out_h - 1) * g.stride_h + 1, g.stride_h)
+        columns = slice(left, left + (g.out_w - 1) * g.stride_w + 1, g.stride_w)
+        out = out + kernel[:, :, None, u, v].to(work) * padded[..., rows, columns]
+    result: Tensor = out.flatten(1, 2).to(x.dtype)
+    return result
+
+
+def _fused_forward(
+    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: Any, *options: Any
+) -> Tensor:
+    flat = nn.functional.conv2d(features, weight[..., None, None], bias)
+    return _forward(x, flat.unflatten(1, (flat.shape[1] // (size[0] * size[1]), *size)), *options)
+
+
+#: For ``torch.export``'s ``run_decompositions``: the operators in PyTorch's own, which every
+#: program that reads exported graphs knows.
+decompositions = {operators.forward: _forward, operators.fused_forward: _fused_forward}

@@ -1,8 +1,13 @@
-"""The PyTorch operators ``torch.ops.invocupy.*``: backend functions with fakes and gradients.
+"""The PyTorch operators ``torch.ops.invocupy.*``: backend functions with fakes and derivatives.
 
 Each runs a backend function into new tensors; its fake makes the same tensors without the work.
 With B(x, kernel) the involution, its gradients X(grad, kernel) and K(grad, x) are linear in both
-arguments too, so the three are each other's gradients.
+arguments too, so the three are each other's gradients, and their tangents are they themselves.
+The fused operators have one fused gradient; every other derivative of theirs, and ``vmap``, is
+that of their formula, in which the kernel is made and stored.
+
+Derivatives are registered below PyTorch's transforms (dispatch key "Autograd"), so that each level
+of nested transforms meets them, eager or compiled. An empty ``padding`` stands for "same".
 """
 
 from __future__ import annotations
@@ -13,6 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from invocupy import backends
 from invocupy.arrays import contiguous, require_cupy
@@ -20,6 +28,7 @@ from invocupy.geometry import Geometry, fused_geometry
 
 _Plan = tuple[Geometry, tuple[Sequence[int], ...]]  # and the shapes of the results
 _Options = Sequence[int]
+_library = torch.library.Library("invocupy", "FRAGMENT")
 
 
 def _operator(name: str, arguments: str, plan: Callable[..., _Plan], results: int = 1) -> Any:
@@ -43,10 +52,11 @@ def _operator(name: str, arguments: str, plan: Callable[..., _Plan], results: in
 
     options = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
     returned = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
-    schema = f"({arguments}, {options}) -> {returned}"
-    operator = torch.library.custom_op(f"invocupy::{name}", run, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
-    return operator
+    schema = f"{name}({arguments}, {options}) -> {returned}"
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, torch._disable_dynamo(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"invocupy::{name}", fake, lib=_library)
+    return getattr(torch.ops.invocupy, name).default
 
 
 def _run(name: str, inputs: Sequence[Tensor], g: Geometry, results: Sequence[Tensor]) -> None:
@@ -89,27 +99,31 @@ def _arrays(device: torch.device) -> Iterator[Callable[[Tensor], Any]]:
         yield view
 
 
+def _read(stride: _Options, padding: _Options, dilation: _Options) -> tuple[Any, Any, Any]:
+    return stride, padding or "same", dilation
+
+
 def _plan(x: Tensor, kernel: Tensor, *options: _Options) -> _Plan:
-    g = Geometry.of(x.shape, kernel.shape, *options)  # type: ignore[arg-type]
+    g = Geometry.of(x.shape, kernel.shape, *_read(*options))
     return g, (g.out_shape,)
 
 
 def _plan_grad_x(grad: Tensor, kernel: Tensor, size: _Options, *options: _Options) -> _Plan:
-    g = Geometry.of((*grad.shape[:2], *size), kernel.shape, *options)  # type: ignore[arg-type]
+    g = Geometry.of((*grad.shape[:2], *size), kernel.shape, *_read(*options))
     return g, (g.x_shape,)
 
 
 def _plan_grad_kernel(grad: Tensor, x: Tensor, sizes: _Options, *options: _Options) -> _Plan:
     kernel_shape = (x.shape[0], *sizes, *grad.shape[2:])
-    g = Geometry.of(x.shape, kernel_shape, *options)  # type: ignore[arg-type]
+    g = Geometry.of(x.shape, kernel_shape, *_read(*options))
     return g, (g.kernel_shape,)
 
 
 def _plan_fused(
-    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: _Options, *options: _Options
+    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: Any, *options: _Options
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, bias.shape
-    g = fused_geometry(*shapes, size, *options)  # type: ignore[arg-type]
+    g = fused_geometry(*shapes, size, *_read(*options))
     return g, (g.out_shape,)
 
 
@@ -119,19 +133,19 @@ def _plan_fused_grad_x(
     weight: Tensor,
     bias: Tensor,
     image: _Options,
-    size: _Options,
+    size: Any,
     *options: _Options,
 ) -> _Plan:
     shapes = (*grad.shape[:2], *image), features.shape, weight.shape, bias.shape
-    g = fused_geometry(*shapes, size, *options)  # type: ignore[arg-type]
+    g = fused_geometry(*shapes, size, *_read(*options))
     return g, (g.x_shape,)
 
 
 def _plan_fused_grad_span(
-    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: _Options, *options: _Options
+    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: Any, *options: _Options
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, None
-    g = fused_geometry(*shapes, size, *options)  # type: ignore[arg-type]
+    g = fused_geometry(*shapes, size, *_read(*options))
     return g, (features.shape, weight.shape, weight.shape[:1])
 
 
@@ -156,65 +170,174 @@ fused_grad_span = _operator(
 )
 
 
-def _save(count: int) -> Callable[..., None]:
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:count])
-        ctx.options = inputs[count:]
-
-    return setup_context
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, wanted: Sequence[bool], grad: Tensor) -> tuple[Any, ...]:
     x, kernel = ctx.saved_tensors
-    want_x, want_kernel = ctx.needs_input_grad[:2]
+    want_x, want_kernel = wanted
     return (
         grad_x(grad, kernel, x.shape[2:], *ctx.options) if want_x else None,
         grad_kernel(grad, x, kernel.shape[1:4], *ctx.options) if want_kernel else None,
-        *(None for _ in ctx.options),
     )
 
 
-def _backward_of_grad_x(ctx: Any, u: Tensor) -> tuple[Any, ...]:
+def _backward_of_grad_x(ctx: Any, wanted: Sequence[bool], u: Tensor) -> tuple[Any, ...]:
     (grad, kernel), options = ctx.saved_tensors, ctx.options[1:]
-    want_grad, want_kernel = ctx.needs_input_grad[:2]
+    want_grad, want_kernel = wanted
     return (
         forward(u, kernel, *options) if want_grad else None,
         grad_kernel(grad, u, kernel.shape[1:4], *options) if want_kernel else None,
-        *(None for _ in ctx.options),
     )
 
 
-def _backward_of_grad_kernel(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+def _backward_of_grad_kernel(ctx: Any, wanted: Sequence[bool], v: Tensor) -> tuple[Any, ...]:
     (grad, x), options = ctx.saved_tensors, ctx.options[1:]
-    want_grad, want_x = ctx.needs_input_grad[:2]
+    want_grad, want_x = wanted
     return (
         forward(x, v, *options) if want_grad else None,
         grad_x(grad, v, x.shape[2:], *options) if want_x else None,
-        *(None for _ in ctx.options),
     )
 
 
-def _fused_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _fused_backward(ctx: Any, wanted: Sequence[bool], grad: Tensor) -> tuple[Any, ...]:
     x, features, weight, bias = ctx.saved_tensors
-    want_x, *want_span = ctx.needs_input_grad[:4]
+    want_x, *want_span = wanted
     of_x = of_span = None
     if want_x:
         of_x = fused_grad_x(grad, features, weight, bias, x.shape[2:], *ctx.options)
     if any(want_span):
         of_span = fused_grad_span(grad, x, features, weight, *ctx.options)
-    return of_x, *(of_span or (None, None, None)), *(None for _ in ctx.options)
+    return of_x, *(of_span or (None, None, None))
 
 
-def _no_second(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(
-        "fused_involution can be differentiated once only: use involution, with the kernel made "
-        "by a 1x1 convolution, for gradients of gradients"
+def _kernel(features: Tensor, weight: Tensor, bias: Tensor, size: _Options) -> Tensor:
+    """The kernel (N, G, Kh, Kw, Ho, Wo) that the span makes of the features."""
+    flat = torch.einsum("kf,nfhw->nkhw", weight, features) + bias[:, None, None]
+    return flat.unflatten(1, (weight.shape[0] // (size[0] * size[1]), *size))
+
+
+def _formula(
+    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: _Options, *options: _Options
+) -> Tensor:
+    _plan_fused(x, features, weight, bias, size, *options)  # raises
+    out: Tensor = forward(x, _kernel(features, weight, bias, size), *options)
+    return out
+
+
+def _formula_of_grad_x(
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    image: _Options,
+    size: _Options,
+    *options: _Options,
+) -> Tensor:
+    _plan_fused_grad_x(grad, features, weight, bias, image, size, *options)
+    out: Tensor = grad_x(grad, _kernel(features, weight, bias, size), image, *options)
+    return out
+
+
+def _formula_of_grad_span(
+    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: _Options, *options: _Options
+) -> tuple[Tensor, ...]:
+    _plan_fused_grad_span(grad, x, features, weight, size, *options)
+    groups = weight.shape[0] // (size[0] * size[1])
+    flat = grad_kernel(grad, x, (groups, *size), *options).flatten(1, 3)
+    return (
+        torch.einsum("nkhw,kf->nfhw", flat, weight),
+        torch.einsum("nkhw,nfhw->kf", flat, features),
+        flat.sum((0, 2, 3)),
     )
 
 
-forward.register_autograd(_backward, setup_context=_save(2))
-grad_x.register_autograd(_backward_of_grad_x, setup_context=_save(2))
-grad_kernel.register_autograd(_backward_of_grad_kernel, setup_context=_save(2))
-fused_forward.register_autograd(_fused_backward, setup_context=_save(4))
-fused_grad_x.register_autograd(_no_second)
-fused_grad_span.register_autograd(_no_second)
+def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any = None) -> None:
+    """Register the derivatives of an operator of ``count`` tensors and its rule for ``vmap``.
+
+    Where it has a ``formula``, tangents come from that, and gradients too if ``backward`` is None.
+    Where it has none, it is linear in each tensor. The first ``batched`` tensors have the batch
+    axis of the results.
+    """
+
+    def below(keyset: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    class Differentiable(_SingleLevelFunction):
+        @staticmethod
+        def forward(keyset: Any, *args: Any) -> Any:
+            # The levels of transforms below this one have derivatives of their own.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return below(keyset, *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs[1 : 1 + count])
+            ctx.save_for_forward(*inputs[1 : 1 + count])
+            ctx.options = inputs[1 + count :]
+
+        @staticmethod
+        @torch._disable_dynamo
+        def backward(ctx: Any, *grads: Any) -> Any:
+            wanted = ctx.needs_input_grad[1 : 1 + count]
+            return None, *backward(ctx, wanted, *grads), *(None for _ in ctx.options)
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *given: Any) -> Any:
+            with forward_ad._set_fwd_grad_enabled(True):
+                tensors = [forward_ad.unpack_dual(saved, level=0)[0] for saved in ctx.saved_tensors]
+                parts = [
+                    operator(*tensors[:i], tangent, *tensors[i + 1 :], *ctx.options)
+                    for i, tangent in enumerate(given[:count])
+                    if tangent is not None
+                ]
+                return sum(parts[1:], parts[0])
+
+    @torch._disable_dynamo
+    def differentiate(keyset: Any, *args: Any) -> Any:
+        tensors = args[:count]
+        # There is one level of dual numbers, also where compiled code has entered it by itself.
+        forwards = any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
+        backwards = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if formula and (forwards or (backwards and not backward)):
+            return formula(*args)
+        if not (forwards or backwards):
+            return below(keyset, *args)
+        with enable_single_level_autograd_function():
+            return Differentiable.apply(keyset, *args)
+
+    @torch._disable_dynamo
+    def batch(info: Any, in_dims: Any, *args: Any) -> Any:
+        size, axes = info.batch_size, in_dims[:count]
+        pairs, numbers = list(zip(args, axes, strict=False)), args[count:]
+        if any(axis is not None for axis in axes[batched:]):
+            # A sum over an axis of no entries has the shape that an entry would have.
+            given = [
+                [
+                    tensor if axis is None else tensor.select(axis, i) if size else tensor.sum(axis)
+                    for tensor, axis in pairs
+                ]
+                for i in range(max(size, 1))
+            ]
+            outs = [operator(*tensors, *numbers) for tensors in given]
+            if isinstance(outs[0], Tensor):
+                return torch.stack(outs)[:size], 0
+            stacked = [torch.stack(column)[:size] for column in zip(*outs, strict=True)]
+            return tuple(stacked), (0, 0, 0)
+        # Mapped axes join the batch.
+        whole = [
+            tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
+            for tensor, axis in pairs[:batched]
+        ]
+        out = operator(*(tensor.flatten(0, 1) for tensor in whole), *args[batched:])
+        return out.unflatten(0, (size, whole[0].shape[1])), 0
+
+    name = operator.name().removeprefix("invocupy::")
+    _library.impl(name, differentiate, "Autograd", with_keyset=True)
+    torch.library.register_vmap(operator, batch, lib=_library)
+
+
+_derive(forward, 2, 2, _backward)
+_derive(grad_x, 2, 2, _backward_of_grad_x)
+_derive(grad_kernel, 2, 2, _backward_of_grad_kernel)
+_derive(fused_forward, 4, 2, _fused_backward, _formula)
+_derive(fused_grad_x, 4, 2, None, _formula_of_grad_x)
+_derive(fused_grad_span, 4, 0, None, _formula_of_grad_span)
