@@ -30,8 +30,13 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.backends.compiling import whole
+
 on_compile: Callable[[str, bool], object] | None = None
-"""Called with a CPU kernel's name when its compiling begins, and with True when it is done."""
+"""Called with a CPU kernel's name when its compiling begins, and with True when it is done.
+
+In the thread that compiles. What it raises is printed; it is not called again then.
+"""
 
 _dry: ContextVar[bool] = ContextVar("invocupy_dry", default=False)
 
@@ -45,7 +50,8 @@ def of(op: str, array: Any) -> Any:
 
 @cache
 def _module(op: str, machine: str) -> ModuleType:
-    return import_module(f"{__name__}.{op}.{machine}")
+    name = f"{__name__}.{op}.{machine}"
+    return whole(import_module, name) if machine == "cpu" else import_module(name)
 
 
 @contextmanager
