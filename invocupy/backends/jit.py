@@ -36,7 +36,7 @@ from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
-from invocupy import backends
+from invocupy import backends, settings
 from invocupy.backends.compiling import whole
 from invocupy.backends.content import digest
 
@@ -254,19 +254,28 @@ def _identity(function: Any) -> tuple[Any, ...]:
     return function.__module__, function.__qualname__, *values
 
 
-@cache
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept; None if there is no private place for them."""
+    return _place()[0]
+
+
+def why_not_kept() -> str:
+    """Why compiled kernels are kept in memory only; empty if they are kept in a directory."""
+    return _place()[1]
+
+
+@cache
+def _place() -> tuple[Path | None, str]:
+    if os.environ.get("INVOCUPY_CACHE_DIR") == "":
+        return None, "INVOCUPY_CACHE_DIR is empty"
     try:
-        given = os.environ.get("INVOCUPY_CACHE_DIR")
-        if given == "":
-            return None
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(given) if given else Path(home) / "invocupy"
+        directory = settings.folder("INVOCUPY_CACHE_DIR") or settings.cache_root()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = directory.stat()
-        if state.st_uid != os.getuid() or state.st_mode & 0o022:
-            return None
-        return directory if os.access(directory, os.W_OK | os.X_OK) else None
-    except (OSError, RuntimeError):
-        return None
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        return None, f"{directory} must belong to this user and be writable by nobody else"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return None, f"{directory} is not writable"
+    return directory, ""
