@@ -25,7 +25,7 @@ def whole(work: Callable[..., Result], *arguments: Any) -> Result:
     the exception ends the waiting at once, and the work goes on to its end.
     """
     lock = _compiler_lock()
-    if lock is not None and lock.is_locked():  # by this thread, which is compiling
+    if lock is not None and _is_owned(lock):  # this thread is compiling
         return work(*arguments)
     context, outcome = copy_context(), Future[Result]()
 
@@ -67,19 +67,25 @@ _forking = threading.local()
 
 
 def _before_fork() -> None:
-    numba = _compiler_lock()
-    own = [] if _importing._is_owned() else [(_importing, _importing._is_owned)]
-    if numba is not None and not numba.is_locked():
-        own.append((numba, numba.is_locked))
-    _forking.own = own
-    for lock, _ in own:
-        lock.acquire()
+    _forking.locks = []
+    finders: tuple[Callable[[], Any], ...] = (lambda: _importing, _compiler_lock)
+    for find in finders:  # the second one only when no import is under way
+        lock = find()
+        if lock is not None and not _is_owned(lock):
+            _forking.locks.append(lock)
+            lock.acquire()
 
 
 def _after_fork() -> None:
-    for lock, is_owned in reversed(_forking.own):
-        if is_owned():  # unless a signal's handler raised an exception while the fork waited
+    for lock in reversed(_forking.locks):
+        if _is_owned(lock):  # unless a signal's handler raised an exception while the fork waited
             lock.release()
+
+
+def _is_owned(lock: Any) -> bool:
+    """By this thread."""
+    owned: bool = lock.is_locked() if hasattr(lock, "is_locked") else lock._is_owned()
+    return owned
 
 
 if hasattr(os, "register_at_fork"):
