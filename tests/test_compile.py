@@ -437,6 +437,30 @@ def test_forks(body):
     assert script(FORK + body + end, INVOCUPY_CACHE_DIR="") == "True\nTrue"
 
 
+def test_a_fork_waits_for_the_end_of_what_is_compiled():
+    body = """
+    import os, threading, time
+    from invocupy.backends.compiling import whole
+
+    begun, done = threading.Event(), []
+
+    def work():
+        begun.set()
+        time.sleep(0.3)
+        done.append(1)
+
+    thread = threading.Thread(target=whole, args=(work,))
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if done else 1)
+    print(os.waitpid(child, 0)[1])
+    thread.join()
+    """
+    assert script(body) == "0"
+
+
 # ------------------------------------------------------------------------------- other conditions
 
 
