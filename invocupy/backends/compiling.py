@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
+_STACK = 16 << 20  # bytes; LLVM needs more than some systems and users give to threads
+
 _importing: Any = threading.RLock()
 
 
@@ -36,12 +38,15 @@ def whole(work: Callable[..., Result], *arguments: Any) -> Result:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run, name="invocupy compiling")
+    stack = threading.stack_size(_STACK)
     try:
         thread.start()
     except RuntimeError:  # the interpreter is closing, or the system has no more threads
         if thread.ident is not None:
             raise
         return _locked(work, *arguments)
+    finally:
+        threading.stack_size(stack)
     # Not join(), which in Python 3.11 and 3.12 forgets the thread if it is interrupted; at exit
     # Python must wait for it.
     result = outcome.result()
