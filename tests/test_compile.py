@@ -397,6 +397,7 @@ FORK = """
             os._exit(0 if good else 1)
         return os.waitpid(child, 0)[1] == 0
 
+    signal.alarm(100)
     begun = threading.Event()
     thread = threading.Thread(target=call)
 """
@@ -439,14 +440,17 @@ def test_forks(body):
 
 def test_a_fork_waits_for_the_end_of_what_is_compiled():
     body = """
-    import os, threading, time
+    import signal, os, threading, time
     from invocupy.backends.compiling import whole
+    import logging
 
+    signal.alarm(60)
     begun, done = threading.Event(), []
 
     def work():
         begun.set()
         time.sleep(0.3)
+        logging.getLogger("new").debug("takes a lock, as Numba does, that forks hold")
         done.append(1)
 
     thread = threading.Thread(target=whole, args=(work,))

@@ -67,7 +67,9 @@ def _compiler_lock() -> Any:
 
 
 # A forked child has only the thread that forked. What another thread held there would be held for
-# ever, so the fork waits until nobody imports Numba or compiles.
+# ever, so the fork waits until nobody imports Numba or compiles. Compiling takes the lock of the
+# module logging, which a fork holds as well. Of such functions the last registered runs first: this
+# must come after logging, which Future imports.
 _forking = threading.local()
 
 
