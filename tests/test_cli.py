@@ -19,6 +19,7 @@ import pytest
 
 from invocupy import backends, checkpoint, data, nn
 from invocupy import train as training
+from invocupy.backends import threads
 from invocupy.cli import info, main, notice
 from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, load_run
@@ -218,21 +219,68 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert "ready after 1.5 s" in out
 
 
-def test_info_sees_a_wrong_kernel(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_info_says_why_kernels_are_not_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import invocupy
+    from invocupy.backends import jit
 
-    right = invocupy.fused_involution
+    monkeypatch.setattr(info, "_self_check", lambda _: [])
+    monkeypatch.setattr(jit, "_place", jit._place.__wrapped__)
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for given, reason in (
+        ("", "INVOCUPY_CACHE_DIR is empty"),
+        ("file", "File exists"),
+        ("open", "must belong to this user and be writable by nobody else"),
+        ("~no_such_user/x", "give a path that begins with /"),
+    ):
+        path = given if given[:1] in ("", "~") else str(tmp_path / given)
+        monkeypatch.setenv("INVOCUPY_CACHE_DIR", path)
+        assert main(["info"]) == 0
+        out = capsys.readouterr().out
+        assert "compiled CPU kernels: in memory only; " in out
+        assert reason in out
 
-    def wrong(*operands: Any, **options: Any) -> Any:
-        out = right(*operands, **options)
+
+@pytest.mark.parametrize(
+    ("op", "function", "names"),
+    [
+        ("involution", "fused_forward", "fused_involution"),
+        ("involution", "grad_kernel", "involution_backward, involution_backward (stride 2)"),
+        ("convolution", "grad_x", "conv2d, conv2d (stride 2)"),
+        ("pointwise", "forward", "conv2d (1x1), linear"),
+        ("pooling", "avg_pool_grad", "avg_pool2d"),
+    ],
+)
+def test_info_sees_a_wrong_kernel(
+    op: str, function: str, names: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    backend = backends.of(op, np.ones(1))
+    right = getattr(backend, function)
+
+    def wrong(*arguments: Any) -> None:
+        right(*arguments)
+        out = next(a for a in reversed(arguments) if isinstance(a, np.ndarray) and a.ndim > 1)
         out.flat[5] += 1
-        return out
 
-    monkeypatch.setattr(invocupy, "fused_involution", wrong)
+    monkeypatch.setattr(backend, function, wrong)
     assert main(["info"]) == 1
-    assert "KERNELS ARE WRONG: fused_involution" in capsys.readouterr().out
+    assert f"KERNELS ARE WRONG: {names}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["two", "0", "-1", "1e3", "2.0", "0x2", "²", "1" * 5000])
+def test_2_for_a_number_of_threads_that_is_none(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threads, "_default", threads._default.__wrapped__)
+    monkeypatch.setattr(threads, "_limit", threads._limit.__wrapped__)
+    monkeypatch.setenv("INVOCUPY_NUM_THREADS", given)
+    assert main(["info"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("invocupy: INVOCUPY_NUM_THREADS must be an integer >= 1, or empty")
+    assert repr(given) in line
 
 
 def test_warm_runs_what_it_shall_compile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +580,7 @@ def test_compilers_tell_when_they_begin_and_end(
     from invocupy.backends import jit
 
     monkeypatch.setenv("INVOCUPY_CACHE_DIR", str(tmp_path))
-    jit.cache_directory.cache_clear()
+    jit._place.cache_clear()
     seen: list[tuple[str, bool]] = []
     monkeypatch.setattr(backends, "on_compile", lambda *what: seen.append(what))
 
@@ -543,4 +591,4 @@ def test_compilers_tell_when_they_begin_and_end(
         assert jit.jit(kernel)(1) == 2
         assert seen == [("kernel", False), ("kernel", True)]
     finally:
-        jit.cache_directory.cache_clear()
+        jit._place.cache_clear()

@@ -21,7 +21,7 @@ gathers only: the same call gives the same bits. Half types accumulate in float3
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
@@ -30,36 +30,53 @@ from typing import Any
 
 import numpy as np
 
-on_compile: Callable[[str, bool], object] | None = None
-"""Called with a CPU kernel's name when its compiling begins, and with True when it is done."""
+from invocupy.backends.compiling import whole
 
-_dry: ContextVar[bool] = ContextVar("invocupy_dry", default=False)
+on_compile: Callable[[str, bool], object] | None = None
+"""Called with a CPU kernel's name when its compiling begins, and with True when it is done.
+
+In the thread that compiles. What it raises is printed; it is not called again then.
+"""
+
+# what :func:`of` gives whatever the array is, for an operator's name
+_instead: ContextVar[Callable[[str], Any] | None] = ContextVar("invocupy_instead", default=None)
 
 
 def of(op: str, array: Any) -> Any:
     """The module of ``op`` for this array, imported when first needed: Numba and CuPy are slow."""
-    if _dry.get() and op != "sgd":  # whose results are new arrays
-        return NOTHING
+    instead = _instead.get()
+    if instead is not None and op != "sgd":  # whose results are new arrays
+        return instead(op)
     return _module(op, "cpu" if isinstance(array, np.ndarray) else "cuda")
 
 
 @cache
 def _module(op: str, machine: str) -> ModuleType:
-    return import_module(f"{__name__}.{op}.{machine}")
+    name = f"{__name__}.{op}.{machine}"
+    return whole(import_module, name) if machine == "cpu" else import_module(name)
 
 
-@contextmanager
-def dry_run() -> Iterator[None]:
+def dry_run() -> AbstractContextManager[None]:
     """Within it, in this thread, backends do nothing: results are whatever was in their memory.
 
     Shapes and allocations are those of the real computation, at next to no time, and nothing is
     compiled: for counting.
     """
-    token = _dry.set(True)
+    return _having(lambda op: NOTHING)
+
+
+def plain() -> AbstractContextManager[None]:
+    """Within it, in this thread, operators run their specification, plain array code."""
+    return _having(lambda op: _module(op, "reference"))
+
+
+@contextmanager
+def _having(instead: Callable[[str], Any]) -> Iterator[None]:
+    token = _instead.set(instead)
     try:
         yield
     finally:
-        _dry.reset(token)
+        _instead.reset(token)
 
 
 class _Nothing:

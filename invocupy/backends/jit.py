@@ -3,9 +3,11 @@
 Compiled kernels are kept in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; empty for
 nowhere). Numba's own cache is not used because it fails where there is no writable directory, fails
 at every start once a file is damaged, and can mix up specialisations that two processes save at
-once. Here a specialisation is one file, named by a digest of all that it depends on and written in
-one step; a file that is missing, damaged or not ours is compiled again. As in Numba's cache the
-content is a pickle, so the directory must belong to the user and be writable by nobody else.
+once. Here a specialisation is one file, named by a digest of all that it depends on (the code that
+this process runs, see :mod:`invocupy.backends.content`, the compilers and the processor that Numba
+compiles for) and written in one step; a file that is missing, damaged or not ours is compiled
+again. As in Numba's cache the content is a pickle, so the directory must belong to the user and be
+writable by nobody else.
 """
 # mypy: disable-error-code="no-untyped-call"
 
@@ -14,58 +16,89 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
-from numba.core.registry import cpu_target
+from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 
-from invocupy import backends
+from invocupy import backends, settings
+from invocupy.backends.compiling import whole
+from invocupy.backends.content import digest
 
+_config: Any = numba.config
 _DIGEST = hashlib.sha256().digest_size
+_OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": None}
+# Numba's settings that cannot change the code of a serial CPU kernel; most others can.
+_WITHOUT_EFFECT = re.compile("CACHE|COLOR|CUDA|DISABLE_JIT|DUMP|GDB|HELP|THREAD|TRACE|WARN")
 
 
 def jit(function: Any) -> Any:
     """Compile ``function`` when it is first called: no GIL, no Python errors, no fast-math."""
     # Object files of one function with different sizes, compiled by different processes, may define
     # the same symbols, and all but the first to be loaded would run its code.
-    digest = hashlib.sha256(repr(_identity(function)).encode()).hexdigest()[:16]
-    function.__qualname__ += f"_{digest}"
-    dispatcher = njit(function, nogil=True, error_model="numpy")
+    name = hashlib.sha256(repr(_identity(function)).encode()).hexdigest()[:16]
+    function.__qualname__ += f"_{name}"
+    dispatcher: Any = CPUDispatcher(function, targetoptions=dict(_OPTIONS))
     dispatcher._cache = _Files(function)
+    dispatcher.compile = partial(whole, _compile, dispatcher.compile)
     return dispatcher
 
 
-@global_compiler_lock  # type: ignore[untyped-decorator]
+def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
+    """Even where NUMBA_DISABLE_JIT is set, which is for functions that Python can run as well."""
+    disabled, _config.DISABLE_JIT = _config.DISABLE_JIT, 0
+    try:
+        return compile_(signature)
+    finally:
+        _config.DISABLE_JIT = disabled
+
+
+def features() -> set[str]:
+    """What Numba's compiler may use of the processor, as LLVM names it.
+
+    ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` choose. With a name alone Numba takes the features
+    of this machine, with the name "generic" none.
+    """
+    _, _, listed = cpu_target.target_context.codegen().magic_tuple()
+    return {feature[1:] for feature in listed.split(",") if feature.startswith("+")}
+
+
 def machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) -> int:
     """The address of a function of so many integers, whose code ``write(builder, values)`` emits.
 
     It stays there for the life of the process.
     """
+    return whole(_machine_code, name, arguments, write)
+
+
+def _machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) -> int:
+    name = f"invocupy_{name}_{len(_kept)}"  # of one name LLVM would run what came first
     library = cpu_target.target_context.codegen().create_library(name)
     module = library.create_ir_module(name)
     kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
-    function = ir.Function(module, kind, f"invocupy_{name}")
+    function = ir.Function(module, kind, name)
     builder = ir.IRBuilder(function.append_basic_block())
     write(builder, function.args)
     builder.ret_void()
     library.add_ir_module(module)
     library.finalize()
     _kept.append(library)
-    address: int = library.get_pointer_to_function(function.name)
+    address: int = library.get_pointer_to_function(name)
     return address
 
 
@@ -146,7 +179,10 @@ class _Files(_Cache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
         try:
-            blob = self._path(sig, target_context.codegen()).read_bytes()
+            path = self._path(sig, target_context.codegen())
+            if not path.is_file():  # a pipe would keep the reader waiting
+                raise OSError("no file")
+            blob = path.read_bytes()
             if hashlib.sha256(blob[_DIGEST:]).digest() != blob[:_DIGEST]:
                 raise OSError("a damaged file")
             content = pickle.loads(blob[_DIGEST:])  # noqa: S301
@@ -183,15 +219,32 @@ class _Files(_Cache):
         directory = cache_directory()
         if directory is None:
             raise OSError("no directory for compiled kernels")
-        sources = _sources(self._function.__code__.co_filename)
-        depends = (sources, _identity(self._function), str(sig), codegen.magic_tuple())
+        versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
+        depends = (
+            digest(self._function), _OPTIONS, _identity(self._function), str(sig),
+            codegen.magic_tuple(), _settings(), versions,
+        )  # fmt: skip
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
         return directory / f"{self._function.__name__}-{name}"
 
 
+def _settings() -> list[tuple[str, str]]:
+    """Of Numba, from its environment variables or set since: those that may change the code."""
+    return [
+        (name, repr(value))
+        for name, value in sorted(vars(_config).items())
+        if name.isupper() and not _WITHOUT_EFFECT.search(name)
+    ]
+
+
 def _tell(function: Any, done: bool) -> None:
-    if backends.on_compile is not None:
+    if backends.on_compile is None:
+        return
+    try:
         backends.on_compile(function.__name__, done)
+    except Exception:
+        backends.on_compile = None
+        sys.excepthook(*sys.exc_info())
 
 
 def _identity(function: Any) -> tuple[Any, ...]:
@@ -201,38 +254,28 @@ def _identity(function: Any) -> tuple[Any, ...]:
     return function.__module__, function.__qualname__, *values
 
 
-def _sources(file: str) -> tuple[str, ...]:
-    """What the kernels in ``file`` depend on: all backends, its own folder, and the compilers.
-
-    A kernel may hold code of any other backend's.
-    """
-    here, folder = Path(__file__).parent, Path(file).parent
-    digests = [_digest(here)] if here in (folder, *folder.parents) else map(_digest, (here, folder))
-    return *digests, numba.__version__, llvmlite.__version__, sys.version
-
-
-@cache
-def _digest(folder: Path) -> str:
-    """Of all Python files in a folder and below it."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@cache
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept; None if there is no private place for them."""
+    return _place()[0]
+
+
+def why_not_kept() -> str:
+    """Why compiled kernels are kept in memory only; empty if they are kept in a directory."""
+    return _place()[1]
+
+
+@cache
+def _place() -> tuple[Path | None, str]:
+    if os.environ.get("INVOCUPY_CACHE_DIR") == "":
+        return None, "INVOCUPY_CACHE_DIR is empty"
     try:
-        given = os.environ.get("INVOCUPY_CACHE_DIR")
-        if given == "":
-            return None
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(given) if given else Path(home) / "invocupy"
+        directory = settings.folder("INVOCUPY_CACHE_DIR") or settings.cache_root()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = directory.stat()
-        if state.st_uid != os.getuid() or state.st_mode & 0o022:
-            return None
-        return directory if os.access(directory, os.W_OK | os.X_OK) else None
-    except (OSError, RuntimeError):
-        return None
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        return None, f"{directory} must belong to this user and be writable by nobody else"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return None, f"{directory} is not writable"
+    return directory, ""

@@ -13,6 +13,7 @@ from numba import typeof, void
 from numba.extending import intrinsic
 
 from invocupy.backends import team, threads
+from invocupy.backends.compiling import whole
 from invocupy.backends.jit import machine_code
 
 # units of work per thread below which a helper does not pay, and in all one that must be woken
@@ -62,7 +63,7 @@ def launch(
         else:
             words.append(argument)
     helpers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
-    code = _codes.get((kernel, len(words))) or _compile(kernel, arguments, len(words))
+    code = _codes.get((kernel, len(words))) or whole(_compile, kernel, arguments, len(words))
     team.run(*code, tasks, helpers, work > WAKE, work > LONG, scratch, words)
 
 

@@ -15,16 +15,15 @@ from collections.abc import Callable
 from functools import cache, update_wrapper
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils
 from numba.core.types import void
 from numba.extending import intrinsic
 
-from invocupy.backends.jit import machine_code
+from invocupy.backends.jit import features, machine_code
 
-_FEATURES = binding.get_host_cpu_features()
-WIDE = bool(_FEATURES.get("avx512vl"))
-VECTOR_BYTES = 64 if WIDE else 32 if _FEATURES.get("avx2") else 16
+WIDE = "avx512vl" in features()
+VECTOR_BYTES = 64 if WIDE else 32 if "avx2" in features() else 16
 # what leaves room for the operands in 16 vector registers, or 32 with AVX-512
 ACCUMULATORS = 24 if WIDE else 12
 

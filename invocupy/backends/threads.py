@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from ctypes import addressof, c_char
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+
+from invocupy.settings import number_of_threads
 
 _wanted: int | None = None
 _LOOK = 0.01  # seconds
@@ -23,6 +26,12 @@ def get_num_threads() -> int:
     on at first use (its affinity, and its container's share of the processor), limited by the
     environment variable ``INVOCUPY_NUM_THREADS``. Where neither says a number, a call leaves alone
     the cores that other processes and threads keep busy.
+
+    Raises
+    ------
+    invocupy.settings.SettingError
+        If ``INVOCUPY_NUM_THREADS`` counts and is not an integer >= 1. Each computation on the CPU
+        raises it then.
     """
     return _default() if _wanted is None else _wanted
 
@@ -45,11 +54,10 @@ def set_num_threads(number: int | None) -> None:
     >>> set_num_threads(None)
     """
     global _wanted
-    if number is not None and (
-        isinstance(number, bool) or not isinstance(number, int) or number < 1
-    ):
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if number is not None and (not whole or number < 1):
         raise ValueError(f"number of threads must be an integer >= 1 or None, got {number!r}")
-    _wanted = number
+    _wanted = None if number is None else int(number)
 
 
 def is_set() -> bool:
@@ -110,8 +118,7 @@ def _cores() -> int:
 
 @cache
 def _limit() -> int | None:
-    limit = os.environ.get("INVOCUPY_NUM_THREADS", "")
-    return max(int(limit), 1) if limit.isdecimal() else None
+    return number_of_threads()
 
 
 @cache

@@ -108,12 +108,14 @@ def _exit_code(error: BaseException) -> int | None:
     from invocupy.data import DataError, DownloadError
     from invocupy.distributed import LaunchError, PeerError
     from invocupy.extras import MissingExtra
+    from invocupy.settings import SettingError
     from invocupy.train import ConfigError, NonFiniteLoss
     from invocupy.weights import WeightsError
 
     codes: dict[type[Exception], int] = {
         ConfigError: 2,
         LaunchError: 2,
+        SettingError: 2,
         DataError: 65,
         CheckpointError: 65,
         WeightsError: 65,

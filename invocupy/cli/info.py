@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,16 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    import os
-
     from invocupy import machine
-    from invocupy.backends.jit import cache_directory
+    from invocupy.backends.jit import cache_directory, why_not_kept
     from invocupy.data.cifar import data_folder
+    from invocupy.settings import folder
 
     about = machine.describe()
     devices, reason = machine.devices()
     cupy_cache = None
     if reason is None:
-        cupy_cache = os.environ.get("CUPY_CACHE_DIR", str(Path.home() / ".cupy" / "kernel_cache"))
+        cupy_cache = str(folder("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     checks = {device: _self_check(device) for device in devices}
     result: dict[str, Any] = {
         **about,
@@ -59,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"threads: {result['threads']} (INVOCUPY_NUM_THREADS)")
     print(f"data cache: {result['data_cache']} (INVOCUPY_DATA)")
     kept = result["kernel_cache"]
-    print(f"compiled CPU kernels: {kept['cpu'] or 'in memory only'} (INVOCUPY_CACHE_DIR)")
+    place = kept["cpu"] or f"in memory only; {why_not_kept()}"
+    print(f"compiled CPU kernels: {place} (INVOCUPY_CACHE_DIR)")
     if kept["cuda"]:
         print(f"compiled CUDA kernels: {kept['cuda']} (CUPY_CACHE_DIR)")
     for device, seconds in result.get("warm_seconds", {}).items():
@@ -72,7 +73,7 @@ def _self_check(device: str) -> list[str]:
     import numpy as np
 
     import invocupy
-    from invocupy import reference
+    from invocupy import backends, ops
     from invocupy.arrays import on_device
 
     rng = np.random.default_rng(0)
@@ -80,18 +81,45 @@ def _self_check(device: str) -> list[str]:
     def draw(*shape: int) -> Any:
         return invocupy.to_device(rng.integers(-3, 4, shape).astype(np.float32), device)
 
-    height, width = 9, 8
+    def op(function: Any, *operands: Any, **options: Any) -> Callable[[], tuple[Any, ...]]:
+        def run() -> tuple[Any, ...]:
+            value, partials = function(*operands, **options)
+            return value, *(partial(value) for partial in partials)
+
+        return run
+
+    height, width = 9, 20  # more than a vector, and a part of one
     x, grad = draw(2, 8, height, width), draw(2, 8, height, width)
-    kernel = draw(2, 2, 3, 3, height, width)
-    features, weight, bias = draw(2, 4, height, width), draw(18, 4), draw(18)
+    kernel, few, grad_few = (
+        draw(2, 2, 3, 3, height, width),
+        draw(2, 2, 3, 3, 5, 10),
+        draw(2, 8, 5, 10),
+    )
+    fused = draw(2, 4, height, width), draw(18, 4), draw(18)
+    weight, one, bias = draw(12, 8, 3, 3), draw(12, 8), draw(12)
+    checks: dict[str, Callable[[], Any]] = {
+        "involution": lambda: invocupy.involution(x, kernel),
+        "involution_backward": lambda: invocupy.involution_backward(grad, x, kernel),
+        "fused_involution": lambda: invocupy.fused_involution(x, *fused, kernel_size=3),
+        "fused_involution_backward": lambda: invocupy.fused_involution_backward(
+            grad, x, *fused, kernel_size=3
+        ),
+        "involution (stride 2)": lambda: invocupy.involution(x, few, stride=2, dilation=2),
+        "involution_backward (stride 2)": lambda: invocupy.involution_backward(
+            grad_few, x, few, stride=2, dilation=2
+        ),
+        "conv2d": op(ops.conv2d, x, weight, bias, padding=1),
+        "conv2d (stride 2)": op(ops.conv2d, x, weight, bias, padding=1, stride=2),
+        "conv2d (1x1)": op(ops.conv2d, x, one[:, :, None, None], bias),
+        "linear": op(ops.linear, x[:, :, 0, 0], one, bias),
+        "max_pool2d": op(ops.max_pool2d, x, 3, stride=2, padding=1),
+        "avg_pool2d": op(ops.avg_pool2d, x, 2),
+    }
     wrong = []
-    for name, operands, options in (
-        ("involution", (x, kernel), {}),
-        ("involution_backward", (grad, x, kernel), {}),
-        ("fused_involution", (x, features, weight, bias), {"kernel_size": 3}),
-        ("fused_involution_backward", (grad, x, features, weight, bias), {"kernel_size": 3}),
-    ):
-        got, want = (getattr(where, name)(*operands, **options) for where in (invocupy, reference))
+    for name, run in checks.items():
+        got = run()
+        with backends.plain():
+            want = run()
         got, want = ((r if isinstance(r, tuple) else (r,)) for r in (got, want))
         with on_device(x):
             if not all(bool((a == b).all()) for a, b in zip(got, want, strict=True)):

@@ -19,6 +19,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from invocupy import settings
+
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",
@@ -163,12 +165,7 @@ def data_folder() -> Path:
 
     That is ``INVOCUPY_DATA``, or else the user's cache folder.
     """
-    own = os.environ.get("INVOCUPY_DATA")
-    if own:
-        return data_path(own)
-    import pooch
-
-    return Path(pooch.os_cache("invocupy"))
+    return settings.folder("INVOCUPY_DATA") or settings.cache_root()
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -10,6 +10,7 @@ from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
 from invocupy.distributed.ranks import Comm, Single
+from invocupy.settings import number_of_threads
 
 
 def start(timeout: float = 600.0) -> Comm:
@@ -48,7 +49,7 @@ def _share_cores(comm: MPI) -> None:
     sets = comm.exchange_locally(mine)
     cores = set().union(*sets)
     pinned = sum(map(len, sets)) == len(cores)
-    if mine and not pinned and not os.environ.get("INVOCUPY_NUM_THREADS", "").isdecimal():
+    if mine and not pinned and number_of_threads() is None:
         set_num_threads(max(min(len(mine), len(cores) // comm.local_size), 1))
 
 

@@ -1,0 +1,101 @@
+"""Importing Numba and compiling with it, so that neither a signal nor a fork comes in between."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import copy_context
+from importlib import import_module
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+_STACK = 16 << 20  # bytes; LLVM needs more than some systems and users give to threads
+
+_importing: Any = threading.RLock()
+
+
+def whole(work: Callable[..., Result], *arguments: Any) -> Result:
+    """``work(*arguments)`` under Numba's compiler lock, in a thread of its own.
+
+    Python runs the handlers of signals in the main thread, between any two of its instructions. An
+    exception that one raises (Ctrl-C: KeyboardInterrupt) would leave LLVM's objects half made, and
+    the process would end with a segmentation fault some calls later. So the main thread only waits:
+    the exception ends the waiting at once, and the work goes on to its end.
+    """
+    lock = _compiler_lock()
+    if lock is not None and _is_owned(lock):  # this thread is compiling
+        return work(*arguments)
+    context, outcome = copy_context(), Future[Result]()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(_locked, work, *arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="invocupy compiling")
+    stack = threading.stack_size(_STACK)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is closing, or the system has no more threads
+        if thread.ident is not None:
+            raise
+        return _locked(work, *arguments)
+    finally:
+        threading.stack_size(stack)
+    # Not join(), which in Python 3.11 and 3.12 forgets the thread if it is interrupted; at exit
+    # Python must wait for it.
+    result = outcome.result()
+    thread.join()
+    return result
+
+
+def _locked(work: Callable[..., Result], *arguments: Any) -> Result:
+    with _importing:
+        import_module("numba.core.compiler_lock")
+    with _compiler_lock():
+        return work(*arguments)
+
+
+def _compiler_lock() -> Any:
+    """Of Numba, if it is imported; a thread that has it may take it again."""
+    return getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
+
+
+# A forked child has only the thread that forked. What another thread held there would be held for
+# ever, so the fork waits until nobody imports Numba or compiles. Compiling takes the lock of the
+# module logging, which a fork holds as well. Of such functions the last registered runs first: this
+# must come after logging, which Future imports.
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.locks = []
+    finders: tuple[Callable[[], Any], ...] = (lambda: _importing, _compiler_lock)
+    for find in finders:  # the second one only when no import is under way
+        lock = find()
+        if lock is not None and not _is_owned(lock):
+            _forking.locks.append(lock)
+            lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in reversed(_forking.locks):
+        if _is_owned(lock):  # unless a signal's handler raised an exception while the fork waited
+            lock.release()
+
+
+def _is_owned(lock: Any) -> bool:
+    """By this thread."""
+    owned: bool = lock.is_locked() if hasattr(lock, "is_locked") else lock._is_owned()
+    return owned
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )

@@ -1,0 +1,155 @@
+"""What compiled code depends on: a digest of a function, taken from what Python really runs.
+
+The files of a program may change while it runs, and it may have imported some modules before the
+change and others after it. So no file is read: the digest covers the bytecode of the function and
+all that this can reach by name (functions, classes, constants), as they are in memory. Numba
+freezes the values of global names and of closures in the code that it makes; constants that were
+read from the machine are among them.
+
+What was compiled from a module stays as it is when the module is loaded again, but names then have
+other values; so there is no digest of what has been loaded again since it was first looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+# their versions stand for what is in them
+_OTHERS = {"numba", "llvmlite", "numpy", *sys.stdlib_module_names} - {"__main__"}
+
+
+def digest(function: Callable[..., Any]) -> str:
+    """Of a function and all that it reaches; the same in all processes that run the same code.
+
+    Raises
+    ------
+    RuntimeError
+        If a module of these has been loaded again since the digest of anything in it was taken.
+
+    Examples
+    --------
+    >>> def half(x):
+    ...     return x / 2
+    >>> before = digest(half)
+    >>> half.__code__ = (lambda x: x / 3).__code__
+    >>> digest(half) == before
+    False
+    """
+    reach = _Reach()
+    reach.name(function)
+    content = hashlib.sha256()
+    for thing in reach.found:  # which grows
+        content.update(repr(reach.describe(thing)).encode())
+    return content.hexdigest()
+
+
+class _Reach:
+    """Functions and classes by number, in the order in which they are found."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+        self.numbers: dict[int, int] = {}  # by identity
+
+    def name(self, thing: Any) -> Any:
+        """The number of a function or class; anything else as text."""
+        if isinstance(thing, tuple | list):
+            return type(thing).__name__, [self.name(part) for part in thing]
+        if isinstance(thing, dict):
+            return "dict", [(self.name(key), self.name(part)) for key, part in thing.items()]
+        if isinstance(thing, set | frozenset):
+            return "set", sorted(map(repr, thing))
+        if isinstance(thing, np.ndarray):
+            return "array", thing.dtype.str, thing.shape, thing.tobytes()
+        if isinstance(thing, ModuleType):
+            return "module", thing.__name__
+        place = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+        if None not in place and _is_other(str(place[0])):
+            return place
+        if isinstance(thing, FunctionType | property | type) or hasattr(thing, "__wrapped__"):
+            if id(thing) not in self.numbers:
+                self.numbers[id(thing)] = len(self.found)
+                self.found.append(thing)
+            return self.numbers[id(thing)]
+        text = repr(thing)
+        return type(thing).__name__, "" if " at 0x" in text else text
+
+    def describe(self, thing: Any) -> Any:
+        """What a function or class is by itself, with the numbers of those that it uses."""
+        if isinstance(thing, FunctionType):
+            _check_module(thing.__globals__)
+            code, names = _code(thing.__code__)
+            cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+            given = thing.__defaults__, thing.__kwdefaults__, cells, _values(thing, names)
+            return code, [self.name(value) for value in given]
+        if isinstance(thing, property):
+            return self.name(thing.fget)
+        if isinstance(thing, type):
+            parts = sorted(vars(thing).items())
+            own = [(key, self.name(part)) for key, part in parts if _is_own(key, part)]
+            return self.name(thing.__bases__), own
+        # what Numba compiles or calls, caches, methods of classes
+        return getattr(thing, "targetoptions", None), self.name(thing.__wrapped__)
+
+
+def _is_own(key: str, part: Any) -> bool:
+    """Of a class: not what Python writes there about it, such as ``__doc__``."""
+    special = key.startswith("__") and key.endswith("__")
+    return not special or isinstance(part, FunctionType) or hasattr(part, "__wrapped__")
+
+
+def _is_other(module: str) -> bool:
+    return module.partition(".")[0] in _OTHERS
+
+
+_specs: dict[int, tuple[dict[str, Any], Any]] = {}  # of modules, by the identity of their names
+
+
+def _check_module(space: dict[str, Any]) -> None:
+    spec = space.get("__spec__")  # a new one when it is loaded again
+    if _specs.setdefault(id(space), (space, spec))[1] is not spec:
+        raise RuntimeError(f"{space.get('__name__')} was loaded again")
+
+
+def _values(function: FunctionType, names: tuple[str, ...]) -> list[Any]:
+    """Of names that are global, and of those that are in modules of ours which are global."""
+    values, spaces = [], [function.__globals__]
+    for space in spaces:  # which grows
+        for name in names:
+            if name not in space:
+                continue
+            value = space[name]
+            values.append((name, value))
+            ours = isinstance(value, ModuleType) and not _is_other(value.__name__)
+            if ours and not any(vars(value) is known for known in spaces):
+                spaces.append(vars(value))
+    return values
+
+
+_codes: dict[int, tuple[CodeType, str, tuple[str, ...]]] = {}  # by identity; held, so that it stays
+
+
+def _code(code: CodeType) -> tuple[str, tuple[str, ...]]:
+    """A digest of bytecode and constants, and the names used; those of inner functions too."""
+    if id(code) in _codes:
+        return _codes[id(code)][1:]
+    names, constants = dict.fromkeys(code.co_names), []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            constant, more = _code(constant)
+            names.update(dict.fromkeys(more))
+        elif isinstance(constant, frozenset):
+            constant = sorted(map(repr, constant))
+        constants.append(repr(constant))
+    content = (
+        code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount,
+        code.co_posonlyargcount, code.co_kwonlyargcount, code.co_names, code.co_varnames,
+        code.co_cellvars, code.co_freevars, constants,
+    )  # fmt: skip
+    _codes[id(code)] = code, hashlib.sha256(repr(content).encode()).hexdigest(), tuple(names)
+    return _codes[id(code)][1:]
