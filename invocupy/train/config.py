@@ -16,6 +16,9 @@ from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
 
+_LONGEST = 1 << 20  # bytes of a file of settings
+
+
 class ConfigError(ValueError):
     """Settings that make no sense, or do not fit the run. One line: setting, rule, values."""
 
@@ -242,7 +245,11 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = expand(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:  # a device never ends
+            raise ValueError(f"it has more than {_LONGEST} bytes")
+        text = content.decode("utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
