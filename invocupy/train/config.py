@@ -15,7 +15,6 @@ from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
-
 _LONGEST = 1 << 20  # bytes of a file of settings
 
 
