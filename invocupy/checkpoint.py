@@ -181,7 +181,8 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             if old is not None:
-                with suppress(OSError):  # some file systems have neither, others refuse it
+                # some systems have neither, some file systems refuse them
+                with suppress(OSError, AttributeError):
                     os.chown(temporary, old.st_uid, old.st_gid)
                 with suppress(OSError):
                     temporary.chmod(stat.S_IMODE(old.st_mode))

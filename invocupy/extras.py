@@ -28,7 +28,7 @@ def require(module: str, package: str, extra: str) -> Any:
     Raises
     ------
     MissingExtra
-        With the command that installs it.
+        With the command that installs it, and the reason if it is there and cannot be loaded.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def require(module: str, package: str, extra: str) -> Any:
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{package} is not installed: pip install 'invocupy[{extra}]'"
-        ) from error
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError)
+        reason = "is not installed" if absent else f"cannot be loaded ({error})"
+        raise MissingExtra(f"{package} {reason}: pip install 'invocupy[{extra}]'") from error

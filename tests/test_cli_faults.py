@@ -217,7 +217,7 @@ def test_a_schedulers_end_saves(number: signal.Signals, code: int) -> None:
     step = int(re.search(r"interrupted in epoch \d+ after step (\d+)", err)[1])  # type: ignore[index]
     state = checkpoint.load("run/last.safetensors")[1]["state"]
     assert 2 * state["epoch"] + state["step"] == step
-    assert not Path("run/run.lock").exists()
+    assert not Path("run/.invocupy.lock").exists()
 
 
 # ------------------------------------------------------------------------------ files that are read
