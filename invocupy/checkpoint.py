@@ -208,6 +208,14 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 def expand(path: AnyPath) -> Path:
     """A path as the user means it: a leading ``~`` is the home folder.
 
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    Path
+
     Raises
     ------
     OSError
@@ -262,6 +270,15 @@ def sweep(folder: AnyPath, names: Iterable[str] | None = None) -> None:
 
 def strict(value: Any) -> Any:
     """A value as JSON can hold it: NumPy's numbers as Python's, and None for NaN and infinities.
+
+    Parameters
+    ----------
+    value
+        Mappings, lists and tuples are copied, with all that they hold.
+
+    Returns
+    -------
+    value
 
     Examples
     --------
