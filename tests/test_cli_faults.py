@@ -299,6 +299,18 @@ def test_numbers_that_are_not_finite_are_null(
     }  # fmt: skip
 
 
+def test_too_little_memory_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 1.2 TiB\nfor an array")
+
+    monkeypatch.setattr(training, "fit", full)
+    code, line = one_line(capsys, *TRAIN)
+    assert (code, line) == (1, "invocupy: Unable to allocate 1.2 TiB for an array")
+    assert not list(Path().iterdir())
+
+
 def test_flags_that_need_a_finite_number(capsys: pytest.CaptureFixture[str]) -> None:
     for value in ("nan", "inf", "0", "-1"):
         assert "finite" in one_line(capsys, "bench", "--seconds", value)[1]
