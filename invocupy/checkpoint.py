@@ -106,6 +106,7 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
     path = Path(path)
     try:
+        path = expand(path)
         with path.open("rb"), safe_open(path, "numpy") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
@@ -188,7 +189,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
                     temporary.chmod(stat.S_IMODE(old.st_mode))
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
         with suppress(OSError):
@@ -200,9 +201,18 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     with suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            _sync(folder)
         finally:
             os.close(folder)
+
+
+def _sync(descriptor: int) -> None:
+    """Force a file to the disk, if its file system can do that at all."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def expand(path: AnyPath) -> Path:

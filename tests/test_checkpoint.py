@@ -275,6 +275,30 @@ def test_what_a_file_system_cannot_do_is_left_out(
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
+def test_nothing_can_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        checkpoint.write_atomically(tmp_path / "c", b"%d" % number)
+        assert (tmp_path / "c").read_bytes() == b"%d" % number
+    number = errno.EIO  # the disk is broken
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        checkpoint.write_atomically(tmp_path / "c", b"new")
+    assert (tmp_path / "c").read_bytes() == b"%d" % errno.ENOSYS
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint.save("~/c", {"a": np.ones(2)}, {"b": 1})
+    assert checkpoint.load("~/c")[1] == {"b": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    with pytest.raises(CheckpointError, match=r"cannot be read .*NUL"):
+        checkpoint.load("a\0b")
+    assert checkpoint.expand("~nobody-of-this-name/c") == Path("~nobody-of-this-name/c")
+
+
 def test_errors_name_the_file_that_was_given(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none/c'$"):
         checkpoint.write_atomically(tmp_path / "none" / "c", b"")
