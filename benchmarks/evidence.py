@@ -32,6 +32,7 @@ import numpy as np
 from invocupy import nn
 from invocupy.checkpoint import CheckpointError, write_atomically
 from invocupy.data import DataError, DownloadError
+from invocupy.data.cifar import data_path
 from invocupy.summary import layers
 from invocupy.train import (
     DATASETS,
@@ -67,7 +68,8 @@ def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
     """What a run is to show, and its settings."""
     path = CONFIGS / f"{name}.toml"
     config = replace(Config(**read_settings(path)), data_dir=data_dir)
-    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    text = path.read_text(encoding="utf-8-sig")
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     what = " ".join(line.strip("# ") for line in lines)
     if not what:
         raise ConfigError(f"config {path} must begin with a comment that says what it is to show")
@@ -236,10 +238,13 @@ def of_approximations(
     config: Config, model: nn.Module, images: Any, labels: Any, data_dir: str | None
 ) -> dict[str, int] | None:
     """Test images that are not the originals, if the data's folder lists any, and those right."""
-    path = Path(data_dir or "", "approximated_test_records.txt")
-    if data_dir is None or not path.exists():
+    if data_dir is None:
         return None
-    numbers = [number for number in map(int, path.read_text().split()) if number < len(images)]
+    path = data_path(data_dir) / "approximated_test_records.txt"
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8-sig")
+    numbers = [number for number in map(int, text.split()) if number < len(images)]
     if not numbers:
         return None
     result = measured(config, model, images[numbers], labels[numbers])

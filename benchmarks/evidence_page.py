@@ -157,7 +157,7 @@ def network(config: Record) -> str:
     if config["model"] != "simple":
         return str(config["model"])
     signed = ", signed" if config["signed"] else ""
-    head = ", ReLU in the head" if config["head_relu"] else ""
+    head = "" if config["head_relu"] else ", linear head"
     return f"`SimpleModel`, {config['layers']} layers{signed}{head}"
 
 

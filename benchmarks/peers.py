@@ -83,7 +83,12 @@ class SimpleModel(nn.Module):
             for _ in range(num_layers)
         )
         self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(3072, 500), nn.Linear(500, 100), nn.Linear(100, 10)
+            nn.Flatten(),
+            nn.Linear(3072, 500),
+            nn.ReLU(),
+            nn.Linear(500, 100),
+            nn.ReLU(),
+            nn.Linear(100, 10),
         )
 
     def forward(self, x: Tensor) -> Tensor:

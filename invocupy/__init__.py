@@ -11,6 +11,7 @@ from invocupy import functional, reference
 from invocupy._version import __version__
 from invocupy.arrays import to_device
 from invocupy.autograd import Tensor, no_grad
+from invocupy.backends.memory import release_memory
 from invocupy.functional import fused_involution, involution
 from invocupy.geometry import Geometry
 from invocupy.ops import fused_involution_backward, involution_backward
@@ -18,7 +19,7 @@ from invocupy.ops import fused_involution_backward, involution_backward
 __all__ = [
     "Geometry", "Tensor", "__version__", "functional", "fused_involution",
     "fused_involution_backward", "involution", "involution_backward", "no_grad", "reference",
-    "to_device",
+    "release_memory", "to_device",
 ]  # fmt: skip
 _SUBMODULES = (
     "checkpoint", "data", "models", "nn", "optim", "report", "summary", "testing", "train",

@@ -7,8 +7,10 @@ imports it.
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -176,6 +178,99 @@ def to_device(array: Any, device: str) -> Any:
         return array
     with cupy.cuda.Device(int(number)) if number else nullcontext():
         return cupy.asarray(array)
+
+
+def converted(array: Any, like: Any, least: float | None = None) -> Any:
+    """A copy of loaded state in the dtype and on the device of ``like``, if it means the same.
+
+    Floating dtypes are converted into each other, and numbers that are whole into integers.
+
+    Parameters
+    ----------
+    array
+        An array of any library, or what :func:`numpy.asarray` takes.
+    like : NumPy or CuPy array
+    least : float, optional
+        The smallest value allowed; NaN is then refused, too.
+
+    Raises
+    ------
+    ValueError
+        Saying what is wrong, and what was expected.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> converted([0.5, 2], np.zeros(2, np.float32))
+    array([0.5, 2. ], dtype=float32)
+    >>> converted([1, 2], np.zeros(2, np.float32))
+    Traceback (most recent call last):
+    ...
+    ValueError: dtype int64, expected a floating dtype
+    """
+    plain = readable(array)
+    if plain.shape != like.shape:
+        raise ValueError(f"shape {plain.shape}, expected {like.shape}")
+    floating, target = _is_floating(plain), like.dtype
+    if _is_floating(like):
+        expected, fits = "a floating dtype", floating
+    elif target.kind in "iu":
+        expected, fits = "whole numbers", floating or plain.dtype.kind in "iu"
+    else:
+        expected, fits = f"dtype {target}", plain.dtype.kind == target.kind
+    if not fits:
+        raise ValueError(f"dtype {plain.dtype}, expected {expected}")
+    with np.errstate(all="ignore"):
+        new = plain.astype(target, order="C")
+    if _is_floating(like):
+        wrong = plain.dtype != target and bool((np.isinf(new) & ~np.isinf(plain)).any())
+    else:
+        wrong = bool((new != plain).any())
+    if wrong:
+        raise ValueError(f"values that {target} cannot hold")
+    if least is not None and not (new >= least).all():
+        raise ValueError("NaN" if least == -math.inf else f"NaN or values below {least:g}")
+    return to_device(new, device_of(like))
+
+
+def readable(array: Any) -> np.ndarray[Any, Any]:
+    """State from elsewhere as a NumPy array; ValueError if it is masked or cannot be read."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError("a masked array, expected a plain one")
+    try:
+        return np.asarray(to_device(array, "cpu"))
+    except MemoryError:
+        raise
+    except Exception as error:  # each library has its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"a {type(array).__name__} that NumPy cannot read ({reason})") from error
+
+
+def _is_floating(array: Any) -> bool:
+    return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+
+
+def number(name: str, value: Any) -> float:
+    """Read an option that is a finite real number, also NumPy's or a Tensor of no axes.
+
+    It becomes Python's float: NumPy's float64 would turn float32 arrays into float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the option.
+    """
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise ValueError(f"{name} must be a finite number, got {found}")
+    return found
 
 
 def require_cupy() -> Any:

@@ -166,13 +166,14 @@ class Tensor:
         grad = Tensor(grad).data  # a matrix would multiply as one
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
+        memory.backward_begins()
         # With each gradient, whether it has memory of its own, which a leaf may keep.
         pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
         newest_first = [-self._serial] if self._parents else []
         while newest_first:
             tensor, grad, own = pending.pop(-heappop(newest_first))
             for parent, partial in tensor._parents:
-                share = partial(grad)
+                share = memory.patiently(partial, grad)
                 serial = parent._serial
                 if serial in pending:
                     # Not in place: the two shares may be views of other arrays.
@@ -331,7 +332,11 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
         operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
         for place, operand in enumerate(operands)
     ]
-    value, partials = op(*plain, **options)
+    try:
+        value, partials = op(*plain, **options)
+    except MemoryError:
+        memory.release_memory()
+        value, partials = op(*plain, **options)
     if not any(isinstance(operand, Tensor) for operand in operands):
         return value
     result = Tensor(value)

@@ -104,12 +104,16 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     try:
-        path = expand(path)
+        path = existing(path)
         with path.open("rb"), safe_open(path, "numpy") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if is_own(header) and header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path} states the format {header.get('format')!r}, not {FORMAT!r}, so it is "
+                    f"damaged or of another version: {_WAY_OUT}"
+                )
+            if not is_own(header):
                 raise CheckpointError(
                     f"{path} is a safetensors file, but not of the format {FORMAT!r}: weights "
                     "from elsewhere are loaded by invocupy.weights.import_state"
@@ -131,7 +135,34 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         raise CheckpointError(
             f"{path} is damaged, its content does not have the digest that it states: {_WAY_OUT}"
         )
-    return arrays, json.loads(text)
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path} has no JSON that {FORMAT!r} has: {_WAY_OUT}")
+    return arrays, info
+
+
+def is_own(header: Mapping[str, str]) -> bool:
+    """Whether the metadata of a safetensors file are ours, although any one word may be damaged.
+
+    Parameters
+    ----------
+    header : mapping of str to str
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
+    True
+    >>> is_own({"format": "pt"})
+    False
+    """
+    return header.get("format") == FORMAT or header.keys() >= {"sha256", "info"}
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
@@ -239,6 +270,35 @@ def expand(path: AnyPath) -> Path:
     path = Path(os.path.expanduser(path))  # noqa: PTH111  (pathlib's raises for ~nobody)
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "a path cannot have a NUL character", str(path))
+    return path
+
+
+def existing(path: AnyPath) -> Path:
+    """The path of a file that is to be read, expanded (:func:`expand`).
+
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    OSError
+        If it is a pipe or a device, which may never end.
+
+    Examples
+    --------
+    >>> existing("/dev/zero")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 22] a pipe or a device, not a file: '/dev/zero'
+    """
+    path = expand(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
     return path
 
 

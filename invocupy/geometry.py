@@ -34,6 +34,17 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
+def count(name: str, value: Any) -> int:
+    """Read an option that is a number of things: an integer of at least 1, also NumPy's."""
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number < 1 << 31:
+        raise ValueError(f"{name} must be an integer >= 1 and below 2**31, got {value!r}")
+    return number
+
+
 def padding_pair(
     value: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]
 ) -> tuple[int, int]:
@@ -207,10 +218,12 @@ class Geometry:
         Raises
         ------
         ValueError
-            If a single size does not fit 32 bits (offsets into arrays are 64-bit everywhere).
+            If a size, with its padding, does not fit 32 bits (offsets into arrays are 64-bit
+            everywhere).
         """
         values = astuple(self)
-        if max(values) > np.iinfo(np.int32).max:
+        padded = self.height + 2 * self.pad_h, self.width + 2 * self.pad_w
+        if max(*values, *padded) > np.iinfo(np.int32).max:
             raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
         return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
 

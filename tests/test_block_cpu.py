@@ -326,7 +326,7 @@ def parameters_of(block: models.SimpleBlock) -> list[nn.Parameter]:
     layer = block.involution
     parts = [
         (block.expand, block.expand_norm), (layer.reduce, layer.norm), (layer.span, None),
-        (block.project, block.project_norm),
+        (block.project, block.last_norm),
     ]  # fmt: skip
     return [p for pair in parts for m in pair if m is not None for p in (m.weight, m.bias)]
 
@@ -340,7 +340,7 @@ def test_block_is_the_composition_of_its_layers(
     block = block_of(0, "float64", channels, 32, signed).train(training)
     x, cotangent = draw(1, "float64", (3, channels, 6, 7), (3, channels, 6, 7))
     x += 2  # a stream has a mean
-    norms = [block.expand_norm, block.involution.norm, block.project_norm]
+    norms = [block.expand_norm, block.involution.norm, block.last_norm]
     moments = [(norm.running_mean.data, norm.running_var.data) for norm in norms]
     gradients = []
     seen: list[Any] = []
@@ -396,7 +396,7 @@ def test_signed_blocks_begin_by_doing_nothing_and_may_take_away() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
     block = models.SimpleBlock(3, 16, signed=True, rng=np.random.default_rng(0))
     np.testing.assert_array_equal(block(x).data, x)
-    block.project_norm.weight.data = np.ones(3, np.float32)
+    block.signed_norm.weight.data = np.ones(3, np.float32)
     assert (block(x).data < x).any()
     assert (models.SimpleBlock(3, 16, rng=np.random.default_rng(0))(x).data >= x).all()
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save as serialize
 from safetensors.numpy import save_file
 
 from invocupy import checkpoint
@@ -347,3 +348,25 @@ def test_kill_9_while_writing_never_harms(tmp_path: Path) -> None:
         checkpoint.sweep(tmp_path)
         assert list(tmp_path.iterdir()) == [path]
     assert temporaries, "no kill fell into a write: the test has shown nothing"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", "", "{"])
+def test_json_that_is_none(text: str, tmp_path: Path) -> None:
+    """With the right digest, as only a program made for it would write it."""
+    header = {"format": checkpoint.FORMAT, "sha256": checkpoint._digest({}, text), "info": text}
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(serialize({}, header))
+    with pytest.raises(CheckpointError, match=r"has no JSON .*: use another"):
+        checkpoint.load(path)
+
+
+def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(CheckpointError, match="a pipe or a device, not a file"):
+            checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="NUL"):
+        checkpoint.load("a\0b")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint.save("~/w", {"a": np.ones(2)}, {})
+    assert checkpoint.load("~/w")[0]["a"].tolist() == [1, 1]

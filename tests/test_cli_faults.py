@@ -101,6 +101,9 @@ def test_the_home_folder_in_every_flag(
     left = {path.name for path in home.iterdir()} - {".cache", ".config"}  # matplotlib's
     assert left == {"run", "s.toml", "page.html"}
     assert {path.name for path in tmp_path.iterdir()} == {"home"}
+    assert main(["import", "~/run/none", "--model", "resnet18", "--out=~/w.safetensors"]) == 65
+    assert str(home / "run" / "none") in capsys.readouterr().err
+    assert main(["predict", "~/run", "~/none.png"]) in (65, 69)
     seen: list[Config] = []
     monkeypatch.setattr(training, "fit", lambda config, *_, **__: seen.append(config))
     with pytest.raises(TypeError):  # there is no history

@@ -368,18 +368,6 @@ def test_memory_is_used_again_but_never_while_it_is_in_use() -> None:
     assert memory.empty((0, 3), np.float64, like).shape == (0, 3)
 
 
-def test_a_large_reserve_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory.release()
-    monkeypatch.setattr(memory, "LARGEST_RESERVE", 1 << 20)
-    like = np.ones(1)
-    kept = memory.empty((1 << 21,), np.uint8, like)
-    alive = weakref.ref(kept.base.memory[0])
-    del kept
-    assert alive() is not None
-    memory.empty((1 << 19,), np.uint8, like)  # finds no block of its size
-    assert alive() is None
-
-
 def test_threads_share_the_memory_without_mixing_it_up() -> None:
     problems: list[str] = []
 

@@ -58,15 +58,18 @@ def test_state_is_copied_and_loaded_whole_or_not_at_all() -> None:
         ({"weight": state["weight"]}, "bias: missing"),
         ({**state, "scale": np.ones(1)}, "scale: left over"),
         ({**state, "bias": np.ones(3)}, r"bias: shape \(3,\), expected \(2,\)"),
-        ({**state, "bias": np.ones(2, complex)}, "bias: dtype complex128, expected real numbers"),
-        ({**state, "bias": np.array(["1", "x"])}, "bias: dtype <U1, expected real numbers"),
-        ({**state, "bias": np.ma.ones(2)}, "bias: a masked array, expected real numbers"),
+        (
+            {**state, "bias": np.ones(2, complex)},
+            "bias: dtype complex128, expected a floating dtype",
+        ),
+        ({**state, "bias": np.array(["1", "x"])}, "bias: dtype <U1, expected a floating dtype"),
+        ({**state, "bias": np.ma.ones(2)}, "bias: a masked array, expected a plain one"),
     ):
         with pytest.raises(ValueError, match=words):
             layer.load_state_dict(wrong)
         for name, array in layer.state_dict().items():
             np.testing.assert_array_equal(array, before[name])
-    layer.load_state_dict({"weight": [[7, 7], [7, 7]], "scale": np.ones(1)}, strict=False)
+    layer.load_state_dict({"weight": [[7.0, 7], [7, 7]], "scale": np.ones(1)}, strict=False)
     assert (layer.weight.data == 7).all()
     assert layer.weight.data.dtype == np.float32
 
@@ -136,7 +139,9 @@ def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
         (lambda: nn.Conv2d(3, 4, 2, padding="same"), "needs an odd kernel size"),
         (lambda: nn.Involution(30), "channels must be a multiple of channels_per_group"),
         (lambda: nn.Involution(32, 4), "kernel_size must be odd"),
-        (lambda: nn.Involution(32, reduction_ratio=0), "reduction_ratio must be between"),
+        (lambda: nn.Involution(32, reduction_ratio=33), "reduction_ratio must be between"),
+        (lambda: nn.BatchNorm2d(3, eps=-1e-5), "eps must be at least 0"),
+        (lambda: nn.BatchNorm2d(3, momentum=1.5), r"momentum must be in \[0, 1\]"),
         (lambda: nn.Involution(32, fused="yes"), "fused must be True, False or 'auto'"),  # type: ignore[arg-type]
         (lambda: nn.Involution(32)(np.ones((32, 4, 4))), r"x must be \(N, C, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
@@ -149,6 +154,56 @@ def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
 def test_layers_refuse(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+SIZES = [
+    (nn.Linear, {"in_features": 2, "out_features": 2}),
+    (nn.Conv2d, {"in_channels": 2, "out_channels": 2, "kernel_size": 1, "groups": 1}),
+    (nn.BatchNorm2d, {"num_features": 2}),
+    (nn.Involution, {"channels": 16, "reduction_ratio": 4, "channels_per_group": 16}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "name"), [(make, sizes, name) for make, sizes in SIZES for name in sizes]
+)
+def test_sizes_are_integers_above_zero(make: Any, sizes: dict[str, int], name: str) -> None:
+    for wrong in (0, -1, 2.0, True, np.True_, None, "2", 2**31, [2], np.ones(1)):
+        if name == "kernel_size" and wrong == [2]:
+            continue
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            make(**{**sizes, name: wrong})
+    layer = make(**{key: np.int64(value) for key, value in sizes.items()})
+    shapes = [array.shape for array in make(**sizes).state_dict().values()]
+    assert [array.shape for array in layer.state_dict().values()] == shapes
+    if hasattr(layer, "groups"):
+        assert type(layer.groups) is int
+
+
+def test_random_generators_are_no_seeds() -> None:
+    with pytest.raises(TypeError, match=r"rng must be a numpy.random.Generator, got 0"):
+        nn.Linear(2, 2, rng=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+def test_numbers_of_a_norm_are_pythons(name: str) -> None:
+    x = rng().normal(size=(4, 2, 3, 3)).astype(np.float32)
+    for value in (np.float64(0.25), np.float32(0.25), np.array(0.25), Tensor(0.25), 0.25):
+        norm = nn.BatchNorm2d(2, **{name: value})
+        assigned = nn.BatchNorm2d(2)
+        setattr(assigned, name, value)
+        for layer in (norm, assigned):
+            assert type(getattr(layer, name)) is float
+            assert layer(x).dtype == np.float32
+            assert layer.running_var.data.dtype == np.float32
+    for wrong in (None, "0.1", True, 1j, np.ones(2)):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            nn.BatchNorm2d(2, **{name: wrong})  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            setattr(nn.BatchNorm2d(2), name, wrong)
+    for nan in (np.nan, np.inf, 10**400):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+            nn.BatchNorm2d(2, **{name: nan})
 
 
 # ---------------------------------------------------------------------------- SGD

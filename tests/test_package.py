@@ -62,6 +62,7 @@ CONTRACT = {
     f"{INVOLUTION}, out=None",
     "fused_involution_backward": "grad_out, x, features, span_weight, span_bias=None, *, "
     f"kernel_size, {INVOLUTION}",
+    "release_memory": "",
     "Tensor": "data, requires_grad=False",
     "Tensor.backward": "self, grad=None",
     "Tensor.detach": "self",

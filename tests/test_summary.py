@@ -48,7 +48,7 @@ def test_the_article_s_network() -> None:
     assert rows[""].macs == 50 * block + 3072 * 500 + 500 * 100 + 100 * 10
     assert rows[""].parameters == 1_701_060
     assert rows["blocks.0.involution.span"].shape == (36, 32, 32)
-    assert rows["head.2"][1:] == ("Linear", (10,), 1010, 1000)
+    assert rows["head.4"][1:] == ("Linear", (10,), 1010, 1000)
 
 
 def test_strides_groups_and_layers_used_twice() -> None:

@@ -222,6 +222,7 @@ def test_other_formats(write: Any, tmp_path: Path) -> None:
         assert found[name].shape == array.shape
         assert found[name].dtype == array.dtype.newbyteorder("=") or name == "big"
         assert found[name].tolist() == array.tolist()
+        assert not found[name].flags.writeable
 
 
 class Reduces:
@@ -269,6 +270,7 @@ def test_the_hand_made_file_is_right(tmp_path: Path) -> None:
     assert read(path)["w"].tolist() == [1.5, 2]
 
 
+POSIX = r"posix\.system \(not read, and nothing of it was run"
 LONG = "\x8a\x08" + (2**61).to_bytes(8, "little").decode("latin1")
 
 
@@ -288,19 +290,19 @@ LONG = "\x8a\x08" + (2**61).to_bytes(8, "little").decode("latin1")
         (tensor(size="\x88"), "impossible sizes"),
         (tensor(key="1"), "is damaged"),
         (tensor(key="../0"), "other than a storage"),
-        (tensor(function="cposix\nsystem\n"), r"asks for posix\.system"),
+        (tensor(function="cposix\nsystem\n"), POSIX),
         (tensor(function="ctorch\nFloatStorage\n"), "storage made directly"),
         (tensor()[:-1], "STOP"),
         (tensor()[:-2], "STOP"),
         (b"\x80\x02}.", None),
-        (b"\x80\x02].", "no dictionary of arrays"),
+        (b"\x80\x02].", "a value of type list"),
         (b"\x80\x02}" + text("w") + b"K\x01s.", "no array"),
         (b"\x80\x02}" + text("w") + b"}" + text("w") + b"K\x01ss.", "no array"),
         (b"\x80\x02s.", "damaged"),
-        (b"\x80\x02(0.", "POP"),
+        (b"\x80\x02(0.", "damaged"),
         (b"\x80\x02(.", "mark"),
         (b"\x80\x02h\x07.", "damaged"),
-        (b"\x80\x02\x8c\x05posix\x8c\x06system\x93.", r"asks for posix\.system"),
+        (b"\x80\x02\x8c\x05posix\x8c\x06system\x93.", POSIX),
         (b"\x80\x02iposix\nsystem\n.", "INST"),
         (b"\x80\x02\x82\x01.", "EXT1"),
         (b"\x80\x02\xff.", "damaged"),
@@ -325,7 +327,7 @@ def test_old_files_cut_short_or_hostile(tmp_path: Path) -> None:
     evil = whole.replace(b"torch._utils\n_rebuild_tensor_v2", b"posix\nsystem")
     assert evil != whole
     path.write_bytes(evil)
-    with pytest.raises(WeightsError, match=r"asks for posix\.system"):
+    with pytest.raises(WeightsError, match=POSIX):
         read(path)
 
 
@@ -373,8 +375,8 @@ LAUGHS = b"()q\x00" + 10_000 * b"h\x00h\x00\x86q\x00" + b"t"
     ("content", "message"),
     [
         (b"}" + text("w") + LAUGHS + b"s.", "no array"),
-        (b"}" + LAUGHS + b"K\x01s.", "neither text nor a number"),
-        (LAUGHS + b".", "no dictionary"),
+        (b"}" + LAUGHS + b"K\x01s.", "a key of type"),
+        (LAUGHS + b".", "a value of type tuple"),
         (b"cnumpy\ndtype\n" + LAUGHS + b"R.", "damaged"),
         (b"cbuiltins\ntuple\n" + LAUGHS + b"R.", "damaged"),
     ],
@@ -392,7 +394,7 @@ def test_hostile_arrays_of_objects_and_sizes(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="Python objects"):
         read(path.with_suffix(".npz"))
     path.write_bytes(pickle.dumps({"w": np.array([{}], object)}, 4))
-    with pytest.raises(WeightsError, match="a dtype that is no number"):
+    with pytest.raises(WeightsError, match="a NumPy array of dtype O8"):
         read(path)
     for wrong in (b"\x03", b"\xff"):  # a length of three, and none at all
         content = pickle.dumps({"w": np.arange(2, dtype="u1")}, 4).replace(

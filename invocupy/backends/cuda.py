@@ -97,11 +97,16 @@ def vector(row: int, *arrays: Any) -> int:
 
 
 def launch(
-    name: str, files: tuple[str, ...], macros: Macros, threads: int, args: tuple[Any, ...]
-) -> None:
-    """Start ``threads`` threads of a kernel on the device of the first argument."""
+    name: str, files: tuple[str, ...], macros: Macros, threads: int, args: tuple[Any, ...],
+    most: int = 0,
+) -> None:  # fmt: skip
+    """Start ``threads`` threads of a kernel on the device of the first argument.
+
+    ``most`` is the largest number to which one of them counts, where that may be more.
+    """
     # 32-bit index arithmetic is several times faster, and nearly always enough.
-    index = "unsigned int" if threads + BLOCK <= 2**32 else "unsigned long long"
+    small = max(threads + BLOCK, most) <= 2**32
+    index = "unsigned int" if small else "unsigned long long"
     function = compile(name, files, {**macros, "BLOCK": BLOCK, "INDEX": index})
     with on_device(args[0]):
         function((ceil_div(threads, BLOCK),), (BLOCK,), args)

@@ -17,6 +17,7 @@ from invocupy.backends.jit import machine_code
 
 # units of work per thread below which a helper does not pay, and in all one that must be woken
 GRAIN, WAKE = 1 << 14, 1 << 18
+LONG = 1 << 27  # units of work that take some tenth of a second: a person may want to interrupt
 
 _WORD = ir.IntType(64)
 
@@ -62,7 +63,7 @@ def launch(
             words.append(argument)
     helpers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
     code = _codes.get((kernel, len(words))) or _compile(kernel, arguments, len(words))
-    team.run(*code, tasks, helpers, work > WAKE, scratch, words)
+    team.run(*code, tasks, helpers, work > WAKE, work > LONG, scratch, words)
 
 
 _codes: dict[tuple[Any, int], tuple[int, int]] = {}

@@ -83,7 +83,10 @@ class Vectors:
         return self.builder.shuffle_vector(a, b, ir.Constant(kind, lanes))
 
     def lanes(self, low: Any, high: Any) -> Any:
-        """The mask of the lanes l with low <= l < high; without ``low``, from the first on."""
+        """The mask of the lanes l with low <= l < high; without ``low``, from the first on.
+
+        Both must fit 32 bits.
+        """
         short = ir.IntType(32)
         kind = ir.VectorType(short, self.V)
         number = ir.Constant(kind, list(range(self.V)))

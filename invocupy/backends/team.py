@@ -5,6 +5,8 @@ Python threads call a kernel at once, and its OpenMP layer kills forked children
 serial function that takes its next task from a shared counter until none is left, so any number of
 threads can run it at the same time, and the caller is always one of them.
 
+A long job of the main thread is led by another one, so that signals find the main thread in Python.
+
 The caller writes a *job*, a row of integers, and hangs it up in its place on a *board*. Helpers
 that have worked lately watch the board; the others sleep, and waking one takes some microseconds
 here and some ten until it is there. The caller works as if it were alone, takes the job down and
@@ -20,15 +22,19 @@ import atexit
 import os
 import threading
 import time
+from _thread import allocate_lock, get_ident, start_new_thread
+from contextlib import suppress
 from ctypes import CDLL, c_void_p, cast
 from functools import cache
 from struct import Struct
+from threading import main_thread
 from typing import Any
 
 import numpy as np
 
 from invocupy.backends import threads
 from invocupy.backends.jit import add, jit, load, pointer, store
+from invocupy.backends.memory import others, patiently
 from invocupy.backends.simd import call
 
 _LINE = 64  # bytes; what different threads write is on different lines
@@ -37,6 +43,7 @@ _LINE = 64  # bytes; what different threads write is on different lines
 _APART = 1 << 17
 _WATCH = 2e-4  # seconds
 _PATIENCE = 600_000  # looks, some hundred microseconds
+_KEPT = 16 << 20  # bytes of scratch for each thread up to which it is kept for the next job
 _TURNS = 1000
 
 # Places in a job, in bytes. The layout of :func:`_layout`.
@@ -68,14 +75,15 @@ _starting: threading.Lock
 
 
 def run(
-    thunk: int, function: int, tasks: int, helpers: int, large: bool, scratch: int,
+    thunk: int, function: int, tasks: int, helpers: int, large: bool, long: bool, scratch: int,
     arguments: list[int],
 ) -> None:  # fmt: skip
     """Run ``function`` here and in up to ``helpers`` other threads at the same time.
 
     Each of them calls the machine code ``thunk(job, its own scratch bytes)``. Returns when every
     thread that began has ended. Helpers that sleep are woken for a ``large`` job, or one that comes
-    so soon after another that they would still be watching.
+    so soon after another that they would still be watching. In the main thread a ``long`` job can
+    be interrupted by a signal: threads end when the task that they are at is done.
     """
     global _ended
     now = time.perf_counter()
@@ -88,16 +96,50 @@ def run(
         job = _jobs.pop()
     except IndexError:  # asking first whether there is one would race with other threads
         job = _Job()
+    stride = -(-scratch // _LINE) * _LINE + _APART
     try:
-        stride = -(-scratch // _LINE) * _LINE + _APART
         start = job.scratch((helpers + 1) * stride)
         pack = _layout(len(arguments)).pack_into
         pack(job.memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
         wake = large or now - _ended < _WATCH
-        _lead(_board[1], job.place, job.address, helpers, wake)
+        if long and get_ident() == main_thread().ident:
+            _interruptible(job, tasks, helpers, wake)
+        else:
+            _lead(_board[1], job.place, job.address, helpers, wake)
     finally:
+        if stride > _KEPT:
+            job.forget()
         _jobs.append(job)
     _ended = time.perf_counter()
+
+
+def _interruptible(job: _Job, tasks: int, helpers: int, wake: bool) -> None:
+    """:func:`_lead` in another thread, while this one waits where Python handles signals."""
+    begun, ended, done = allocate_lock(), allocate_lock(), []
+    ended.acquire()
+
+    def lead() -> None:
+        if begun.acquire(False):
+            try:
+                _lead(_board[1], job.place, job.address, helpers, wake)
+            finally:
+                done.append(True)
+                ended.release()
+
+    try:
+        start_new_thread(lead, ())
+        ended.acquire()
+    except BaseException as error:
+        if not begun.acquire(False):  # it has begun
+            job.memory.cast("q")[_COUNTER // 8] = tasks  # nobody begins another task
+            while not done:  # threads still write to memory that the exception gives back
+                with suppress(BaseException):
+                    ended.acquire()
+            raise
+        if not isinstance(error, RuntimeError):
+            raise
+        # the system refuses to start threads
+        _lead(_board[1], job.place, job.address, helpers, wake)
 
 
 @jit
@@ -214,6 +256,8 @@ class _Job:
     """Memory of a call and what it works in, kept for the next: fresh pages would cost more."""
 
     __slots__ = ("address", "memory", "place", "room", "start")
+    room: Any
+    start: int
 
     def __init__(self) -> None:
         global _made
@@ -224,13 +268,18 @@ class _Job:
         # on the board, or in memory of its own, where no helper sees it
         private = self.address + _ARGUMENTS + _LARGEST * 8
         self.place = _board[1] + _FIRST + line * _LINE if line < _CALLERS else private
-        self.room, self.start = _lines(0)
+        self.forget()
 
     def scratch(self, size: int) -> int:
         """The address of at least ``size`` bytes."""
         if len(self.room) < size:
-            self.room, self.start = _lines(size)
+            self.forget()
+            self.room, self.start = patiently(_lines, size)
         return self.start
+
+    def forget(self) -> None:
+        """Give the memory to work in back to the system."""
+        self.room, self.start = _lines(0)
 
 
 def _lines(size: int) -> tuple[Any, int]:
@@ -301,7 +350,19 @@ def _reset() -> None:
     _workers, _starting = 0, threading.Lock()
 
 
+def _forget() -> None:
+    """Give the memory of all jobs at rest back to the system."""
+    resting = []
+    with suppress(IndexError):
+        while True:  # no other thread can begin with one meanwhile
+            resting.append(_jobs.pop())
+    for job in resting:
+        job.forget()
+    _jobs.extend(resting)
+
+
 _reset()
+others.append(_forget)
 atexit.register(_close)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset)

@@ -10,6 +10,25 @@ from invocupy.arrays import namespace
 Pair = tuple[int, int]
 
 
+def within(
+    window: tuple[Pair, Pair, Pair], sizes: Pair, out: Pair
+) -> tuple[Pair, Pair, Pair]:  # fmt: skip
+    """(size, stride, padding) of windows that see the same and reach less far beyond the image."""
+    size, stride, padding = window
+    if padding == (0, 0) and size[0] <= sizes[0] and size[1] <= sizes[1]:
+        return window
+    axes = []
+    for k, s, p, n, o in zip(size, stride, padding, sizes, out, strict=True):
+        if s > n and k - p >= n:  # all see the image to its end, all but the last from its start
+            first = max((o - 1) * s - p, 0)
+            axes.append((o * n - first, n, (o - 1) * n - first))
+        else:  # without the taps that are outside for all
+            outside = max(p - (o - 1) * s, 0)
+            axes.append((min(k, p + n) - outside, s, p - outside))
+    down, across = axes
+    return (down[0], across[0]), (down[1], across[1]), (down[2], across[2])
+
+
 def pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
     """``x`` itself where there is nothing to pad."""
     if not any((*pads, *beyond)):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import math
 import textwrap
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json, print_json
+from invocupy.cli.options import Commands, add_json, check_out, is_stdout, path, print_json
+
+if TYPE_CHECKING:
+    from invocupy.nn import Module
 
 
 def add(commands: Commands) -> None:
@@ -20,66 +26,135 @@ def add(commands: Commands) -> None:
         "invocupy.weights.import_state(model, invocupy.weights.read(FILE)) loads either file.",
     )
     parser.set_defaults(command=_run)
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", type=path)
     parser.add_argument(
-        "--model", metavar="NAME", required=True, help="rednet26, ..., resnet18, resnet50"
+        "--model", metavar="NAME", required=True,
+        help="simple (the article's), rednet26, ..., resnet18, resnet50",
+    )  # fmt: skip
+    parser.add_argument(
+        "--head-relu", action=argparse.BooleanOptionalAction,
+        help="of the simple model, if the names in the file do not say it: whether ReLUs stand "
+        "between its dense layers",
+    )  # fmt: skip
+    parser.add_argument(
+        "--key", help="of a checkpoint: where its weights are, such as ema or checkpoint.state_dict"
     )
-    parser.add_argument("--out", metavar="F.safetensors", required=True)
+    parser.add_argument(
+        "--no-strict", action="store_true",
+        help="accept names that are missing or left over, list them, and write the rest",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="F.safetensors", type=path, required=True)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from invocupy import checkpoint
-    from invocupy.models import NETWORKS
+    from invocupy.models import NETWORKS, SimpleModel
     from invocupy.train import ConfigError
     from invocupy.weights import WeightsError, import_state, read
-    from invocupy.weights.names import network_state
 
-    if arguments.model not in NETWORKS:
-        known = ", ".join(NETWORKS)
+    networks: dict[str, Callable[..., Module]] = {"simple": SimpleModel, **NETWORKS}
+    if arguments.model not in networks:
+        known = ", ".join(networks)
         raise ConfigError(f"model must be one of {known}, got {arguments.model!r}")
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"out must be in a folder that exists, got {out}")
-    state = read(arguments.file)
-    ours = network_state(state)
-    classes, channels = (
-        _size(ours, 0, "fc.weight"),
-        _size(ours, 1, "stem.conv1.weight", "conv1.weight"),
-    )
+    if arguments.head_relu is not None and arguments.model != "simple":
+        raise ConfigError(f"--head-relu is for the simple model, got {arguments.model!r}")
+    out = check_out(arguments.out)
+    state = read(arguments.file, arguments.key)
     try:
-        model = NETWORKS[arguments.model](num_classes=classes, in_channels=channels, rng=0)
-        import_state(model, state)
+        if arguments.model == "simple":
+            options = _of_the_article(state, arguments.head_relu)
+        else:
+            options = _of_a_network(state, networks[arguments.model])
+        model = networks[arguments.model](**options, rng=0)
+        fit = import_state(model, state, strict=not arguments.no_strict)
     except ValueError as error:
         reason = textwrap.shorten(str(error), 400, placeholder=" ...")
+        names = ": missing" in str(error) or ": left over" in str(error)
+        way_out = " (--no-strict writes what fits)" if names and not arguments.no_strict else ""
         raise WeightsError(
-            f"{arguments.file} has no weights of {arguments.model}: {reason}"
+            f"{arguments.file} has no weights of {arguments.model}: {reason}{way_out}"
         ) from error
-    arrays = model.state_dict()
+    missing = set(fit.missing)
+    arrays = {name: array for name, array in model.state_dict().items() if name not in missing}
+    options["classes"] = options.pop("num_classes")
+    info = {"model": arguments.model, **options}
+    checkpoint.save(out, arrays, info)
+    if is_stdout(out):
+        return 0
     result = {
         "file": arguments.file,
         "out": str(out),
-        "model": arguments.model,
-        "classes": classes,
-        "in_channels": channels,
+        **info,
         "arrays": len(arrays),
-        "parameters": sum(parameter.size for parameter in model.parameters()),
+        "parameters": sum(p.size for name, p in model.named_parameters() if name not in missing),
+        **(fit._asdict() if arguments.no_strict else {}),
+        "bytes": out.stat().st_size,
     }
-    info = {name: result[name] for name in ("model", "classes", "in_channels")}
-    checkpoint.save(out, arrays, info)
     if arguments.json:
-        print_json(result | {"bytes": out.stat().st_size})
+        print_json(result)
         return 0
     print(
         f"{out}: {arguments.model}, {result['parameters']:,} parameters in {len(arrays)} arrays, "
-        f"{classes} classes, {channels} input channels, {out.stat().st_size / 1e6:.1f} MB"
+        f"{', '.join(f'{name}={value}' for name, value in options.items())}, "
+        f"{result['bytes'] / 1e6:.1f} MB"
     )
+    for kind, names in fit._asdict().items():
+        if names:
+            print(f"{kind.replace('_', ' ')}: {', '.join(names)}")
     return 0
 
 
-def _size(state: dict[str, Any], axis: int, *names: str) -> int:
-    """Of the first of these arrays that there is; 1 if there is none, which is told later."""
-    shapes = (state[name].shape for name in names if name in state)
-    return next((int(shape[axis]) for shape in shapes if len(shape) > axis), 1)
+def _of_a_network(state: Mapping[str, Any], network: Callable[..., Any]) -> dict[str, Any]:
+    """The options of the RedNet or ResNet that has these arrays."""
+    from invocupy.weights.names import network_options, network_state
+
+    found = {"num_classes": 1, "in_channels": 1} | network_options(network_state(state))
+    return {name: found[name] for name in inspect.signature(network).parameters if name in found}
+
+
+def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[str, Any]:
+    """The options of the ``SimpleModel`` that has these arrays.
+
+    ``head_relu`` is for files whose names do not say it.
+    """
+    from invocupy.weights.names import article_state
+
+    shapes = _shapes(article_state(state, head_relu))
+    names = "head.4.weight", "head.2.weight"
+    found = names[0] in shapes
+    if head_relu not in (None, found):
+        raise ValueError(f"its dense layers are numbered as with head_relu={found}")
+    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
+    hidden = _size(shapes, 0, "blocks.0.expand.weight", default=64)
+    pixels = _size(shapes, 1, "head.0.weight", default=3 * 32 * 32) // 3
+    side = math.isqrt(pixels)
+    if side * side != pixels:
+        raise ValueError(f"its first dense layer takes {pixels} pixels, which are no square image")
+    # The two largest arrays: what the file has not got is not made.
+    needed = 500 * 3 * pixels + len(blocks) * hidden * hidden // 4
+    if needed > sum(map(math.prod, shapes.values())):
+        raise ValueError(
+            f"{len(blocks)} blocks of {hidden} channels and images of {side} x {side} pixels need "
+            f"more than its {len(shapes)} arrays hold: some are missing or of another shape"
+        )
+    return {
+        "num_layers": len(blocks),
+        "height": side,
+        "width": side,
+        "hidden_channels": hidden,
+        "num_classes": _size(shapes, 0, *names),
+        "head_relu": found,
+        "signed": "blocks.0.signed_norm.weight" in shapes,
+    }
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Of the arrays with any elements: no size without bytes in the file makes a model large."""
+    return {name: array.shape for name, array in state.items() if array.size}
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]], axis: int, *names: str, default: int = 1) -> int:
+    """Of the first of these arrays that there is; without one ``default``, and the load tells."""
+    found = (shapes[name] for name in names if name in shapes)
+    return next((shape[axis] for shape in found if len(shape) > axis), default)

@@ -25,10 +25,9 @@ def add(commands: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import os
 
-    import pooch
-
     from invocupy import machine
     from invocupy.backends.jit import cache_directory
+    from invocupy.data.cifar import data_folder
 
     about = machine.describe()
     devices, reason = machine.devices()
@@ -39,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     result: dict[str, Any] = {
         **about,
         "cuda": reason or "ready",
-        "data_cache": os.environ.get("INVOCUPY_DATA") or str(pooch.os_cache("invocupy")),
+        "data_cache": str(data_folder()),
         "kernel_cache": {"cpu": str(cache_directory() or ""), "cuda": cupy_cache or ""},
         "self_check": checks,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from invocupy.cli.options import Commands, add_json, add_run, print_json, table
@@ -15,17 +16,20 @@ def add(commands: Commands) -> None:
         help="ask a trained model about image files",
         description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
         "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
-        "that is no image is one line on standard error and exit code 65; the others are answered. "
+        "that cannot be read is one line on standard error and exit code 65; the others are "
+        "answered. "
         "Needs Pillow: pip install 'invocupy[plots]'.",
     )
     parser.set_defaults(command=_run)
     add_run(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", type=os.path.expanduser)
     parser.add_argument("--top", metavar="N", type=int, default=3, help="classes shown (3)")
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    import logging
+
     import numpy as np
 
     from invocupy.data import DataError, read_image
@@ -35,19 +39,27 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     config, model, _ = load_run(arguments.run, arguments.checkpoint)
     dataset = DATASETS[config.dataset]
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
     results: dict[str, dict[str, object]] = {}
     images = {}
+
+    def fail(path: str, reason: str) -> None:
+        print(f"invocupy: {reason}", file=sys.stderr)
+        results[path] = {"image": path, "error": reason}
+
     for path in arguments.images:
         try:
             images[path] = read_image(path)
         except DataError as error:
-            print(f"invocupy: {error}", file=sys.stderr)
-            results[path] = {"image": path, "error": str(error)}
+            fail(path, str(error))
     if images:
         model.to(pick_device(arguments.device))
         stack = np.stack(list(images.values()))
         found = predict(model, stack, mean=dataset.mean, std=dataset.std)
         for path, probabilities in zip(images, found, strict=True):
+            if not np.isfinite(probabilities).all():
+                fail(path, f"{path} has no answer: the model's numbers for it are not finite")
+                continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
             results[path] = {
                 "image": path,
@@ -57,14 +69,16 @@ def _run(arguments: argparse.Namespace) -> int:
                 ],
             }
     rows = [results[path] for path in arguments.images]
+    code = 65 if any("error" in row for row in rows) else 0
     if arguments.json:
         result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
         print_json(result)
-    elif images:
-        shown = [
-            (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))
-            for row in rows
-            if isinstance(classes := row.get("classes"), list)
-        ]
+        return code
+    shown = [
+        (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))
+        for row in rows
+        if isinstance(classes := row.get("classes"), list)
+    ]
+    if shown:
         print(table(shown, "<" * len(shown[0])))
-    return 0 if len(images) == len(set(arguments.images)) else 65
+    return code

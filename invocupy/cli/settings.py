@@ -25,7 +25,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cutout", metavar="N", type=int, help="cover squares of N x N pixels")
     what.add_argument("--model", metavar="NAME", help="simple, small, rednet26, ..., resnet50")
     what.add_argument("--layers", metavar="N", type=int, help="blocks of the simple model")
-    what.add_argument("--head-relu", action=on_off, help="of the simple model's dense layers")
+    what.add_argument(
+        "--head-relu", action=on_off,
+        help="of the simple model: a ReLU after the first two dense layers (default)",
+    )  # fmt: skip
     what.add_argument(
         "--signed", action=on_off, help="of the simple model: no ReLU before a block's sum"
     )

@@ -7,13 +7,14 @@ and 1,024 blue bytes. (The other version is made of pickles, which this package 
 
 from __future__ import annotations
 
-import gzip
 import os
+import re
 import tarfile
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,12 @@ _FILE_SIZE = _RECORDS * _RECORD_SIZE
 # Six files, a page of text and tar's own blocks; what unpacks to more is not this archive.
 _UNPACKED_LIMIT = 6 * _FILE_SIZE + 2**20
 _MEMBER_LIMIT = 100
+_PACKED = {b"\x1f\x8b": ("gzip", ".gz"), b"BZh": ("bz2", ".bz2"), b"\xfd7zXZ\0": ("lzma", ".xz")}
+"""How a packed file begins: the module that unpacks it, and how its name ends."""
+_FILES = tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE
+# What these headers say about the next one (times, owners) is not needed, except for:
+_EXTENSIONS = tarfile.XHDTYPE, tarfile.XGLTYPE
+_CHANGES = re.compile(rb"(^|\n)\d+ (path|size|GNU\.sparse[^=\n]*)=")
 _RETRIES = 2
 
 _WAY_OUT = f"get {ARCHIVE} anew from {URL}, or use --dataset shapes10, which needs no file"
@@ -70,9 +77,11 @@ def cifar10(
     ----------
     root
         A folder with the binary files, with a folder ``cifar-10-batches-bin`` of them, or with
-        ``cifar-10-binary.tar.gz``; or the path of that archive. None looks in the folder named
-        by the environment variable ``INVOCUPY_DATA``, or else in the user's cache folder, and
-        downloads the archive (170 MB, checked by its SHA-256) into it if it is not there.
+        ``cifar-10-binary.tar.gz``; or the path of that archive, which may also be packed anew
+        (``.tar``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``). ``~`` is the user's home folder. None
+        looks in the folder named by the environment variable ``INVOCUPY_DATA``, or else in the
+        user's cache folder, and downloads the archive (170 MB, checked by its SHA-256) into it if
+        it is not there.
     train
         The 50,000 training images, or the 10,000 test images.
 
@@ -104,7 +113,7 @@ def cifar10(
     invocupy.data.cifar.DataError: root no/such/folder has no CIFAR-10: ...
     """
     names = TRAIN_FILES if train else TEST_FILES
-    source = _default_source(names) if root is None else _find(Path(root), names)
+    source = _default_source(names) if root is None else _find(data_path(root), names)
     if source is None:
         raise DataError(
             f"root {root} has no CIFAR-10: it must be a folder with {', '.join(names)} (or with "
@@ -127,6 +136,41 @@ def cifar10(
     return images.reshape(-1, 3, 32, 32), labels.reshape(-1)
 
 
+def data_path(path: str | os.PathLike[str]) -> Path:
+    """A path from settings or the environment, where no shell has replaced ``~``.
+
+    Raises
+    ------
+    DataError
+        If it begins with ``~`` and there is no such user.
+
+    Examples
+    --------
+    >>> data_path("~/data") == Path.home() / "data"
+    True
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{os.fspath(path)} begins with ~, but no such user has a home folder here: give the "
+            "whole path"
+        ) from error
+
+
+def data_folder() -> Path:
+    """Where CIFAR-10 is looked for and downloaded to by default.
+
+    That is ``INVOCUPY_DATA``, or else the user's cache folder.
+    """
+    own = os.environ.get("INVOCUPY_DATA")
+    if own:
+        return data_path(own)
+    import pooch
+
+    return Path(pooch.os_cache("invocupy"))
+
+
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     """The archive, or the folder with all the files, that ``root`` means; None if neither."""
     if root.is_file():
@@ -134,20 +178,18 @@ def _find(root: Path, names: tuple[str, ...]) -> Path | None:
     for folder in (root, root / FOLDER):
         if all((folder / name).is_file() for name in names):
             return folder
-    return root / ARCHIVE if (root / ARCHIVE).is_file() else None
+    plain = ARCHIVE.removesuffix(".gz")
+    archives = (root / f"{plain}{ending}" for ending in (".gz", "", ".bz2", ".xz"))
+    return next((archive for archive in archives if archive.is_file()), None)
 
 
 def _default_source(names: tuple[str, ...]) -> Path:
-    own = os.environ.get("INVOCUPY_DATA")
-    if own:
-        # The user's folder: what lies there is read as it is and never replaced.
-        return _find(Path(own), names) or _download(Path(own))
-    import pooch
-
-    cache = Path(pooch.os_cache("invocupy"))
-    found = _find(cache, names)
-    # Our folder: pooch compares the archive's digest and fetches a damaged one anew.
-    return found if found is not None and found.is_dir() else _download(cache)
+    folder = data_folder()
+    found = _find(folder, names)
+    # The user's own folder is read as it is and never replaced. Of ours, pooch compares the
+    # archive's digest and fetches a damaged one anew.
+    keep = found is not None and (os.environ.get("INVOCUPY_DATA") or found.is_dir())
+    return found if found is not None and keep else _download(folder)
 
 
 def _from_folder(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -165,13 +207,20 @@ def _check_size(where: str, size: int) -> None:
         )
 
 
-class _Capped:
-    """Reads from a decompressing file, up to a limit: a bomb ends here, not in memory."""
+class _Tar:
+    """A tar file read once from its begin to its end, up to a limit: a bomb ends here.
 
-    def __init__(self, file: gzip.GzipFile, path: Path) -> None:
+    Of ``tarfile`` only the parser of a single header is used. Its reader follows sizes and chains
+    of headers without a limit, so that a few bytes keep it busy for ever.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
 
     def read(self, size: int) -> bytes:
+        """So many bytes, or fewer at the end."""
+        if size < 0:
+            raise ValueError(f"a member has a size of {size}")
         block = self.file.read(min(size, self.left + 1))
         self.left -= len(block)
         if self.left < 0:
@@ -181,33 +230,51 @@ class _Capped:
             )
         return block
 
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """The plain files: their names, without ``./``, and contents."""
+        for number in count():
+            header = self.read(tarfile.BLOCKSIZE)
+            if not header.strip(b"\0"):
+                break
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            content = b"" if member.isdir() else self.read(member.size)
+            _check_member(self.path, member, content, number)
+            if len(content) < member.size and not member.isdir():
+                raise EOFError(f"it ends within {member.name!r}")
+            self.read(-len(content) % tarfile.BLOCKSIZE)
+            if member.type in _FILES:
+                yield str(PurePosixPath(member.name)), content
+        while self.read(2**20):  # to the end, where the checksum is
+            pass
+
 
 def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     wanted, missing = {f"{FOLDER}/{name}": name for name in names}, list(names)
-    try:
-        with gzip.open(path) as plain:
-            capped: Any = _Capped(plain, path)  # all of a file that a stream ("r|") needs
-            with tarfile.open(fileobj=capped, mode="r|", bufsize=2**16) as archive:
-                for count, member in enumerate(archive):
-                    _check_member(path, member, count)
-                    name = wanted.get(member.name)
-                    if name is None:
-                        continue
-                    if name not in missing:
-                        raise DataError(f"{path} has {member.name} twice: {_WAY_OUT}")
-                    missing.remove(name)
-                    _check_size(f"{path}: {name}", member.size)
-                    content = archive.extractfile(member)
-                    assert content is not None  # noqa: S101  (a regular file, as checked)
-                    yield name, content.read()
-            while capped.read(2**20):
-                pass
-    except DataError:
-        raise
-    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a whole tar.gz archive ({_line(error)}): {_WAY_OUT}"
-        ) from error
+    with path.open("rb") as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        if size > _UNPACKED_LIMIT + 2**20:
+            raise DataError(f"{path} has {size} bytes, more than {ARCHIVE} unpacked: {_WAY_OUT}")
+        file.seek(0)
+        kinds = (kind for magic, kind in _PACKED.items() if start.startswith(magic))
+        module, ending = next(kinds, ("", ""))
+        try:
+            plain: IO[bytes] = import_module(module).open(file) if module else file
+            for member, content in _Tar(plain, path).members():
+                name = wanted.get(member)
+                if name is None:
+                    continue
+                if name not in missing:
+                    raise DataError(f"{path} has {member} twice: {_WAY_OUT}")
+                missing.remove(name)
+                _check_size(f"{path}: {name}", len(content))
+                yield name, content
+        except DataError:
+            raise
+        except Exception as error:  # of tarfile, gzip, zlib, bz2 and lzma
+            reason = _line(error) or type(error).__name__
+            raise DataError(
+                f"{path} is not a whole tar{ending} archive ({reason}): {_WAY_OUT}"
+            ) from error
     if missing:
         raise DataError(
             f"{path} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}: give the binary "
@@ -215,15 +282,17 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         )
 
 
-def _check_member(path: Path, member: tarfile.TarInfo, count: int) -> None:
+def _check_member(path: Path, member: tarfile.TarInfo, content: bytes, number: int) -> None:
     """Refuse what the official archive cannot have, although nothing is ever extracted."""
     parts = member.name.split("/")
-    if not (member.isdir() or (member.isreg() and not member.issparse())):
+    if not (member.isdir() or member.type in (*_FILES, *_EXTENSIONS)):
         fault = f"member {member.name!r} is neither a plain file nor a folder"
     elif parts[0] == "" or ".." in parts:
         fault = f"member {member.name!r} points outside the archive"
-    elif count >= _MEMBER_LIMIT:
+    elif number >= _MEMBER_LIMIT:
         fault = f"it has more than {_MEMBER_LIMIT} members"
+    elif member.type in _EXTENSIONS and _CHANGES.search(content):
+        fault = f"member {member.name!r} changes the name or size of the next one"
     else:
         return
     raise DataError(f"{path} is not {ARCHIVE}, {fault}: {_WAY_OUT}")

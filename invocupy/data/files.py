@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from invocupy.data.cifar import DataError
 from invocupy.extras import require
+
+_SIXTEEN_BITS = "PNG", "PPM", "TIFF", "JPEG2000"
+"""Formats whose 16-bit grey pixels go from black at 0 to white at 65535 in Pillow."""
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8]:
@@ -18,12 +24,15 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
     Turned as its EXIF orientation says, transparency put on white, the middle square cut out, and
     that resized by area averages (Pillow's box filter), or enlarged bicubically.
 
+    Grey images of 16 bits are scaled to 8 bits, and those of floats from 0 (black) to 1 (white),
+    too. Other floats and 32-bit integers are refused: nothing says which of their values is white.
+
     Parameters
     ----------
     path
         Of any format that Pillow reads; of an animation the first frame.
     size : int
-        Side of the result.
+        Side of the result, from 1.
 
     Returns
     -------
@@ -32,7 +41,10 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
     Raises
     ------
     DataError
-        If the file cannot be read, is no image, or has more pixels than Pillow takes for safe.
+        If the file cannot be read, is no image, is damaged, has pixels of no known scale or more of
+        them than Pillow takes for safe or than fit into memory.
+    ValueError
+        If ``size`` is below 1.
     invocupy.extras.MissingExtra
         Without Pillow.
 
@@ -43,21 +55,62 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
     ...
     invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...)
     """
+    if operator.index(size) < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
     pillow = require("PIL.Image", "Pillow", "plots")
     turned = require("PIL.ImageOps", "Pillow", "plots")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with an image is an error or harmless
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(path) as file:
-                image = turned.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError, Warning) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise DataError(f"{os.fspath(path)} cannot be read as an image ({reason})") from error
-    on_white = pillow.new("RGBA", image.size, "white")
-    on_white.alpha_composite(image)
-    side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
-    square = on_white.convert("RGB").crop((left, top, left + side, top + side))
-    filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
-    small = np.asarray(square.resize((size, size), filter_), np.uint8)
+                image = turned.exif_transpose(file)
+                side = min(image.size)
+                left, top = ((length - side) // 2 for length in image.size)
+                image = image.crop((left, top, left + side, top + side))
+                image = _eight_bits(pillow, image, file.format, getattr(file, "tag_v2", {}))
+            if image.mode == "RGBA":
+                on_white = pillow.new("RGBA", image.size, "white")
+                on_white.alpha_composite(image)
+                image = on_white.convert("RGB")
+            filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
+            small = np.asarray(image.resize((size, size), filter_), np.uint8)
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise DataError(
+            f"{os.fspath(path)} cannot be read as an image ({reason or type(error).__name__})"
+        ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1))
+
+
+def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
+    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off.
+
+    ``kind`` is the format of its file and ``tags`` are those of a TIFF file.
+    """
+    if image.mode != "F" and not image.mode.startswith("I"):
+        # Premultiplied grey is converted to nothing else; LAB becomes RGBA of alpha 0.
+        image = image.convert("LA") if image.mode == "La" else image
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode == "F":
+        white = 1.0
+    elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind in ("PPM", "PNG")):
+        white = 2.0 ** min(np.atleast_1d(tags.get(_TIFF_BITS, 16))[0], 16) - 1
+    else:
+        raise ValueError(
+            f"nothing says which value is white in {kind} with pixels of Pillow's mode "
+            f"{image.mode}: save it with 8 or 16 bits a channel"
+        )
+    values = np.asarray(image, np.float32)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # so that NaN is refused, too
+        raise ValueError(
+            f"its pixels are numbers from {low:g} to {high:g} and must be from 0 (black) to "
+            f"{white:g} (white): scale them, or save it with 8 or 16 bits a channel"
+        )
+    clear = values == image.info.get("transparency", -1)
+    share = values / white
+    share = 1 - share if tags.get(_TIFF_PHOTOMETRIC) == 0 else share  # there 0 is white
+    grey = pillow.fromarray((share * 255 + 0.5).astype(np.uint8))
+    alpha = pillow.fromarray(np.where(clear, 0, 255).astype(np.uint8))
+    return pillow.merge("LA", (grey, alpha)).convert("RGBA")

@@ -21,7 +21,7 @@ from invocupy.models.resnet import (
 
 
 class RedNetStem(nn.Module):
-    """3x3 convolution, 3x3 involution, 3x3 convolution, each with norm and ReLU.
+    """3x3 convolution, involution, 3x3 convolution, each with norm and ReLU.
 
     Parameters
     ----------
@@ -31,6 +31,8 @@ class RedNetStem(nn.Module):
     fused : bool or "auto"
         See :class:`invocupy.nn.Involution`.
     rng : numpy.random.Generator
+    kernel_size : int
+        Of the involution; odd.
 
     Examples
     --------
@@ -42,12 +44,17 @@ class RedNetStem(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, stem: Stem, fused: nn.FusedOption, rng: np.random.Generator
+        self,
+        in_channels: int,
+        stem: Stem,
+        fused: nn.FusedOption,
+        rng: np.random.Generator,
+        kernel_size: int = 3,
     ) -> None:
         large = stem == "imagenet"
         self.conv1 = conv(in_channels, 32, 3, 2 if large else 1, rng)
         self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = involution(32, 3, 1, fused, rng)
+        self.conv2 = involution(32, kernel_size, 1, fused, rng)
         self.bn2 = nn.BatchNorm2d(32)
         self.conv3 = conv(32, 64, 3, 1, rng)
         self.bn3 = nn.BatchNorm2d(64)
@@ -82,11 +89,14 @@ class RedNet(nn.Module):
         See :class:`invocupy.nn.Involution`.
     rng : numpy.random.Generator or int, optional
         Where the initial weights are drawn from, or its seed.
+    stem_kernel_size : int
+        Of the involution in the stem: 3 in the authors' classifiers, 7 in their backbones for
+        detection and segmentation.
 
     Raises
     ------
     ValueError
-        For another stem, or sizes below 1.
+        For another stem, sizes below 1, or an even ``stem_kernel_size``.
 
     Examples
     --------
@@ -105,10 +115,13 @@ class RedNet(nn.Module):
         stem: Stem = "imagenet",
         fused: nn.FusedOption = "auto",
         rng: Rng = None,
+        stem_kernel_size: int = 3,
     ) -> None:
         check_sizes(num_classes, in_channels, stem)
+        if stem_kernel_size < 1 or stem_kernel_size % 2 == 0:
+            raise ValueError(f"stem_kernel_size must be odd and positive, got {stem_kernel_size}")
         rng = np.random.default_rng(rng)
-        self.stem = RedNetStem(in_channels, stem, fused, rng)
+        self.stem = RedNetStem(in_channels, stem, fused, rng, stem_kernel_size)
         channels = 64
         for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
             blocks = []
@@ -133,6 +146,7 @@ def involution(
 ) -> nn.Involution:
     """The authors' layer: no bias before the generator's norm, and their initial weights."""
     layer = nn.Involution(channels, kernel_size, stride=stride, fused=fused, rng=rng)
+    del layer.reduce.bias
     layer.reduce.bias = None
     draw_weight(layer.reduce, rng)
     draw_weight(layer.span, rng)
@@ -151,12 +165,13 @@ def rednet26(
     stem: Stem = "imagenet",
     fused: nn.FusedOption = "auto",
     rng: Rng = None,
+    stem_kernel_size: int = 3,
 ) -> RedNet:
     """RedNet-26: 9,233,166 parameters for 1000 classes.
 
     Parameters
     ----------
-    num_classes, in_channels, stem, fused, rng
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
         As :class:`RedNet`.
 
     Returns
@@ -170,7 +185,7 @@ def rednet26(
     >>> sum(p.size for p in rednet26().parameters())
     9233166
     """
-    return RedNet((1, 2, 4, 1), num_classes, in_channels, stem, fused, rng)
+    return RedNet((1, 2, 4, 1), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
 
 
 def rednet38(
@@ -179,12 +194,13 @@ def rednet38(
     stem: Stem = "imagenet",
     fused: nn.FusedOption = "auto",
     rng: Rng = None,
+    stem_kernel_size: int = 3,
 ) -> RedNet:
     """RedNet-38: 12,386,986 parameters for 1000 classes.
 
     Parameters
     ----------
-    num_classes, in_channels, stem, fused, rng
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
         As :class:`RedNet`.
 
     Returns
@@ -198,7 +214,7 @@ def rednet38(
     >>> sum(p.size for p in rednet38().parameters())
     12386986
     """
-    return RedNet((2, 3, 5, 2), num_classes, in_channels, stem, fused, rng)
+    return RedNet((2, 3, 5, 2), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
 
 
 def rednet50(
@@ -207,12 +223,13 @@ def rednet50(
     stem: Stem = "imagenet",
     fused: nn.FusedOption = "auto",
     rng: Rng = None,
+    stem_kernel_size: int = 3,
 ) -> RedNet:
     """RedNet-50: 15,540,806 parameters for 1000 classes.
 
     Parameters
     ----------
-    num_classes, in_channels, stem, fused, rng
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
         As :class:`RedNet`.
 
     Returns
@@ -226,7 +243,7 @@ def rednet50(
     >>> sum(p.size for p in rednet50().parameters())
     15540806
     """
-    return RedNet((3, 4, 6, 3), num_classes, in_channels, stem, fused, rng)
+    return RedNet((3, 4, 6, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
 
 
 def rednet101(
@@ -235,12 +252,13 @@ def rednet101(
     stem: Stem = "imagenet",
     fused: nn.FusedOption = "auto",
     rng: Rng = None,
+    stem_kernel_size: int = 3,
 ) -> RedNet:
     """RedNet-101: 25,652,950 parameters for 1000 classes.
 
     Parameters
     ----------
-    num_classes, in_channels, stem, fused, rng
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
         As :class:`RedNet`.
 
     Returns
@@ -254,7 +272,7 @@ def rednet101(
     >>> sum(p.size for p in rednet101().parameters())
     25652950
     """
-    return RedNet((3, 4, 23, 3), num_classes, in_channels, stem, fused, rng)
+    return RedNet((3, 4, 23, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
 
 
 def rednet152(
@@ -263,12 +281,13 @@ def rednet152(
     stem: Stem = "imagenet",
     fused: nn.FusedOption = "auto",
     rng: Rng = None,
+    stem_kernel_size: int = 3,
 ) -> RedNet:
     """RedNet-152: 33,984,582 parameters for 1000 classes.
 
     Parameters
     ----------
-    num_classes, in_channels, stem, fused, rng
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
         As :class:`RedNet`.
 
     Returns
@@ -282,4 +301,4 @@ def rednet152(
     >>> sum(p.size for p in rednet152().parameters())
     33984582
     """
-    return RedNet((3, 8, 36, 3), num_classes, in_channels, stem, fused, rng)
+    return RedNet((3, 8, 36, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)

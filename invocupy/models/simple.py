@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +32,8 @@ class SimpleBlock(nn.Module):
         :class:`invocupy.nn.Involution`.
     signed : bool
         Leave out the last ReLU, so that the block can take away from x as well as add to it, and
-        begin with scale 0 in the last norm: with y = x.
+        begin with scale 0 in the last norm: with y = x. That norm is then named ``signed_norm``
+        instead of ``project_norm``, so that weights of one kind of block do not fit the other.
     rng : numpy.random.Generator, optional
     recompute : bool
         Where the block is one operator, compute what its wide part gives again for the gradients.
@@ -54,21 +57,33 @@ class SimpleBlock(nn.Module):
         rng: np.random.Generator | None = None,
         recompute: bool = True,
     ) -> None:
-        self.signed, self.recompute = signed, recompute
+        self.recompute = recompute
         self.expand = nn.Conv2d(channels, hidden_channels, 1, rng=rng)
         self.expand_norm = nn.BatchNorm2d(hidden_channels)
         self.involution = nn.Involution(hidden_channels, fused=fused, rng=rng)
         self.project = nn.Conv2d(hidden_channels, channels, 1, rng=rng)
-        self.project_norm = nn.BatchNorm2d(channels)
         if signed:
-            self.project_norm.weight.data = np.zeros(channels, np.float32)
+            self.signed_norm = nn.BatchNorm2d(channels)
+            self.signed_norm.weight.data = np.zeros(channels, np.float32)
+        else:
+            self.project_norm = nn.BatchNorm2d(channels)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the last ReLU is left out."""
+        return hasattr(self, "signed_norm")
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm after ``project``, whichever name it has."""
+        return self.signed_norm if self.signed else self.project_norm
 
     def forward(self, x: Any) -> Any:
         """(N, channels, H, W) to the same; x is added after the last ReLU."""
         if self._runs_as_one(x):
             return self._as_one(x)
         hidden = self.expand_norm(self.expand(x), relu=True)
-        y = self.project_norm(self.project(self.involution(hidden)), relu=not self.signed)
+        y = self.last_norm(self.project(self.involution(hidden)), relu=not self.signed)
         return F.add(y, x)
 
     def _runs_as_one(self, x: Any) -> bool:
@@ -87,14 +102,14 @@ class SimpleBlock(nn.Module):
         )
 
     def _norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        return self.expand_norm, self.involution.norm, self.project_norm
+        return self.expand_norm, self.involution.norm, self.last_norm
 
     def _weights(self) -> list[Any]:
         """All parameters, in the order of the operator's arguments."""
         middle = self.involution
         layers = (
             self.expand, self.expand_norm, middle.reduce, middle.norm, middle.span,
-            self.project, self.project_norm,
+            self.project, self.last_norm,
         )  # fmt: skip
         return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
 
@@ -140,7 +155,8 @@ class SimpleModel(nn.Module):
         Blocks.
     num_classes : int
     head_relu : bool
-        Whether a ReLU stands between the dense layers; the article has none.
+        Whether a ReLU follows the first and the second dense layer, as in the article. Without
+        them the three layers are one linear map.
     fused, signed, recompute
         See :class:`SimpleBlock`.
     rng : numpy.random.Generator or int, optional
@@ -150,6 +166,13 @@ class SimpleModel(nn.Module):
     ------
     ValueError
         For sizes below 1 or hidden channels that are no multiple of 16.
+
+    Notes
+    -----
+    The names of the weights say what the model computes, as in PyTorch's ``Sequential``: the dense
+    layers are ``head.0``, ``head.2``, ``head.4`` with ReLUs and ``head.0``, ``head.1``, ``head.2``
+    without. Both options are fixed when the model is made; weights of a model with other options
+    are refused.
 
     Examples
     --------
@@ -170,7 +193,7 @@ class SimpleModel(nn.Module):
         hidden_channels: int = 64,
         num_layers: int = 50,
         num_classes: int = 10,
-        head_relu: bool = False,
+        head_relu: bool = True,
         fused: nn.FusedOption = "auto",
         signed: bool = False,
         rng: np.random.Generator | int | None = None,
@@ -187,11 +210,38 @@ class SimpleModel(nn.Module):
             for _ in range(num_layers)
         )
         self.image = channels, height, width
-        widths = (channels * height * width, 500, 100, num_classes)
-        self.head = nn.ModuleList(
-            nn.Linear(before, after, rng=rng) for before, after in pairwise(widths)
-        )
-        self.head_relu = head_relu
+        head: list[nn.Module] = []
+        for before, after in pairwise((channels * height * width, 500, 100, num_classes)):
+            head += [nn.ReLU()] if head and head_relu else []
+            head.append(nn.Linear(before, after, rng=rng))
+        self.head = nn.Sequential(*head)
+
+    @property
+    def head_relu(self) -> bool:
+        """Whether a ReLU follows the first and the second dense layer."""
+        return any(isinstance(module, nn.ReLU) for module in self.head)
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """As :meth:`invocupy.nn.Module.load_state_dict`; a state of other options is refused.
+
+        Raises
+        ------
+        ValueError
+            If the names say that the state is of a model with another ``head_relu`` or ``signed``.
+        """
+        own = [name for name, _ in self.named_parameters()]
+        for option, yes, no in (
+            ("head_relu", r"head\.4\.", r"head\.1\."),
+            ("signed", r"blocks\.\d+\.signed_norm\.", r"blocks\.\d+\.project_norm\."),
+        ):
+            mine = _said(own, yes, no)
+            its = _said(state if isinstance(state, Mapping) else (), yes, no)
+            if None not in (mine, its) and mine != its:
+                raise ValueError(
+                    f"state has the names of a SimpleModel with {option}={its}, but this one was "
+                    f"made with {option}={mine}: load it into SimpleModel({option}={its})"
+                )
+        super().load_state_dict(state, strict)
 
     def logits(self, x: Any) -> Any:
         """(N, 3, height, width) to (N, num_classes), before the softmax."""
@@ -203,12 +253,16 @@ class SimpleModel(nn.Module):
             )
         for block in self.blocks:
             x = block(x)
-        first, *others = self.head
-        x = first(F.flatten(x))
-        for layer in others:
-            x = layer(F.relu(x) if self.head_relu else x)
-        return x
+        return self.head(F.flatten(x))
 
     def forward(self, x: Any) -> Any:
         """(N, 3, height, width) to class probabilities (N, num_classes)."""
         return F.softmax(self.logits(x), axis=1)
+
+
+def _said(names: Iterable[str], yes: str, no: str) -> bool | None:
+    """What the names of a state say about an option; None if they say nothing."""
+    for pattern, answer in ((yes, True), (no, False)):
+        if any(re.match(pattern, str(name)) for name in names):
+            return answer
+    return None

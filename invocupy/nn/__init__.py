@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from invocupy.nn.containers import Identity, ModuleList, Sequential
 from invocupy.nn.involution import FusedOption, Involution
 from invocupy.nn.layers import (
     AvgPool2d,
@@ -15,7 +16,7 @@ from invocupy.nn.layers import (
     ReLU,
     Softmax,
 )
-from invocupy.nn.module import Buffer, Identity, Module, ModuleList, Parameter, Sequential
+from invocupy.nn.module import Buffer, Module, Parameter, keep_modes
 
 __all__ = [
     "AvgPool2d",
@@ -36,4 +37,5 @@ __all__ = [
     "ReLU",
     "Sequential",
     "Softmax",
+    "keep_modes",
 ]

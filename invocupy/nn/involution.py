@@ -9,9 +9,10 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
-from invocupy.geometry import IntOrPair, pair
+from invocupy.geometry import IntOrPair, count, pair
+from invocupy.nn.containers import Identity
 from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d
-from invocupy.nn.module import Identity, Module
+from invocupy.nn.module import Module
 
 FusedOption = bool | Literal["auto"]
 
@@ -68,12 +69,15 @@ class Involution(Module):
         fused: FusedOption = "auto",
         rng: np.random.Generator | None = None,
     ) -> None:
-        if channels < 1 or channels_per_group < 1 or channels % channels_per_group:
+        channels = count("channels", channels)
+        channels_per_group = count("channels_per_group", channels_per_group)
+        reduction_ratio = count("reduction_ratio", reduction_ratio)
+        if channels % channels_per_group:
             raise ValueError(
                 f"channels must be a multiple of channels_per_group, got channels={channels}, "
                 f"channels_per_group={channels_per_group}"
             )
-        if not 1 <= reduction_ratio <= channels:
+        if reduction_ratio > channels:
             raise ValueError(
                 f"reduction_ratio must be between 1 and channels={channels}, got {reduction_ratio}"
             )

@@ -10,7 +10,7 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor
-from invocupy.geometry import IntOrPair, Padding, padding_pair, pair
+from invocupy.geometry import IntOrPair, Padding, count, padding_pair, pair
 from invocupy.nn.module import Buffer, Module, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
 from invocupy.ops.ranks import Comm
@@ -94,7 +94,7 @@ class CrossEntropyLoss(Module):
     """:func:`invocupy.functional.cross_entropy` as a layer; takes logits."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = arrays.number("label_smoothing", label_smoothing)
 
     def forward(self, logits: Any, labels: Any = None) -> Any:
         """Logits (N, K) and integer labels (N,) to a scalar."""
@@ -103,7 +103,9 @@ class CrossEntropyLoss(Module):
 
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:
     """PyTorch's default for weights and biases: uniform in +-1/sqrt(fan_in), float32."""
-    bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+    if not (rng is None or isinstance(rng, np.random.Generator)):
+        raise TypeError(f"rng must be a numpy.random.Generator, got {rng!r}: use default_rng(seed)")
+    bound = 1 / math.sqrt(fan_in)
     rng = np.random.default_rng() if rng is None else rng
     return Parameter(rng.uniform(-bound, bound, shape).astype(np.float32))
 
@@ -114,9 +116,15 @@ class Linear(Module):
     Parameters
     ----------
     in_features, out_features : int
+        At least 1.
     bias : bool
     rng : numpy.random.Generator, optional
         Where the initial weights are drawn from, uniform in ±1/sqrt(in_features).
+
+    Raises
+    ------
+    ValueError
+        If a size is no integer or below 1.
 
     Examples
     --------
@@ -133,6 +141,8 @@ class Linear(Module):
         bias: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
+        in_features = count("in_features", in_features)
+        out_features = count("out_features", out_features)
         self.weight = _uniform(rng, (out_features, in_features), in_features)
         self.bias = _uniform(rng, (out_features,), in_features) if bias else None
 
@@ -158,7 +168,7 @@ class Conv2d(Module):
     Raises
     ------
     ValueError
-        If ``groups`` does not divide the channels, or an option is not an integer or pair.
+        If ``groups`` does not divide the channels, or a size is no integer (or pair) above 0.
 
     Examples
     --------
@@ -180,7 +190,9 @@ class Conv2d(Module):
         bias: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        if groups < 1 or in_channels % groups or out_channels % groups:
+        in_channels = count("in_channels", in_channels)
+        out_channels, groups = count("out_channels", out_channels), count("groups", groups)
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
                 f"in_channels={in_channels}, out_channels={out_channels}"
@@ -217,8 +229,11 @@ class BatchNorm2d(Module):
     Parameters
     ----------
     num_features : int
-        Channels.
-    eps, momentum : float
+        Channels, at least 1.
+    eps : float
+        At least 0.
+    momentum : float
+        In [0, 1]. PyTorch's None, a cumulative average, does not exist here.
 
     Attributes
     ----------
@@ -229,9 +244,11 @@ class BatchNorm2d(Module):
 
     Raises
     ------
+    TypeError
+        If ``eps`` or ``momentum`` is no number, also when it is assigned later.
     ValueError
-        For other channels than ``num_features``, and in training for a batch with a single value a
-        channel.
+        If one of them is out of range, for other channels than ``num_features``, and in training
+        for a batch with a single value a channel.
 
     Examples
     --------
@@ -245,13 +262,26 @@ class BatchNorm2d(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        num_features = count("num_features", num_features)
         self.eps, self.momentum = eps, momentum
         self.comm: Comm | None = None
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
-        self.running_mean = Buffer(np.zeros(num_features, np.float32))
-        self.running_var = Buffer(np.ones(num_features, np.float32))
-        self.num_batches_tracked = Buffer(np.zeros((), np.int64))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32), least=-math.inf)
+        self.running_var = Buffer(np.ones(num_features, np.float32), least=0)
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64), least=0)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("eps", "momentum"):
+            if name == "momentum" and value is None:
+                raise TypeError(
+                    "momentum must be a number in [0, 1]: there is no cumulative average"
+                )
+            value = arrays.number(name, value)
+            if not 0 <= value <= (1 if name == "momentum" else math.inf):
+                rule = "in [0, 1]" if name == "momentum" else "at least 0"
+                raise ValueError(f"{name} must be {rule}, got {value}")
+        super().__setattr__(name, value)
 
     def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:
         """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""

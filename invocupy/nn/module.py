@@ -1,12 +1,15 @@
 """What all layers and models are: state with names, and what holds others.
 
 A module finds its parameters, buffers and submodules by walking its attributes in the order of
-their assignment: there is no metaclass and no ``__setattr__``.
+their assignment; there is no registry beside them. What the walk would miss, or an assignment
+would drop, is refused.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,16 +38,37 @@ class Parameter(Tensor):
 
 
 class Buffer:
-    """A named array of a module that is state but not learned (running statistics)."""
+    """A named array of a module that is state but not learned (running statistics).
 
-    __slots__ = ("data",)
+    Parameters
+    ----------
+    data : array
+    least : float, optional
+        The smallest value that ``load_state_dict`` accepts; NaN is then refused, too.
+    """
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
+    __slots__ = ("data", "least")
+
+    def __init__(self, data: Any, least: float | None = None) -> None:
+        self.data, self.least = data, least
 
 
 class Module:
     """The base of all layers and models: ``forward`` computes, the rest is bookkeeping.
+
+    Parameters, buffers and modules are registered by assigning them to attributes. A registered
+    attribute accepts only its own kind; ``del`` takes it out. Layers in a list belong into
+    :class:`ModuleList`.
+
+    Raises
+    ------
+    TypeError
+        When another kind of value is assigned to a registered attribute, a list, tuple, set or
+        dict with modules or parameters is assigned (or one that was assigned is found to hold some
+        when the parameters are asked for), or ``training`` is set to something that is no bool.
+    ValueError
+        When the name of a registered attribute is empty or has a dot, or a module would contain
+        itself.
 
     Examples
     --------
@@ -68,6 +92,53 @@ class Module:
     """
 
     training: bool = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, value in vars(cls).items():
+            if _holds_state(value):
+                raise TypeError(
+                    f"{cls.__name__}.{name} holds modules or parameters that all instances would "
+                    "share and none would register: assign it to self in __init__"
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        held = vars(self).get(name)
+        if isinstance(held, _STATE):
+            kind = next(kind for kind in _STATE if isinstance(held, kind))
+            if not isinstance(value, kind):
+                array = "" if kind is Module else f", an array to {name}.data"
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a {kind.__name__}, which {kind_of(value)} in "
+                    f"its place would drop: assign a {kind.__name__}{array}, or `del` it first"
+                )
+        if name == "training":
+            value = _mode(value)
+        elif isinstance(value, _STATE):
+            self._check_member(name, value)
+        elif isinstance(value, _CONTAINERS):
+            self._check_container(name, value)
+        super().__setattr__(name, value)
+
+    def _check_member(self, name: str, value: Any) -> None:
+        if not name or "." in name:
+            raise ValueError(
+                f"the name of a registered attribute must have no dot and not be empty, "
+                f"got {name!r}: dots separate the names of nested modules"
+            )
+        if isinstance(value, Module) and any(module is self for _, module in value.modules()):
+            raise ValueError(
+                f"{type(self).__name__}.{name} must not contain {type(self).__name__} itself: pass "
+                "what a submodule needs as an argument, or keep a weakref.ref"
+            )
+
+    def _check_container(self, name: str, value: Any) -> None:
+        if _holds_state(value):
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a {type(value).__name__} that holds modules or "
+                "parameters, which would not be registered: use nn.ModuleList for modules, and an "
+                "attribute for each parameter"
+            )
 
     def forward(self, x: Any) -> Any:
         """What the module computes; written by subclasses."""
@@ -131,6 +202,8 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, kind):
                     yield f"{path}.{name}" if path else name, value
+                elif isinstance(value, _CONTAINERS):  # it may have been filled since
+                    module._check_container(name, value)
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
         """Names to NumPy arrays: parameters and buffers, copied."""
@@ -145,38 +218,55 @@ class Module:
         Parameters
         ----------
         state : mapping of str to array
-            Of real numbers. Shapes must match; dtypes are converted to the module's.
+            Of the module's shapes: floating dtypes for weights, converted to the module's, and
+            whole numbers for counters.
         strict : bool
             Whether names that are missing or left over are errors.
 
         Raises
         ------
+        TypeError
+            If ``state`` is no mapping.
         ValueError
-            Listing every name that is missing, left over, of another shape or not of real numbers.
+            Listing every name that is missing, left over, of another shape or kind of dtype, that
+            cannot be converted without overflow, or has a value that its buffer excludes (a
+            negative or NaN variance).
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state must be a mapping of names to arrays, got {kind_of(state)}: read a file "
+                "first, with invocupy.weights or invocupy.checkpoint.load"
+            )
         own = dict(self._state((Parameter, Buffer)))
-        problems = [
-            f"{name}: shape {tuple(np.shape(state[name]))}, expected {tuple(value.data.shape)}"
-            for name, value in own.items()
-            if name in state and np.shape(state[name]) != value.data.shape
-        ]
-        problems += [
-            f"{name}: {kind}, expected real numbers"
-            for name in own
-            if name in state and (kind := _unreal(state[name]))
-        ]
+        taken: dict[int, tuple[str, Any, Any]] = {}
+        problems = []
+        for name, holder in own.items():
+            if name not in state:
+                problems += [f"{name}: missing"] if strict else []
+                continue
+            given = state[name]
+            try:
+                array = arrays.converted(
+                    given.data if isinstance(given, Tensor) else given,
+                    holder.data,
+                    getattr(holder, "least", None),
+                )
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+                continue
+            first, _, before = taken.setdefault(id(holder), (name, holder, array))
+            if not arrays.namespace(array).array_equal(before, array, equal_nan=True):
+                problems.append(f"{name}: not equal to {first}, with which it is shared")
         if strict:
-            problems += [f"{name}: missing" for name in own if name not in state]
             problems += [f"{name}: left over" for name in state if name not in own]
         if problems:
             raise ValueError("state does not fit the module: " + "; ".join(problems))
-        for name, value in own.items():
-            if name in state:
-                new = np.array(arrays.to_device(state[name], "cpu"), dtype=value.data.dtype)
-                value.data = arrays.to_device(new, arrays.device_of(value.data))
+        for _, holder, array in taken.values():
+            holder.data = array
 
     def train(self: M, mode: bool = True) -> M:
         """Set training mode (batch statistics) for this module and all below it."""
+        mode = _mode(mode)
         for _, module in self.modules():
             module.training = mode
         return self
@@ -187,8 +277,10 @@ class Module:
 
     def to(self: M, device: str) -> M:
         """Move all state to ``"cpu"``, ``"cuda"`` or ``"cuda:i"``; gradients are dropped."""
-        for _, value in self._state((Parameter, Buffer)):
-            value.data = arrays.to_device(value.data, device)
+        state = [value for _, value in self._state((Parameter, Buffer))]
+        moved = [arrays.to_device(value.data, device) for value in state]
+        for value, array in zip(state, moved, strict=True):
+            value.data = array
             if isinstance(value, Parameter):
                 value.grad = None
         return self
@@ -199,69 +291,56 @@ class Module:
             parameter.grad = None
 
 
-def _unreal(array: Any) -> str:
-    """What is wrong with what should hold real numbers, all of them; nothing: an empty string."""
-    if isinstance(array, np.ma.MaskedArray):
-        return "a masked array"
-    dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
-    if isinstance(dtype, np.dtype) and dtype.kind not in "biuf" and dtype.name != "bfloat16":
-        return f"dtype {dtype}"
-    return ""
+_STATE = (Parameter, Buffer, Module)
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 
 
-class ModuleList(Module):
-    """Modules in a list; the names of its members are their numbers.
+def _holds_state(value: Any) -> bool:
+    """Whether it is a module, parameter or buffer, or a container with one at any depth."""
+    seen: set[int] = set()
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, _STATE):
+            return True
+        if isinstance(value, _CONTAINERS) and id(value) not in seen:
+            seen.add(id(value))
+            left += [*value, *value.values()] if isinstance(value, dict) else value
+    return False
+
+
+def _mode(value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"training must be True or False, got {value!r}")
+    return bool(value)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for messages: a class is told from its instance."""
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+@contextmanager
+def keep_modes(model: Module) -> Iterator[None]:
+    """At its end, also after an exception, each module has the mode that it had at its beginning.
+
+    Parameters
+    ----------
+    model : Module
 
     Examples
     --------
     >>> from invocupy import nn
-    >>> layers = nn.ModuleList([nn.ReLU(), nn.Flatten()])
-    >>> len(layers), type(layers[1]).__name__
-    (2, 'Flatten')
+    >>> model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    >>> _ = model[0].eval()
+    >>> with nn.keep_modes(model):
+    ...     _ = model.eval()
+    >>> [layer.training for layer in model]
+    [False, True]
     """
-
-    def __init__(self, modules: Any = ()) -> None:
-        for module in modules:
-            self.append(module)
-
-    def append(self, module: Module) -> None:
-        """Add one module at the end."""
-        setattr(self, str(len(self)), module)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.children())
-
-    def __iter__(self) -> Iterator[Module]:
-        return (child for _, child in self.children())
-
-    def __getitem__(self, index: int) -> Module:
-        return list(self)[index]
-
-
-class Sequential(ModuleList):
-    """Modules applied one after another.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import nn
-    >>> nn.Sequential(nn.ReLU(), nn.Flatten())(np.full((1, 2, 2), -1.0))
-    array([[0., 0., 0., 0.]])
-    """
-
-    def __init__(self, *modules: Module) -> None:
-        super().__init__(modules)
-
-    def forward(self, x: Any) -> Any:
-        """The last module's value."""
-        for module in self:
-            x = module(x)
-        return x
-
-
-class Identity(Module):
-    """Gives back what it gets."""
-
-    def forward(self, x: Any) -> Any:
-        """``x``."""
-        return x
+    modes = [(module, module.training) for _, module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -9,7 +9,7 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import check, contiguous, namespace, on_device
 from invocupy.backends.memory import empty
-from invocupy.backends.windows import Pair
+from invocupy.backends.windows import Pair, within
 from invocupy.geometry import IntOrPair, pair
 from invocupy.ops.basic import Result
 from invocupy.ops.convolution import working_dtypes
@@ -22,10 +22,13 @@ def max_pool2d(
     """The largest value in each window; the gradient goes to the first one of equal values."""
     size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
     out = out_size(x.shape[2:], size, strides, pads, (1, 1))
+    window = within(window, x.shape[2:], out)
     dtype, work = working_dtypes(x)
     backend = backends.of("pooling", x)
     value = empty((*x.shape[:2], *out), work, x)
-    winner = empty(value.shape, "int32", x)
+    # A pixel of the plane: four bytes for each, where they are enough.
+    index = "int32" if x.shape[2] * x.shape[3] < 1 << 31 else "int64"
+    winner = empty(value.shape, index, x)
     seeing = bool(x.size and value.size)  # of an empty plane, windows see padding only
     with on_device(x):
         if seeing:
@@ -58,6 +61,7 @@ def avg_pool2d(
     size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
     sizes = x.shape[2:]
     out = out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
+    window = within(window, sizes, out)
     dtype, work = working_dtypes(x)
     backend = backends.of("pooling", x)
     value = empty((*x.shape[:2], *out), work, x)

@@ -37,8 +37,8 @@ class Config:
     layers : int
         Of the simple model.
     head_relu : bool
-        Of the simple model: whether a ReLU stands between the dense layers at its end. The article
-        has none, and its head is then a linear map, which learns shapes10 many times slower.
+        Of the simple model: whether a ReLU follows the first and the second dense layer, as in the
+        article. Without them the head is a linear map, which learns shapes10 many times slower.
     signed : bool
         Of the simple model: whether its blocks may also take away from their input. The article's
         can only add.
@@ -207,8 +207,8 @@ class Config:
             If it is not such an object.
         """
         try:
-            values = json.loads(text)
-        except ValueError as error:
+            values = json.loads(text.removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"config must be JSON: {error}") from error
         return Config(**_known("config", values))
 

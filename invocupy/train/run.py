@@ -324,8 +324,6 @@ def _read(path: Path) -> Saved:
             f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
             "which training names at its end"
         )
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-        raise CheckpointError(f"{path} is not a regular file: use another checkpoint of the run")
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])

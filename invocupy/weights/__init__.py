@@ -1,13 +1,13 @@
 """Weights from elsewhere: files read without the programs that wrote them, names mapped to ours.
 
-A state is a mapping of names to arrays. A name that is missing or left over is an error, so a
-checkpoint either fits exactly or changes nothing.
+A state is a mapping of names to arrays. A name that is missing or left over is an error unless the
+caller says otherwise, so a checkpoint either fits exactly or changes nothing.
 """
 
 from __future__ import annotations
 
 from invocupy.weights.files import read
-from invocupy.weights.names import import_state
+from invocupy.weights.names import Fit, import_state
 from invocupy.weights.pickles import WeightsError
 
-__all__ = ["WeightsError", "import_state", "read"]
+__all__ = ["Fit", "WeightsError", "import_state", "read"]

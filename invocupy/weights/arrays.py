@@ -9,35 +9,90 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.weights.pickles import Buildable, Table, called, read_pickle
+from invocupy.weights.pickles import (
+    Buildable,
+    Placeholder,
+    Table,
+    call,
+    called,
+    pairs,
+    read_pickle,
+)
 
 Array = np.ndarray[Any, Any]
 
 
-class _Dtype(Buildable):
-    """``numpy.dtype("f4", ...)``; the state has the byte order."""
+def bfloat16(bits: Array) -> Array:
+    """As float32, of which bfloat16 is the upper half.
 
-    def __init__(self, name: Any, *_: Any) -> None:
-        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248])", name):
-            raise TypeError("a dtype that is no number")
-        self.dtype = np.dtype(name)
+    Parameters
+    ----------
+    bits : NumPy array
+        Of 16-bit unsigned integers, or of two bytes without a meaning (NumPy's ``V2``).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.weights.arrays import bfloat16
+    >>> bfloat16(np.array([0x3F80, 0xC020], np.uint16)).tolist()
+    [1.0, -2.5]
+    """
+    numbers = bits.view("u2") if bits.dtype.kind == "V" else bits
+    return (numbers.astype("u4") << 16).view("f4")
+
+
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
+
+
+def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
+    """``numpy.dtype("f4", ...)``."""
+    if isinstance(name, Placeholder):
+        bits = name.what in ("ml_dtypes.bfloat16", "ml_dtypes._ml_dtypes_ext.bfloat16")
+        return _Dtype("u2", bits) if bits else Placeholder(name.what, is_array=True)
+    if not isinstance(name, str):
+        raise TypeError("a dtype without a name")
+    # text, objects, times: no weights
+    return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
+
+
+class _Dtype(Buildable):
+    """A dtype of numbers; the state has the byte order."""
+
+    def __init__(self, name: str, bfloat16: bool = False) -> None:
+        self.dtype, self.bfloat16 = np.dtype(name), bfloat16
 
     def build(self, state: Any) -> None:
-        """State: (version, byte order, ...)."""
+        """State: (version, byte order, base dtype, names, fields, ...)."""
+        if any(part is not None for part in state[2:5]):
+            raise TypeError("a dtype of numbers with fields")
         if state[1] not in ("<", ">", "|", "="):
             raise ValueError("a byte order that does not exist")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class Pending(Buildable):
-    """An array whose shape, dtype and bytes follow."""
+class Pending(Placeholder, Buildable):
+    """An array; of one whose shape, dtype and bytes follow, nothing before they do."""
 
-    array: Array | None = None
+    def __init__(
+        self, array: Array | None = None, encode: Callable[[Any, Any], bytes] | None = None
+    ) -> None:
+        super().__init__("an array without content", is_array=True)
+        self.array, self._encode = array, encode
 
     def build(self, state: Any) -> None:
         """State: (version, shape, dtype, whether Fortran order, bytes)."""
         _, shape, dtype, fortran, content = state
-        self.array = _array(content, dtype, shape, "F" if fortran else "C")
+        if isinstance(content, str) and self._encode:  # Python 2's bytes
+            content = self._encode(content, "latin1")
+        self.fill(content, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> Pending:
+        """Take the bytes, if they are numbers."""
+        if isinstance(dtype, Placeholder):
+            self.what, self.is_array = f"a NumPy array of {dtype.what}", dtype.is_array
+        else:
+            self.array = _array(content, dtype, shape, order)
+        return self
 
 
 class _ArrayClass:
@@ -47,15 +102,8 @@ class _ArrayClass:
         raise TypeError("an array made directly")
 
 
-def _reconstruct(kind: Any, *_: Any) -> Pending:
-    called(kind, _ArrayClass)
-    return Pending()
-
-
 def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any) -> Pending:
-    pending = Pending()
-    pending.array = _array(content, dtype, shape, order)
-    return pending
+    return Pending().fill(content, dtype, shape, order)
 
 
 def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
@@ -65,13 +113,20 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
     # Python's integers: no overflow
     if len(content) != math.prod(shape) * dtype.dtype.itemsize:
         raise ValueError("an array with more or less bytes than its shape has")
-    return np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    found = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return bfloat16(found) if dtype.bfloat16 else found
 
 
 def _dictionary(*items: Any) -> dict[Any, Any]:
-    if items:
+    """Of nothing, or as Python 2 has it: of a list of lists of a key and a value."""
+    if not items:
+        return {}
+    (rows,) = items
+    if type(rows) is not list or any(type(row) not in (list, tuple) for row in rows):
         raise TypeError("a dictionary made of something")
-    return {}
+    found = dict(pairs([row[0] for row in rows], [row[1] for row in rows]))
+    rows.clear()  # so that a file that asks for it again and again gets no more than it has
+    return found
 
 
 def _tuple(items: Any) -> tuple[Any, ...]:
@@ -80,11 +135,7 @@ def _tuple(items: Any) -> tuple[Any, ...]:
     return items
 
 
-_COMMON: Table = {"collections.OrderedDict": _dictionary}
-
-
-def numpy_table() -> Table:
-    """What the names in pickles of NumPy arrays stand for; good for one file."""
+def _numpy_table() -> Table:
     known: dict[str, bytes] = {}
 
     def encode(text: Any, encoding: Any) -> bytes:
@@ -95,17 +146,21 @@ def numpy_table() -> Table:
             known[text] = text.encode("latin1")
         return known[text]
 
-    arrays: Table = {
-        "multiarray._reconstruct": _reconstruct,
-        "numeric._frombuffer": _frombuffer,
-    }
+    def reconstruct(kind: Any, *_: Any) -> Pending | Placeholder:
+        if isinstance(kind, Placeholder):  # a subclass of NumPy's
+            return Placeholder(f"an array of class {kind.what}", is_array=True)
+        called(kind, _ArrayClass)
+        return Pending(encode=encode)
+
+    arrays: Table = {"multiarray._reconstruct": reconstruct, "numeric._frombuffer": _frombuffer}
     return {
-        **_COMMON,
+        "collections.OrderedDict": _dictionary,
+        "collections.defaultdict": lambda *_: {},
         "_codecs.encode": encode,
         "builtins.tuple": _tuple,
         "__builtin__.tuple": _tuple,
         "numpy.ndarray": _ArrayClass(),
-        "numpy.dtype": _Dtype,
+        "numpy.dtype": _dtype,
         **{f"numpy.core.{name}": function for name, function in arrays.items()},
         **{f"numpy._core.{name}": function for name, function in arrays.items()},
     }
@@ -121,48 +176,103 @@ class _StorageKind:
         raise TypeError("a storage made directly")
 
 
-_BFLOAT16 = np.dtype("u2")  # which PyTorch has no storage of
 _STORAGES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
-    "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1",
+    "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8",
+    "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
 }  # fmt: skip
+_BFLOAT16 = np.dtype("u2")  # which PyTorch has no storage of
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Pending:
-    """A view of a storage, which must lie inside it and have no more elements than it."""
-    if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+class _Storage:
+    """The elements that tensors are views of."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self._views: dict[frozenset[str], Array] = {frozenset(): array}
+
+    def view(self, bits: frozenset[str]) -> Array:
+        """The elements with what PyTorch puts off: ``neg`` or ``conj``; each computed once."""
+        if bits not in self._views:
+            array = np.conj(self.array) if "conj" in bits else self.array
+            self._views[bits] = np.negative(array) if "neg" in bits else array
+        return self._views[bits]
+
+
+def _rebuild_tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, *more: Any
+) -> Pending | Placeholder:
+    """A view of a storage, which must lie inside it and have no more elements than it.
+
+    ``more`` is (requires_grad, hooks[, metadata]).
+    """
+    if isinstance(storage, Placeholder):
+        return Placeholder(f"a tensor of {storage.what}", is_array=True)
+    if not isinstance(storage, _Storage):
         raise TypeError("a tensor without a storage")
+    bits = more[2] if len(more) > 2 and more[2] is not None else {}
+    if len(more) > 3 or not isinstance(bits, dict) or not bits.keys() <= {"neg", "conj"}:
+        return Placeholder("a tensor with metadata that are not known", is_array=True)
+    elements = storage.view(frozenset(name for name, on in bits.items() if on))
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
-    if len(size) != len(stride) or math.prod(size) > len(storage):
+    if len(size) != len(stride) or math.prod(size) > len(elements):
         raise ValueError("a tensor larger than its storage")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if math.prod(size) and last >= len(storage):
+    if math.prod(size) and last >= len(elements):
         raise ValueError("a tensor beyond its storage")
-    pending = Pending()
-    start = storage[offset:] if math.prod(size) else storage[:0]
-    steps = tuple(s * storage.itemsize for s in stride) if math.prod(size) else None
-    pending.array = np.ndarray(size, storage.dtype, start, strides=steps)
-    pending.array.flags.writeable = False
-    return pending
+    start = elements[offset:] if math.prod(size) else elements[:0]
+    steps = tuple(s * elements.itemsize for s in stride) if math.prod(size) else None
+    return Pending(np.ndarray(size, elements.dtype, start, strides=steps))
 
 
-def _rebuild_parameter(data: Any, *_: Any) -> Pending:
-    if not isinstance(data, Pending):
+def _rebuild_of_dtype(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Placeholder:
+    """Of float8 and the like, which have no storage of their own."""
+    kind = dtype.what if isinstance(dtype, Placeholder) else "no dtype"
+    return Placeholder(f"a tensor of {kind}", is_array=True)
+
+
+def _same(data: Any, *_: Any) -> Any:
+    """A parameter, or a tensor that another device had."""
+    if not isinstance(data, Placeholder):  # arrays are, too
         raise TypeError("a parameter without a tensor")
     return data
 
 
-_REBUILD = "torch._utils._rebuild_tensor_v2"
-TORCH: dict[str, Callable[..., Any]] = {
-    **_COMMON,
-    _REBUILD: _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
-    **{f"torch.{kind}Storage": _StorageKind(dtype) for kind, dtype in _STORAGES.items()},
-}
+def _rebuild_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
+    """A tensor with attributes, or of a class of its own, as the tensor that it was made from."""
+    return call(function, arguments)
 
 
-def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], Array]:
-    """What PyTorch's persistent ids stand for: arrays, each read once.
+def _unread(name: str) -> Callable[..., Placeholder]:
+    return lambda *_: Placeholder(f"a tensor of {name}", is_array=True)
+
+
+def table() -> Table:
+    """What the names in pickles of NumPy's and PyTorch's arrays stand for; good for one file."""
+    return {
+        **_numpy_table(),
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v3": _rebuild_of_dtype,
+        "torch._utils._rebuild_parameter": _same,
+        "torch._utils._rebuild_parameter_with_state": _same,
+        "torch._utils._rebuild_device_tensor_from_numpy": _same,
+        "torch._utils._rebuild_device_tensor_from_cpu_tensor": _same,
+        "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
+        "torch._utils._rebuild_qtensor": _unread("quantized integers"),
+        "torch._utils._rebuild_sparse_tensor": _unread("sparse layout"),
+        "torch._utils._rebuild_nested_tensor": _unread("nested layout"),
+        "torch._utils._rebuild_meta_tensor_no_storage": _unread("no data (device meta)"),
+        "torch._utils._rebuild_wrapper_subclass": _unread("a wrapper class"),
+        **{f"torch.{kind}Storage": _StorageKind(dtype) for kind, dtype in _STORAGES.items()},
+        "torch.storage.UntypedStorage": _StorageKind("u1"),
+    }
+
+
+def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], _Storage | Placeholder]:
+    """What PyTorch's persistent ids stand for: storages, each read once.
 
     Parameters
     ----------
@@ -171,15 +281,16 @@ def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], Array]:
     big : bool
         Whether they are in big-endian order.
     """
-    known: dict[str, Array] = {}
+    known: dict[str, _Storage] = {}
 
-    def storage(identity: Any) -> Array:
-        key, order, count = _identity(identity)
+    def storage(identity: Any) -> _Storage | Placeholder:
+        key, kind, count = _identity(identity)
+        if isinstance(kind, Placeholder):
+            return kind
         if key not in known:
-            found = np.frombuffer(read(key), order.newbyteorder(">" if big else "<"))
-            # bfloat16 is the upper half of a float32
-            known[key] = (found.astype("u4") << 16).view("f4") if order == _BFLOAT16 else found
-        if len(known[key]) != count:
+            found = np.frombuffer(read(key), kind.newbyteorder(">" if big else "<"))
+            known[key] = _Storage(bfloat16(found) if kind == _BFLOAT16 else found)
+        if len(known[key].array) != count:
             raise ValueError("a storage of another size")
         return known[key]
 
@@ -190,21 +301,32 @@ def storage_sizes(content: bytes) -> dict[str, int]:
     """The bytes of each storage that a pickle of PyTorch mentions."""
     found: dict[str, int] = {}
 
-    def note(identity: Any) -> None:
-        key, order, count = _identity(identity)
-        found[key] = count * order.itemsize
+    def note(identity: Any) -> Placeholder:
+        key, kind, count = _identity(identity)
+        if isinstance(kind, Placeholder):
+            return kind
+        found[key] = count * kind.itemsize
+        return Placeholder("a storage")
 
-    read_pickle(content, TORCH | {_REBUILD: lambda *_: Pending()}, note)
+    read_pickle(content, table(), note)
     return found
 
 
-def _identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
-    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view])."""
-    word, kind, key, _, count, *view = identity
+def _identity(identity: Any) -> tuple[str, np.dtype[Any] | Placeholder, int]:
+    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view]).
+
+    Old files have the source of a model's class in the same way: ("module", class, file, text).
+    """
+    word, kind, key, *_ = identity
+    if word == "module" and isinstance(kind, Placeholder):
+        return "", kind, 0
+    _, _, count, *view = identity[2:]
     (count,) = _sizes((count,))
     right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
     if not right or view not in ([], [None]):
         raise TypeError("something other than a storage")
+    if isinstance(kind, Placeholder):
+        return key, kind, count
     return key, called(kind, _StorageKind).dtype, count
 
 

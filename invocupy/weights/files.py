@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import struct
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
 from io import BytesIO
 from itertools import pairwise
@@ -17,44 +16,57 @@ import numpy as np
 from invocupy import checkpoint
 from invocupy.checkpoint import AnyPath
 from invocupy.weights.arrays import (
-    TORCH,
     Array,
     Pending,
-    numpy_table,
+    bfloat16,
     storage_sizes,
     storages,
+    table,
 )
+from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError, end_of_pickle, read_pickle
 
-_WRAPPERS = "state_dict", "model", "model_state_dict"
 _PADDLE_EXTRA = "StructuredToParameterName@@"
-_LIMIT = 1 << 34  # bytes of an .npz, unpacked
+_SAFETENSORS = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
+    "U64": "<u8", "I64": "<i8", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
+    "C64": "<c8",
+}  # fmt: skip
+_SMALL, _RATIO = 1 << 30, 64  # an .npz unpacks to at most so many bytes, or times its size
 _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorch before 1.6
 
 
-def read(path: AnyPath) -> dict[str, Array]:
+def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     """Read the arrays of a file, whatever program wrote it, without that program.
 
     Known are safetensors (our own, with their digest checked, and others'), ``.npz``, PyTorch's
-    files (``.pth``, ``.pt``; also from before version 1.6), and pickles of NumPy arrays (Paddle's
-    ``.pdparams``). What it is is seen from the content. Pickles are not unpickled: of their
-    instructions only those that describe arrays are followed, anything else is refused.
+    files (``.pth``, ``.pt``; also from before version 1.6 and from Python 2), and pickles of NumPy
+    arrays (Paddle's ``.pdparams``). Which one it is shows in the content. Pickles are not
+    unpickled: of their instructions only those that describe arrays are followed, and nothing in
+    them is run.
 
     Parameters
     ----------
     path
-        The file.
+        The file; ``~`` is the home folder.
+    key : str, optional
+        Where in a checkpoint the weights are (``"ema"``, ``"checkpoint.state_dict"``), or what
+        the names of a file without nested dictionaries begin with.
 
     Returns
     -------
     dict of str to NumPy array
-        Read-only; bfloat16 as float32. Of a PyTorch checkpoint with more in it (an epoch, an
-        optimiser), what is under ``state_dict``, ``model`` or ``model_state_dict``.
+        Read-only; bfloat16 as float32, for which 16-bit unsigned integers in a ``.pdparams`` file
+        and two-byte voids in an ``.npz`` are taken. Of a checkpoint with more in it (an epoch, an
+        optimiser), the weights alone: those under the first of ``state_dict``,
+        ``model_state_dict``, ``model``, ``net``, ``weights``, ... that has any, an average
+        (``ema``, ``model_ema``) only where there is nothing else.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, of another kind, or holds something that is no array.
+        If the file is missing, damaged, of another kind, or holds something that is no array where
+        weights are.
 
     Examples
     --------
@@ -70,65 +82,112 @@ def read(path: AnyPath) -> dict[str, Array]:
     """
     path = Path(path)
     try:
+        path = checkpoint.existing(path)
         with path.open("rb") as file:
             start = file.read(64)
-        kind = _kind(start, path)
-        return kind(path)
-    except checkpoint.CheckpointError as error:
-        raise WeightsError(str(error)) from error
-    except WeightsError as error:
-        raise WeightsError(f"{path} is refused: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise WeightsError(f"{path} cannot be read ({reason})") from error
-    except (
-        zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, ValueError, TypeError,
-        RuntimeError, NotImplementedError, MemoryError,
-    ) as error:  # fmt: skip
-        raise WeightsError(f"{path} is damaged ({error}): get it again") from error
+    try:
+        arrays = find(_kind(start, path)(path), _is_array, key)
+        arrays = {name: getattr(value, "array", value) for name, value in arrays.items()}
+    except checkpoint.CheckpointError as error:
+        raise WeightsError(str(error)) from error
+    except WeightsError as error:
+        raise WeightsError(f"{path} is refused: {_line(error)}") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WeightsError(f"{path} cannot be read ({reason})") from error
+    except Exception as error:
+        # Damaged bytes make parsers raise whatever they like (zipfile, lzma, tokenize, struct).
+        raise WeightsError(f"{path} is damaged ({_line(error)}): get it again") from error
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
-def _kind(start: bytes, path: Path) -> Callable[[Path], dict[str, Array]]:
+def _line(error: Exception) -> str:
+    """The message of an error, which may quote the file, as one line that can be printed."""
+    text = " ".join(str(error).split())[:1000] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
     """How to read a file that begins so."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has no members
         with zipfile.ZipFile(path) as archive:
-            torch = any(name.endswith("/data.pkl") for name in archive.namelist())
-        return _torch if torch else _npz
+            names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise WeightsError("it has two members of one name")
+        return _torch if any(name.endswith("/data.pkl") for name in names) else _npz
     if len(start) > 8 and start[8:9] == b"{":
         return _safetensors
     if start[:1] == b"\x80" and _OLD_MAGIC in start:
         return _old_torch
     if start[:1] == b"\x80":
         return _pickle
-    raise WeightsError("it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file")
+    if start.startswith(b"\x93NUMPY"):
+        raise WeightsError("an .npy file has no names: save an .npz file, with numpy.savez")
+    raise WeightsError(
+        "it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file; pickles are read "
+        "from protocol 2 on"
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or (isinstance(value, Pending) and value.array is not None)
 
 
 def _safetensors(path: Path) -> dict[str, Array]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError, deserialize, safe_open
 
     try:
         with safe_open(path, "numpy") as file:
-            own = (file.metadata() or {}).get("format") == checkpoint.FORMAT
-            if not own:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, AttributeError) as error:
+            header = file.metadata() or {}
+        if checkpoint.is_own(header):
+            return checkpoint.load(path)[0]
+        members = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise WeightsError(f"it is no whole safetensors file ({error})") from error
+    return {name: _tensor(name, **member) for name, member in members}
+
+
+def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Array:
+    if dtype not in _SAFETENSORS:
         raise WeightsError(
-            f"it is no whole safetensors file of NumPy's dtypes ({error})"
-        ) from error
-    return checkpoint.load(path)[0]
+            f"{name!r} has dtype {dtype}, which is not read: convert it to F32, F16 or BF16"
+        )
+    array = np.frombuffer(data, _SAFETENSORS[dtype]).reshape(shape)
+    return bfloat16(array) if dtype == "BF16" else array
 
 
 def _npz(path: Path) -> dict[str, Array]:
+    limit = max(_SMALL, _RATIO * path.stat().st_size)
     with zipfile.ZipFile(path) as archive:
-        if sum(info.file_size for info in archive.infolist()) > _LIMIT:
-            raise WeightsError(f"unpacked it would be larger than {_LIMIT >> 30} GiB")
+        members = archive.infolist()
+        other = next((info for info in members if not info.filename.endswith(".npy")), None)
+        if other:
+            raise WeightsError(f"it is no .npz or PyTorch file: it has a member {other.filename!r}")
+        if sum(info.file_size for info in members) > limit:
+            raise WeightsError(f"unpacked it would be larger than {limit >> 20} MiB")
         return {
-            info.filename.removesuffix(".npy"): _npy(archive.read(info))
-            for info in archive.infolist()
+            info.filename.removesuffix(".npy"): _npy(info.filename, _member(archive, info))
+            for info in members
         }
 
 
-def _npy(content: bytes) -> Array:
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, no more of which are unpacked than it states."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise WeightsError("its members are packed in a way that NumPy does not use")
+    with archive.open(info) as file:
+        content = file.read(info.file_size)
+        if len(content) < info.file_size:
+            raise EOFError(f"{info.filename} is cut short")
+    return content
+
+
+def _npy(name: str, content: bytes) -> Array:
     file = BytesIO(content)
     version = np.lib.format.read_magic(file)
     header = {
@@ -136,17 +195,24 @@ def _npy(content: bytes) -> Array:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in header:
-        raise WeightsError(f"it has an array of format {version}, which is not known")
-    shape, fortran, dtype = header[version](file)
+        raise WeightsError(f"{name} is an array of format {version}, which is not known")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's word that Python 2 wrote it
+        shape, fortran, dtype = header[version](file)
     if dtype.hasobject:
-        raise WeightsError("it has an array of Python objects, which would have to be unpickled")
+        raise WeightsError(f"{name} is an array of Python objects, which would be unpickled")
     rest = content[file.tell() :]
     if len(rest) != math.prod(shape) * dtype.itemsize:
-        raise WeightsError("it has an array with more or less bytes than its shape has")
-    return np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
+        raise WeightsError(f"{name} is an array with more or less bytes than its shape has")
+    if dtype.kind == "V" and dtype != np.dtype("V2"):
+        raise WeightsError(
+            f"{name} is an array of dtype {dtype}, which is not read: convert it to float32"
+        )
+    array = np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
+    return bfloat16(array) if dtype.kind == "V" else array
 
 
-def _torch(path: Path) -> dict[str, Array]:
+def _torch(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         (main,) = (name for name in names if name.endswith("/data.pkl"))
@@ -163,11 +229,11 @@ def _torch(path: Path) -> dict[str, Array]:
             return archive.read(info)
 
         big = f"{root}byteorder" in names and member("byteorder") == b"big"
-        find = storages(lambda key: member(f"data/{key}"), big)
-        return _state(read_pickle(member("data.pkl"), TORCH, find))
+        storage = storages(lambda key: member(f"data/{key}"), big)
+        return read_pickle(member("data.pkl"), table(), storage)
 
 
-def _old_torch(path: Path) -> dict[str, Array]:
+def _old_torch(path: Path) -> Any:
     """Five pickles, the fourth with the tensors and the last with the storages' order; these."""
     content = path.read_bytes()
     ends = [0]
@@ -181,31 +247,21 @@ def _old_torch(path: Path) -> dict[str, Array]:
         places[key] = memoryview(content)[place : place + sizes[key]]
         place += sizes[key]
     big = read_pickle(about, {})["little_endian"] is not True
-    return _state(read_pickle(main, TORCH, storages(places.__getitem__, big)))
+    return read_pickle(main, table(), storages(places.__getitem__, big))
 
 
-def _pickle(path: Path) -> dict[str, Array]:
-    content = read_pickle(path.read_bytes(), numpy_table())
-    if isinstance(content, dict):
-        content.pop(_PADDLE_EXTRA, None)
-        # newer versions: (name, array)
-        content = {
-            name: value[1] if type(value) is tuple and len(value) == 2 else value
-            for name, value in content.items()
-        }
-    return _state(content)
-
-
-def _state(content: Any) -> dict[str, Array]:
-    """The arrays of a dictionary, or of the one in it that has the weights."""
-    if isinstance(content, dict):
-        inner = (content[name] for name in _WRAPPERS if isinstance(content.get(name), dict))
-        content = next(inner, content)
+def _pickle(path: Path) -> Any:
+    content = read_pickle(path.read_bytes(), table())
     if not isinstance(content, dict):
-        raise WeightsError("its pickle is no dictionary of arrays")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Pending) or value.array is None:
-            raise WeightsError(
-                f"its pickle has something under {str(name)[:80]!r} that is no array"
-            )
-    return {name: value.array for name, value in content.items()}
+        return content
+    content.pop(_PADDLE_EXTRA, None)
+    return {name: _paddle(value) for name, value in content.items()}
+
+
+def _paddle(value: Any) -> Any:
+    """An array of Paddle's: newer versions have (name, array), and bfloat16 as integers."""
+    if type(value) is tuple and len(value) == 2:
+        value = value[1]
+    if isinstance(value, Pending) and value.array is not None:
+        return bfloat16(value.array) if value.array.dtype == np.uint16 else value.array
+    return value

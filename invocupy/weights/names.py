@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from invocupy.models import RedNet, ResNet, SimpleModel
 from invocupy.nn import Involution, Module
+from invocupy.weights.prefixes import merge, plain
 
 # The article registers each layer of its kernel generator twice: by itself and in a Sequential.
 _GENERATOR = {
@@ -40,9 +42,13 @@ _NETWORK = {
     r"\bconv2\.conv1\.conv\.": "conv2.reduce.",
     r"\bconv2\.conv1\.bn\.": "conv2.norm.",
     r"\bconv2\.conv2\.conv\.": "conv2.span.",
+    # of ResNets for CIFAR-10
+    r"\bshortcut\.": "downsample.",
+    r"^linear\.": "fc.",
     r"\._mean$": ".running_mean",
     r"\._variance$": ".running_var",
 }
+_ARTICLE = re.compile(r"layers\.(\d+)\.([01345])\.(.+)")
 _SOURCES = {"article": (SimpleModel, Involution), "rednet": (RedNet,), "torchvision": (ResNet,)}
 
 
@@ -50,15 +56,19 @@ def import_state(
     model: Module,
     state: Mapping[str, Any],
     source: Literal["auto", "article", "rednet", "torchvision", "invocupy"] = "auto",
-) -> None:
+    strict: bool = True,
+) -> Fit:
     """Load weights that another program has named.
 
     Parameters
     ----------
     model : Module
     state : mapping of str to array
-        NumPy arrays, or anything ``numpy.asarray`` takes (PyTorch's CPU tensors among them). It
-        may lie under ``state_dict``, and all names may begin with ``state_dict.`` or ``module.``.
+        NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` takes; floating point but
+        for counters. It may lie in a checkpoint with other things, where :func:`read` finds it.
+        What wrappers put before the names (``module.``, ``_orig_mod.``, ``model.``, ``net.``,
+        ``backbone.``, ``ema_model.``, in any order, or any other prefix that all names share) is
+        cut off, and counters of averages (``n_averaged``) are left out.
     source : str
         Whose names they are.
 
@@ -71,20 +81,32 @@ def import_state(
         - ``"torchvision"``: of its ResNets, for :class:`~invocupy.models.ResNet`.
         - ``"invocupy"``: :meth:`~invocupy.nn.Module.state_dict`'s, for any module.
         - ``"auto"``: what the model and the names say.
+    strict : bool
+        Whether names that are missing or left over are errors. Without, the others are loaded: the
+        weights of a network without its head, or with others around it.
+
+    Returns
+    -------
+    Fit
+        ``missing``, the model's names that ``state`` has not, and ``left_over``, the names in
+        ``state`` that the model has not; both are empty if ``strict``.
 
     Raises
     ------
     ValueError
-        Listing every name that is missing, left over, doubled with another value or of another
-        shape; nothing is loaded then.
+        Listing every name that is missing, left over, doubled with another value, of another
+        shape or dtype; or if nothing fits, whether ``strict`` or not; or, where the weights are of
+        a network of the same kind with another option, naming it. Nothing is loaded then.
 
     Notes
     -----
-    The article's head is found by its order, whatever its names. Where these count positions in
-    a ``Sequential`` and leave one out between two dense layers, an activation stood there, and
-    ``model.head_relu`` is set accordingly.
+    The article's dense layers are found by their order, whatever their names. Where these are
+    numbered (``dense_network.0``, ``.2``, ``.4``), the numbers are taken for places in a
+    ``Sequential``: a place left out between two layers was an activation. Weights of a head with
+    activations are refused by a model without, and the other way round. Other names (``fc1``) do
+    not say which it is; ``model.head_relu`` then decides.
 
-    Of RedNets and ResNets ``num_batches_tracked``, which counts steps of training, may be missing:
+    In the names of others ``num_batches_tracked``, which counts steps of training, may be missing:
     Paddle and old versions of PyTorch do not have it. It is 0 then.
 
     Examples
@@ -104,15 +126,16 @@ def import_state(
     ...     "weights1.bias": np.zeros(9),
     ... }
     >>> weights.import_state(layer, article)
+    Fit(missing=[], left_over=[])
     >>> float(layer.span.weight.data.sum())
     36.0
     """
-    arrays = _plain(state)
+    own = model.state_dict()
+    arrays = plain(state, own)
     if source == "auto":
         source = _source(model, arrays)
     if source == "invocupy":
-        model.load_state_dict(arrays)
-        return
+        return _load(model, arrays, strict)
     if source not in _SOURCES:
         names = ", ".join(map(repr, ("auto", *_SOURCES, "invocupy")))
         raise ValueError(f"source must be one of {names}, got {source!r}")
@@ -120,21 +143,96 @@ def import_state(
         names = " and ".join(kind.__name__ for kind in _SOURCES[source])
         raise ValueError(f"source={source!r} knows {names}, got {type(model).__name__}")
     if isinstance(model, SimpleModel):
-        arrays, head_relu = _article_model(arrays)
-        model.load_state_dict(arrays)
-        model.head_relu = head_relu
+        arrays = article_state(arrays, model.head_relu)
     elif isinstance(model, Involution):
-        renamed = ((_generator_name(name), name, value) for name, value in arrays.items())
-        model.load_state_dict(_merge(renamed))
+        arrays = merge((_generator_name(name), name, value) for name, value in arrays.items())
     else:
-        counts = (name for name in model.state_dict() if name.endswith(".num_batches_tracked"))
-        model.load_state_dict(dict.fromkeys(counts, np.array(0)) | network_state(arrays))
+        arrays = network_state(arrays)
+        _check_options(own, arrays)
+    for name in own:
+        norm, dot, kind = name.rpartition(".")
+        if kind == "num_batches_tracked" and f"{norm}{dot}running_mean" in arrays:
+            arrays.setdefault(name, np.array(0))
+    return _load(model, arrays, strict)
+
+
+class Fit(NamedTuple):
+    """What of a model and a state does not meet."""
+
+    missing: list[str]
+    left_over: list[str]
+
+
+def _load(model: Module, arrays: dict[str, Any], strict: bool) -> Fit:
+    own = model.state_dict()
+    fit = Fit(
+        [name for name in own if name not in arrays],
+        [name for name in arrays if name not in own],
+    )
+    if not strict and not own.keys() & arrays.keys():
+        raise ValueError(
+            f"state has none of the module's names: it has {', '.join(list(arrays)[:3])}, ..., and "
+            f"the module {', '.join(list(own)[:3])}, ..."
+        )
+    model.load_state_dict(arrays, strict)
+    return fit
+
+
+def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a RedNet or ResNet that show in the shapes of its arrays.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        Under our names (:func:`network_state`).
+
+    Returns
+    -------
+    dict
+        Of ``num_classes``, ``in_channels``, ``stem`` (ResNet) and ``stem_kernel_size`` (RedNet)
+        those that show.
+
+    Examples
+    --------
+    >>> from invocupy import models
+    >>> from invocupy.weights.names import network_options
+    >>> network_options(models.resnet18(num_classes=10, stem="cifar", rng=0).state_dict())
+    {'num_classes': 10, 'in_channels': 3, 'stem': 'cifar'}
+    """
+    shapes = {name: np.shape(array) for name, array in arrays.items()}
+    options: dict[str, Any] = {}
+    # The other axes must be a network's, so that no small file asks for a large one.
+    shape = shapes.get("fc.weight", ())
+    if shape[1:] in ((512,), (2048,)):
+        options["num_classes"] = shape[0]
+    for name, stem in ("stem.conv1.weight", (32, 3, 3)), ("conv1.weight", (64, 7, 7)):
+        shape = shapes.get(name, ())
+        if shape[:1] + shape[2:] in (stem, (64, 3, 3)):
+            options["in_channels"] = shape[1]
+            if name == "conv1.weight":
+                options["stem"] = "imagenet" if shape[2] == 7 else "cifar"
+    shape = shapes.get("stem.conv2.span.weight", ())
+    if shape[1:] == (8, 1, 1):  # of two groups of 16 channels
+        options["stem_kernel_size"] = math.isqrt(shape[0] // 2)
+    return options
+
+
+def _check_options(own: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Refuse weights of the same network with another option, which is named."""
+    has, wanted = network_options(own), network_options(arrays)
+    for name, value in wanted.items():
+        if name in has and has[name] != value:
+            raise ValueError(
+                f"the shapes are those of a network with {name}={value!r}, and this one has "
+                f"{name}={has[name]!r}: build it with {name}={value!r}"
+            )
 
 
 def _source(model: Module, arrays: Mapping[str, Any]) -> Any:
     """Whose names these are."""
     # A network's own names are translated to themselves.
     own = any(name in arrays for name in model.state_dict())
+    own = own and not any(map(_ARTICLE.fullmatch, arrays))
     if own and not isinstance(model, RedNet | ResNet):
         return "invocupy"
     return next((name for name, kinds in _SOURCES.items() if isinstance(model, kinds)), "article")
@@ -151,56 +249,80 @@ def network_state(state: Mapping[str, Any]) -> dict[str, Any]:
     ['stem.conv2.span.bias']
     """
     renamed = []
-    for name, value in _plain(state).items():
+    for name, value in plain(state).items():
         ours = name
         for pattern, new in _NETWORK.items():
             ours = re.sub(pattern, new, ours)
         renamed.append((ours, name, value))
-    arrays = _merge(renamed)
+    arrays = merge(renamed)
     if any(name.endswith("._mean") for _, name, _ in renamed) and "fc.weight" in arrays:
         arrays["fc.weight"] = arrays["fc.weight"].T  # (in, out) in Paddle
     return arrays
 
 
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """NumPy arrays, without the prefixes that training programs leave."""
-    inner = state.get("state_dict")
-    arrays = dict(inner if isinstance(inner, Mapping) else state)
-    for prefix in ("state_dict.", "module."):
-        if all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return {name: np.asarray(value) for name, value in arrays.items()}
+def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> dict[str, Any]:
+    """The arrays of the article's network under our names, whether from its classes or from us.
 
+    Parameters
+    ----------
+    state : mapping of str to array
+    head_relu : bool, optional
+        Whether ReLUs stand between the dense layers, for names that do not say so.
 
-def _article_model(arrays: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    renamed, head = [], []
+    Raises
+    ------
+    ValueError
+        If neither the names nor ``head_relu`` say it, or an activation stands between two of the
+        dense layers only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy.weights.names import article_state
+    >>> list(article_state({f"dense_network.{i}.bias": np.ones(2) for i in (0, 2, 4)}))
+    ['head.0.bias', 'head.2.bias', 'head.4.bias']
+    """
+    arrays = plain(state)
+    if any(name.startswith("blocks.") for name in arrays):
+        return arrays
+    renamed, head = [], {}
     for name, value in arrays.items():
-        match = re.fullmatch(r"layers\.(\d+)\.([01345])\.(.+)", name)
+        match = _ARTICLE.fullmatch(name)
         if match:
             block, position, rest = match.groups()
             rest = _generator_name(rest) if position == "3" else rest
             renamed.append((f"blocks.{block}.{_BLOCK[position]}.{rest}", name, value))
         else:
-            head.append((name, value))
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in head))
-    for name, value in head:
+            head[name] = value
+    places = _places({name.rpartition(".")[0]: None for name in head}, head_relu)
+    for name, value in head.items():
         layer, _, kind = name.rpartition(".")
-        renamed.append((f"head.{layers.index(layer)}.{kind}", name, value))
-    positions = [int(layer.rpartition(".")[2]) for layer in layers if re.search(r"\.\d+$", layer)]
-    gaps = [after - before > 1 for before, after in pairwise(positions)]
-    return _merge(renamed), len(positions) == len(layers) and bool(gaps) and all(gaps)
+        renamed.append((f"head.{places[layer]}.{kind}", name, value))
+    return merge(renamed)
+
+
+def _places(layers: Iterable[str], head_relu: bool | None) -> dict[str, int]:
+    """Where each of the dense layers stands in our head."""
+    layers = list(layers)
+    numbered = [re.fullmatch(r"(.+\.)?(\d+)", layer) for layer in layers]
+    if len(layers) > 1 and all(numbered) and len({match[1] for match in numbered if match}) == 1:
+        layers.sort(key=lambda layer: int(layer.rpartition(".")[2]))
+        numbers = [int(layer.rpartition(".")[2]) for layer in layers]
+        gaps = {after - before > 1 for before, after in pairwise(numbers)}
+        if len(gaps) == 2:
+            raise ValueError(
+                f"the dense layers have the places {', '.join(layers)}: with an activation between "
+                "two of them only, they are none of SimpleModel's, which has two or none"
+            )
+        (head_relu,) = gaps
+    if head_relu is None and len(layers) > 1:
+        raise ValueError(
+            f"the names of the dense layers ({', '.join(layers)}) do not say whether ReLUs stand "
+            "between them: give head_relu"
+        )
+    return {layer: number * (2 if head_relu else 1) for number, layer in enumerate(layers)}
 
 
 def _generator_name(name: str) -> str:
     layer, _, kind = name.rpartition(".")
     return f"{_GENERATOR.get(layer, layer)}.{kind}"
-
-
-def _merge(renamed: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
-    """Names to arrays; the article's duplicates must agree."""
-    merged: dict[str, Any] = {}
-    for name, origin, value in renamed:
-        if name in merged and not np.array_equal(merged[name], value, equal_nan=True):
-            raise ValueError(f"state has two different arrays for {name}: the second is {origin}")
-        merged[name] = value
-    return merged

@@ -1,17 +1,18 @@
 """Reading pickles without unpickling: no name in the file ever reaches an import or a call.
 
 A pickle is a program for a stack machine. This one knows the instructions that build dicts, lists,
-tuples, strings and numbers; where the file names a function, only a name in a table given by the
-caller is accepted, and what is called is the table's function. Anything else is refused.
+tuples, strings and numbers. Where the file names a function, a name in a table given by the caller
+stands for the table's function. Every other name stands for a placeholder: calling it, giving it a
+state or adding items to it does nothing, and leaves the placeholder.
 
-Nothing here grows beyond the file: shared objects stay shared, keys are strings or integers (no
-hash walks through nested tuples), and objects from the file are never printed.
+Nothing here grows beyond the file: shared objects stay shared, keys are plain values (no hash walks
+through nested tuples), and objects from the file are never printed.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -31,14 +32,34 @@ class Buildable:
         raise NotImplementedError
 
 
+class Placeholder:
+    """What stands for an object of the file that is not read, and of which nothing is run.
+
+    Parameters
+    ----------
+    what : str
+        Its class, for messages.
+    is_array : bool
+        Whether it is an array, of a kind that is not read.
+    """
+
+    def __init__(self, what: str, is_array: bool = False) -> None:
+        self.what, self.is_array = what[:100], is_array
+
+
 _MARK = object()
+_SET = Placeholder("builtins.set")
 _CONSTANTS: dict[str, Any] = {
     "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK,
+    "EMPTY_SET": _SET,
 }  # fmt: skip
 _VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "SHORT_BINSTRING", "BINSTRING", "INT",  # Python 2's; strings as Latin-1
 }  # fmt: skip
+_LONGEST = 1000  # characters of a function's name
+_KEYS = str, bytes, int, float, type(None)
 
 
 def read_pickle(
@@ -57,22 +78,21 @@ def read_pickle(
     Returns
     -------
     object
-        Of dict, list, tuple, str, bytes, int, float, bool, None and what the table gives.
+        Of dict, list, tuple, str, bytes, int, float, bool, None, what the table gives, and
+        :class:`Placeholder` for everything else.
 
     Raises
     ------
     WeightsError
-        If the pickle is cut short, not well formed, or asks for anything else.
+        If the pickle is cut short or not well formed.
 
     Examples
     --------
     >>> from invocupy.weights.pickles import read_pickle
     >>> read_pickle(b"\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.", {})
     {'a': 1}
-    >>> read_pickle(b"cposix\\nsystem\\n.", {})
-    Traceback (most recent call last):
-    ...
-    invocupy.weights.pickles.WeightsError: its pickle asks for posix.system, which is no array: ...
+    >>> read_pickle(b"cposix\\nsystem\\n.", {}).what
+    'posix.system'
     """
     machine = _Machine(table, persistent)
     try:
@@ -82,7 +102,7 @@ def read_pickle(
         return machine.pop()
     except WeightsError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError) as error:
+    except Exception as error:  # the table's functions meet arguments of every kind
         raise WeightsError(f"its pickle is damaged ({error})") from error
 
 
@@ -164,32 +184,43 @@ class _Machine:
         last, middle = self.pop(), self.pop()
         self.stack.append((self.pop(), middle, last))
 
+    def _frozenset(self, _: Any) -> None:
+        self.pop_to_mark()
+        self.stack.append(_SET)
+
+    def _pop(self, _: Any) -> None:
+        self.stack.pop()
+
+    def _pop_mark(self, _: Any) -> None:
+        self.pop_to_mark()
+
     def _append(self, _: Any) -> None:
-        item = self.pop()
-        self._top(list).append(item)
+        self._add(list, [self.pop()])
 
     def _appends(self, _: Any) -> None:
-        items = self.pop_to_mark()
-        self._top(list).extend(items)
+        self._add(list, self.pop_to_mark())
+
+    def _additems(self, _: Any) -> None:
+        self._add(set, self.pop_to_mark())
 
     def _setitem(self, _: Any) -> None:
         value = self.pop()
-        self._set([self.pop(), value])
+        self._add(dict, [self.pop(), value])
 
     def _setitems(self, _: Any) -> None:
-        self._set(self.pop_to_mark())
+        self._add(dict, self.pop_to_mark())
 
-    def _set(self, items: list[Any]) -> None:
-        target = self._top(dict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, (str, int)):
-                raise TypeError("a key that is neither text nor a number")
-            target[key] = value
-
-    def _top(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
+    def _add(self, kind: type, items: list[Any]) -> None:
+        """Add to the list or dictionary on the stack; to a placeholder nothing is added."""
+        target = self.stack[-1]
+        if isinstance(target, Placeholder):
+            return
+        if kind is dict and type(target) is dict:
+            target.update(pairs(items[::2], items[1::2]))
+        elif kind is list and type(target) is list:
+            target.extend(items)
+        else:
             raise TypeError("the wrong kind of object")
-        return self.stack[-1]
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -202,27 +233,32 @@ class _Machine:
     def _named(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a name that is not text")
+        if len(module) + len(name) > _LONGEST:
+            raise ValueError("a name that is too long")
         found = self.table.get(f"{module}.{name}")
-        if found is None:
-            asked = f"{module}.{name}"[:80]
-            raise WeightsError(
-                f"its pickle asks for {asked}, which is no array: nothing of it was run. "
-                "Only dictionaries of arrays are read"
-            )
-        self.stack.append(_Function(found))
+        self.stack.append(Placeholder(f"{module}.{name}") if found is None else _Function(found))
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Function) or type(arguments) is not tuple:
-            raise TypeError("a call of something that is no function")
-        self.stack.append(function.call(*arguments))
+        self.stack.append(call(function, arguments))
+
+    _newobj = _reduce
+
+    def _newobj_ex(self, _: Any) -> None:
+        self.pop()
+        self._reduce(None)
+
+    def _obj(self, _: Any) -> None:
+        function, *arguments = self.pop_to_mark()
+        self.stack.append(call(function, tuple(arguments)))
 
     def _build(self, _: Any) -> None:
         state = self.pop()
         target = self.stack[-1]
         if isinstance(target, Buildable):
             target.build(state)
-        elif type(target) is not dict:  # whose attributes, such as versions, are of no interest
+        # a dictionary's attributes, such as versions, are of no interest
+        elif type(target) is not dict and not isinstance(target, Placeholder):
             raise TypeError("a state for something that has none")
 
     def _binpersid(self, _: Any) -> None:
@@ -238,6 +274,23 @@ class _Function:
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
+
+
+def call(function: Any, arguments: Any) -> Any:
+    """What a function of the table makes of the file's arguments; of another one, nothing."""
+    if isinstance(function, Placeholder):
+        return function
+    if not isinstance(function, _Function) or type(arguments) is not tuple:
+        raise TypeError("a call of something that is no function")
+    return function.call(*arguments)
+
+
+def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Keys with their values; what is no plain value becomes a key of its own."""
+    for key, value in zip(keys, values, strict=True):
+        # Python gives integers from 2**61 - 1 on the hashes of small ones: a slow dictionary.
+        plain = isinstance(key, _KEYS) and not (isinstance(key, int) and abs(key) > 2**60)
+        yield key if plain else Placeholder("a key"), value
 
 
 def called(value: Any, what: type) -> Any:

@@ -27,7 +27,7 @@ def moments(x: Any, mean: Any, var: Any) -> None:
     slices = _slices(x, sizes[2])
     partial = _partial(x, 3, slices)
     args: tuple[Any, ...] = (x, partial, *sizes, slices)
-    _launch("moments", "moments.cuh", macros, int(sizes[1]) * int(slices) * 32, args)
+    _launch("moments", "moments.cuh", macros, int(sizes[1]) * int(slices) * 32, args, sizes)
     args = (x, partial, mean, var, *sizes[1:], slices)
     _launch("merge_moments", "moments.cuh", macros, int(sizes[1]) * 32, args)
 
@@ -53,7 +53,7 @@ def grad_sums(grad: Any, x: Any, out: Any, mean: Any, sum_grad: Any, sum_grad_x:
     partial = _partial(x, 2, slices)
     masked: dict[str, str | int] = {"MASKED": int(out is not None)}
     args: tuple[Any, ...] = (grad, x, _NULL if out is None else out, mean, partial, *sizes, slices)
-    _launch("grad_sums", "", macros | masked, int(sizes[1]) * int(slices) * 32, args)
+    _launch("grad_sums", "", macros | masked, int(sizes[1]) * int(slices) * 32, args, sizes)
     args = (partial, sum_grad, sum_grad_x, sizes[1], slices)
     _launch("merge_sums", "", macros, 2 * int(sizes[1]) * 32, args)
 
@@ -107,11 +107,14 @@ def _each_channel(name: str, arrays: tuple[Any, ...], *numbers: float) -> None:
 
 
 def _launch(
-    name: str, header: str, macros: dict[str, str | int], threads: int, args: tuple[Any, ...]
-) -> None:
+    name: str, header: str, macros: dict[str, str | int], threads: int, args: tuple[Any, ...],
+    sums_over: Any = (0, 0, 0),
+) -> None:  # fmt: skip
+    """Start a kernel; one that sums over channels of ``sums_over`` counts all their vectors."""
     own = ("batch_norm.cuh", *header.split(), f"{name}.cu")
     files = ("cuda.cuh", *(f"batch_norm/{file}" for file in own))
-    cuda.launch(name, files, macros, threads, args)
+    most = int(sums_over[0]) * int(sums_over[2]) + threads
+    cuda.launch(name, files, macros, threads, args, most)
 
 
 def _layout(x: Any, *arrays: Any) -> tuple[dict[str, str | int], tuple[Any, Any, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.convolution.cpu_blocks import correlate_taps, spread_taps
+from invocupy.backends.far import bounded_windows
 from invocupy.backends.involution.cpu_blocks import interleave_block
 from invocupy.backends.involution.cpu_pack import aligning, pack, unpack
 from invocupy.backends.involution.cpu_plan import SEEN, STEP_FIELDS, Phase, Plan, Sizes, plan, sizes
@@ -43,18 +44,21 @@ class _Job(NamedTuple):
     work: int
 
 
+@bounded_windows("xkb", "o")
 def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
     """``out = bias + sum over taps of weight[tap] * (x seen through the tap)``."""
     offset = np.zeros(len(weight), x.dtype) if bias is None else bias
     _gather(x, weight, offset, _geometry(x, weight, window, out), False, out)
 
 
+@bounded_windows("ok", "x")
 def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     nothing = np.zeros(len(weight), grad.dtype)
     _gather(grad, weight, nothing, _geometry(out, weight, window, grad), True, out)
 
 
+@bounded_windows("ox", "kb")
 def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> None:
     """Sums over positions in vector lanes: a part of the images, some channels and positions."""
     job = _correlate_job(_geometry(x, out, window, grad), x.itemsize)

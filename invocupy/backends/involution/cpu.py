@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.far import bounded
 from invocupy.backends.involution import cpu_correlate, cpu_gather
 from invocupy.backends.involution.cpu_blocks import (
     contract_block,
@@ -51,6 +52,7 @@ class _Job(NamedTuple):
     work: int
 
 
+@bounded("xk", "o")
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
     if _empty(x, out):
@@ -58,6 +60,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _run(_gather_job(g, out.itemsize, False, 0), x, kernel, ZERO, out)
 
 
+@bounded("ok", "x")
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     if _empty(grad, out):
@@ -65,6 +68,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, ZERO, out)
 
 
+@bounded("ox", "k")
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     """``out[tap] = sum over the group's channels of grad * (x seen through the tap)``."""
     if _empty(x, out):
@@ -72,6 +76,7 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     _run(_correlate_job(g, out.itemsize), grad, x, out)
 
 
+@bounded("xoww", "o")
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with ``kernel = weight @ features + bias``, a tile at a time."""
     if _empty(x, out):
@@ -80,6 +85,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     _run(job, x, features, _by_steps(weight, bias, g, job), out)
 
 
+@bounded("ooww", "x")
 def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with ``kernel = weight @ features + bias``, a tile at a time."""
     if _empty(grad, out):
@@ -88,6 +94,7 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     _run(job, grad, features, _by_steps(weight, bias, g, job), out)
 
 
+@bounded("oxow", "oww")
 def fused_grad_span(
     grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
     grad_features: Any, grad_weight: Any, grad_bias: Any,

@@ -162,7 +162,7 @@ def _given(bits: int) -> Any:
             y, x = row + steps[s, ROW], column + steps[s, COLUMN]
             call(code[COPY if inside else COPY_EDGE], (
                 tile + steps[s, TILE], source + steps[s, KERNEL], z.tap_step, line, ahead,
-                -x, min(lanes, z.kernel_columns - x), -y, z.kernel_rows - y,
+                max(-x, 0), min(lanes, z.kernel_columns - x), -y, z.kernel_rows - y,
             ))  # fmt: skip
 
     return fill
@@ -199,7 +199,7 @@ def _made(bits: int) -> Any:
                 y, x = row + steps[s, ROW], column + steps[s, COLUMN]
                 call(code[COPY_EDGE], (
                     tile + steps[s, TILE], tile + steps[s, TILE], R * V * size, V * size, 0,
-                    -x, z.kernel_columns - x, -y, z.kernel_rows - y,
+                    max(-x, 0), min(V, z.kernel_columns - x), -y, z.kernel_rows - y,
                 ))  # fmt: skip
 
     return fill

@@ -22,6 +22,7 @@ from invocupy.backends.simd import VECTOR_BYTES, call
 
 _WORDS = VECTOR_BYTES // 4
 _SIZES = len(Sizes._fields)
+_MOST = 1 << 30  # lanes are counted in 32 bits, columns of an image in 64
 
 
 @jit
@@ -83,8 +84,9 @@ def pack(source, channels, top, left, rows, z, out, size, fresh):
                 for phase in range(z.column_phases):
                     first = left + phase
                     call(z.take_even, (
-                        to + phase * z.phase_width * size, start + phase * size, -first,
-                        z.width - first, -(-z.phase_width * size // VECTOR_BYTES),
+                        to + phase * z.phase_width * size, start + phase * size,
+                        max(min(-first, _MOST), -_MOST), min(z.width - first, _MOST),
+                        -(-z.phase_width * size // VECTOR_BYTES),
                     ))  # fmt: skip
                 continue
             for phase in range(z.column_phases):

@@ -15,6 +15,7 @@ import numpy as np
 from invocupy.arrays import namespace, on_device
 from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div
+from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
 Macros: TypeAlias = dict[str, str | int]
@@ -23,6 +24,7 @@ _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
 
+@bounded("xk", "o")
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The result: a thread for each strip of columns and share of a group's channels."""
     if not out.size:
@@ -32,6 +34,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, _record(g)))
 
 
+@bounded("ok", "x")
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The gradient of ``x``: a thread for each strip of ``x`` and share of a group's channels."""
     if not out.size:
@@ -42,6 +45,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _launch("grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
+@bounded("ox", "k")
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     """The gradient of ``kernel``: a thread for each strip of columns and tap row."""
     if not out.size:
@@ -51,6 +55,7 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     _launch("grad_kernel", "grad_kernel.cuh", macros, strips * g.kernel_h, args)
 
 
+@bounded("xoww", "o")
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with the kernel made in registers."""
     if not out.size:
@@ -62,6 +67,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     _launch("fused_forward", "forward.cuh", macros, strips * shares, args)
 
 
+@bounded("ooww", "x")
 def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with the kernel made in registers."""
     if not out.size:
@@ -73,6 +79,7 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     _launch("fused_grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
+@bounded("oxow", "oww")
 def fused_grad_span(
     grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
     grad_features: Any, grad_weight: Any, grad_bias: Any,
@@ -97,7 +104,8 @@ def fused_grad_span(
         dtype = np.float64 if x.itemsize == 8 else np.float32
         partial = namespace(x).empty((slices, rows, count + 1), dtype)
     args = (grad, x, features, partial, _record(g), np.int32(count), np.int32(slices))
-    _launch("grad_weight", "grad_kernel.cuh", macros, warps * slices * 32, args)
+    threads = warps * slices * 32
+    _launch("grad_weight", "grad_kernel.cuh", macros, threads, args, strips + threads)
     args = (partial, grad_weight, grad_bias, np.int32(rows), np.int32(count), np.int32(slices))
     files = ("cuda.cuh", "involution/sum_slices.cu")
     cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
@@ -109,10 +117,12 @@ def _record(g: Geometry) -> Any:
     return g.record()
 
 
-def _launch(name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...]) -> None:
+def _launch(
+    name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...], most: int = 0
+) -> None:
     own = ("involution.cuh", *headers.split(), f"{name}.cu")
     files = ("cuda.cuh", *(f"involution/{file}" for file in own))
-    cuda.launch(name, files, macros, threads, args)
+    cuda.launch(name, files, macros, threads, args, most)
 
 
 def _result_strips(

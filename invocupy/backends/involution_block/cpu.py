@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.far import near_block
 from invocupy.backends.involution.cpu_blocks import gather_block
 from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, next_task, pointer
@@ -62,6 +63,7 @@ def forward(
 ) -> None:  # fmt: skip
     """One band after another."""
     bits = 8 * x.itemsize
+    parameters, g = near_block(parameters, g)
     job = _job(g, x.itemsize, len(parameters[0]), len(parameters[4]))
     weights = empty((job.weights,), x.dtype, x)
     _fold(bits)(

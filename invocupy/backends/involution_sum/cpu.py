@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.far import bounded
 from invocupy.backends.involution.cpu_blocks import contract_block, gather_block
 from invocupy.backends.involution.cpu_pack import clear
 from invocupy.backends.jit import jit, next_task, pointer
@@ -69,6 +70,7 @@ class _Job(NamedTuple):
     work: int
 
 
+@bounded("oooowwo", "o", same=True)
 def forward(
     x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, offset: Any, g: Geometry,
     out: Any,
@@ -81,6 +83,7 @@ def forward(
     )  # fmt: skip
 
 
+@bounded("oooooww", "ooww", same=True)
 def backward(
     grad: Any, x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, g: Geometry,
     grad_x: Any, grad_z: Any, grad_weight: Any, grad_bias: Any,

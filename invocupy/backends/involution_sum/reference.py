@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import namespace
+from invocupy.backends.far import bounded
 from invocupy.backends.involution import reference as one
 from invocupy.geometry import Geometry
 
 
+@bounded("oooowwo", "o", same=True)
 def forward(
     x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, offset: Any, g: Geometry,
     out: Any,
@@ -19,6 +21,7 @@ def forward(
     out[...] = _by_group(split, g).sum(axis=1) + offset[:, None, None]
 
 
+@bounded("oooooww", "ooww", same=True)
 def backward(
     grad: Any, x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, g: Geometry,
     grad_x: Any, grad_z: Any, grad_weight: Any, grad_bias: Any,

@@ -46,7 +46,9 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
         partial = xp.empty((slices, channels), accum)
         macros = cuda.element(x.dtype) | {"VECTOR": vector}
         sizes = (np.int32(n) for n in (batch, channels, pixels // vector, slices))
-        _launch("sum_planes", macros, slices * channels * 32, (grad, partial, *sizes))
+        threads = slices * channels * 32
+        most = batch * pixels // vector + threads
+        _launch("sum_planes", macros, threads, (grad, partial, *sizes), most)
         _sum_rows(partial, grad_bias)
 
 
@@ -99,5 +101,5 @@ def _sum_rows(rows: Any, out: Any) -> None:
     _launch("sum_rows", cuda.element(out.dtype), ceil_div(out.size, 8) * 32, args)
 
 
-def _launch(name: str, macros: Any, threads: int, args: tuple[Any, ...]) -> None:
-    cuda.launch(name, ("cuda.cuh", f"pointwise/{name}.cu"), macros, threads, args)
+def _launch(name: str, macros: Any, threads: int, args: tuple[Any, ...], most: int = 0) -> None:
+    cuda.launch(name, ("cuda.cuh", f"pointwise/{name}.cu"), macros, threads, args, most)

@@ -7,7 +7,7 @@ padded edge (PyTorch's ``ceil_mode``).
 
     max_pool(x, window, out, winner)          out = the largest value, NaN the largest of all;
                                               winner[n,c,i,j] = where the first of equal ones
-                                              stands in the plane of x, int32
+                                              stands in the plane of x, int32 or int64
     max_pool_grad(grad, winner, window, out)  out = the sum of grad over the windows it wins
     avg_pool(x, scale, window, out)           out = scale[i,j] * the sum
     avg_pool_grad(grad, scale, window, out)

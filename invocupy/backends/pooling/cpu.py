@@ -20,28 +20,31 @@ from invocupy.backends.launch import launch
 
 def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
     """Taps in turn along each row of windows."""
-    _launch(_max_pool(8 * x.itemsize), (x, out, winner), x, out, window, x.shape[2])
+    _launch(
+        _max_pool(8 * x.itemsize, 8 * winner.itemsize), (x, out, winner), x, out, window, x.shape[2]
+    )
 
 
 def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
     """Windows in turn: each gives to its winner."""
-    _launch(_max_pool_grad(8 * grad.itemsize), (grad, winner, out), out, grad, window, 0)
+    kernel = _max_pool_grad(8 * grad.itemsize, 8 * winner.itemsize)
+    _launch(kernel, (grad, winner, out), out, grad, window)
 
 
 def avg_pool(x: Any, scale: Any, window: Any, out: Any) -> None:
     """Sums down the columns, then along the rows."""
-    _launch(_avg_pool(8 * x.itemsize), (x, scale, out), x, out, window, 1)
+    _launch(_avg_pool(8 * x.itemsize), (x, scale, out), x, out, window)
 
 
 def avg_pool_grad(grad: Any, scale: Any, window: Any, out: Any) -> None:
     """Spread along the rows, then down the columns."""
-    _launch(_avg_pool_grad(8 * grad.itemsize), (grad, scale, out), out, grad, window, 1)
+    _launch(_avg_pool_grad(8 * grad.itemsize), (grad, scale, out), out, grad, window)
 
 
 def _launch(
-    kernel: Any, arrays: tuple[Any, ...], x: Any, out: Any, window: Any, held: int
+    kernel: Any, arrays: tuple[Any, ...], x: Any, out: Any, window: Any, rows: int = 0
 ) -> None:  # fmt: skip
-    """A task for each plane; ``held`` rows of x are kept in scratch."""
+    """A task for each plane; in scratch are ``rows`` rows of x, sorted, or one as it is."""
     images, channels, height, width = x.shape
     size, (row_step, step), (top, left) = window
     columns = out.shape[3]
@@ -54,14 +57,15 @@ def _launch(
     table = [np.maximum(low, 0), np.minimum(high, columns), first, first % step * each - low]
     launch(
         kernel, images * channels, x.size + out.size * size[0] * size[1] // 4,
-        held * each * step * x.itemsize, *arrays, np.stack(table, axis=1), height, width,
+        (rows * each * step or width) * x.itemsize, *arrays, np.stack(table, axis=1), height, width,
         *out.shape[2:], *size, row_step, step, top,
     )  # fmt: skip
 
 
 @cache
-def _max_pool(bits: int) -> Any:
-    size = bits // 8
+def _max_pool(bits: int, index_bits: int) -> Any:
+    size, index_size = bits // 8, index_bits // 8
+    index_kind, whole = -index_bits, {32: np.int32, 64: np.int64}[index_bits]
     least = {32: np.float32, 64: np.float64}[bits](-np.inf)
 
     @jit
@@ -84,7 +88,7 @@ def _max_pool(bits: int) -> Any:
             for i in range(rows):
                 place = (task * rows + i) * columns
                 best = pointer(out + place * size, bits)
-                where = pointer(winner + place * 4, -32)
+                where = pointer(winner + place * index_size, index_kind)
                 for j in range(columns):
                     best[j] = least
                     where[j] = -1
@@ -98,14 +102,14 @@ def _max_pool(bits: int) -> Any:
                             better = (value > before) | (where[j] < 0)
                             better |= (value != value) & (before == before)
                             best[j] = value if better else before
-                            where[j] = np.int32(index + j * step) if better else where[j]
+                            where[j] = whole(index + j * step) if better else where[j]
 
     return kernel
 
 
 @cache
-def _max_pool_grad(bits: int) -> Any:
-    size = bits // 8
+def _max_pool_grad(bits: int, index_bits: int) -> Any:
+    size, index_size, index_kind = bits // 8, index_bits // 8, -index_bits
 
     @jit
     def kernel(
@@ -120,7 +124,7 @@ def _max_pool_grad(bits: int) -> Any:
             for i in range(height * width):
                 total[i] = 0
             share = pointer(grad + task * rows * columns * size, bits)
-            where = pointer(winner + task * rows * columns * 4, -32)
+            where = pointer(winner + task * rows * columns * index_size, index_kind)
             for i in range(rows * columns):
                 total[where[i]] += share[i]
 

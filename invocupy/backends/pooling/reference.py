@@ -55,7 +55,7 @@ def _taps(xp: Any, x: Any, window: Any, out: Any) -> Iterator[tuple[Any, Any]]:
     """For each tap, which pixel of the plane of x each window sees, and all of them as a view."""
     size, stride, padding = window
     rows, columns = (
-        xp.arange(n, dtype=xp.int32) * s - p
+        xp.arange(n, dtype=xp.int64) * s - p
         for n, s, p in zip(out.shape[2:], stride, padding, strict=True)
     )
     for u, v, seen in windows(size, out.shape[2:], stride, (1, 1)):

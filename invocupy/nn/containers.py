@@ -1,0 +1,138 @@
+"""Modules that hold others by number."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, MutableSequence
+from typing import Any
+
+from invocupy.nn.module import Module, kind_of
+
+
+class ModuleList(Module, MutableSequence[Module]):
+    """Modules in a list, with the methods of a list; the names of its members are their numbers.
+
+    Members are renumbered from 0 when one is inserted or deleted. A slice is a new list of the
+    same modules.
+
+    Parameters
+    ----------
+    modules : iterable of Module
+
+    Raises
+    ------
+    TypeError
+        For a member that is no module.
+
+    Examples
+    --------
+    >>> from invocupy import nn
+    >>> layers = nn.ModuleList([nn.ReLU(), nn.Flatten()])
+    >>> len(layers), type(layers[-1]).__name__
+    (2, 'Flatten')
+    >>> layers.insert(0, nn.Identity())
+    >>> del layers[1]
+    >>> layers
+    ModuleList(
+      (0): Identity()
+      (1): Flatten()
+    )
+    """
+
+    def __init__(self, modules: Iterable[Module] = ()) -> None:
+        if isinstance(modules, Iterable):
+            self._hold(list(modules))
+        else:
+            raise TypeError(f"modules must be an iterable of modules, got {kind_of(modules)}")
+
+    def _hold(self, modules: list[Any]) -> None:
+        """Have these members and no others."""
+        held = {id(module): name for name, module in self.children()}
+        for place, module in enumerate(modules):
+            if not isinstance(module, Module):
+                raise TypeError(
+                    f"the members of {type(self).__name__} must be modules such as nn.ReLU(), but "
+                    f"number {place} is {kind_of(module)}: give an instance for a class, a Module "
+                    "for a function, Sequential(*layers) for a list"
+                )
+            if id(module) not in held:
+                self._check_member(str(place), module)
+        # An attribute of a subclass keeps its own name.
+        names = {key: name for key, name in held.items() if not name.isdecimal()}
+        own = vars(self)
+        for name, _ in list(self.children()):
+            del own[name]
+        for place, module in enumerate(modules):
+            own[names.pop(id(module), str(place))] = module
+
+    def insert(self, index: int, value: Module) -> None:
+        """Add one module before a place."""
+        members = list(self)
+        members.insert(index, value)
+        self._hold(members)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[Module]:
+        return (child for _, child in self.children())
+
+    def __getitem__(self, index: Any) -> Any:
+        members = list(self)[index]
+        if isinstance(members, Module):
+            return members
+        part = copy.copy(self)
+        part._hold(members)
+        return part
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        members = list(self)
+        members[index] = value
+        self._hold(members)
+
+    def __delitem__(self, index: Any) -> None:
+        members = list(self)
+        del members[index]
+        self._hold(members)
+
+    def extend(self, values: Iterable[Module]) -> None:
+        """Add modules at the end."""
+        self._hold([*self, *values])
+
+
+class Sequential(ModuleList):
+    """Modules applied one after another.
+
+    Parameters
+    ----------
+    *modules : Module
+
+    Raises
+    ------
+    TypeError
+        For anything that is no module: a list, a function, a class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> nn.Sequential(nn.ReLU(), nn.Flatten())(np.full((1, 2, 2), -1.0))
+    array([[0., 0., 0., 0.]])
+    """
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        """The last module's value."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Identity(Module):
+    """Gives back what it gets."""
+
+    def forward(self, x: Any) -> Any:
+        """``x``."""
+        return x

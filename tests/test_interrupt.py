@@ -1,0 +1,101 @@
+"""Signals that come while a kernel is at work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import os, signal, sys, threading, time
+import numpy as np
+import invocupy
+from invocupy.backends import launch, team
+from invocupy.backends.jit import add, jit, load, next_task, store
+
+@jit
+def wait(tasks, scratch, counter, done, go):
+    '''Task 0 waits until it may go on; all count what they did.'''
+    while True:
+        task = next_task(counter)
+        if task >= tasks:
+            return
+        add(done, 1)
+        while task == 0 and load(go) == 0:
+            pass
+
+rng = np.random.default_rng(0)
+x, kernel = rng.standard_normal((1, 4, 40, 40)), rng.standard_normal((1, 2, 3, 3, 40, 40))
+right = invocupy.involution(x, kernel)
+done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
+launch.launch(wait, 3, launch.LONG + 1, 0, done, go)
+assert done == 3
+
+class Stop(Exception):
+    pass
+
+def stop(number, frame):
+    raise Stop
+
+def interrupt():
+    while done[0] < 1:  # until there is somebody to interrupt
+        time.sleep(0.001)
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+    os.kill(os.getpid(), number)  # a person who does not wait
+    time.sleep(0.2)
+    assert not over
+    go[0] = 1
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, stop)
+for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)) * 2:
+    done[0] = go[0] = over = 0
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        launch.launch(wait, 10**12, launch.LONG + 1, 0, done, go)
+    except error:
+        over = 1
+    thread.join()
+    assert over and go[0] and done[0] < 10**12, "returned before all threads had ended"
+    assert len(team._jobs) == 1
+    np.testing.assert_array_equal(invocupy.involution(x, kernel), right)
+    done[0] = 0
+    launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+    assert done == 5
+
+# a handler that raises nothing changes nothing
+calls = []
+signal.signal(signal.SIGTERM, lambda *given: calls.append(go.fill(1)))
+done[0] = go[0] = over = 0
+thread = threading.Thread(target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGTERM)))
+thread.start()
+launch.launch(wait, 7, launch.LONG + 1, 0, done, go)
+thread.join()
+assert done == 7 and len(calls) == 1
+
+# other threads get no signals and work themselves
+thread = threading.Thread(target=launch.launch, args=(wait, 5, launch.LONG + 1, 0, done, go))
+done[0], go[0] = 0, 1
+thread.start()
+thread.join()
+assert done == 5
+
+# where no thread can start, the caller works
+def refuse(*given):
+    raise RuntimeError("can't start new thread")
+
+team.start_new_thread = refuse
+done[0] = 0
+launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+assert done == 5
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_long_job_can_be_interrupted(threads: int) -> None:
+    environment = {**os.environ, "INVOCUPY_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-c", CODE], check=True, env=environment, timeout=300)

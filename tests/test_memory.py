@@ -1,0 +1,203 @@
+"""The memory of results and the scratch memory of kernels: used again, limited, given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import invocupy
+from invocupy import Tensor
+from invocupy.autograd import apply
+from invocupy.backends import memory, team
+from invocupy.backends.jit import jit, next_task, pointer
+from invocupy.backends.launch import launch
+
+LIKE = np.ones(1)
+MB = 1 << 20
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A pool of which 4 MB may lie idle."""
+    memory.release()
+    monkeypatch.setattr(memory._pool, "limit", 4 * MB)
+    yield memory._pool
+    memory.release()
+
+
+def take(size: int) -> tuple[Any, Any]:
+    """An array of so many bytes, and whether its memory is still there."""
+    array = memory.empty((size,), np.uint8, LIKE)
+    return array, weakref.ref(array.base.memory[0])
+
+
+def test_no_more_lies_idle_than_the_limit(pool: Any) -> None:
+    arrays, alive = zip(*(take(MB) for _ in range(10)), strict=True)
+    del arrays
+    assert 2 <= sum(memory() is not None for memory in alive) <= 4
+    array, large = take(5 * MB)
+    del array
+    assert large() is None
+
+
+def test_a_request_that_finds_nothing_empties_a_pool_beyond_its_limit(pool: Any) -> None:
+    array, alive = take(3 * MB)
+    del array
+    pool.limit = 2 * MB
+    memory.empty((MB // 2,), np.uint8, LIKE)
+    assert alive() is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_steps_find_their_memory_again(
+    pool: Any, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What two steps had in use when their backward passes began is kept for the third."""
+    fresh: list[int] = []
+    make = memory.patiently
+
+    def count(*arguments: Any) -> Any:
+        fresh[-1] += 1
+        return make(*arguments)
+
+    monkeypatch.setattr(memory, "patiently", count)
+    for _ in range(5):
+        fresh.append(0)
+        arrays = [memory.empty((size * MB,), np.uint8, LIKE) for size in (1, 2, 3, 4, 5)]
+        if training:
+            memory.backward_begins()
+        arrays.clear()
+    assert fresh[0] == 5
+    assert (fresh[2:] == [0, 0, 0]) == training
+    memory.empty((MB // 2,), np.uint8, LIKE)  # of another size: the training is over
+    assert pool.count() <= 4 * MB
+
+
+def test_a_single_backward_pass_keeps_no_more_than_the_limit(pool: Any) -> None:
+    x = Tensor(np.ones((1, 1, 1500, 1500)), requires_grad=True)  # 18 MB
+    y = invocupy.involution(x, np.ones((1, 1, 1, 1, 1500, 1500)))
+    (y * y).sum().backward()
+    del x, y
+    gc.collect()
+    assert pool.count() <= 4 * MB
+
+
+def test_release_memory_gives_everything_back(pool: Any) -> None:
+    array, alive = take(2 * MB)
+    del array
+    job = team._Job()
+    job.scratch(MB)
+    team._jobs.append(job)
+    invocupy.release_memory()
+    assert alive() is None
+    assert pool.count() == 0
+    assert all(len(job.room) == 0 for job in team._jobs)
+    result = invocupy.involution(np.ones((1, 1, 300, 300)), np.ones((1, 1, 1, 1, 300, 300)))
+    assert (result == 1).all()
+
+
+@jit
+def touch(tasks: Any, scratch: Any, counter: Any, size: Any) -> None:
+    while next_task(counter) < tasks:
+        held = pointer(scratch, -64)
+        for i in range(size // 8):
+            held[i] = i
+
+
+def test_large_scratch_is_not_kept() -> None:
+    for size, kept in ((1 << 16, True), (team._KEPT + 1, False), (1 << 16, True)):
+        team._jobs.clear()
+        launch(touch, 1, 1, size, size)
+        (job,) = team._jobs
+        assert (len(job.room) > 0) == kept
+
+
+def test_memory_comes_back_before_a_memory_error(pool: Any) -> None:
+    tried = []
+
+    def make(*given: Any, **options: Any) -> Any:
+        tried.append((given, options, pool.count()))
+        if len(tried) == 1:
+            raise MemoryError
+        return "made"
+
+    array = memory.empty((MB,), np.uint8, LIKE)
+    del array
+    assert memory.patiently(make, 1, size=2) == "made"
+    (*first, held), (*second, left) = tried
+    assert first == second == [(1,), {"size": 2}]
+    assert held > 0 == left
+    with pytest.raises(MemoryError):  # once more, not again and again
+        memory.patiently(np.empty, 1 << 60, np.uint8)
+
+
+def test_operators_and_gradients_try_once_more() -> None:
+    failing = []
+
+    def op(x: Any) -> Any:
+        def partial(grad: Any) -> Any:
+            if failing.pop():
+                raise MemoryError
+            return 2 * grad
+
+        if failing.pop():
+            raise MemoryError
+        return 2 * x, (partial,)
+
+    failing[:] = [False, True]
+    x = Tensor(np.ones(3), requires_grad=True)
+    y = apply(op, x)
+    failing[:] = [False, True]
+    y.backward(np.ones(3))
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad, [2, 2, 2])
+
+
+def test_scratch_that_cannot_be_had_leaves_the_job_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    team._jobs.clear()
+    with pytest.raises(MemoryError):
+        launch(touch, 1, 1, 1 << 60, 8)
+    assert len(team._jobs) == 1
+    launch(touch, 1, 1, 64, 64)
+    assert len(team._jobs) == 1
+
+
+CODE = """
+import resource
+import numpy as np
+import invocupy
+
+def pages(place):
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[place]) * resource.getpagesize()
+
+def run(side, number):
+    x = np.ones((1, 8, side, side), np.float32)
+    kernel = np.ones((1, 1, 1, 1, side, side), np.float32)
+    out = [invocupy.involution(x, kernel) for _ in range(number)]
+
+run(9, 1)
+before = pages(1)
+run(1600, 3)  # 82 MB each
+assert pages(1) - before > 200e6
+invocupy.release_memory()
+assert pages(1) - before < 60e6, pages(1) - before
+run(1600, 3)
+resource.setrlimit(resource.RLIMIT_AS, (pages(0) + (150 << 20),) * 2)
+run(2000, 1)  # 128 MB twice
+"""
+
+
+def test_resident_memory_falls() -> None:
+    environment = {**os.environ, "INVOCUPY_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", CODE], check=True, env=environment)

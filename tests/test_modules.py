@@ -1,0 +1,384 @@
+"""What modules hold: nothing is registered, replaced or dropped in silence."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invocupy import Tensor, nn, weights
+from invocupy import functional as F  # noqa: N812
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    return nn.Linear(2, 2, rng=np.random.default_rng(seed))
+
+
+class Net(nn.Module):
+    """One of each kind; as usual here, without a call of Module.__init__."""
+
+    def __init__(self) -> None:
+        self.layer = linear()
+        self.norm = nn.BatchNorm2d(2)
+        self.scale = nn.Parameter(np.ones(2))
+        self.sizes = (1, 2)
+
+
+# ---------------------------------------------------------------------------- members of containers
+
+
+@pytest.mark.parametrize(
+    "wrong", [[nn.ReLU()], F.relu, nn.ReLU, None, "relu", 3, np.ones(2), nn.Parameter(np.ones(2))]
+)
+def test_members_must_be_modules(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"the members of Sequential must be modules.*number 1 is"):
+        nn.Sequential(linear(), wrong)
+    layers = nn.ModuleList([nn.ReLU(), linear()])
+    before = list(layers)
+    for change in (
+        lambda: layers.append(wrong),
+        lambda: layers.insert(0, wrong),
+        lambda: layers.extend([nn.ReLU(), wrong]),
+        lambda: layers.__setitem__(0, wrong),
+        lambda: layers.__setitem__(slice(0, 2), [wrong]),
+    ):
+        with pytest.raises(TypeError, match="the members of ModuleList must be modules"):
+            change()
+        assert list(layers) == before
+    for modules in (3, nn.ReLU(), None):
+        with pytest.raises(TypeError, match="modules must be an iterable of modules"):
+            nn.ModuleList(modules)  # type: ignore[arg-type]
+
+
+PLACES = st.integers(-4, 4)
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["append", "insert", "set", "del", "pop"]), PLACES),
+        st.tuples(st.sampled_from(["extend", "cut", "drop"]), PLACES),
+    ),
+    max_size=8,
+)
+
+
+@given(CHANGES, st.integers(0, 3))
+def test_a_module_list_is_a_list(changes: list[tuple[str, int]], size: int) -> None:
+    """Whatever is done to it: the same members as a list, and names that count them."""
+    layers = nn.ModuleList(nn.Identity() for _ in range(size))
+    model, wanted = list(layers), layers
+
+    def act(modules: Any, change: str, place: int, new: nn.Module) -> Any:
+        if change == "append":
+            modules.append(new)
+        elif change == "extend":
+            modules.extend([new, new])
+        elif change == "insert":
+            modules.insert(place, new)
+        elif change == "set":
+            modules[place] = new
+        elif change == "del":
+            del modules[place]
+        elif change == "drop":
+            del modules[place:]
+        elif change == "pop":
+            modules.pop(place)
+        else:
+            return modules[place:]
+        return modules
+
+    for change, place in changes:
+        new = nn.Identity()
+        try:
+            model = act(model, change, place, new)
+        except IndexError:
+            with pytest.raises(IndexError):
+                act(wanted, change, place, new)
+        else:
+            wanted = act(wanted, change, place, new)
+        assert [id(m) for m in wanted] == [id(m) for m in model]
+        assert [name for name, _ in wanted.children()] == [str(i) for i in range(len(model))]
+        assert len(wanted) == len(model)
+        assert isinstance(wanted, nn.ModuleList)
+
+
+def test_a_member_taken_out_by_name_leaves_no_gap_to_fall_into() -> None:
+    layers = nn.ModuleList([linear(0), linear(1), linear(2)])
+    last = layers[2]
+    delattr(layers, "0")
+    layers.append(nn.ReLU())
+    assert [type(m).__name__ for m in layers] == ["Linear", "Linear", "ReLU"]
+    assert layers[1] is last
+    assert list(layers.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_slices_compute() -> None:
+    x = np.array([[-1.0, 2.0]], np.float32)
+    first, second = linear(0), linear(1)
+    whole = nn.Sequential(first, nn.ReLU(), second).eval()
+    part = whole[:2]
+    assert type(part) is nn.Sequential
+    assert part[0] is first
+    assert not part.training
+    np.testing.assert_array_equal(part(x).data, np.maximum(first(x).data, 0))
+    assert list(whole[2:].state_dict()) == ["0.weight", "0.bias"]
+    assert len(whole) == 3
+    np.testing.assert_array_equal(whole[::-1][0](x).data, second(x).data)
+
+
+class Named(nn.Sequential):
+    """A container with a member that has a name."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.ReLU())
+        self.extra = nn.Flatten()
+
+
+def test_named_members_of_a_container_keep_their_names() -> None:
+    layers = Named()
+    layers.append(linear())
+    assert [name for name, _ in layers.children()] == ["0", "extra", "2"]
+    del layers[0]
+    assert [name for name, _ in layers.children()] == ["extra", "1"]
+    assert isinstance(layers.extra, nn.Flatten)
+
+
+def test_one_module_at_two_places() -> None:
+    shared = linear()
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert [name for name, _ in model.named_parameters()] == ["0.weight", "0.bias"]
+    state = model.state_dict()
+    assert list(state) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    state["2.bias"] = state["2.bias"] + 1
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"2.bias: not equal to 0.bias, with which it is shared"):
+        model.load_state_dict(state)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    del model[0]
+    assert model[1] is shared
+
+
+# ---------------------------------------------------------------------------- assignments
+
+ARRAYS = [np.zeros(2), Tensor(np.zeros(2)), None, 0.0, [0.0], F.relu, nn.ReLU]
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        *(("scale", wrong) for wrong in [*ARRAYS, nn.ReLU(), nn.Buffer(np.zeros(2))]),
+        *(("layer", wrong) for wrong in [*ARRAYS, nn.Parameter(np.zeros(2))]),
+        *(("norm.running_var", wrong) for wrong in [*ARRAYS, nn.Parameter(np.zeros(2))]),
+    ],
+)
+def test_what_is_registered_stays(path: str, wrong: Any) -> None:
+    net: Any = Net()
+    owner, name = (net.norm, "running_var") if "." in path else (net, path)
+    held = getattr(owner, name)
+    with pytest.raises(TypeError, match=rf"\.{name} is a (Parameter|Linear|Buffer|Module), which"):
+        setattr(owner, name, wrong)
+    assert getattr(owner, name) is held
+    assert len(list(net.parameters())) == 5
+    delattr(owner, name)
+    assert not hasattr(owner, name)
+    if not isinstance(wrong, (nn.Module, nn.Parameter, nn.Buffer)):
+        setattr(owner, name, wrong)  # asked for
+
+
+def test_registered_attributes_take_their_own_kind() -> None:
+    net = Net()
+    net.layer = other = linear(1)
+    net.scale = nn.Parameter(np.zeros(2))
+    net.norm.running_var = nn.Buffer(np.full(2, 3.0))
+    assert dict(net.named_parameters())["layer.weight"] is other.weight
+    assert net.state_dict()["norm.running_var"].tolist() == [3, 3]
+    plain = nn.Linear(2, 2, bias=False)
+    plain.bias = None
+    plain.bias = nn.Parameter(np.zeros(2, np.float32))
+    assert list(plain.state_dict()) == ["weight", "bias"]
+
+
+CONTAINERS = [
+    lambda m: [m],
+    lambda m: (m,),
+    lambda m: {m},
+    lambda m: {"a": m},
+    lambda m: {m: "a"},
+    lambda m: deque([m]),
+    lambda m: [1, ("a", {"b": [m]})],
+]
+
+
+@pytest.mark.parametrize("hide", CONTAINERS)
+@pytest.mark.parametrize("member", [nn.ReLU(), nn.Parameter(np.ones(1)), nn.Buffer(np.ones(1))])
+def test_plain_containers_are_refused(hide: Any, member: Any) -> None:
+    net: Any = Net()
+    try:
+        hidden = hide(member)
+    except TypeError:  # no hash
+        return
+    with pytest.raises(TypeError, match=r"Net.layers is a .* use nn.ModuleList"):
+        net.layers = hidden
+    assert not hasattr(net, "layers")
+    with pytest.raises(TypeError, match=r"Wrong.layers holds modules or parameters"):
+        type("Wrong", (nn.Module,), {"layers": hidden})
+
+
+def test_containers_that_were_filled_later_are_found() -> None:
+    net: Any = Net()
+    net.layers = []
+    net.layers.append(net.layers)  # no end
+    assert len(net.state_dict()) == 8
+    net.layers.append(linear())
+    for act in (
+        lambda: list(net.parameters()), net.state_dict, lambda: net.load_state_dict({}),
+        lambda: list(net.buffers()), lambda: nn.Sequential(net).to("cpu"), net.zero_grad,
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=r"Net.layers is a list that holds modules"):
+            act()
+
+
+def test_a_module_of_a_class_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Shared.layer holds .*: assign it to self in __init__"):
+
+        class Shared(nn.Module):
+            layer = nn.ReLU()
+
+
+def test_a_module_cannot_contain_itself() -> None:
+    net: Any = Net()
+    for name, child in (("own", net), ("outer", nn.Sequential(nn.ReLU(), net))):
+        with pytest.raises(ValueError, match=rf"Net.{name} must not contain Net itself"):
+            setattr(net, name, child)
+    layers = nn.ModuleList([net])
+    with pytest.raises(ValueError, match="must not contain ModuleList itself"):
+        layers.append(layers)
+    with pytest.raises(ValueError, match="must not contain"):
+        net.layers = layers
+    assert len(layers) == 1
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "."])
+def test_names_must_be_told_apart(name: str) -> None:
+    for member in (nn.ReLU(), nn.Parameter(np.ones(1)), nn.Buffer(np.ones(1))):
+        with pytest.raises(ValueError, match="must have no dot"):
+            setattr(Net(), name, member)
+
+
+def test_modes_are_bools() -> None:
+    net = Net()
+    for wrong in (0, 1, "eval", None, nn.ReLU()):
+        with pytest.raises(TypeError):
+            net.training = wrong  # type: ignore[assignment]
+        with pytest.raises(TypeError, match="training must be True or False"):
+            net.train(wrong)  # type: ignore[arg-type]
+    net.train(np.False_)  # type: ignore[arg-type]
+    assert net.layer.training is False
+
+
+def test_copies_and_pickles_keep_everything() -> None:
+    net = Net()
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # noqa: S301
+        assert list(again.state_dict()) == list(net.state_dict())
+        with pytest.raises(TypeError):
+            again.scale = np.ones(2)
+
+
+# ---------------------------------------------------------------------------- modes
+
+
+def test_each_module_keeps_its_mode() -> None:
+    net = Net()
+    net.norm.eval()
+
+    def fail() -> None:
+        with nn.keep_modes(net):
+            net.train()
+            net.layer.eval()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert [m.training for m in (net, net.layer, net.norm)] == [True, True, False]
+
+
+# ---------------------------------------------------------------------------- state from elsewhere
+
+
+class LikeTorch:
+    """A tensor that NumPy cannot read, as one that requires a gradient, or lies on a GPU."""
+
+    shape, ndim, dtype = (2, 2), 2, "torch.bfloat16"
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        raise self.error("Got unsupported\nScalarType")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("layer.weight", LikeTorch(TypeError), r"NumPy cannot read \(Got unsupported ScalarType\)"),
+        ("layer.weight", LikeTorch(RuntimeError), "NumPy cannot read"),
+        ("layer.weight", [[1.0, 2.0], [3.0]], "a list that NumPy cannot read"),
+        ("layer.weight", np.ones((2, 2), int), "dtype int64, expected a floating dtype"),
+        ("layer.weight", np.ones((2, 2), np.uint16), "dtype uint16, expected a floating dtype"),
+        ("layer.weight", np.ones((2, 2), bool), "dtype bool, expected a floating dtype"),
+        ("layer.weight", np.ones((2, 2), object), "dtype object, expected a floating dtype"),
+        ("layer.weight", np.full((2, 2), 1e300), "values that float32 cannot hold"),
+        ("norm.running_var", np.array([1.0, -1e-9]), "NaN or values below 0"),
+        ("norm.running_var", np.array([1.0, np.nan]), "NaN or values below 0"),
+        ("norm.running_mean", np.array([1.0, np.nan]), "norm.running_mean: NaN"),
+        ("norm.num_batches_tracked", np.array(-1), "NaN or values below 0"),
+        ("norm.num_batches_tracked", np.array(1.5), "values that int64 cannot hold"),
+        ("norm.num_batches_tracked", np.array(np.nan), "values that int64 cannot hold"),
+        ("norm.num_batches_tracked", np.array(2**63, np.uint64), "values that int64 cannot hold"),
+        ("norm.num_batches_tracked", np.array(True), "dtype bool, expected whole numbers"),
+        ("norm.num_batches_tracked", np.array([1]), r"shape \(1,\), expected \(\)"),
+    ],
+)
+def test_state_that_does_not_fit_changes_nothing(name: str, value: Any, words: str) -> None:
+    net = Net()
+    held = {key: id(holder.data) for key, holder in net._state((nn.Parameter, nn.Buffer))}
+    state: dict[str, Any] = {key: array + 1 for key, array in net.state_dict().items()}
+    state[name] = value
+    for load in (net.load_state_dict, lambda s: weights.import_state(net, s)):
+        with pytest.raises(ValueError, match=f"{name}.*{words}|{words}") as caught:
+            load(state)
+        assert f"{name}: " in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert held == {key: id(holder.data) for key, holder in net._state((nn.Parameter, nn.Buffer))}
+
+
+def test_state_that_fits_is_converted() -> None:
+    net = Net()
+    state: dict[str, Any] = net.state_dict()
+    state["layer.weight"] = Tensor(np.full((2, 2), 0.5, ">f8"))
+    state["layer.bias"] = np.full(2, 0.25, np.float16)
+    state["scale"] = [1, 2.5]
+    state["norm.running_var"] = np.array([0.0, np.inf])  # a batch may overflow
+    state["norm.num_batches_tracked"] = np.array(7.0)
+    net.load_state_dict(state)
+    assert net.layer.weight.data.tolist() == [[0.5, 0.5]] * 2
+    assert net.layer.weight.dtype == net.layer.bias.dtype == np.float32  # type: ignore[union-attr]
+    assert net.scale.data.tolist() == [1, 2.5]
+    assert net.norm.num_batches_tracked.data == 7
+    assert net.norm.num_batches_tracked.data.dtype == np.int64
+    state["layer.bias"][...] = 9
+    assert net.layer.bias.data.tolist() == [0.25, 0.25]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("state", [[("scale", np.ones(2))], "net.safetensors", None, linear()])
+def test_state_must_be_a_mapping(state: Any) -> None:
+    with pytest.raises(TypeError, match="state must be a mapping of names to arrays"):
+        Net().load_state_dict(state)
