@@ -332,10 +332,9 @@ def _read(path: Path) -> Saved:
         if config.ema:  # the names and shapes, for whoever takes them
             build(config).load_state_dict(_under("average.", arrays))
     except (KeyError, TypeError, ValueError) as error:
-        version = info.get("invocupy", "unknown") if isinstance(info, dict) else "unknown"
         raise CheckpointError(
             f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
-            f"it ({version}), or train again"
+            f"it ({info.get('invocupy', 'unknown')}), or train again"
         ) from error
     return config, state, model, arrays
 
