@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
     TypeError
         For another library than the inputs', or a masked array.
     ValueError
-        For another shape, dtype or device, a read-only array, or one that overlaps an input.
+        For another shape, dtype or device, a read-only array, or one that overlaps an input or
+        itself.
     """
     x = next(iter(inputs.values()))
     if not (is_cupy(out) if is_cupy(x) else isinstance(out, np.ndarray)):
@@ -110,9 +110,22 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
         )
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: give a writeable array")
+    reach = out.itemsize  # of the axes with smaller steps
+    for step, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
+        if size > 1 and step < reach and out.size:
+            raise ValueError(
+                f"out overlaps itself (shape {out.shape}, strides {out.strides}): "
+                "give an array whose elements have memory of their own"
+            )
+        reach += step * (size - 1)
     for name, array in inputs.items():
         if namespace(x).shares_memory(out, array):
             raise ValueError(f"out overlaps {name}: give an array with memory of its own")
+
+
+def wide(dtype: Any) -> Any:
+    """float32 for a half type, whose sums are accumulated in it; None for other dtypes."""
+    return np.float32 if dtype.itemsize == 2 and dtype.kind in "fV" else None
 
 
 def contiguous(array: Any, dtype: Any) -> Any:
@@ -248,29 +261,6 @@ def readable(array: Any) -> np.ndarray[Any, Any]:
 
 def _is_floating(array: Any) -> bool:
     return bool(array.dtype.kind == "f" or array.dtype.name == "bfloat16")
-
-
-def number(name: str, value: Any) -> float:
-    """Read an option that is a finite real number, also NumPy's or a Tensor of no axes.
-
-    It becomes Python's float: NumPy's float64 would turn float32 arrays into float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the option.
-    """
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise ValueError(f"{name} must be a finite number, got {found}")
-    return found
 
 
 def require_cupy() -> Any:

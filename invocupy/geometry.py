@@ -6,9 +6,11 @@ The same rules serve convolution and pooling through :func:`pair`, :func:`paddin
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,31 +20,50 @@ IntOrPair: TypeAlias = int | tuple[int, int]
 Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
 
 
+def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
+    """Read a finite number from ``low`` to ``high``, also one of NumPy's, as a Python float.
+
+    NumPy's float64 would promote arrays of float32, Python's does not.
+    """
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    real = isinstance(plain, Real) and not isinstance(plain, bool)
+    try:
+        found = float(plain) if real else math.nan
+    except OverflowError:
+        found = math.inf
+    if not low <= found <= high or math.isinf(found):
+        rule = f"in [{low}, {high}]" if high < math.inf else f"a finite number >= {low}"
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+    return found
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """Read an option given as an integer, also one of NumPy's."""
+    numbers = _integers(value)
+    if not numbers or numbers[0] < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return numbers[0]
+
+
+def _integers(*items: Any) -> tuple[int, ...]:
+    """The items as Python integers; nothing if one of them is a truth value or no integer."""
+    try:
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            return ()
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        return ()
+
+
 def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     """Read an option given as one integer or as a (vertical, horizontal) pair of them."""
     items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    try:
-        if any(isinstance(item, (bool, np.bool_)) for item in items):
-            raise TypeError
-        numbers = tuple(operator.index(item) for item in items)
-    except TypeError:
-        numbers = ()
+    numbers = _integers(*items)
     if len(numbers) != 2 or min(numbers) < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}")
     if max(numbers) >= 1 << 31:
         raise ValueError(f"{name} must be below 2**31, got {value!r}")
     return numbers[0], numbers[1]
-
-
-def count(name: str, value: Any) -> int:
-    """Read an option that is a number of things: an integer of at least 1, also NumPy's."""
-    try:
-        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = 0
-    if not 1 <= number < 1 << 31:
-        raise ValueError(f"{name} must be an integer >= 1 and below 2**31, got {value!r}")
-    return number
 
 
 def padding_pair(

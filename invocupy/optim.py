@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import namespace, on_device
+from invocupy.arrays import converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
+from invocupy.geometry import number
 
 
 class SGD:
@@ -23,10 +24,12 @@ class SGD:
     Parameters
     ----------
     params : iterable of Parameter
-        Any Tensors that require a gradient.
+        Any Tensors that no operator made. Those without a gradient stay as they are.
     lr : float
-        Learning rate; the attribute ``lr`` may be set before any step.
+        Learning rate.
     momentum, weight_decay : float
+        Like ``lr`` attributes that may be set before any step. They are Python's floats, so that
+        the parameters keep their dtype whatever the library of the numbers given.
     nesterov : bool
         Needs a momentum.
     decay_biases : bool
@@ -35,9 +38,10 @@ class SGD:
     Raises
     ------
     TypeError
-        For one Tensor in place of an iterable of them, or anything else in it.
+        For one Tensor, a module or parameter groups in place of an iterable of Tensors.
     ValueError
-        For no parameters, negative numbers, or Nesterov without momentum.
+        For no parameters, one that is given twice or was made by an operator, options that are no
+        finite numbers from 0 on (also when they are assigned), or Nesterov without momentum.
 
     Examples
     --------
@@ -60,24 +64,19 @@ class SGD:
         nesterov: bool = False,
         decay_biases: bool = True,
     ) -> None:
-        # A Tensor is iterable, too: its rows would be moved, and it would stay.
-        self.params = [] if isinstance(params, Tensor) else list(params)
-        kinds = {type(p).__name__ for p in self.params if not isinstance(p, Tensor)}
-        if isinstance(params, Tensor) or kinds:
-            raise TypeError(
-                "params must be an iterable of Tensors, such as model.parameters(), "
-                f"got {f'one of {sorted(kinds)}' if kinds else 'a single Tensor'}"
-            )
+        self.params = _tensors(params)
         if not self.params:
             raise ValueError("params must hold at least one parameter, got none")
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        if nesterov and not momentum:
-            raise ValueError("nesterov needs a momentum > 0")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        if nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum > 0")
         self.nesterov, self.decay_biases = nesterov, decay_biases
         self.velocities: list[Any] = [None] * len(self.params)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lr", "momentum", "weight_decay"):
+            value = number(name, value, 0)
+        super().__setattr__(name, value)
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
@@ -85,16 +84,25 @@ class SGD:
             parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient; ValueError for one that is not its gradient."""
+        """Move every parameter that has a gradient.
+
+        Raises
+        ------
+        ValueError
+            If a gradient or velocity has another shape or dtype than its parameter.
+        """
         moving: dict[Any, list[int]] = {}
-        for i, parameter in enumerate(self.params):
+        for i, (parameter, velocity) in enumerate(zip(self.params, self.velocities, strict=True)):
             if parameter.grad is not None:
-                shape, dtype = parameter.grad.shape, parameter.grad.dtype
-                if shape != parameter.data.shape or dtype != parameter.data.dtype:
-                    raise ValueError(
-                        f"grad of parameter {i} must have its shape and dtype, "
-                        f"{parameter.data.shape} {parameter.data.dtype}, got {shape} {dtype}"
-                    )
+                for kind, array in (("grad", parameter.grad), ("velocity", velocity)):
+                    if array is not None and (
+                        array.shape != parameter.data.shape or array.dtype != parameter.data.dtype
+                    ):
+                        raise ValueError(
+                            f"{kind} of parameter {i} must have its shape and dtype, "
+                            f"{parameter.data.shape} {parameter.data.dtype}, "
+                            f"got {array.shape} {array.dtype}"
+                        )
                 moving.setdefault(backends.of("sgd", parameter.data), []).append(i)
         for backend, chosen in moving.items():
             params = [self.params[i] for i in chosen]
@@ -109,6 +117,99 @@ class SGD:
             )
             for i, array, velocity in zip(chosen, arrays, velocities, strict=True):
                 self.params[i].data, self.velocities[i] = array, velocity
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The velocities as NumPy arrays, copied: all that steps leave besides the parameters.
+
+        Returns
+        -------
+        dict of str to array
+            ``"velocities.3"`` is that of the parameter number 3; there is none before its first
+            step with a momentum. ``lr`` and the other options are not included.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from invocupy import nn, optim
+        >>> p = nn.Parameter(np.array([1.0]))
+        >>> sgd = optim.SGD([p], lr=0.5, momentum=0.9)
+        >>> (p * p).sum().backward()
+        >>> sgd.step()
+        >>> sgd.state_dict()
+        {'velocities.0': array([2.])}
+        >>> optim.SGD([p], lr=0.5, momentum=0.9).load_state_dict(sgd.state_dict())
+        """
+        return {
+            f"velocities.{i}": np.array(to_device(velocity, "cpu"))
+            for i, velocity in enumerate(self.velocities)
+            if velocity is not None
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the velocities of :meth:`state_dict`; nothing changes if one is wrong.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Of the parameters' shapes; dtypes are converted. Parameters that it does not name have
+            no velocity then.
+
+        Raises
+        ------
+        TypeError
+            If ``state`` is no mapping.
+        ValueError
+            Listing every name that is none of a velocity, and every array that does not fit its
+            parameter or is not finite.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state must be a mapping of names to arrays, got {type(state).__name__}"
+            )
+        places = {f"velocities.{i}": i for i in range(len(self.params))}
+        found: list[Any] = [None] * len(self.params)
+        problems = [f"{name}: left over" for name in state if name not in places]
+        for name, i in places.items():
+            if name in state:
+                try:
+                    found[i] = converted(state[name], self.params[i].data)
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+                else:
+                    if not namespace(found[i]).isfinite(found[i]).all():
+                        problems.append(f"{name}: NaN or infinite")
+        if problems:
+            raise ValueError("state does not fit the parameters: " + "; ".join(problems))
+        self.velocities = found
+
+
+def _tensors(params: Any) -> list[Tensor]:
+    """What can have gradients of its own, each once."""
+    # A Tensor is iterable, too: its rows would be moved, and it would stay.
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        got = "a single " + ("Tensor" if isinstance(params, Tensor) else type(params).__name__)
+    else:
+        given = list(params)
+        kinds = sorted({type(p).__name__ for p in given if not isinstance(p, Tensor)})
+        got = f"one of {kinds}" if kinds else ""
+    if got:
+        raise TypeError(
+            f"params must be an iterable of Tensors, such as model.parameters(), got {got}"
+            + ("; for groups make one SGD each" if "'dict'" in got else "")
+        )
+    places: dict[int, int] = {}
+    for i, parameter in enumerate(given):
+        if parameter._parents:
+            raise ValueError(
+                f"params must be Tensors that no operator made, but number {i} was computed from "
+                "others: give those"
+            )
+        first = places.setdefault(id(parameter), i)
+        if first != i:
+            raise ValueError(
+                f"params must hold each parameter once, but number {i} is number {first} again"
+            )
+    return given
 
 
 def constant(step: int, total: int) -> float:
@@ -246,7 +347,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
     params : iterable of Parameter
         On one device; those without a gradient are left out.
     limit : float
-        Above 0.
+        Finite, above 0.
 
     Returns
     -------
@@ -256,7 +357,9 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
     Raises
     ------
     ValueError
-        For a limit that is not above 0.
+        For a limit that is not a finite number above 0.
+    TypeError, ValueError
+        For parameters that :class:`SGD` refuses; there may be none.
 
     Examples
     --------
@@ -267,9 +370,10 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
     >>> float(optim.clip_by_norm([p], 1.0)), p.grad.round(3)
     (5.0, array([0.6, 0.8]))
     """
-    if not limit > 0:
+    limit = number("limit", limit, 0)
+    if not limit:
         raise ValueError(f"limit must be above 0, got {limit}")
-    held = [parameter for parameter in params if parameter.grad is not None]
+    held = [parameter for parameter in _tensors(params) if parameter.grad is not None]
     if not held:
         return np.zeros(())
     xp = namespace(held[0].grad)

@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
     name: str  # dotted; "" is the model
     kind: str
-    shape: Shape  # of its last result, without the batch; () if it was not called
+    shape: Shape  # of its last result, without the batch; () if it gave no array
     parameters: int  # its own and its submodules'
     macs: int  # multiply-adds of products with weights and kernels: its own and its submodules'
 
@@ -104,22 +104,23 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     own = dict.fromkeys(modules, 0)
 
     def note(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(x: Any, *rest: Any, **options: Any) -> Any:
-            result = forward(x, *rest, **options)
-            shapes[name] = result.shape[1:]
-            own[name] += _macs(module, x.shape, result.shape)
+        def noted(*inputs: Any, **options: Any) -> Any:
+            result = forward(*inputs, **options)
+            if hasattr(result, "shape"):
+                shapes[name] = tuple(result.shape[1:])
+                own[name] += _macs(module, result.shape)
             return result
 
         return noted
 
-    device = device_of(next(iter(model.parameters())).data)
+    device = device_of(_like(model))
     x = to_device(np.zeros((1, *shape), np.float32), device)
     with _dry(model, training=False), no_grad(), ExitStack() as undo:
         for name, module in modules.items():
-            if isinstance(module, nn.Involution):
-                undo.callback(setattr, module, "fused", module.fused)
-                module.fused = False
+            undo.callback(vars(module).update, dict(vars(module)))
             undo.callback(vars(module).pop, "forward")
+            if isinstance(module, nn.Involution):
+                module.fused = False
             module.forward = note(name, module, module.forward)  # type: ignore[method-assign]
         model(x)
 
@@ -212,7 +213,7 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
     return step.plus(weights)
 
 
-def _macs(module: nn.Module, seen: Shape, result: Shape) -> int:
+def _macs(module: nn.Module, result: Shape) -> int:
     """Multiply-adds of a module itself; its submodules count for themselves."""
     if isinstance(module, nn.Conv2d):
         return math.prod(result) * math.prod(module.weight.shape[1:])
@@ -221,6 +222,11 @@ def _macs(module: nn.Module, seen: Shape, result: Shape) -> int:
     if isinstance(module, nn.Involution):
         return math.prod(result) * math.prod(module.kernel_size)
     return 0
+
+
+def _like(model: nn.Module) -> Any:
+    """An array on the device of the model; NumPy's if it has no parameters."""
+    return next((parameter.data for parameter in model.parameters()), np.zeros(0))
 
 
 def _logits(model: nn.Module, x: Any) -> Any:
@@ -237,10 +243,9 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
         if isinstance(value, (nn.Parameter, nn.Buffer))
     ]
     grads = [(p, p.grad) for p in model.parameters()]
-    modes = [(module, module.training) for _, module in model.modules()]
-    device = on_device(next(iter(model.parameters())).data)
+    device = on_device(_like(model))
     try:
-        with backends.dry_run(), np.errstate(all="ignore"), device:
+        with nn.keep_modes(model), backends.dry_run(), np.errstate(all="ignore"), device:
             model.train(training)
             yield
     finally:
@@ -248,8 +253,6 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
             holder.data = array
         for parameter, grad in grads:
             parameter.grad = grad
-        for module, mode in modes:
-            module.training = mode
 
 
 def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:
@@ -264,7 +267,7 @@ def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> S
 
 def _peaks(model: nn.Module, shape: Shape, prepare: Callable[[], Phases], images: int) -> list[int]:
     """Bytes that each phase of the second step adds to what was there before the first one."""
-    like = next(iter(model.parameters())).data
+    like = _like(model)
     count = _in_a_pool if is_cupy(like) else _traced
     with count(like) as (begin, peak):
         phases = prepare()

@@ -14,19 +14,32 @@ class Rank:
 
     def __init__(self, rank: int, size: int, table: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, rank, size
-        self.messages = 0
+        self.messages, self.device = 0, "cpu"
         self._table, self._barrier = table, barrier
 
     def allgather(self, array: Any) -> Any:
         """New, in rank order."""
         self.messages += 1
         xp = namespace(array)
-        self._table[self.rank] = xp.array(array)
+        rows = self.exchange(xp.array(array))
+        assert len({(row.shape, row.dtype) for row in rows}) == 1
+        return xp.stack(rows)
+
+    def allreduce_sum(self, buffer: Any) -> None:
+        """In place, in rank order."""
+        buffer[...] = self.allgather(buffer).sum(axis=0)
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """In place."""
+        array[...] = self.allgather(array)[root]
+
+    def exchange(self, value: Any) -> list[Any]:
+        """In rank order."""
+        self._table[self.rank] = value
         self._barrier.wait()
         rows = list(self._table)
         self._barrier.wait()
-        assert len({(row.shape, row.dtype) for row in rows}) == 1
-        return xp.stack(rows)
+        return rows
 
 
 def run_ranks(size: int, task: Callable[[Rank], Any]) -> list[Any]:

@@ -24,11 +24,14 @@ import numpy as np
 import pytest
 import rank_jobs
 from rank_jobs import CASES, IMAGES, MISTAKES, PLAIN, STOPPED_AT
+from ranks import Rank, run_ranks
 
 from invocupy import checkpoint, nn
+from invocupy import functional as F  # noqa: N812
 from invocupy.data import Batches
 from invocupy.distributed import Single
 from invocupy.train import (
+    Config,
     ConfigError,
     augmentation,
     build,
@@ -250,6 +253,68 @@ def test_gradients_travel_in_one_array(xp: ModuleType) -> None:
     # float64 is kept
     params[0].data = params[0].data.astype(xp.float64)
     assert Message(params, 1, Single()).buffer.dtype == xp.float64
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_gradient_of_some_ranks_is_summed_on_all(xp: ModuleType, dtype: str) -> None:
+    """Of three ranks none, one (each in turn) or all have one; in one message."""
+    have = [(), (0,), (1,), (2,), (0, 2), (0, 1, 2)]
+
+    def task(comm: Rank) -> list[Any]:
+        params = [nn.Parameter(xp.zeros((2, i), dtype)) for i in range(1, 1 + len(have))]
+        message = Message(params, 1, comm)
+        for _ in range(2):  # the first sums do not stay
+            for parameter, ranks in zip(params, have, strict=True):
+                there = comm.rank in ranks
+                parameter.grad = xp.full(parameter.shape, 2**comm.rank, dtype) if there else None
+            message.sum(0.5)
+        assert comm.messages == 2
+        return [None if p.grad is None else (p.grad.dtype, p.grad.tolist()) for p in params]
+
+    for found in run_ranks(3, task):
+        assert found[0] is None
+        for i, ranks in enumerate(have[1:], 2):
+            assert found[i - 1] == (dtype, [[sum(2**rank for rank in ranks)] * i] * 2)
+
+
+class Branches(nn.Module):
+    """Takes one of two ways by its images; there is a third one that nobody takes."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.ways = nn.ModuleList(nn.Linear(3, 10, rng=rng) for _ in range(3))
+
+    def forward(self, x: Any) -> Any:
+        number = int(np.abs(x.data * 256).sum()) % 2 if self.training else 0
+        return self.ways[number](F.mean(x, axis=(2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.01, "ema": 0.5}, {"accumulate": 2}])
+def test_ranks_may_take_different_ways(options: dict[str, Any]) -> None:
+    """As one process that takes as many parts as there are ranks and parts on them."""
+    config = Config(epochs=3, limit=40, batch_size=8, lr=0.1, device="cpu", **options)
+    ways: list[set[bool]] = []
+
+    def note(model: nn.Module, sgd: Any) -> None:
+        ways.append({p.grad is not None for p in sgd.params[:4]})
+        assert sgd.params[4].grad is None
+
+    def task(comm: Rank) -> dict[str, Any]:
+        model = Branches()
+        fit(config, model=model, comm=comm, before_update=note)
+        return model.state_dict()
+
+    first, second = run_ranks(2, task)
+    alone = Branches()
+    before = alone.state_dict()
+    fit(replace(config, accumulate=2 * config.accumulate), model=alone)
+    assert {True} in ways  # both, of which a rank has taken one
+    assert {True, False} in ways
+    for name, array in alone.state_dict().items():
+        np.testing.assert_array_equal(first[name], second[name])
+        # 15 steps, each with a few roundings of numbers below 1
+        np.testing.assert_allclose(first[name], array, atol=1e-5)
+        assert np.array_equal(array, before[name]) == name.startswith("ways.2.")
 
 
 def test_memory_is_that_of_a_share() -> None:

@@ -63,7 +63,9 @@ def test_small_network_keeps_its_promises(spatial: Any) -> None:
     [
         ({"spatial": "attention"}, "spatial must be one of involution, convolution, depthwise"),
         ({"width": 48}, "width must be at least 2, and with involution a multiple of 32, got 48"),
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
+        ({"width": None}, "width must be an integer >= 2, got None"),
+        ({"num_classes": 0}, "num_classes must be an integer >= 1, got 0"),
+        ({"in_channels": True}, "in_channels must be an integer >= 1, got True"),
     ],
 )
 def test_small_network_refuses(options: dict[str, Any], words: str) -> None:

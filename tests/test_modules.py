@@ -243,11 +243,32 @@ def test_containers_that_were_filled_later_are_found() -> None:
             act()
 
 
+def test_a_list_of_registered_modules_is_no_loss() -> None:
+    net: Any = Net()
+    net.order = [net.norm, (net.layer, net.layer.weight), {"a": net.scale}]
+    assert len(net.state_dict()) == 8
+    again = copy.deepcopy(net)
+    assert again.order[0] is again.norm
+    assert len(list(again.parameters())) == 5
+    net.layer = linear(1)  # the list has the old one
+    with pytest.raises(TypeError, match=r"Net.order is a list that holds"):
+        net.state_dict()
+    with pytest.raises(TypeError, match=r"Net.order is a list that holds"):
+        again.order = [*again.order, linear()]
+
+
 def test_a_module_of_a_class_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Shared.layer holds .*: assign it to self in __init__"):
 
         class Shared(nn.Module):
             layer = nn.ReLU()
+
+
+def test_slots_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"Slim.__slots__ has layer, .*: leave __slots__ out"):
+
+        class Slim(nn.Module):
+            __slots__ = ("layer",)
 
 
 def test_a_module_cannot_contain_itself() -> None:

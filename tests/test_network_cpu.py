@@ -24,7 +24,7 @@ from invocupy.backends.batch_norm import reference as norm_reference
 from invocupy.backends.pointwise import cpu as pointwise
 from invocupy.backends.pointwise import reference as pointwise_reference
 from invocupy.backends.products import ROWS, packed
-from invocupy.ops.memo import once
+from invocupy.ops.memo import once, sharing
 from invocupy.testing import LAYOUTS, check_partials, lay_out
 
 CHANNELS = st.one_of(st.integers(1, 9), st.sampled_from([16, 36, 64, 75]))
@@ -335,11 +335,15 @@ def test_shared_work_is_forgotten_with_its_gradient() -> None:
         return result
 
     shared, grad = once(make), np.ones(3)
-    assert shared(grad) is shared(grad)
-    assert len(made) == 1
-    del grad
-    gc.collect()
+    with sharing(grad):
+        assert shared(grad) is shared(grad)
+        assert len(made) == 1
+        assert shared(2 * grad)[0] == 4  # not the gradient that is passed on
     assert made[0]() is None
+    grad[...] = 3  # filled again
+    with sharing(grad):
+        assert shared(grad)[0] == 6
+    assert shared(grad) is not shared(grad)
 
 
 def test_float16_is_computed_in_float32() -> None:

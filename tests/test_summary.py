@@ -160,8 +160,9 @@ def test_recomputing_blocks_need_less() -> None:
         for f, r in (("auto", True), ("auto", False), (False, True))
     )
     assert apart.per_image > 5 * as_one.per_image
-    # reduce's 16 channels and project's 3 for each of 4 groups, of all blocks but the one at work
-    assert stored.per_image - as_one.per_image >= 5 * 28 * 1024 * 4
+    # reduce's 16 channels and project's 3 for each of 4 groups, of all blocks but the one at work;
+    # Python's own objects are counted, too: some hundred bytes that come and go
+    assert stored.per_image - as_one.per_image >= 5 * 28 * 1024 * 4 - 1000
     assert training_memory(SimpleModel(num_layers=6), momentum=0.9).fixed > as_one.fixed
 
 

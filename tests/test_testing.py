@@ -161,6 +161,17 @@ def gives_value(x: Any) -> Any:
     return value, (lambda grad: value,)
 
 
+def remembers_the_array(x: Any) -> Any:
+    last: list[Any] = [None, None]
+
+    def partial(grad: Any) -> Any:
+        if last[0] is not grad:
+            last[:] = grad, 3 * x**2 * grad
+        return last[1].copy()
+
+    return x**3, (partial,)
+
+
 @pytest.mark.parametrize(
     ("op", "message"),
     [
@@ -175,6 +186,7 @@ def gives_value(x: Any) -> Any:
         (writes_input_later, "another result when called again|argument 0 was written to"),
         (writes_grad, "another result when called again|the gradient was written to"),
         (writes_value, "another result when called again|the value was written to"),
+        (remembers_the_array, "of what its gradient held before"),
     ],
 )
 def test_broken_contract_fails(op: Callable[..., Any], message: str, x: np.ndarray) -> None:

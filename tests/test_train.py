@@ -527,6 +527,15 @@ BAD = [
     ({"limit": 0}, "limit must be at least 1"),
     ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:i"),
     ({"device": "cuda:x"}, "device must be auto, cpu, cuda or cuda:i"),
+    ({"seed": 2**128}, r"seed must be at least 0 and below 2\*\*128"),
+    ({"layers": 1_000_000}, "layers must be at least 0 and at most 10000, got 1000000"),
+    ({"width": 2048}, "width must be at least 2 and at most 1024"),
+    ({"limit": 10**7}, "limit must be at least 1 and at most 1000000"),
+    ({"overfit": 10**7}, "overfit must be at least 1 and at most 1000000"),
+    ({"cutout": 33}, "cutout must be at least 0 and at most 32"),
+    ({"clip_norm": float("inf")}, "clip_norm must be above 0 and finite, got inf"),
+    ({"data_dir": "x\0y"}, "data_dir must be the path of a folder: not empty, without NUL"),
+    ({"data_dir": ""}, "data_dir must be the path of a folder"),
     ({"data_dir": 3}, r"data_dir must be of type str \| None"),
 ]
 

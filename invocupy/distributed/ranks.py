@@ -142,8 +142,10 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
     >>> norm.comm is comm
     True
     """
+    from invocupy import nn  # here, since the command line asks this package before it needs that
+
     for _, module in model.modules():
-        if hasattr(module, "comm"):
+        if isinstance(module, nn.BatchNorm2d):  # others may use the name for something else
             module.comm = comm
 
 

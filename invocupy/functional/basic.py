@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from invocupy import ops
@@ -253,10 +254,8 @@ def flatten(x: Any, start: int = 1) -> Any:
     >>> F.flatten(np.zeros((2, 3, 4))).shape
     (2, 12)
     """
-    size = 1
-    for n in x.shape[start:]:
-        size *= n
-    return apply(ops.reshape, x, shape=(*x.shape[:start], size))
+    shape = getattr(x, "shape", ())  # what has none is refused by name
+    return apply(ops.reshape, x, shape=(*shape[:start], math.prod(shape[start:])))
 
 
 def transpose(x: Any, axes: tuple[int, ...] | None = None) -> Any:

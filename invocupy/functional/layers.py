@@ -147,6 +147,8 @@ def batch_norm(
 def softmax(x: Any, axis: int = -1) -> Any:
     """``exp(x) / sum(exp(x))`` along ``axis``, shifted by the maximum so that nothing overflows.
 
+    An entry of -inf gets 0. Where all entries are -inf the result is NaN.
+
     Parameters
     ----------
     x : array or Tensor, float
@@ -155,6 +157,11 @@ def softmax(x: Any, axis: int = -1) -> Any:
     Returns
     -------
     array or Tensor, shape of ``x``
+
+    Raises
+    ------
+    ValueError
+        If ``x`` has no entries along ``axis``, or no such axis.
 
     Examples
     --------
@@ -169,6 +176,8 @@ def softmax(x: Any, axis: int = -1) -> Any:
 def log_softmax(x: Any, axis: int = -1) -> Any:
     """The logarithm of :func:`softmax`, without its underflow.
 
+    An entry of -inf stays -inf. Where all entries are -inf the result is NaN.
+
     Parameters
     ----------
     x : array or Tensor, float
@@ -177,6 +186,11 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
     Returns
     -------
     array or Tensor, shape of ``x``
+
+    Raises
+    ------
+    ValueError
+        If ``x`` has no entries along ``axis``, or no such axis.
 
     Examples
     --------
@@ -192,8 +206,8 @@ def cross_entropy(logits: Any, labels: Any, label_smoothing: float = 0.0) -> Any
     """The mean over the batch of the cross-entropy between labels and softmax(logits).
 
     ``-sum_k target[k] * log_softmax(logits)[k]`` with ``target`` one at the label, blended with
-    the uniform distribution by ``label_smoothing``. It takes *logits*: a softmax before it would
-    be a second one.
+    the uniform distribution by ``label_smoothing``; a class whose target is 0 is left out, also if
+    its logit is -inf. It takes *logits*: a softmax before it would be a second one.
 
     Parameters
     ----------

@@ -89,15 +89,15 @@ class SimpleBlock(nn.Module):
     def _runs_as_one(self, x: Any) -> bool:
         """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
         array = x.data if isinstance(x, Tensor) else x
-        comm = self.expand_norm.comm
+        comm, training = self.expand_norm.comm, self.expand_norm.training
         return (
             self.involution.fused is not False
             and isinstance(array, np.ndarray)
             and array.dtype in (np.float32, np.float64)
             and array.ndim == 4
             # More than one value a channel; of several ranks all go the same way, even with none.
-            and (array.size > array.shape[1] or (self.training and comm is not None))
-            and all(norm.comm is comm for norm in self._norms())
+            and (array.size > array.shape[1] or (training and comm is not None))
+            and all(norm.comm is comm and norm.training is training for norm in self._norms())
             and all(p.data.dtype == array.dtype for p in self._weights())
         )
 
@@ -116,6 +116,7 @@ class SimpleBlock(nn.Module):
     def _as_one(self, x: Any) -> Any:
         """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
         middle, norms = self.involution, self._norms()
+        training = self.expand_norm.training
 
         def observe(moments: tuple[Any, ...], count: Any) -> None:
             for norm, (mean, var) in zip(norms, moments, strict=True):
@@ -129,9 +130,9 @@ class SimpleBlock(nn.Module):
             dilation=middle.dilation,
             eps=tuple(norm.eps for norm in norms),
             moments=None
-            if self.training
+            if training
             else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
-            observe=observe if self.training else None,
+            observe=observe if training else None,
             recompute=self.recompute,
             relu=not self.signed,
             comm=self.expand_norm.comm,

@@ -8,6 +8,7 @@ import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
+from invocupy.geometry import integer
 from invocupy.models.rednet import involution, zero
 from invocupy.models.resnet import Rng, conv, draw_weight
 
@@ -126,13 +127,13 @@ class SmallNet(nn.Module):
         if spatial not in SPATIAL:
             raise ValueError(f"spatial must be one of {', '.join(SPATIAL)}, got {spatial!r}")
         step = 32 if spatial == "involution" else 1
-        if width < 2 or width % step:
+        width = integer("width", width, 2)
+        if width % step:
             raise ValueError(
                 f"width must be at least 2, and with involution a multiple of 32, got {width}"
             )
-        for name, value in {"num_classes": num_classes, "in_channels": in_channels}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        integer("num_classes", num_classes, 1)
+        integer("in_channels", in_channels, 1)
         rng = np.random.default_rng(rng)
         self.conv1 = conv(in_channels, width // 2, 3, 1, rng)
         self.bn1 = nn.BatchNorm2d(width // 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, MutableSequence
-from typing import Any
+from typing import Any, Self, overload
 
 from invocupy.nn.module import Module, kind_of
 
@@ -76,6 +76,12 @@ class ModuleList(Module, MutableSequence[Module]):
 
     def __iter__(self) -> Iterator[Module]:
         return (child for _, child in self.children())
+
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
 
     def __getitem__(self, index: Any) -> Any:
         members = list(self)[index]

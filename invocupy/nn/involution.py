@@ -9,7 +9,7 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
-from invocupy.geometry import IntOrPair, count, pair
+from invocupy.geometry import IntOrPair, integer, pair
 from invocupy.nn.containers import Identity
 from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d
 from invocupy.nn.module import Module
@@ -69,9 +69,9 @@ class Involution(Module):
         fused: FusedOption = "auto",
         rng: np.random.Generator | None = None,
     ) -> None:
-        channels = count("channels", channels)
-        channels_per_group = count("channels_per_group", channels_per_group)
-        reduction_ratio = count("reduction_ratio", reduction_ratio)
+        channels = integer("channels", channels, 1)
+        channels_per_group = integer("channels_per_group", channels_per_group, 1)
+        reduction_ratio = integer("reduction_ratio", reduction_ratio, 1)
         if channels % channels_per_group:
             raise ValueError(
                 f"channels must be a multiple of channels_per_group, got channels={channels}, "

@@ -10,7 +10,7 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor
-from invocupy.geometry import IntOrPair, Padding, count, padding_pair, pair
+from invocupy.geometry import IntOrPair, Padding, integer, number, padding_pair, pair
 from invocupy.nn.module import Buffer, Module, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
 from invocupy.ops.ranks import Comm
@@ -94,7 +94,7 @@ class CrossEntropyLoss(Module):
     """:func:`invocupy.functional.cross_entropy` as a layer; takes logits."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = arrays.number("label_smoothing", label_smoothing)
+        self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
     def forward(self, logits: Any, labels: Any = None) -> Any:
         """Logits (N, K) and integer labels (N,) to a scalar."""
@@ -141,8 +141,8 @@ class Linear(Module):
         bias: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        in_features = count("in_features", in_features)
-        out_features = count("out_features", out_features)
+        in_features = integer("in_features", in_features, 1)
+        out_features = integer("out_features", out_features, 1)
         self.weight = _uniform(rng, (out_features, in_features), in_features)
         self.bias = _uniform(rng, (out_features,), in_features) if bias else None
 
@@ -190,8 +190,11 @@ class Conv2d(Module):
         bias: bool = True,
         rng: np.random.Generator | None = None,
     ) -> None:
-        in_channels = count("in_channels", in_channels)
-        out_channels, groups = count("out_channels", out_channels), count("groups", groups)
+        in_channels = integer("in_channels", in_channels, 1)
+        out_channels, groups = (
+            integer("out_channels", out_channels, 1),
+            integer("groups", groups, 1),
+        )
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
@@ -244,11 +247,10 @@ class BatchNorm2d(Module):
 
     Raises
     ------
-    TypeError
-        If ``eps`` or ``momentum`` is no number, also when it is assigned later.
     ValueError
-        If one of them is out of range, for other channels than ``num_features``, and in training
-        for a batch with a single value a channel.
+        If ``eps`` or ``momentum`` is no number of its range, also when it is assigned later, for
+        other channels than ``num_features``, and in training for a batch with a single value a
+        channel.
 
     Examples
     --------
@@ -262,7 +264,7 @@ class BatchNorm2d(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        num_features = count("num_features", num_features)
+        num_features = integer("num_features", num_features, 1)
         self.eps, self.momentum = eps, momentum
         self.comm: Comm | None = None
         self.weight = Parameter(np.ones(num_features, np.float32))
@@ -273,14 +275,7 @@ class BatchNorm2d(Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("eps", "momentum"):
-            if name == "momentum" and value is None:
-                raise TypeError(
-                    "momentum must be a number in [0, 1]: there is no cumulative average"
-                )
-            value = arrays.number(name, value)
-            if not 0 <= value <= (1 if name == "momentum" else math.inf):
-                rule = "in [0, 1]" if name == "momentum" else "at least 0"
-                raise ValueError(f"{name} must be {rule}, got {value}")
+            value = number(name, value, 0, 1 if name == "momentum" else math.inf)
         super().__setattr__(name, value)
 
     def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MemberDescriptorType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,8 +65,8 @@ class Module:
     ------
     TypeError
         When another kind of value is assigned to a registered attribute, a list, tuple, set or
-        dict with modules or parameters is assigned (or one that was assigned is found to hold some
-        when the parameters are asked for), or ``training`` is set to something that is no bool.
+        dict is assigned whose modules or parameters are not registered (or has got some by the time
+        the parameters are asked for), or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
@@ -96,7 +97,12 @@ class Module:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, value in vars(cls).items():
-            if _holds_state(value):
+            if isinstance(value, MemberDescriptorType):
+                raise TypeError(
+                    f"{cls.__name__}.__slots__ has {name}, and what is assigned to a slot is not "
+                    "registered: leave __slots__ out"
+                )
+            if _members(value):
                 raise TypeError(
                     f"{cls.__name__}.{name} holds modules or parameters that all instances would "
                     "share and none would register: assign it to self in __init__"
@@ -133,7 +139,12 @@ class Module:
             )
 
     def _check_container(self, name: str, value: Any) -> None:
-        if _holds_state(value):
+        found = _members(value)
+        if not found:
+            return
+        modules = [module for _, module in self.modules()]
+        known = {id(held) for module in modules for held in (module, *vars(module).values())}
+        if not known.issuperset(map(id, found)):
             raise TypeError(
                 f"{type(self).__name__}.{name} is a {type(value).__name__} that holds modules or "
                 "parameters, which would not be registered: use nn.ModuleList for modules, and an "
@@ -202,7 +213,7 @@ class Module:
             for name, value in vars(module).items():
                 if isinstance(value, kind):
                     yield f"{path}.{name}" if path else name, value
-                elif isinstance(value, _CONTAINERS):  # it may have been filled since
+                elif isinstance(value, _MUTABLE):  # it may have been filled since
                     module._check_container(name, value)
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -255,7 +266,9 @@ class Module:
                 problems.append(f"{name}: {error}")
                 continue
             first, _, before = taken.setdefault(id(holder), (name, holder, array))
-            if not arrays.namespace(array).array_equal(before, array, equal_nan=True):
+            if before is not array and not np.array_equal(
+                arrays.readable(before), arrays.readable(array), equal_nan=True
+            ):
                 problems.append(f"{name}: not equal to {first}, with which it is shared")
         if strict:
             problems += [f"{name}: left over" for name in state if name not in own]
@@ -292,21 +305,22 @@ class Module:
 
 
 _STATE = (Parameter, Buffer, Module)
-_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+_MUTABLE = (list, dict, set, deque)
+_CONTAINERS = (*_MUTABLE, tuple, frozenset)
 
 
-def _holds_state(value: Any) -> bool:
-    """Whether it is a module, parameter or buffer, or a container with one at any depth."""
+def _members(value: Any) -> list[Any]:
+    """The modules, parameters and buffers in a container, at any depth; also the value itself."""
     seen: set[int] = set()
-    left = [value]
+    left, found = [value], []
     while left:
         value = left.pop()
         if isinstance(value, _STATE):
-            return True
-        if isinstance(value, _CONTAINERS) and id(value) not in seen:
+            found.append(value)
+        elif isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
             left += [*value, *value.values()] if isinstance(value, dict) else value
-    return False
+    return found
 
 
 def _mode(value: Any) -> bool:
@@ -327,6 +341,10 @@ def keep_modes(model: Module) -> Iterator[None]:
     Parameters
     ----------
     model : Module
+
+    Returns
+    -------
+    context manager
 
     Examples
     --------

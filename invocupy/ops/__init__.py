@@ -5,7 +5,8 @@
 ``partials`` has one function for each array argument; ``partial(grad)`` is the gradient of that
 argument, with its shape and dtype, given the gradient of the value. A partial is called only if
 that gradient is wanted. What backward needs is a closure variable: no context object, no Tensor
-in sight, so adapters for other frameworks and tests use an op without the tape.
+in sight, so adapters for other frameworks and tests use an op without the tape. Partials that
+have work in common do it once within :func:`invocupy.ops.memo.sharing`, where the tape calls them.
 
 Rules. Inputs and gradients are never written to. A partial returns a new array, ``grad`` itself or
 a view of it, never an array that it keeps. Arguments that may be ``None`` or a Python number get a

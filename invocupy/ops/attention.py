@@ -14,8 +14,8 @@ from typing import Any
 from invocupy import backends
 from invocupy.arrays import check, contiguous, namespace, native, on_device
 from invocupy.backends import memory
-from invocupy.geometry import Geometry, IntOrPair, pair
-from invocupy.ops.basic import Result
+from invocupy.geometry import Geometry, IntOrPair, integer, pair
+from invocupy.ops.basic import Result, total
 from invocupy.ops.convolution import working_dtypes
 from invocupy.ops.memo import once
 
@@ -76,7 +76,7 @@ def local_self_attention(
         weights += xp.where(_inside(seen, xp), work.type(0), work.type(-xp.inf))
         weights -= weights.max(axis=(2, 3), keepdims=True)
         xp.exp(weights, out=weights)
-        weights /= weights.sum(axis=(2, 3), keepdims=True)
+        weights /= total(weights, (2, 3), keepdims=True)
         out = run("forward", v, weights, summed, value.shape).astype(dtype, copy=False)
 
     @once
@@ -84,7 +84,7 @@ def local_self_attention(
         """Gradient of what is scaled: (N, heads, Kh, Kw, H, W)."""
         result = run("grad_kernel", contiguous(grad, work), v, summed, kernel_shape)
         result *= weights
-        result -= weights * result.sum(axis=(2, 3), keepdims=True)
+        result -= weights * total(result, (2, 3), keepdims=True)
         result *= scale
         return result
 
@@ -109,9 +109,7 @@ def local_self_attention(
     def grad_positions(grad: Any) -> Any:
         with on_device(query):
             # (N, heads, taps, H*W) @ (N, heads, H*W, D), summed over the batch
-            result = (pixels(grad_scores(grad), taps) @ pixels(q, depth).swapaxes(-1, -2)).sum(
-                axis=0
-            )
+            result = total(pixels(grad_scores(grad), taps) @ pixels(q, depth).swapaxes(-1, -2), 0)
             return native(result.reshape(positions.shape), positions)
 
     return out, (grad_query, grad_key, grad_value, grad_positions)
@@ -139,7 +137,7 @@ def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Resul
         if weights.size:
             weights -= weights.max(axis=-1, keepdims=True)
         xp.exp(weights, out=weights)
-        weights /= weights.sum(axis=-1, keepdims=True)
+        weights /= total(weights, -1, keepdims=True)
         out = (v @ weights.swapaxes(-1, -2)).reshape(value.shape).astype(dtype, copy=False)
 
     @once
@@ -147,7 +145,7 @@ def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Resul
         """Gradient of what is scaled: (N, heads, H*W, H*W)."""
         result = pixels(grad).swapaxes(-1, -2) @ v
         result *= weights
-        result -= weights * result.sum(axis=-1, keepdims=True)
+        result -= weights * total(result, -1, keepdims=True)
         result *= scale
         return result
 
@@ -178,7 +176,8 @@ def _check(query: Any, key: Any, value: Any, heads: int, more: dict[str, Any]) -
         raise ValueError(
             f"value must have the batch and image size of query, {query.shape}, got {value.shape}"
         )
-    if heads < 1 or query.shape[1] % heads or value.shape[1] % heads:
+    heads = integer("heads", heads, 1)
+    if query.shape[1] % heads or value.shape[1] % heads:
         raise ValueError(
             f"heads must divide the channels of query and value, {query.shape[1]} and "
             f"{value.shape[1]}, got {heads}"

@@ -35,9 +35,9 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.memory import empty
-from invocupy.geometry import Geometry, IntOrPair, block_groups, pair
+from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
 from invocupy.ops.basic import Result
-from invocupy.ops.memo import once
+from invocupy.ops.memo import each
 from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, add_up, merge
 
@@ -138,14 +138,10 @@ def involution_block(
     value = block.forward(recompute)
     if observe is not None:
         observe(block.moments, block.count)
-    operands, gradients = (x, *parameters), once(block.backward)
+    operands, gradients = (x, *parameters), each(block.backward)
 
     def gradient(i: int, grad: Any) -> Any:
-        held = gradients(grad)
-        if held[i] is None:  # given away already, to a caller who may write on it
-            held = block.backward(grad)
-        array, held[i] = held[i].reshape(operands[i].shape), None
-        return native(array, operands[i])
+        return native(gradients(grad, i).reshape(operands[i].shape), operands[i])
 
     return native(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
 
@@ -174,7 +170,8 @@ class _Block:
             self.x = contiguous(x, self.work)
         kernel_shape = (n, self.groups, *size, h, w)
         self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
-        self.eps, self.given, self.relu = eps, moments, relu
+        self.eps = tuple(number("eps", each, 0) for each in eps)
+        self.given, self.relu = moments, relu
 
     def new(self, channels: int) -> Any:
         """An array (N, channels, H, W) to be filled."""

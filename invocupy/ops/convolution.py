@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
+from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device, wide
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair
-from invocupy.geometry import IntOrPair, padding_pair, pair
-from invocupy.ops.basic import Result
-from invocupy.ops.memo import once
+from invocupy.geometry import IntOrPair, integer, padding_pair, pair
+from invocupy.ops.basic import ROWS, Result, total
+from invocupy.ops.memo import each
 from invocupy.ops.windows import out_size
 
 
@@ -25,22 +25,35 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
         )
     _check_bias(bias, weight)
     value = _product(weight, x.T, bias).T
-    return namespace(x).ascontiguousarray(value), (
+    dtype, _ = working_dtypes(x, weight, bias)
+    return namespace(x).ascontiguousarray(value, dtype), (
         lambda grad: native(_product(grad, weight), x),
-        lambda grad: native(_product(grad.T, x), weight),
-        lambda grad: native(grad.sum(axis=0), bias),
+        lambda grad: native(_over_rows(grad, x), weight),
+        lambda grad: native(total(grad, 0), bias),
     )
 
 
+def _over_rows(grad: Any, x: Any) -> Any:
+    """``grad.T @ x``, in blocks of rows as :func:`invocupy.ops.basic.total` has them."""
+    result = _product(grad[:ROWS].T, x[:ROWS])
+    if len(x) > ROWS:
+        result = result.astype(wide(result.dtype) or result.dtype, copy=False)
+        for i in range(ROWS, len(x), ROWS):
+            result += _product(grad[i : i + ROWS].T, x[i : i + ROWS])
+    return result
+
+
 def _product(a: Any, b: Any, offset: Any = None) -> Any:
-    """``a @ b + offset[:, None]``: b is one image, and a the weights, of a 1x1 convolution.
+    """``a @ b + offset[:, None]``, in the type that it is computed in.
+
+    b is one image, and a the weights, of a 1x1 convolution.
 
     Not BLAS, on the CPU: its threads and ours would wait for each other's cores.
     """
-    dtype, work = working_dtypes(a, b, offset)
+    _, work = working_dtypes(a, b, offset)
     value = empty((1, a.shape[0], b.shape[1]), work, b)
     _forward(contiguous(b, work)[None], contiguous(a, work), offset, value)
-    return value[0].astype(dtype, copy=False)
+    return value[0]
 
 
 def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
@@ -88,7 +101,8 @@ def conv2d(
         )
     _, c, h, w = x.shape
     o, c_group, kernel_h, kernel_w = weight.shape
-    if groups < 1 or c % groups or o % groups or c // groups != c_group:
+    groups = integer("groups", groups, 1)
+    if c % groups or o % groups or c // groups != c_group:
         raise ValueError(
             f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
             f"C must be {c_group} * groups and O a multiple of groups"
@@ -124,7 +138,7 @@ def conv2d(
                 result[...] = 0
         return native(result, x)
 
-    @once
+    @each
     def parameters(grad: Any) -> tuple[Any, Any]:
         with on_device(x):
             make = namespace(x).empty if summing else namespace(x).zeros
@@ -135,8 +149,8 @@ def conv2d(
 
     return value.astype(dtype, copy=False), (
         grad_x,
-        lambda grad: native(parameters(grad)[0].copy(), weight),
-        lambda grad: native(parameters(grad)[1].copy(), bias),
+        lambda grad: native(parameters(grad, 0), weight),
+        lambda grad: native(parameters(grad, 1), bias),
     )
 
 
@@ -170,17 +184,17 @@ def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
             whole[:, :, :: strides[0], :: strides[1]] = result
             return whole
 
-    @once
+    @each
     def parameters(grad: Any) -> tuple[Any, Any]:
         with on_device(x):
             make = namespace(x).empty if summing else namespace(x).zeros
-            results = make((o, c), work), None if bias is None else make(o, work)
+            results = make(weight.shape, work), None if bias is None else make(o, work)
             if summing:
-                backend.grad_weight(flat_grad(grad), flat, *results)
+                backend.grad_weight(flat_grad(grad), flat, results[0].reshape(o, c), results[1])
         return results
 
     return value.reshape(n, o, out_h, out_w).astype(dtype, copy=False), (
         grad_x,
-        lambda grad: native(parameters(grad)[0].reshape(weight.shape).copy(), weight),
-        lambda grad: native(parameters(grad)[1].copy(), bias),
+        lambda grad: native(parameters(grad, 0), weight),
+        lambda grad: native(parameters(grad, 1), bias),
     )

@@ -12,7 +12,8 @@ from invocupy import backends
 from invocupy.arrays import check, check_out, contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends import memory
 from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
-from invocupy.ops.basic import Partial, Result
+from invocupy.ops.basic import Result
+from invocupy.ops.memo import each
 
 
 def involution(
@@ -152,22 +153,18 @@ def fused_involution(
             _run(backend.fused_grad_x, operands, g, (result,))
             return native(result, x)
 
-    waiting: dict[int, Any] = {}  # what one pass has made for the partials not yet called
-    made_for: list[Any] = [None]
+    @each
+    def span(grad: Any) -> Any:
+        with on_device(x):
+            operands = contiguous(grad, work), wide_x, wide_features, weight
+            return _span_gradients(backend, *operands, g)
 
-    def part(i: int, like: Any) -> Partial:
-        def partial(grad: Any) -> Any:
-            if made_for[0] is not grad or i not in waiting:
-                made_for[0] = grad
-                with on_device(x):
-                    operands = contiguous(grad, work), wide_x, wide_features, weight
-                    waiting.update(enumerate(_span_gradients(backend, *operands, g)))
-            return native(waiting.pop(i), like)
-
-        return partial
-
-    partials = (grad_x, part(0, features), part(1, span_weight), part(2, span_bias))
-    return value, partials
+    return value, (
+        grad_x,
+        lambda grad: native(span(grad, 0), features),
+        lambda grad: native(span(grad, 1), span_weight),
+        lambda grad: native(span(grad, 2), span_bias),
+    )
 
 
 def fused_involution_backward(

@@ -1,36 +1,71 @@
-"""Work that several partials of one operator share."""
+"""Work that several partials of one operator share.
+
+A partial that is called by itself computes all that it needs. Within :func:`sharing` the partials
+of an operator are called for one gradient, and what they have in common is computed once. Nothing
+is remembered after that, so a gradient array may be filled again and passed to another call.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+# The gradient that is passed to the partials now, and what was made of it, by who made it.
+Shared = tuple[Any, dict[Any, Any]]
+current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
-def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make`` with its last result kept for as long as the same gradient comes in and lives.
 
-    Neither outlives its use: a deep network would hold every gradient until the end of the
-    backward pass.
+@contextmanager
+def sharing(grad: Any) -> Iterator[None]:
+    """Within it, partials that are given this very ``grad`` do their common work once.
 
     Examples
     --------
     >>> import numpy as np
     >>> total = once(lambda grad: print("summing") or grad.sum())
     >>> grad = np.ones(3)
-    >>> float(total(grad) + total(grad))
+    >>> with sharing(grad):
+    ...     float(total(grad) + total(grad))
+    summing
+    6.0
+    >>> grad[...] = 2
+    >>> float(total(grad))
     summing
     6.0
     """
-    last: list[Any] = [None, None]
+    token = current.set((grad, {}))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
-    def forget(reference: Any) -> None:
-        if last[0] is reference:
-            last[:] = None, None
+
+def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``make``, called once within :func:`sharing`."""
 
     def shared(grad: Any) -> Any:
-        if last[0] is None or last[0]() is not grad:
-            last[:] = weakref.ref(grad, forget), make(grad)
-        return last[1]
+        now = current.get()
+        if now is None or now[0] is not grad:
+            return make(grad)
+        if make not in now[1]:  # not shared: a function that refers to itself lives for longer
+            now[1][make] = make(grad)
+        return now[1][make]
 
     return shared
+
+
+def each(make: Callable[[Any], Any]) -> Callable[[Any, int], Any]:
+    """A function of the gradient and i: the i-th of the arrays that ``make`` returns.
+
+    They are made as by :func:`once`. Each is handed out once, to a caller who may write to it.
+    """
+    shared = once(lambda grad: list(make(grad)))
+
+    def take(grad: Any, i: int) -> Any:
+        arrays = shared(grad)
+        array, arrays[i] = arrays[i], None
+        return make(grad)[i] if array is None else array
+
+    return take

@@ -10,8 +10,9 @@ from invocupy import backends
 from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
 from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
+from invocupy.geometry import number
 from invocupy.ops.basic import Result
-from invocupy.ops.memo import once
+from invocupy.ops.memo import each, once
 from invocupy.ops.ranks import Comm, add_up, merge
 
 
@@ -80,14 +81,22 @@ def running_moments(
     ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel, or
     :func:`merged_moments`.
     """
+    momentum = number("momentum", momentum, 0, 1)
+    if not is_cupy(count) and count <= 1:
+        raise ValueError(
+            f"count must be 2 or more: the variance of {count} value a channel is not defined, so "
+            "train with larger batches or images, or call eval() first"
+        )
     arrays = running_mean, running_var, mean, var
     # The backends' arithmetic is in one dtype.
     one = all(array.dtype == mean.dtype for array in arrays)
     backend = backends.of("batch_norm", mean) if one else reference
     xp = namespace(mean)
     with on_device(mean):
-        unbiased = count / (count - 1)
-        if is_cupy(unbiased):  # kernels take numbers of the host, which would have to wait for it
+        if not is_cupy(count):
+            unbiased = count / (count - 1)
+        else:  # kernels take numbers of the host, which would have to wait for it
+            unbiased = count / xp.maximum(count - 1, 1)
             arrays = *arrays[:3], (var * unbiased).astype(var.dtype)
             unbiased = 1.0
         results = xp.empty_like(running_mean), xp.empty_like(running_var)
@@ -122,6 +131,7 @@ def batch_norm(
     check(x=x, **per_channel, **({} if residual is None else {"residual": residual}))
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
+    eps = number("eps", eps, 0)
     work, channel = _dtypes(x)
     backend = backends.of("batch_norm", x)
     xp, channels = namespace(x), x.shape[1]
@@ -169,7 +179,8 @@ def batch_norm(
                 backend.coefficients(*norm, total, total_x, size, b, c, grad_weight)
         return total, grad_weight, b, c
 
-    def grads(grad: Any) -> list[Any]:
+    @each
+    def taken(grad: Any) -> tuple[Any, Any]:
         """Gradients of x and, if a ReLU follows, of the residual."""
         result = empty(x.shape, work, x)
         split = empty(x.shape, work, x) if residual is not None and relu else None
@@ -178,27 +189,13 @@ def batch_norm(
             if x.size:
                 wide_grad = contiguous(grad, work)
                 backend.grad_x(wide_grad, wide, masks, scale, b, c, result, split)
-        return [result, split]
-
-    shared = once(grads)
-
-    def taken(grad: Any, i: int, like: Any) -> Any:
-        held = shared(grad)
-        array, held[i] = held[i], None
-        if array is None:  # given away already, to a caller who may write on it
-            array = grads(grad)[i]
-        return native(array, like)
-
-    def grad_residual(grad: Any) -> Any:
-        if relu:
-            return taken(grad, 1, residual)
-        return native(grad, residual)
+        return result, split
 
     return native(value, x), (
-        lambda grad: taken(grad, 0, x),
+        lambda grad: native(taken(grad, 0), x),
         lambda grad: sums(grad)[1].astype(weight.dtype),
         lambda grad: sums(grad)[0].astype(bias.dtype),
-        grad_residual,
+        lambda grad: native(taken(grad, 1) if relu else grad, residual),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, namespace, on_device
+from invocupy.arrays import check, contiguous, namespace, on_device, wide
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair, within
 from invocupy.geometry import IntOrPair, pair
@@ -67,7 +67,7 @@ def avg_pool2d(
     value = empty((*x.shape[:2], *out), work, x)
     with on_device(x):
         counts = [
-            namespace(x).asarray(_counted(*options, count_include_pad), dtype=work)
+            namespace(x).asarray(_counted(*options, count_include_pad), dtype=wide(work) or work)
             for options in zip(out, size, strides, pads, sizes, strict=True)
         ]
         scale = 1 / (counts[0][:, None] * counts[1][None, :])

@@ -237,7 +237,6 @@ def heat_maps(
     (2, 4, 32, 32)
     """
     modules, seen = dict(model.modules()), {}
-    training = model.training
 
     def note(name: str, layer: Any) -> Callable[[Any], Any]:
         def noted(x: Any) -> Any:
@@ -250,9 +249,8 @@ def heat_maps(
     device = device_of(next(iter(model.parameters())).data)
     images, nothing = to_device(images, device), to_device(np.zeros(len(images), int), device)
     batches = Batches(images, nothing, max(len(images), 1), shuffle=False, mean=mean, std=std)
-    model.eval()
-    with no_grad(), on_device(images), ExitStack() as undo:
-        undo.callback(model.train, training)
+    with nn.keep_modes(model), no_grad(), on_device(images), ExitStack() as undo:
+        model.eval()
         for module in modules.values():
             if isinstance(module, nn.Involution):
                 undo.callback(setattr, module, "fused", module.fused)

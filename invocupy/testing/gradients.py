@@ -81,7 +81,8 @@ def check_partials(
 
     With the arrays as they are: one partial for each argument; a partial gives the shape, dtype and
     library of its argument, in memory that neither the arguments nor the value nor the operator
-    itself use, the same whenever it is called; nothing is written to arguments, value and gradient.
+    itself use, the same whenever it is called, of what the gradient holds then; nothing is written
+    to arguments, value and gradient.
     Then in float64, and with a gradient of negative strides, the slopes as in :func:`gradcheck`.
 
     Parameters
@@ -136,7 +137,14 @@ def check_partials(
         return op(*moved, **options)[0]
 
     for i in _floating(arrays):
-        _compare(f"partial {i}", evaluate, doubles, i, partials[i](grad), drawn, rng, rtol)
+        first = partials[i](grad).copy()
+        _compare(f"partial {i}", evaluate, doubles, i, first, drawn, rng, rtol)
+        grad[...] = -grad  # a caller may fill its array again
+        _require(
+            bool((partials[i](grad) == -first).all()),
+            f"partial {i} gives the result of what its gradient held before",
+        )
+        grad[...] = -grad
 
 
 def _contract(i: int, partial: Any, grad: Any, arrays: Sequence[Any], value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from invocupy import nn
 from invocupy.arrays import device_of, on_device, to_device
+from invocupy.geometry import number
 
 
 class Average:
@@ -19,7 +20,7 @@ class Average:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay = number("ema", decay, 0, 1)
         self.arrays = {name: holder.data.copy() for name, holder in named_state(model)}
 
     def update(self, model: nn.Module, steps: int) -> None:
@@ -43,8 +44,8 @@ class Average:
     def used_by(self, model: nn.Module) -> Iterator[None]:
         """Within it the model computes with the averages."""
         own = [(holder, holder.data) for _, holder in named_state(model)]
-        self.put_into(model)
         try:
+            self.put_into(model)
             yield
         finally:
             for holder, array in own:

@@ -11,11 +11,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
+from invocupy.checkpoint import expand
+from invocupy.models import SPATIAL
+from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
+
+import numpy as np
+
 from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
 _LONGEST = 1 << 20  # bytes of a file of settings
+_MOST = 1_000_000  # images that are taken or drawn
+_SOME = f"at least 1 and at most {_MOST}"
 
 
 class ConfigError(ValueError):
@@ -26,6 +36,8 @@ class ConfigError(ValueError):
 class Config:
     """The settings of a run.
 
+    Numbers may be NumPy's; they are kept as Python's. Integers are below 2**31, but for the seed.
+
     Parameters
     ----------
     dataset : "shapes10" or "cifar10"
@@ -35,7 +47,7 @@ class Config:
         :class:`invocupy.models.SimpleModel`, :class:`invocupy.models.SmallNet`, or one of
         :data:`invocupy.models.NETWORKS` with the stem for small images.
     layers : int
-        Of the simple model.
+        Of the simple model; at most 10,000.
     head_relu : bool
         Of the simple model: whether a ReLU follows the first and the second dense layer, as in the
         article. Without them the head is a linear map, which learns shapes10 many times slower.
@@ -46,7 +58,7 @@ class Config:
         Of the simple model on a CPU: compute what the wide part of a block gives again for the
         gradients, or store it, which takes less time and more memory. Results are the same.
     spatial, width
-        Of the small model.
+        Of the small model; the width is at most 1024.
     epochs, batch_size : int
         A batch is that of all ranks together: each computes its share of it.
     accumulate : int
@@ -80,12 +92,12 @@ class Config:
         Training images are shifted by up to four pixels and mirrored; ``"auto"`` does so for
         CIFAR-10.
     cutout : int
-        Side, in pixels, of a square that is covered in each training image; 0 for none.
+        Side, in pixels, of a square that is covered in each training image, at most 32; 0 for none.
     seed : int
         Of the initial weights, the order of the images and their augmentation.
     limit : int, optional
-        Take the first so many images only, of the training and of the test set. Without it,
-        shapes10 has 10,000 and 1,000.
+        Take the first so many images only, of the training and of the test set; at most 1,000,000.
+        Without it, shapes10 has 10,000 and 1,000.
     overfit : int, optional
         Train on the first so many training images and test on the same: a model and loop that are
         right reach 100 %. Without augmentation, unless it is asked for.
@@ -143,55 +155,61 @@ class Config:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if isinstance(self.data_dir, os.PathLike):
-            object.__setattr__(self, "data_dir", os.fspath(self.data_dir))
-        if isinstance(self.milestones, list):  # JSON and TOML have no tuples
-            object.__setattr__(self, "milestones", tuple(self.milestones))
         for item in fields(self):
-            value = getattr(self, item.name)
+            value = _plain(getattr(self, item.name))
             if not _accepts(str(item.type), value):
-                raise ConfigError(f"{item.name} must be of type {item.type}, got {value!r}")
+                raise ConfigError(f"{item.name} must be of type {item.type}, got {_shown(value)}")
+            if type(value) is int and item.name != "seed" and value >= 1 << 31:
+                raise ConfigError(f"{item.name} must be below 2**31, got {_shown(value)}")
+            object.__setattr__(self, item.name, value)
         for name, known in (
             ("dataset", DATASETS), ("model", MODELS), ("schedule", SCHEDULES),
             ("augment", ("auto", *AUGMENT)), ("spatial", SPATIAL),
         ):  # fmt: skip
             if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
-        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None
+                shown = _shown(getattr(self, name))
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {shown}")
+        device = re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,9})?", self.device) is not None
         for name, right, rule in (
-            ("layers", self.layers >= 0, "at least 0"),
             (
-                "width", self.width >= 2 and (self.spatial != "involution" or self.width % 32 == 0),
-                "at least 2, and with involution a multiple of 32",
+                "data_dir", self.data_dir is None or (self.data_dir and "\0" not in self.data_dir),
+                "the path of a folder: not empty, without NUL",
+            ),
+            ("layers", 0 <= self.layers <= 10_000, "at least 0 and at most 10000"),
+            (
+                "width",
+                2 <= self.width <= 1024 and (self.spatial != "involution" or self.width % 32 == 0),
+                "at least 2 and at most 1024, and with involution a multiple of 32",
             ),
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             (
                 "accumulate", 1 <= self.accumulate <= self.batch_size,
-                f"at least 1 and at most batch_size={self.batch_size}",
+                f"at least 1 and at most batch_size={_shown(self.batch_size)}",
             ),
             ("lr", 0 < self.lr < math.inf, "a finite number above 0"),
             ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0 on"),
             ("nesterov", self.momentum > 0 or not self.nesterov, "false without a momentum"),
-            ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0"),
+            (
+                "clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf,
+                "above 0 and finite",
+            ),
             ("milestones", all(0 <= m <= 1 for m in self.milestones), "shares in [0, 1]"),
             ("drop", 0 < self.drop <= 1, "in (0, 1]"),
             ("warmup", self.warmup >= 0, "at least 0"),
             ("label_smoothing", 0 <= self.label_smoothing <= 1, "in [0, 1]"),
             ("ema", 0 <= self.ema < 1, "in [0, 1)"),
             ("patience", self.patience is None or self.patience >= 1, "at least 1"),
-            ("cutout", self.cutout >= 0, "at least 0"),
-            ("seed", self.seed >= 0, "at least 0"),
-            ("limit", self.limit is None or self.limit >= 1, "at least 1"),
-            ("overfit", self.overfit is None or self.overfit >= 1, "at least 1"),
+            ("cutout", 0 <= self.cutout <= 32, "at least 0 and at most 32, the side of the images"),
+            ("seed", 0 <= self.seed < 1 << 128, "at least 0 and below 2**128"),
+            ("limit", self.limit is None or 1 <= self.limit <= _MOST, _SOME),
+            ("overfit", self.overfit is None or 1 <= self.overfit <= _MOST, _SOME),
             ("overfit", self.overfit is None or self.limit is None, "given without limit"),
             ("device", device, "auto, cpu, cuda or cuda:i"),
         ):  # fmt: skip
             if not right:
-                raise ConfigError(f"{name} must be {rule}, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be {rule}, got {_shown(getattr(self, name))}")
 
     def to_json(self) -> str:
         """All settings as a JSON object, indented for reading."""
@@ -270,6 +288,28 @@ def _known(where: str, values: Any) -> dict[str, Any]:
             f"{', '.join(sorted(names))}"
         )
     return dict(values)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON can hold it: a number of Python's, a path as text, a list as a tuple."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray):
+        value = value[()] if value.ndim == 0 else list(value)
+    if isinstance(value, (list, tuple)):  # JSON and TOML have no tuples
+        return tuple(map(_plain, value))
+    if isinstance(value, np.floating):
+        return float(value)  # item() of a longdouble is one
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message of one line."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _accepts(annotation: str, value: Any) -> bool:

@@ -13,6 +13,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.distributed import Comm, Single, share
+from invocupy.nn.module import kind_of
 
 
 class Evaluation(NamedTuple):
@@ -39,7 +40,8 @@ def evaluate(
     Parameters
     ----------
     model : Module
-        Its ``logits`` method is used, or the model itself if it has none.
+        Its ``logits`` method is used, or the model itself if it has none. Afterwards each of its
+        modules has its own mode again.
     images : uint8 array (N, C, H, W)
         NumPy, or CuPy on the device of the model.
     labels : integer array (N,)
@@ -74,6 +76,7 @@ def evaluate(
     >>> result.confusion.sum(), result.confusion.shape
     (np.int64(30), (10, 10))
     """
+    check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     comm = Single() if comm is None else comm
@@ -84,22 +87,18 @@ def evaluate(
     )
     batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
     answers, total, classes = [], 0.0, 0
-    training = model.training
-    model.eval()
-    try:
-        with no_grad(), on_device(images):
-            for step, (x, answer) in enumerate(batches.epoch(0), 1):
-                logits = Tensor(logits_of(model, x))
-                # A sum on the device: nothing waits for it before the end.
-                total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
-                answers.append(logits.data.argmax(axis=1))
-                classes = logits.shape[1]
-                if progress is not None:
-                    progress(step, len(batches))
-            # Of no images there are no answers, as many as labels.
-            given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
-    finally:
-        model.train(training)
+    with nn.keep_modes(model), no_grad(), on_device(images):
+        model.eval()
+        for step, (x, answer) in enumerate(batches.epoch(0), 1):
+            logits = Tensor(logits_of(model, x))
+            # A sum on the device: nothing waits for it before the end.
+            total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
+            answers.append(logits.data.argmax(axis=1))
+            classes = logits.shape[1]
+            if progress is not None:
+                progress(step, len(batches))
+        # Of no images there are no answers, as many as labels.
+        given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
     sums, widths = zip(*comm.exchange([float(total), classes]), strict=True)
     classes = max(widths)  # a rank without images has seen none
     pairs = np.asarray(to_device(labels, "cpu"), np.int64) * classes + given
@@ -152,24 +151,28 @@ def predict(
     >>> predict(model, images, mean=SHAPES10_MEAN, std=SHAPES10_STD).sum(axis=1).round(6)
     array([1., 1., 1., 1., 1.])
     """
+    check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     device = device_of(next((p.data for p in model.parameters()), images))
     images = to_device(images, device)
     nothing = to_device(np.zeros(len(images), np.int64), device)
     batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
-    found, training = [], model.training
-    model.eval()
-    try:
-        with no_grad(), on_device(images):
-            for step, (x, _) in enumerate(batches.epoch(0), 1):
-                found.append(Tensor(logits_of(model, x)).data)
-                if progress is not None:
-                    progress(step, len(batches))
-    finally:
-        model.train(training)
+    found = []
+    with nn.keep_modes(model), no_grad(), on_device(images):
+        model.eval()
+        for step, (x, _) in enumerate(batches.epoch(0), 1):
+            found.append(Tensor(logits_of(model, x)).data)
+            if progress is not None:
+                progress(step, len(batches))
     logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
     return np.asarray(F.softmax(logits, 1))
+
+
+def check_model(model: Any) -> None:
+    """Refuse a class or function in place of a model, with a TypeError."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a module such as nn.Sequential(...), got {kind_of(model)}")
 
 
 def logits_of(model: nn.Module, x: Any) -> Any:

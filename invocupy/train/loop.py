@@ -20,7 +20,7 @@ from invocupy.distributed import Comm, Single, agree, synchronise, together
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
-from invocupy.train.evaluation import evaluate, logits_of
+from invocupy.train.evaluation import check_model, evaluate, logits_of
 from invocupy.train.interrupts import Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
@@ -74,7 +74,9 @@ def fit(
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
         What to train, in place; by default :func:`build` makes it from ``config``. With
-        ``config.ema`` it ends with the averaged weights.
+        ``config.ema`` it ends with the averaged weights. Modules that are in evaluation mode stay
+        so, for example frozen norms, unless the model itself is: then all of it is trained. At the
+        end each module has its own mode again.
     before_update
         Called with the model and the optimiser in each step, when the gradients are there (and
         clipped): look at them, change them, or set ``optimiser.lr``. On a GPU, whoever reads a
@@ -103,6 +105,8 @@ def fit(
 
     Raises
     ------
+    TypeError
+        If ``config`` is no Config or ``model`` no module.
     ConfigError
         If ``out`` holds a run already or another process trains there, ``config`` contradicts the
         run to resume (told before data is downloaded), the device is missing, or a step would not
@@ -139,6 +143,10 @@ def fit(
     >>> len(fit(config, after_epoch=good_enough))
     1
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a Config, got {type(config).__name__}: Config(**settings)")
+    if model is not None:
+        check_model(model)
     if comm is None or comm.size == 1:
         comm = Single(pick_device(config.device))
     elif config.device not in ("auto", comm.device.partition(":")[0]):
@@ -182,7 +190,7 @@ def fit(
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     with (
         ExitStack() as held, interrupts(grace) as asked, on_device(images),
-        np.errstate(all="ignore"),
+        np.errstate(all="ignore"), nn.keep_modes(model),
     ):  # fmt: skip
         with together(comm):
             if folder is not None:
@@ -194,6 +202,9 @@ def fit(
                 run.restore()
             run.begin(resume)
         run.spread()
+        if not model.training:
+            model.train()
+        frozen = [module for _, module in model.modules() if not module.training]
 
         def tested(*batches: int) -> None:
             if testing is not None:
@@ -206,6 +217,10 @@ def fit(
         try:
             stop = False
             while run.state.epoch < config.epochs and not (stop or run.stalled()):
+                if not model.training:  # a function given to fit has left it so
+                    model.train()
+                    for module in frozen:
+                        module.training = False
                 _train_epoch(run, batches, progress, before_update, asked)
                 average_norms(run)
                 with average.used_by(model) if average else nullcontext():
@@ -256,7 +271,7 @@ def _train_epoch(
     asked: Callable[[], bool],
 ) -> None:
     """Do the steps of the current epoch that are left."""
-    model, optimiser, state, comm = run.model.train(), run.optimiser, run.state, run.comm
+    model, optimiser, state, comm = run.model, run.optimiser, run.state, run.comm
     message = Message(optimiser.params, 3, comm) if comm.size > 1 else None
     unread: list[_Step] = []
     clock = time.perf_counter()
@@ -352,8 +367,8 @@ def _agreed(run: Run, row: Row, stop: bool, asked: bool) -> tuple[Row, bool]:
         if answer["weights"] != answers[0]["weights"]:
             raise RuntimeError(
                 f"the weights of rank {rank} are not those of rank 0 after epoch "
-                f"{run.state.epoch + 1}: its machine computes something else, or a function given "
-                "to fit changes them on some ranks only"
+                f"{run.state.epoch + 1}: a function given to fit changes the model on some ranks "
+                "only, or a machine computes wrong numbers"
             )
     if any(answer["asked"] for answer in answers):
         raise _Pause

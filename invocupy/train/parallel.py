@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import nn
-from invocupy.arrays import namespace, on_device
+from invocupy.arrays import namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.distributed import Comm, share, synchronise
 from invocupy.train.average import named_state
@@ -70,6 +70,9 @@ def norms_apart(run: Run) -> Iterator[None]:
 class Message:
     """The gradients of a model and a few numbers in one flat array, to be summed over the ranks.
 
+    A gradient that is missing on some ranks counts as zero there; one that is missing on all of
+    them stays missing.
+
     Parameters
     ----------
     params : list of Parameter
@@ -80,8 +83,10 @@ class Message:
     """
 
     def __init__(self, params: list[Tensor], numbers: int, comm: Comm) -> None:
-        self.params, self.comm = params, comm
-        self.places, end = [], -(-numbers // _ALIGNED) * _ALIGNED
+        self.params, self.comm, self.places = params, comm, []
+        # Behind the numbers, on how many ranks each parameter has a gradient.
+        self.counts = slice(numbers, numbers + len(params))
+        end = -(-self.counts.stop // _ALIGNED) * _ALIGNED
         for parameter in params:
             self.places.append(slice(end, end + parameter.size))
             end += -(-parameter.size // _ALIGNED) * _ALIGNED
@@ -93,14 +98,21 @@ class Message:
 
     def sum(self, *numbers: Any) -> Any:
         """Make each gradient its sum over the ranks; the sums of the numbers, as an array."""
+        missing = [i for i, parameter in enumerate(self.params) if parameter.grad is None]
         with on_device(self.buffer):
             for i, number in enumerate(numbers):
                 self.buffer[i] = number
+            self.buffer[self.counts] = 1
+            for i in missing:
+                self.buffer[self.counts.start + i] = 0
             for parameter, place in zip(self.params, self.places, strict=True):
                 self.buffer[place] = 0 if parameter.grad is None else parameter.grad.reshape(-1)
             self.comm.allreduce_sum(self.buffer)
-            for parameter, place in zip(self.params, self.places, strict=True):
-                if parameter.grad is not None:
+            # Only a rank that lacks a gradient has to know who has one; on a GPU it waits for that.
+            counts = to_device(self.buffer[self.counts], "cpu") if missing else ()
+            nowhere = {i for i in missing if not counts[i]}
+            for i, (parameter, place) in enumerate(zip(self.params, self.places, strict=True)):
+                if i not in nowhere:
                     total = self.buffer[place].reshape(parameter.shape)
                     parameter.grad = total.astype(parameter.dtype, copy=False)
             return self.buffer[: len(numbers)].copy()

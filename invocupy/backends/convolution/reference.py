@@ -2,7 +2,7 @@
 
 A larger convolution than 1x1 is a product of the weights with the patches that the outputs of a
 block see; no more than a block's patches are ever stored. A depthwise one is multiply-adds of the
-image's windows.
+image's windows. Half types are accumulated in float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from invocupy import backends
-from invocupy.arrays import is_cupy, namespace
+from invocupy.arrays import is_cupy, namespace, wide
 from invocupy.backends.far import bounded_windows
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import pad, unpad, windows
@@ -33,10 +33,15 @@ def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
     """A product of the weights with the patches of each block."""
     padded, groups = pad(x, window[1], 0), x.shape[1] // weight.shape[1]
     if _is_depthwise(x, weight):
-        out[...] = 0 if bias is None else bias[:, None, None]
-        product = empty(out.shape, x.dtype, x)
+        work = wide(x.dtype) or x.dtype
+        total = out if work == x.dtype else empty(out.shape, work, x)
+        total[...] = 0 if bias is None else bias[:, None, None]
+        product = {"out": empty(out.shape, work, x), "dtype": work}
         for u, v, seen in _windows(weight, window, out):
-            out += namespace(x).multiply(weight[:, 0, u, v, None, None], padded[seen], out=product)
+            tap = weight[:, 0, u, v, None, None]
+            total += namespace(x).multiply(tap, padded[seen], **product)
+        if total is not out:
+            out[...] = total
         return
     matrix = weight.reshape(groups, len(weight) // groups, -1)
     offset = None if bias is None else bias.reshape(groups, -1)
@@ -54,12 +59,13 @@ def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     """Each patch's gradient is added to where it was seen."""
     xp, groups = namespace(grad), out.shape[1] // weight.shape[1]
     (top, left), (n, c, h, w) = window[1], out.shape
-    total = empty((n, c, h + 2 * top, w + 2 * left), grad.dtype, grad)
+    work = wide(grad.dtype) or grad.dtype
+    total = empty((n, c, h + 2 * top, w + 2 * left), work, grad)
     total[...] = 0
     if _is_depthwise(out, weight):
-        share = empty(grad.shape, grad.dtype, grad)
+        share = {"out": empty(grad.shape, work, grad), "dtype": work}
         for u, v, seen in _windows(weight, window, grad):
-            total[seen] += xp.multiply(weight[:, 0, u, v, None, None], grad, out=share)
+            total[seen] += xp.multiply(weight[:, 0, u, v, None, None], grad, **share)
     else:
         matrix = weight.reshape(groups, len(weight) // groups, -1)
         backend = backends.of("pointwise", grad)
@@ -78,14 +84,15 @@ def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
 def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> None:
     """The blocks' products, summed."""
     xp, padded, groups = namespace(x), pad(x, window[1], 0), x.shape[1] // out.shape[1]
+    work = wide(x.dtype) or x.dtype
     if grad_bias is not None:
-        grad_bias[...] = grad.sum(axis=(0, 2, 3))
+        grad_bias[...] = grad.sum(axis=(0, 2, 3), dtype=work)
     if _is_depthwise(x, out):
-        share = empty(grad.shape, x.dtype, x)
+        product = {"out": empty(grad.shape, work, x), "dtype": work}
         for u, v, seen in _windows(out, window, grad):
-            out[:, 0, u, v] = xp.multiply(grad, padded[seen], out=share).sum(axis=(0, 2, 3))
+            out[:, 0, u, v] = xp.multiply(grad, padded[seen], **product).sum(axis=(0, 2, 3))
         return
-    total = xp.zeros((groups, len(out) // groups, out.size // len(out)), x.dtype)
+    total = xp.zeros((groups, len(out) // groups, out.size // len(out)), work)
     share = xp.empty(total.shape[1:], x.dtype)
     for block in _blocks(x, out, grad):
         some = _outputs(grad, groups, block)

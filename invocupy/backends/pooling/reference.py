@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from invocupy.arrays import namespace
+from invocupy.arrays import namespace, wide
 from invocupy.backends.windows import pad, unpad, windows
 
 
@@ -27,7 +27,7 @@ def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
 def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
     """Taps in turn: each gives to the pixels that win by it."""
     xp = namespace(grad)
-    total = xp.zeros_like(_padded(out, window, grad, 0))
+    total = xp.zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
     for place, seen in _taps(xp, out, window, grad):
         total[seen] += xp.where(winner == place, grad, grad.dtype.type(0))
     out[...] = unpad(total, window[2], out)
@@ -36,16 +36,16 @@ def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
 def avg_pool(x: Any, scale: Any, window: Any, out: Any) -> None:
     """The sum over taps, scaled."""
     padded = _padded(x, window, out, 0)
-    out[...] = 0
+    total = namespace(x).zeros_like(out, dtype=wide(out.dtype))
     for _, seen in _taps(namespace(x), x, window, out):
-        out += padded[seen]
-    out *= scale
+        total += padded[seen]
+    namespace(x).multiply(total, scale, out=out)
 
 
 def avg_pool_grad(grad: Any, scale: Any, window: Any, out: Any) -> None:
     """The scaled gradient to every tap."""
     share = grad * scale
-    total = namespace(grad).zeros_like(_padded(out, window, grad, 0))
+    total = namespace(grad).zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
     for _, seen in _taps(namespace(grad), out, window, grad):
         total[seen] += share
     out[...] = unpad(total, window[2], out)

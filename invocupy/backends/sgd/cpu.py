@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.arrays import wide
+
 
 def update(
     params: Sequence[Any],
@@ -21,12 +23,18 @@ def update(
     """See :mod:`invocupy.backends.sgd`."""
     new_params, new_velocities = [], []
     for p, grad, velocity, decay in zip(params, grads, velocities, decays, strict=True):
+        dtype, work = p.dtype, wide(p.dtype)
+        if work:  # half types are computed in float32 and rounded once
+            p, grad = p.astype(work), grad.astype(work)
+            velocity = None if velocity is None else velocity.astype(work)
         move = grad + decay * p if decay else grad
         if momentum:
             velocity = move.copy() if velocity is None else momentum * velocity + move
             move = move + momentum * velocity if nesterov else velocity
         # NumPy makes scalars of arrays without axes.
         step = np.asarray(lr * move)
-        new_params.append(np.subtract(p, step, out=step))
-        new_velocities.append(None if velocity is None else np.asarray(velocity))
+        new = np.subtract(p, step, out=step)
+        new_params.append(new.astype(dtype) if work else new)
+        velocity = None if velocity is None else np.asarray(velocity, dtype if work else None)
+        new_velocities.append(velocity)
     return new_params, new_velocities

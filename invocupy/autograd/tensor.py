@@ -1,16 +1,9 @@
-"""The tape: :class:`Tensor`, :func:`apply`, :func:`no_grad`.
-
-Every result of an operator gets the next serial number; backward takes the reachable tensors
-newest first from a heap. The order of serial numbers is the tape: nothing is recorded anywhere
-else, so a graph lives as long as its last tensor and is freed by reference counting.
-"""
+"""The tape's :class:`Tensor`, and :func:`apply`, which makes them."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any
@@ -18,40 +11,23 @@ from typing import Any
 import numpy as np
 
 from invocupy import arrays, ops
+from invocupy.autograd.protocols import ArrayLike
+from invocupy.autograd.recording import is_recording
 from invocupy.backends import memory
+from invocupy.ops import memo
 from invocupy.ops.basic import Axis, Partial, Result
 
-_recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
 _serials = count()
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Within it, operators compute values only and record nothing. Also works as a decorator.
-
-    Examples
-    --------
-    >>> from invocupy import Tensor, no_grad
-    >>> x = Tensor([1.0, 2.0], requires_grad=True)
-    >>> with no_grad():
-    ...     y = x * 2
-    >>> y.requires_grad
-    False
-    """
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
-
-
-def is_recording() -> bool:
-    """Whether operators record what backward needs (see :func:`no_grad`)."""
-    return _recording.get()
-
-
-class Tensor:
+class Tensor(ArrayLike):
     """An array with the operators that made it, so that gradients can flow back.
+
+    Comparisons give plain arrays, since they have no gradient; as keys, Tensors are told apart by
+    identity. NumPy's functions run on a Tensor where no gradient is lost: ``numpy.exp`` and others
+    that are operators here give a Tensor, others give arrays, or an error if the Tensor requires a
+    gradient. ``numpy.asarray`` always gives the values. Each copy is a Tensor of its own; what was
+    computed from others can be deep-copied and pickled only after :meth:`detach`.
 
     Parameters
     ----------
@@ -72,7 +48,8 @@ class Tensor:
     Raises
     ------
     TypeError
-        For ``requires_grad`` on another dtype than a floating one, and for masked arrays.
+        For ``requires_grad`` on another dtype than a floating one, for masked arrays, and for lists
+        of Tensors that require a gradient.
 
     Examples
     --------
@@ -84,7 +61,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_parents", "_serial", "data", "grad", "requires_grad")
-    __array_ufunc__ = None  # NumPy leaves `array * tensor` to Tensor.__rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -93,6 +69,11 @@ class Tensor:
             raise TypeError(
                 "data is a masked array, and the mask would be ignored: "
                 "fill it first, for example with .filled(0)"
+            )
+        if type(data) in (list, tuple) and any(map(_is_recorded, data)):
+            raise TypeError(
+                "data holds Tensors, whose gradients would be lost: "
+                "join them with functional.concatenate, or take the .item() or .numpy() of each"
             )
         self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
@@ -103,6 +84,27 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Any = None
         self._parents: tuple[tuple[Tensor, Partial], ...] = ()
+        self._serial = next(_serials)
+
+    def __copy__(self) -> Any:
+        """Another node of the tape with the same array."""
+        copied = object.__new__(type(self))
+        copied.__setstate__(object.__getstate__(self))
+        return copied
+
+    def __getstate__(self) -> Any:
+        """What deepcopy and pickle take, of a tensor that nothing recorded has computed."""
+        if self._parents:
+            raise TypeError(
+                "a Tensor that was computed from others cannot be deep-copied or pickled, since "
+                "its gradient would not reach them: take its .detach()"
+            )
+        return object.__getstate__(self)
+
+    def __setstate__(self, state: Any) -> None:
+        for attributes in state:
+            for name, value in (attributes or {}).items():
+                setattr(self, name, value)
         self._serial = next(_serials)
 
     @property
@@ -148,6 +150,8 @@ class Tensor:
         ------
         ValueError
             If ``grad`` is missing for more than one element, or has another shape.
+        TypeError
+            If ``grad`` is complex or holds no numbers.
         RuntimeError
             If this tensor was computed without recording.
         """
@@ -164,28 +168,38 @@ class Tensor:
                 )
             grad = xp.ones_like(self.data)
         grad = Tensor(grad).data  # a matrix would multiply as one
+        if grad.dtype.kind in "cOSU":
+            raise TypeError(f"grad must hold real numbers, got {grad.dtype}")
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
         memory.backward_begins()
         # With each gradient, whether it has memory of its own, which a leaf may keep.
         pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
         newest_first = [-self._serial] if self._parents else []
-        while newest_first:
-            tensor, grad, own = pending.pop(-heappop(newest_first))
-            for parent, partial in tensor._parents:
-                share = memory.patiently(partial, grad)
-                serial = parent._serial
-                if serial in pending:
-                    # Not in place: the two shares may be views of other arrays.
-                    first = pending[serial][1]
-                    total = memory.empty(first.shape, first.dtype, first)
-                    pending[serial] = parent, xp.add(first, share, out=total), True
-                else:
-                    # By the rules of ops: a new array, or grad itself, or a view.
-                    own = share is not grad and share.base is None
-                    pending[serial] = parent, share, own
-                    if parent._parents:
-                        heappush(newest_first, -serial)
+        before = memo.current.set(None)
+        try:
+            while newest_first:
+                tensor, grad, own = pending.pop(-heappop(newest_first))
+                if grad.dtype is not tensor.data.dtype and arrays.wide(tensor.data.dtype):
+                    grad = grad.astype(tensor.data.dtype)  # a sum, see below
+                memo.current.set((grad, {}))  # for the partials of this tensor alone
+                for parent, partial in tensor._parents:
+                    share = memory.patiently(partial, grad)
+                    serial = parent._serial
+                    if serial in pending:
+                        # Not in place: the two shares may be views of other arrays.
+                        first = pending[serial][1]
+                        wide = arrays.wide(first.dtype)
+                        total = memory.empty(first.shape, wide or first.dtype, first)
+                        pending[serial] = parent, xp.add(first, share, out=total, dtype=wide), True
+                    else:
+                        # By the rules of ops: a new array, or grad itself, or a view.
+                        own = share is not grad and share.base is None
+                        pending[serial] = parent, share, own
+                        if parent._parents:
+                            heappush(newest_first, -serial)
+        finally:
+            memo.current.reset(before)
         while pending:  # the leaves, which need no order
             _, (tensor, grad, own) = pending.popitem()
             tensor._accumulate(grad, own)
@@ -194,7 +208,7 @@ class Tensor:
         """Keep the gradient of a leaf, in memory that no other tensor's gradient shares."""
         data = self.data
         if self.grad is not None:
-            self.grad = arrays.namespace(data).asarray(self.grad + grad)
+            self.grad = arrays.namespace(data).asarray(self.grad + grad, dtype=data.dtype)
         elif own and type(grad) is type(data) and grad.dtype == data.dtype:
             self.grad = grad
         else:
@@ -208,21 +222,13 @@ class Tensor:
         """The array as NumPy's; copied from the GPU if it is there."""
         return arrays.to_device(self.data, "cpu")  # type: ignore[no-any-return]
 
+    @staticmethod
+    def _apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
+        return apply(op, *operands, **options)
+
     def item(self) -> Any:
         """The single element as a Python number; waits for the GPU if it is there."""
         return self.data.item()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __float__(self) -> float:
-        return float(self.data)
-
-    def __bool__(self) -> bool:
-        return bool(self.data)  # not whether it has a length
 
     def __repr__(self) -> str:
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
@@ -270,7 +276,7 @@ class Tensor:
         return apply(ops.absolute, self)
 
     def __getitem__(self, index: Any) -> Any:
-        return apply(ops.getitem, self, index=index)
+        return apply(ops.getitem, self, index=_plain_index(index, self.data))
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
         """The sum over ``axis`` (all axes by default)."""
@@ -347,18 +353,39 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
             if isinstance(operand, Tensor) and operand.requires_grad
         )
         result.requires_grad = bool(result._parents)
+        if result._parents and value.dtype.kind not in "fV":
+            raise TypeError(
+                f"gradients are of real numbers, but the result would be {value.dtype}: "
+                "take the .detach() of what requires a gradient"
+            )
     return result
+
+
+def _is_recorded(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.requires_grad and is_recording()
 
 
 def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
     # NumPy would take some of them in some operators, and Python would join two by "+".
     if isinstance(operand, (list, tuple)):
+        name, *others = inspect.signature(op).parameters.values()
+        if name.kind is not name.VAR_POSITIONAL:
+            name = (name, *others)[place]
         raise TypeError(
-            f"{list(inspect.signature(op).parameters)[place]} must be a NumPy or CuPy array, "
+            f"{name.name} must be a NumPy or CuPy array, "
             f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
         )
     # NumPy's own scalars would promote float32 to float64; Python's do not.
     return operand.item() if isinstance(operand, np.generic) else operand
+
+
+def _plain_index(index: Any, x: Any) -> Any:
+    """``index`` with arrays, of the library of ``x``, in place of Tensors and lists."""
+    if isinstance(index, tuple):
+        return tuple(_plain_index(item, x) for item in index)
+    if isinstance(index, list):
+        return arrays.namespace(x).asarray(index, None if index else np.intp)
+    return index.data if isinstance(index, Tensor) else index
 
 
 def _flat(sizes: tuple[Any, ...]) -> tuple[int, ...]:

@@ -1,0 +1,228 @@
+"""What Python and NumPy may do with a Tensor: conversions, comparisons, NumPy's functions.
+
+Either it works with its gradient, or nothing is lost, or a ``TypeError`` says what to do instead.
+``numpy.exp(tensor)`` and other functions that have an operator of their own run it. Any other
+function of NumPy runs on the values: no gradient is lost where none is required, and where the
+result is no floating array (a shape, a truth value, the index of the largest element).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from invocupy import arrays, ops
+from invocupy.autograd.recording import is_recording
+
+_UFUNCS: dict[Any, Any] = {
+    np.add: ops.add,
+    np.subtract: ops.subtract,
+    np.multiply: ops.multiply,
+    np.divide: ops.divide,
+    np.power: ops.power,
+    np.matmul: ops.matmul,
+    np.maximum: ops.maximum,
+    np.negative: ops.negative,
+    np.absolute: ops.absolute,
+    np.exp: ops.exp,
+    np.log: ops.log,
+    np.sqrt: ops.sqrt,
+    np.tanh: ops.tanh,
+}
+_FUNCTIONS: dict[Any, Any] = {  # with the name of the second argument
+    np.sum: (ops.sum, "axis"),
+    np.mean: (ops.mean, "axis"),
+    np.max: (ops.max, "axis"),
+    np.amax: (ops.max, "axis"),
+    np.reshape: (ops.reshape, "shape"),
+    np.transpose: (ops.transpose, "axes"),
+    np.concatenate: (ops.concatenate, "axis"),
+}
+_CONSTANT = {np.zeros_like, np.ones_like, np.empty_like}
+_WRITING = {np.copyto, np.put, np.place, np.putmask, np.put_along_axis}
+_OPTIONS = {"axis", "keepdims", "shape", "axes"}
+
+
+class _Ufuncs:
+    """``__array_ufunc__``: NumPy asks the class of an operand for it, CuPy the operand itself.
+
+    The None that CuPy finds leaves ``array * tensor`` to ``Tensor.__rmul__``.
+    """
+
+    def __get__(self, tensor: Any, owner: type) -> Any:
+        return _call_ufunc if tensor is None else None
+
+
+def _both(ufunc: Any) -> tuple[Any, Any]:
+    """The methods of an operator that has no gradient, for the left and the right operand."""
+    return lambda self, other: ufunc(self, other), lambda self, other: ufunc(other, self)
+
+
+class ArrayLike:
+    """The base of Tensor, which has the attributes below."""
+
+    __slots__ = ()
+    __array_ufunc__ = _Ufuncs()
+    __hash__ = object.__hash__  # by identity, whatever == compares
+
+    data: Any
+    requires_grad: bool
+    item: Callable[[], Any]
+    _apply: Callable[..., Any]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(arrays.to_device(self.data, "cpu"), dtype=dtype, copy=copy)
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
+        if function in _FUNCTIONS and 1 <= len(inputs) <= 2 and options.keys() <= _OPTIONS:
+            op, second = _FUNCTIONS[function]
+            operands = inputs[0] if function is np.concatenate else inputs[:1]
+            named = {second: inputs[1]} if len(inputs) == 2 else {}
+            return self._apply(op, *operands, **named, **options)
+        return _on_values(function, function in _WRITING, function, inputs, options)
+
+    def __eq__(self, other: object) -> Any:
+        return operator.eq(*_arrays(self, other))
+
+    def __ne__(self, other: object) -> Any:
+        return operator.ne(*_arrays(self, other))
+
+    def __lt__(self, other: Any) -> Any:
+        return operator.lt(*_arrays(self, other))
+
+    def __le__(self, other: Any) -> Any:
+        return operator.le(*_arrays(self, other))
+
+    def __gt__(self, other: Any) -> Any:
+        return operator.gt(*_arrays(self, other))
+
+    def __ge__(self, other: Any) -> Any:
+        return operator.ge(*_arrays(self, other))
+
+    __floordiv__, __rfloordiv__ = _both(np.floor_divide)
+    __mod__, __rmod__ = _both(np.remainder)
+    __divmod__, __rdivmod__ = _both(np.divmod)
+    __and__, __rand__ = _both(np.bitwise_and)
+    __or__, __ror__ = _both(np.bitwise_or)
+    __xor__, __rxor__ = _both(np.bitwise_xor)
+    __lshift__, __rlshift__ = _both(np.left_shift)
+    __rshift__, __rrshift__ = _both(np.right_shift)
+
+    def __invert__(self) -> Any:
+        return np.invert(self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "elements of a Tensor cannot be assigned, since backward may still need them: make a "
+            "new one with functional.concatenate, or change .data before the first operator"
+        )
+
+    def __len__(self) -> int:
+        if not self.data.ndim:
+            raise TypeError("a Tensor without axes has no length: .item() is its number")
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self.data.ndim:
+            raise TypeError("a Tensor without axes cannot be iterated: .item() is its number")
+        return (self[i] for i in range(len(self.data)))  # type: ignore[index]
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self == value).any())
+
+    def __bool__(self) -> bool:
+        if self.data.size != 1:
+            raise ValueError(
+                f"the truth value of a Tensor of shape {self.data.shape} is ambiguous: "
+                "use .numpy().any(), .numpy().all() or .size"
+            )
+        return bool(self.data)
+
+    def __float__(self) -> float:
+        return float(self._number("float"))
+
+    def __int__(self) -> int:
+        return int(self._number("int"))
+
+    def __complex__(self) -> complex:
+        return complex(self._number("complex"))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number("round"), digits)
+
+    def __index__(self) -> int:
+        if self.data.dtype.kind not in "iu":
+            raise TypeError(
+                f"an index must be an integer, got a Tensor of {self.data.dtype}: use int(tensor)"
+            )
+        return operator.index(self._number("an index"))
+
+    def __format__(self, spec: str) -> str:
+        return format(self._number("a format"), spec) if spec else str(self)
+
+    def _number(self, what: str) -> Any:
+        if self.data.size != 1:
+            raise TypeError(
+                f"{what} takes one number, got a Tensor of shape {self.data.shape}: "
+                "take an element and its .item(), or use .numpy()"
+            )
+        return self.item()
+
+
+def _arrays(*operands: Any) -> tuple[Any, ...]:
+    return tuple(item.data if isinstance(item, ArrayLike) else item for item in operands)
+
+
+def _call_ufunc(tensor: ArrayLike, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
+    if method == "__call__" and ufunc in _UFUNCS and not options:
+        return tensor._apply(_UFUNCS[ufunc], *operands)
+    writes = method == "at" or options.get("out") is not None
+    return _on_values(ufunc, writes, getattr(ufunc, method), operands, options)
+
+
+def _on_values(
+    function: Any, writes: bool, call: Callable[..., Any], inputs: Any, options: Any
+) -> Any:
+    """``call`` on the arrays of the Tensors, if no gradient is lost."""
+    tensors: list[ArrayLike] = []
+    inputs, options = _values(inputs, tensors), _values(options, tensors)
+    differentiable = is_recording() and any(tensor.requires_grad for tensor in tensors)
+    if not differentiable or function in _CONSTANT:
+        return call(*inputs, **options)
+    if not writes:
+        result = call(*inputs, **options)
+        if not _is_floating(result):
+            return result
+    raise TypeError(
+        f"numpy.{function.__name__} would lose the gradient of a Tensor: use the Tensor's "
+        "operators and methods or invocupy.functional, or .numpy() for the values alone"
+    )
+
+
+def _values(value: Any, tensors: list[ArrayLike]) -> Any:
+    """``value`` with read-only arrays in place of Tensors, which are added to ``tensors``."""
+    if isinstance(value, ArrayLike):
+        tensors.append(value)
+        array = value.data
+        if isinstance(array, np.ndarray):
+            array = array.view()
+            array.flags.writeable = False
+        return array
+    if type(value) in (list, tuple):
+        return type(value)(_values(item, tensors) for item in value)
+    if type(value) is dict:
+        return {key: _values(item, tensors) for key, item in value.items()}
+    return value
+
+
+def _is_floating(result: Any) -> bool:
+    if isinstance(result, (tuple, list)):
+        return any(_is_floating(item) for item in result)
+    dtype = np.dtype(float) if isinstance(result, float) else getattr(result, "dtype", None)
+    return getattr(dtype, "kind", "") in tuple("fcV")

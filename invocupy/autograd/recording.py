@@ -1,0 +1,135 @@
+"""Whether operators record what backward needs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import ContextVar, Token
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
+
+
+class no_grad:  # noqa: N801
+    """Within it, operators compute values only and record nothing. Also works as a decorator.
+
+    ``@no_grad()`` decorates functions, generators, coroutines and asynchronous generators. A
+    decorated generator runs each of its steps without recording; between two steps the caller
+    records as before.
+
+    Raises
+    ------
+    TypeError
+        For ``@no_grad`` without parentheses, and when it decorates a class or what is no function.
+
+    Examples
+    --------
+    >>> from invocupy import Tensor, no_grad
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    >>> @no_grad()
+    ... def doubled():
+    ...     yield x * 2
+    >>> next(doubled()).requires_grad
+    False
+    """
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, *function: Any) -> None:
+        if function:
+            raise TypeError("no_grad takes no argument: write @no_grad() or `with no_grad():`")
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_recording.set(False))
+
+    def __exit__(self, *error: object) -> None:
+        _recording.reset(self._tokens.pop())
+
+    def __call__(self, function: _F) -> _F:
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(
+                f"@no_grad() decorates functions and methods, got {function!r}: "
+                "decorate each method of a class, and write @classmethod above @no_grad()"
+            )
+        return functools.wraps(function)(_decorated(function))  # type: ignore[return-value]
+
+
+def is_recording() -> bool:
+    """Whether operators record what backward needs (see :class:`no_grad`)."""
+    return _recording.get()
+
+
+def _decorated(function: Any) -> Any:
+    """``function`` under :class:`no_grad`, of the same kind: generator, coroutine or plain."""
+
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with no_grad():
+            return function(*args, **kwargs)
+
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        return (yield from _in_steps(function(*args, **kwargs)))
+
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        return await _awaited(function(*args, **kwargs))
+
+    async def asynchronous_generator(*args: Any, **kwargs: Any) -> Any:
+        inner = function(*args, **kwargs)
+        step = inner.asend(None)
+        try:
+            while True:
+                try:
+                    value = await _awaited(step)
+                except StopAsyncIteration:
+                    return
+                try:
+                    step = inner.asend((yield value))
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    step = inner.athrow(error)
+        finally:
+            await _awaited(inner.aclose())
+
+    if inspect.isgeneratorfunction(function):
+        return generator
+    if inspect.iscoroutinefunction(function):
+        return coroutine
+    return asynchronous_generator if inspect.isasyncgenfunction(function) else plain
+
+
+def _in_steps(inner: Any) -> Generator[Any, Any, Any]:
+    """Run a generator, or what is awaited, each step up to its next yield under no_grad."""
+    run, argument = inner.send, None
+    try:
+        while True:
+            try:
+                with no_grad():
+                    value = run(argument)
+            except StopIteration as end:
+                return end.value
+            try:
+                run, argument = inner.send, (yield value)
+            except GeneratorExit:
+                raise
+            except BaseException as error:  # also what cancels a task
+                run, argument = inner.throw, error
+    finally:
+        with no_grad():
+            inner.close()
+
+
+def _awaited(inner: Any) -> Awaitable[Any]:
+    steps: Awaitable[Any] = _drive(inner.__await__())
+    return steps
+
+
+_drive: Any = types.coroutine(_in_steps)

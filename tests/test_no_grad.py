@@ -1,0 +1,185 @@
+"""no_grad as a decorator: each kind of function records nothing, and its caller records."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from invocupy import Tensor, no_grad
+from invocupy.autograd import is_recording
+
+X = Tensor([1.0, 2.0], requires_grad=True)
+
+
+class Awaited:
+    """One step that waits, so that something else may run."""
+
+    def __await__(self) -> Any:
+        yield
+
+
+def test_a_generator_records_between_its_steps_only() -> None:
+    inside: list[bool] = []
+
+    @no_grad()
+    def steps(count: int) -> Any:
+        """Documented."""
+        sent = None
+        try:
+            for _ in range(count):
+                inside.append(is_recording())
+                try:
+                    sent = yield X * 2, sent
+                except KeyError as error:
+                    sent = error.args
+        finally:
+            inside.append(is_recording())
+        return "done"
+
+    assert (steps.__name__, steps.__doc__) == ("steps", "Documented.")
+    running = steps(4)
+    y, _ = next(running)
+    assert is_recording()
+    assert not y.requires_grad
+    assert running.send(5)[1] == 5
+    assert is_recording()
+    assert running.throw(KeyError("thrown"))[1] == ("thrown",)
+    next(running)
+    with pytest.raises(StopIteration) as end:
+        next(running)
+    assert end.value.value == "done"
+    running = steps(4)
+    next(running)
+    running.close()
+    assert is_recording()
+    assert inside == [False] * 7
+
+    @no_grad()
+    def breaks() -> Any:
+        yield
+        raise ZeroDivisionError
+
+    running = breaks()
+    next(running)
+    with pytest.raises(ZeroDivisionError):
+        next(running)
+    assert is_recording()
+
+
+def test_a_coroutine_records_nothing_and_leaves_others_alone() -> None:
+    @no_grad()
+    async def inner() -> Any:
+        await Awaited()
+        await asyncio.sleep(0)
+        return X * 2, is_recording()
+
+    async def other() -> Any:
+        results = []
+        for _ in range(3):
+            results.append(is_recording())
+            await asyncio.sleep(0)
+        return results
+
+    async def both() -> Any:
+        return await asyncio.gather(inner(), other(), inner())
+
+    (y, inside), outside, _ = asyncio.run(both())
+    assert not y.requires_grad
+    assert not inside
+    assert outside == [True] * 3
+    stepping = inner()
+    stepping.send(None)  # by hand, without a loop: the caller records in between
+    assert is_recording()
+    stepping.close()
+    assert is_recording()
+
+    cancelled: list[bool] = []
+
+    @no_grad()
+    async def waits() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(is_recording())
+            raise
+
+    async def cancels() -> None:
+        task = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancels())
+    assert cancelled == [False]
+
+
+def test_an_asynchronous_generator_records_between_its_steps_only() -> None:
+    inside: list[bool] = []
+
+    @no_grad()
+    async def steps() -> Any:
+        sent = None
+        try:
+            for _ in range(3):
+                await asyncio.sleep(0)
+                inside.append(is_recording())
+                try:
+                    sent = yield X * 2, sent
+                except KeyError as error:
+                    sent = error.args
+        finally:
+            await asyncio.sleep(0)
+            inside.append(is_recording())
+
+    async def run() -> None:
+        async for y, _ in steps():
+            assert is_recording()
+            assert not y.requires_grad
+        running = steps()
+        await anext(running)
+        assert (await running.asend(5))[1] == 5
+        assert (await running.athrow(KeyError("thrown")))[1] == ("thrown",)
+        assert is_recording()
+        await running.aclose()
+        assert is_recording()
+
+    asyncio.run(run())
+    assert inside == [False] * 8
+
+
+def test_no_grad_decorates_functions_only() -> None:
+    with pytest.raises(TypeError, match=r"write @no_grad\(\)"):
+
+        @no_grad  # type: ignore[arg-type]
+        def function() -> None:
+            """Without parentheses."""
+
+    with pytest.raises(TypeError, match="decorate each method of a class"):
+
+        @no_grad()
+        class Model:
+            """Not a function."""
+
+    class Works:
+        @classmethod
+        @no_grad()
+        def make(cls) -> Any:
+            return X * 2
+
+        @staticmethod
+        @no_grad()
+        def make_too() -> Any:
+            return X * 2
+
+        @no_grad()
+        def method(self) -> Any:
+            return X * 2
+
+    assert not any(y.requires_grad for y in (Works.make(), Works.make_too(), Works().method()))
+    mode = no_grad()
+    with mode, mode:
+        assert not is_recording()
+    assert is_recording()
