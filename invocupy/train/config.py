@@ -17,12 +17,6 @@ from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
-import numpy as np
-
-from invocupy.checkpoint import expand
-from invocupy.models import SPATIAL
-from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
-
 _LONGEST = 1 << 20  # bytes of a file of settings
 _MOST = 1_000_000  # images that are taken or drawn
 _SOME = f"at least 1 and at most {_MOST}"
