@@ -147,6 +147,14 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 def is_own(header: Mapping[str, str]) -> bool:
     """Whether the metadata of a safetensors file are ours, although any one word may be damaged.
 
+    Parameters
+    ----------
+    header : mapping of str to str
+
+    Returns
+    -------
+    bool
+
     Examples
     --------
     >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
@@ -205,13 +213,14 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             if old is not None:
-                with suppress(OSError):  # some file systems have neither, others refuse it
+                # some systems have neither, some file systems refuse them
+                with suppress(OSError, AttributeError):
                     os.chown(temporary, old.st_uid, old.st_gid)
                 with suppress(OSError):
                     temporary.chmod(stat.S_IMODE(old.st_mode))
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
         with suppress(OSError):
@@ -223,13 +232,30 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     with suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            _sync(folder)
         finally:
             os.close(folder)
 
 
+def _sync(descriptor: int) -> None:
+    """Force a file to the disk, if its file system can do that at all."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
 def expand(path: AnyPath) -> Path:
     """A path as the user means it: a leading ``~`` is the home folder.
+
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    Path
 
     Raises
     ------
@@ -249,6 +275,14 @@ def expand(path: AnyPath) -> Path:
 
 def existing(path: AnyPath) -> Path:
     """The path of a file that is to be read, expanded (:func:`expand`).
+
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    Path
 
     Raises
     ------
@@ -306,6 +340,15 @@ def sweep(folder: AnyPath, names: Iterable[str] | None = None) -> None:
 
 def strict(value: Any) -> Any:
     """A value as JSON can hold it: NumPy's numbers as Python's, and None for NaN and infinities.
+
+    Parameters
+    ----------
+    value
+        Mappings, lists and tuples are copied, with all that they hold.
+
+    Returns
+    -------
+    value
 
     Examples
     --------

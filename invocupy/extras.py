@@ -31,7 +31,7 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
     Raises
     ------
     MissingExtra
-        If it is missing or older, with the command that installs it.
+        If it is missing, older or cannot be loaded, with the command that installs it.
 
     Examples
     --------
@@ -42,10 +42,10 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
     """
     try:
         found = import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            f"{package} is not installed: pip install 'invocupy[{extra}]'"
-        ) from error
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError)
+        reason = "is not installed" if absent else f"cannot be loaded ({error})"
+        raise MissingExtra(f"{package} {reason}: pip install 'invocupy[{extra}]'") from error
     version = str(getattr(found, "__version__", "")) if minimum else ""
     if version and _numbers(version) < _numbers(minimum):
         raise MissingExtra(

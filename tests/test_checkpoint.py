@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -155,6 +157,163 @@ def test_sweep_takes_its_own_files_only(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     checkpoint.sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == others
+
+
+# ------------------------------------------------------------- what is written to, and where
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 255, "ü" * 127, "页" * 85, "x" * 240 + ".html", "\udcff" * 255, "a\nb"]
+)
+def test_every_name_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.touch()
+    checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_links_stay_and_their_targets_are_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target = tmp_path / "real" / "page"
+    for existing in (False, True):
+        if existing:
+            target.write_text("old")
+        for name, to in (("direct", target), ("relative", Path("real/page")), ("two", "direct")):
+            link = tmp_path / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(to)
+            checkpoint.write_atomically(link, name.encode())
+            assert link.is_symlink()
+            assert target.read_text() == name
+    (tmp_path / "folder").symlink_to("real", target_is_directory=True)
+    checkpoint.write_atomically(tmp_path / "folder" / "page", b"through a folder")
+    assert target.read_text() == "through a folder"
+    assert [path.name for path in (tmp_path / "real").iterdir()] == ["page"]
+    for name, to in (("loop", "loop"), ("away", "none/page"), ("over", "real")):
+        (tmp_path / name).symlink_to(to)
+        with pytest.raises(OSError, match=name):
+            checkpoint.write_atomically(tmp_path / name, b"")
+        assert (tmp_path / name).is_symlink()
+
+
+def test_pipes_and_devices_take_the_bytes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "link").symlink_to(pipe)
+    try:
+        for path in (pipe, tmp_path / "link"):
+            checkpoint.write_atomically(path, b"page")
+            assert os.read(reader, 99) == b"page"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    checkpoint.write_atomically(os.devnull, b"page")
+    assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs /dev/fd")
+def test_open_files_are_written_where_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        file.write(b"before ")
+        file.flush()
+        checkpoint.write_atomically(f"/dev/fd/{file.fileno()}", b"page")
+        file.write(b" after")
+    assert path.read_bytes() == b"before page after"
+    with pytest.raises(OSError, match=r"descriptor|No such file"):
+        checkpoint.write_atomically("/dev/fd/999", b"page")
+
+
+def test_permissions_stay(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    before = os.umask(0o027)
+    try:
+        checkpoint.write_atomically(path, b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        for mode in (0o600, 0o666, 0o755):
+            path.chmod(mode)
+            checkpoint.write_atomically(path, b"newer")
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def test_a_file_that_may_not_be_written_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    path.write_text("old")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may always
+    with pytest.raises(PermissionError, match=str(path)):
+        checkpoint.write_atomically(path, b"new")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("call", ["fsync", "open", "chown", "chmod"])
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EBADF]
+)
+def test_what_a_file_system_cannot_do_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    (tmp_path / "c").write_text("old")
+    real = getattr(os, call)
+
+    def refuse(what: Any, *arguments: Any, **options: Any) -> Any:
+        folder = call in ("chown", "chmod") or (
+            stat.S_ISDIR(os.fstat(what).st_mode) if call == "fsync" else what == tmp_path
+        )
+        if folder:
+            raise OSError(number, os.strerror(number))
+        return real(what, *arguments, **options)
+
+    monkeypatch.setattr(os, call, refuse)
+    checkpoint.write_atomically(tmp_path / "c", b"new")
+    assert (tmp_path / "c").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_nothing_can_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for number in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        checkpoint.write_atomically(tmp_path / "c", b"%d" % number)
+        assert (tmp_path / "c").read_bytes() == b"%d" % number
+    number = errno.EIO  # the disk is broken
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        checkpoint.write_atomically(tmp_path / "c", b"new")
+    assert (tmp_path / "c").read_bytes() == b"%d" % errno.ENOSYS
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkpoint.save("~/c", {"a": np.ones(2)}, {"b": 1})
+    assert checkpoint.load("~/c")[1] == {"b": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+    with pytest.raises(CheckpointError, match=r"cannot be read .*NUL"):
+        checkpoint.load("a\0b")
+    assert checkpoint.expand("~nobody-of-this-name/c") == Path("~nobody-of-this-name/c")
+
+
+def test_errors_name_the_file_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none/c'$"):
+        checkpoint.write_atomically(tmp_path / "none" / "c", b"")
+    with pytest.raises(OSError, match="NUL"):
+        checkpoint.write_atomically("a\0b", b"")
+
+
+def test_sweep_of_named_files(tmp_path: Path) -> None:
+    for name in ("a", "b", "aa", "a.b"):
+        (tmp_path / f".{name}.0123456789abcdef.tmp").touch()
+    (tmp_path / ".a.0000000000000000.tmp").mkdir()
+    checkpoint.sweep(tmp_path, ["a", "a.b"])
+    left = {".aa.0123456789abcdef.tmp", ".b.0123456789abcdef.tmp", ".a.0000000000000000.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 WRITER = """

@@ -22,6 +22,7 @@ from invocupy import nn
 from invocupy.checkpoint import CheckpointError
 from invocupy.cli import main
 from invocupy.data import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, DataError, read_image
+from invocupy.extras import MissingExtra, require
 from invocupy.models import SimpleModel
 from invocupy.report import Findings, draw, gather, heat_maps, write_page
 from invocupy.report.findings import involution_layers
@@ -157,6 +158,15 @@ def test_a_missing_package_names_its_extra(
 
 
 # ---------------------------------------------------------------------------- findings
+
+
+def test_a_package_that_cannot_be_loaded_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_another_numpy.py").write_text("raise ImportError('built for NumPy 1')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingExtra, match=r"Other cannot be loaded \(built for NumPy 1\): pip"):
+        require("of_another_numpy", "Other", "plots")
 
 
 def test_findings_agree_with_the_evaluation(run: str, found: Findings) -> None:

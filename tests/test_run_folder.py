@@ -376,13 +376,13 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any])
 @pytest.mark.parametrize("info", [[], {"config": [], "state": {}}, {"config": {}, "state": None}])
 def test_json_of_another_shape_is_refused(tmp_path: Path, info: Any) -> None:
     checkpoint.save(tmp_path / "last.safetensors", {}, info)
-    with pytest.raises(CheckpointError, match="not a run of this version"):
+    with pytest.raises(CheckpointError, match=r"not a run of this version|has no JSON"):
         load_run(tmp_path, "last")
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last.safetensors")
-    with pytest.raises(CheckpointError, match="not a regular file"):
+    with pytest.raises(CheckpointError, match="a pipe or a device"):
         load_run(tmp_path, "last")
     with pytest.raises(CheckpointError, match="there is no folder"):
         load_run("n" * 300, "last")

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json, print_json
+from invocupy.cli.options import Commands, add_json, check_out, is_stdout, path, print_json
 
 if TYPE_CHECKING:
     from invocupy.nn import Module
@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         "invocupy.weights.import_state(model, invocupy.weights.read(FILE)) loads either file.",
     )
     parser.set_defaults(command=_run)
-    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("file", metavar="FILE", type=path)
     parser.add_argument(
         "--model", metavar="NAME", required=True,
         help="simple (the article's), rednet26, ..., resnet18, resnet50",
@@ -43,13 +43,11 @@ def add(commands: Commands) -> None:
         "--no-strict", action="store_true",
         help="accept names that are missing or left over, list them, and write the rest",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="F.safetensors", required=True)
+    parser.add_argument("--out", metavar="F.safetensors", type=path, required=True)
     add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from invocupy import checkpoint
     from invocupy.models import NETWORKS, SimpleModel
     from invocupy.train import ConfigError
@@ -61,9 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"model must be one of {known}, got {arguments.model!r}")
     if arguments.head_relu is not None and arguments.model != "simple":
         raise ConfigError(f"--head-relu is for the simple model, got {arguments.model!r}")
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"out must be in a folder that exists, got {out}")
+    out = check_out(arguments.out)
     state = read(arguments.file, arguments.key)
     try:
         if arguments.model == "simple":
@@ -84,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options["classes"] = options.pop("num_classes")
     info = {"model": arguments.model, **options}
     checkpoint.save(out, arrays, info)
+    if is_stdout(out):
+        return 0
     result = {
         "file": arguments.file,
         "out": str(out),

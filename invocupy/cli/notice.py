@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from invocupy import backends
 
@@ -75,7 +75,5 @@ class _Waiting:
             self.stop()
             if self.told:
                 kernels = "1 kernel" if self.kernels == 1 else f"{self.kernels} kernels"
-                print(
-                    f"invocupy: compiled {kernels} in {self.seconds:.0f} s",
-                    file=sys.stderr,
-                )
+                with suppress(OSError):  # the command's own error is the one to tell
+                    print(f"invocupy: compiled {kernels} in {self.seconds:.0f} s", file=sys.stderr)

@@ -81,10 +81,20 @@ def load_matplotlib() -> Any:
 
     No backend is used in this module. A backend that exists is set as matplotlib itself does it.
 
+    Returns
+    -------
+    module
+
     Raises
     ------
     invocupy.extras.MissingExtra
         Without matplotlib.
+
+    Examples
+    --------
+    >>> from invocupy.report import load_matplotlib
+    >>> load_matplotlib.__name__  # needs the extra plots
+    'load_matplotlib'
     """
     if (loaded := sys.modules.get("matplotlib")) is not None:
         return loaded

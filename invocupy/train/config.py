@@ -17,6 +17,7 @@ from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
+_LONGEST = 1 << 20  # bytes of a file of settings
 _MOST = 1_000_000  # images that are taken or drawn
 _SOME = f"at least 1 and at most {_MOST}"
 
@@ -255,7 +256,11 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = expand(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors may put a byte order mark in front
+        with path.open("rb") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:  # a device never ends
+            raise ValueError(f"it has more than {_LONGEST} bytes")
+        text = content.decode("utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error

@@ -16,7 +16,7 @@ try:
 except ImportError:  # not POSIX: no lock
     fcntl = None  # type: ignore[assignment]
 
-NAME = "run.lock"
+NAME = ".invocupy.lock"
 _held: set[int] = set()  # descriptors
 
 
@@ -24,9 +24,9 @@ _held: set[int] = set()  # descriptors
 def locked(folder: Path) -> Iterator[None]:
     """Within it no other process, nor another call in this one, can hold the lock of the folder.
 
-    The lock is ``flock`` on the file ``run.lock``, which says who holds it and which is removed at
-    the end. A killed process leaves the file, but not the lock. Where the system or the file
-    system has no such locks (some network file systems), there is none.
+    The lock is ``flock`` on the file ``.invocupy.lock``, which names the process that holds it and
+    is removed at the end. A killed process leaves the file, but not the lock. Without a lock on
+    systems and file systems that have no ``flock``.
 
     Parameters
     ----------

@@ -64,7 +64,8 @@ def fit(
         The run's folder, made if need be: ``config.json``, ``machine.json`` (versions and devices),
         ``metrics.jsonl`` (a line an epoch),
         ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
-        (of the highest test accuracy). Without it nothing is written.
+        (of the highest test accuracy). One process at a time trains in a folder; others may read
+        it. Without it nothing is written.
     resume : bool
         Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
         ``epochs``, ``patience``, ``accumulate``, ``recompute``, ``data_dir`` and ``device``. With

@@ -324,8 +324,6 @@ def _read(path: Path) -> Saved:
             f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
             "which training names at its end"
         )
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-        raise CheckpointError(f"{path} is not a regular file: use another checkpoint of the run")
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])
@@ -334,10 +332,9 @@ def _read(path: Path) -> Saved:
         if config.ema:  # the names and shapes, for whoever takes them
             build(config).load_state_dict(_under("average.", arrays))
     except (KeyError, TypeError, ValueError) as error:
-        version = info.get("invocupy", "unknown") if isinstance(info, dict) else "unknown"
         raise CheckpointError(
             f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
-            f"it ({version}), or train again"
+            f"it ({info.get('invocupy', 'unknown')}), or train again"
         ) from error
     return config, state, model, arrays
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 from invocupy import data, nn, optim
@@ -127,7 +128,7 @@ def pick_device(device: str) -> str:
     Raises
     ------
     ConfigError
-        If a GPU is asked for and there is none, or none of that number.
+        If it is another name, or a GPU is asked for and there is none, or none of that number.
 
     Examples
     --------
@@ -135,6 +136,8 @@ def pick_device(device: str) -> str:
     >>> pick_device("cpu")
     'cpu'
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,9})?", device):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:i, got {device[:40]!r}")
     if device == "cpu":
         return device
     try:
