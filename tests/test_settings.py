@@ -1,96 +1,84 @@
-"""Settings: NumPy's numbers are Python's, and absurd ones are refused in one line."""
+"""What environment variables say: where kernels are kept, and how many threads there shall be."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from invocupy import Tensor, checkpoint
-from invocupy.train import Config, ConfigError, fit
-
-BIG = 10**30
-HUGE = 10**5000  # more digits than Python writes
-ABSURD: list[Any] = [
-    -1, -(10**400), float("nan"), float("inf"), float("-inf"), BIG, 10**400, HUGE, -HUGE, 1j,
-    "x\0y", "", b"x", {}, {1}, object(), int, [True], [None], [float("nan")], [HUGE], [[0.5]],
-    np.float64("nan"), np.int64(-3), np.complex64(1), np.datetime64("2020"),
-    np.array([[0.5]]), np.array(["a"]), np.zeros((3, 100)), Path("x\0y"), Tensor(0.5),
-]  # fmt: skip
+from invocupy import settings
+from invocupy.backends import jit, threads
 
 
-@pytest.mark.parametrize("name", [item.name for item in fields(Config)])
-def test_every_absurd_setting_is_refused_in_one_line(name: str) -> None:
-    for value in ABSURD:
-        if name == "seed" and value is BIG:
-            continue
-        with pytest.raises(ConfigError) as caught:
-            Config(**{name: value})
-        message = str(caught.value)
-        assert message.startswith(f"{name} must be ")
-        assert "\n" not in message
-        assert len(message) < 250
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"INVOCUPY_CACHE_DIR": "~/kernels"}, "{home}/kernels"),
+        ({"INVOCUPY_CACHE_DIR": "near/kernels"}, "{cwd}/near/kernels"),
+        ({"INVOCUPY_CACHE_DIR": "~no_such_user/kernels"}, "None"),
+        ({"XDG_CACHE_HOME": "caches"}, "{home}/.cache/invocupy"),
+        ({"XDG_CACHE_HOME": "~/caches"}, "{home}/.cache/invocupy"),
+        ({"XDG_CACHE_HOME": ""}, "{home}/.cache/invocupy"),
+        ({"XDG_CACHE_HOME": "{cwd}/caches"}, "{cwd}/caches/invocupy"),
+        ({"INVOCUPY_CACHE_DIR": "~/kernels", "XDG_CACHE_HOME": "caches"}, "{home}/kernels"),
+    ],
+)
+def test_where_kernels_are_kept(environment, expected, tmp_path):
+    home, cwd = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    cwd.mkdir()
+    code = "from invocupy.backends.jit import cache_directory; print(cache_directory())"
+    given = {"HOME": str(home), "INVOCUPY_CACHE_DIR": None, "XDG_CACHE_HOME": None, **environment}
+    given = {key: value and value.format(cwd=cwd) for key, value in given.items()}
+    where = expected.format(home=home, cwd=cwd)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={key: value for key, value in {**os.environ, **given}.items() if value is not None},
+        cwd=cwd, capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == where
+    allowed = [] if not where.startswith(str(cwd)) else [Path(where).relative_to(cwd).parts[0]]
+    assert [path.name for path in cwd.iterdir()] == allowed
 
 
-@pytest.mark.parametrize("name", [i.name for i in fields(Config) if "bool" not in str(i.type)])
-def test_bools_are_no_numbers(name: str) -> None:
-    for value in (True, np.True_, np.array(False)):
-        with pytest.raises(ConfigError, match=f"{name} must be of type"):
-            Config(**{name: value})
+def test_names_that_no_path_can_have(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"INVOCUPY_CACHE_DIR": "a\0b"})
+    assert jit._place.__wrapped__()[0] is None
+    assert "null" in jit._place.__wrapped__()[1]
 
 
-KINDS = {
-    "int": [np.int64(1), np.uint8(1), np.int32(1), np.array(1)],
-    "float": [np.float64(0.5), np.float32(0.5), np.float16(0.5), np.longdouble(0.5), np.array(0.5)],
-    "bool": [np.True_, np.array(True)],
-}
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [("", None), ("  ", None), ("1", 1), (" 4 ", 4), ("007", 7), ("100000", 100000)],
+)
+def test_number_of_threads(given, number, monkeypatch):
+    monkeypatch.setenv("INVOCUPY_NUM_THREADS", given)
+    assert settings.number_of_threads() == number
 
 
-@pytest.mark.parametrize("item", fields(Config), ids=lambda item: item.name)
-def test_numbers_of_numpy_are_pythons(item: Any) -> None:
-    kind = item.type.partition(" ")[0]
-    for value in KINDS.get(kind, []):
-        plain = value.item() if not isinstance(value, np.longdouble) else 0.5
-        width = {"spatial": "convolution"} if item.name == "width" else {}
-        if item.name == "width":
-            value, plain = value + 1, plain + 1
-        config = Config(**{item.name: value}, **width)
-        found = getattr(config, item.name)
-        assert type(found) is type(plain)
-        assert found == plain
-        assert json.loads(config.to_json())[item.name] == plain
-        assert Config.from_json(config.to_json()) == config
+@pytest.mark.parametrize(
+    "given", ["two", "0", "00", "-1", "+1", "1.0", "1e3", "1_000", "４", "1 2", "auto", "9" * 5000]
+)
+def test_numbers_of_threads_that_are_none(given, monkeypatch):
+    monkeypatch.setattr(threads, "_default", threads._default.__wrapped__)
+    monkeypatch.setattr(threads, "_limit", threads._limit.__wrapped__)
+    monkeypatch.setenv("INVOCUPY_NUM_THREADS", given)
+    for use in (settings.number_of_threads, threads.get_num_threads, threads.is_set):
+        with pytest.raises(settings.SettingError, match="INVOCUPY_NUM_THREADS must be an integer"):
+            use()
 
 
-def test_other_types_that_mean_a_setting(tmp_path: Path) -> None:
-    config = Config(
-        milestones=np.array([0.25, 0.5], np.float32),  # type: ignore[arg-type]
-        data_dir=tmp_path,  # type: ignore[arg-type]
-        model=np.str_("small"),
-    )
-    assert config.milestones == (0.25, 0.5)
-    assert config.data_dir == str(tmp_path)
-    assert type(config.model) is str
-    for milestones in ([np.float32(0.25), 1], (0.25, np.int64(1))):
-        assert Config(milestones=milestones).milestones == (0.25, 1)  # type: ignore[arg-type]
-
-
-def test_a_run_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
-    plain = {"epochs": 2, "lr": 0.125, "momentum": 0.5, "ema": 0.5, "clip_norm": 0.25}
-    other = {
-        "epochs": np.int64(2), "lr": np.float32(0.125), "momentum": np.float64(0.5),
-        "ema": np.float32(0.5), "clip_norm": np.array(0.25),
-    }  # fmt: skip
-    base: dict[str, Any] = {"layers": 0, "limit": 20, "batch_size": 10, "device": "cpu"}
-    for name, settings in (("plain", plain), ("other", other)):
-        fit(Config(**base, **settings), tmp_path / name)
-    texts = [(tmp_path / name / "config.json").read_bytes() for name in ("plain", "other")]
-    assert texts[0] == texts[1]
-    one, two = (checkpoint.load(tmp_path / n / "last.safetensors")[0] for n in ("plain", "other"))
-    assert one.keys() == two.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, two[name])
+def test_numbers_of_threads_of_numpy():
+    try:
+        for number in (np.int64(2), np.uint8(2)):
+            threads.set_num_threads(number)
+            assert type(threads.get_num_threads()) is int
+        for wrong in (np.True_, np.float64(2), np.int64(0), "2", 2.0):
+            with pytest.raises(ValueError, match="number of threads must be an integer >= 1"):
+                threads.set_num_threads(wrong)
+    finally:
+        threads.set_num_threads(None)
