@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from invocupy.paths import AnyPath, existing, expand
+
 FORMAT = "invocupy checkpoint 1"
 
 _DTYPES = {
@@ -32,8 +34,6 @@ _DTYPES = {
     "F64": "float64",
 }  # fmt: skip
 _WAY_OUT = "use another checkpoint of the run (last or best), or train again"
-
-AnyPath = str | os.PathLike[str]
 
 
 class CheckpointError(ValueError):
@@ -244,62 +244,6 @@ def _sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-
-
-def expand(path: AnyPath) -> Path:
-    """A path as the user means it: a leading ``~`` is the home folder.
-
-    Parameters
-    ----------
-    path
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    OSError
-        If it has a NUL character, which no file system takes.
-
-    Examples
-    --------
-    >>> expand("~/run") == Path.home() / "run"
-    True
-    """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111  (pathlib's raises for ~nobody)
-    if "\0" in str(path):
-        raise OSError(errno.EINVAL, "a path cannot have a NUL character", str(path))
-    return path
-
-
-def existing(path: AnyPath) -> Path:
-    """The path of a file that is to be read, expanded (:func:`expand`).
-
-    Parameters
-    ----------
-    path
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    OSError
-        If it is a pipe or a device, which may never end.
-
-    Examples
-    --------
-    >>> existing("/dev/zero")
-    Traceback (most recent call last):
-    ...
-    OSError: [Errno 22] a pipe or a device, not a file: '/dev/zero'
-    """
-    path = expand(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
-    return path
 
 
 def _descriptor(path: Path) -> int | None:

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from invocupy.paths import expand
+
 
 class SettingError(ValueError):
     """An environment variable has a value that it cannot have. Says which, and what it may have."""
@@ -31,11 +33,9 @@ def folder(name: str) -> Path | None:
     if not given:
         return None
     try:
-        return Path(given).expanduser().absolute()
-    except RuntimeError:
-        raise SettingError(
-            f"{name}={given!r}: the home folder is not known; give a path that begins with /"
-        ) from None
+        return expand(given).absolute()
+    except OSError as error:
+        raise SettingError(f"{name}={given!r} {error.strerror}") from None
 
 
 def cache_root() -> Path:

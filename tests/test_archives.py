@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from invocupy.cli import main
 from invocupy.data import DataError, DownloadError, cifar, cifar10
+from invocupy.settings import SettingError
 from invocupy.train import Config, ConfigError, read_settings
 
 RECORDS = 20  # a file, in place of 10,000
@@ -257,7 +258,7 @@ def test_the_home_folder_of_nobody(home: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DataError, match="~nobody-of-this-name/x begins with ~, but no such user"):
         cifar10("~nobody-of-this-name/x")
     monkeypatch.setenv("INVOCUPY_DATA", "~nobody-of-this-name/x")
-    with pytest.raises(DataError, match="no such user"):
+    with pytest.raises(SettingError, match=r"INVOCUPY_DATA.* no such user"):
         cifar10()
     assert sorted(home.iterdir()) == before
 

@@ -160,7 +160,7 @@ ONES = np.ones((1, 4, 3, 3))
         ((ONES, ONES[:, :2], ONES), {}, "key must have the shape of query"),
         ((ONES, ONES, ONES[..., :2]), {}, "value must have the batch and image size"),
         ((ONES, ONES, ONES), {"heads": 3}, "heads must divide the channels"),
-        ((ONES, ONES, ONES), {"heads": 0}, "heads must divide the channels"),
+        ((ONES, ONES, ONES), {"heads": 0}, "heads must be an integer >= 1"),
         ((ONES, ONES, ONES), {"kernel_size": 2}, "even kernel has no centre"),
         ((ONES, ONES, ONES, np.ones((1, 3, 3, 3))), {}, "positions must be"),
     ],

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, ops
-from invocupy.backends import jit, launch, memory, team, threads
+from invocupy.backends import launch, memory, team, threads
 from invocupy.backends.batch_norm import cpu as norm
 from invocupy.backends.batch_norm import reference as norm_reference
 from invocupy.backends.pointwise import cpu as pointwise
@@ -457,20 +457,3 @@ def test_two_threads_that_want_the_last_job(monkeypatch: pytest.MonkeyPatch) -> 
     x, weight = draw(0, "float32", (1, 3, 5), (2, 3))
     (result,) = filled(pointwise.forward, [x, weight, None], (1, 2, 5), dtype="float32")
     np.testing.assert_allclose(result, weight @ x, rtol=1e-5)
-
-
-def test_kept_kernels_depend_on_every_backend(tmp_path: Path) -> None:
-    """A kernel may hold code of another operator's folder, as involution_sum does."""
-    folder = Path(jit.__file__).parent
-    for operator in ("involution", "involution_sum", "pointwise"):
-        assert jit._sources(str(folder / operator / "cpu.py"))[0] == jit._digest(folder)
-    (tmp_path / "operator").mkdir()
-    file = tmp_path / "operator" / "cpu.py"
-    digests = []
-    for text in ("a = 1", "a = 2"):
-        file.write_text(text)
-        jit._digest.cache_clear()
-        digests.append(jit._digest(tmp_path))
-        elsewhere = jit._sources(str(tmp_path / "benchmark.py"))
-        assert elsewhere[:2] == (jit._digest(folder), digests[-1])
-    assert digests[0] != digests[1]

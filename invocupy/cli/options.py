@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from invocupy.paths import expand
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where each command's module adds its own parser."""
 
@@ -23,11 +25,12 @@ def path(text: str) -> str:
     >>> path("~/run") == os.path.expanduser("~/run")
     True
     """
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError(
-            "a path cannot have a NUL character" if text else "a path cannot be empty"
-        )
-    return os.path.expanduser(text)  # noqa: PTH111  (pathlib's raises for ~nobody)
+    if not text:
+        raise argparse.ArgumentTypeError("a path cannot be empty")
+    try:
+        return str(expand(text))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
 
 
 def print_json(result: Any) -> None:

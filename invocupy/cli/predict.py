@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from invocupy.cli.options import Commands, add_json, add_run, print_json, table
@@ -22,7 +21,7 @@ def add(commands: Commands) -> None:
     )
     parser.set_defaults(command=_run)
     add_run(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", type=os.path.expanduser)
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument("--top", metavar="N", type=int, default=3, help="classes shown (3)")
     add_json(parser)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import settings
+from invocupy.paths import expand
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -152,12 +153,9 @@ def data_path(path: str | os.PathLike[str]) -> Path:
     True
     """
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(
-            f"{os.fspath(path)} begins with ~, but no such user has a home folder here: give the "
-            "whole path"
-        ) from error
+        return expand(path)
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)} {error.strerror}") from error
 
 
 def data_folder() -> Path:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from invocupy.data.cifar import DataError
 from invocupy.extras import require
+from invocupy.paths import existing
 
 _SIXTEEN_BITS = "PNG", "PPM", "TIFF", "JPEG2000"
 """Formats whose 16-bit grey pixels go from black at 0 to white at 65535 in Pillow."""
@@ -63,7 +64,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with an image is an error or harmless
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(path) as file:
+            with pillow.open(existing(path)) as file:
                 image = turned.exif_transpose(file)
                 side = min(image.size)
                 left, top = ((length - side) // 2 for length in image.size)

@@ -59,32 +59,31 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 convolution to fewer channels, a spatial layer, 1x1 convolution to four times as many.
 
-        The spatial layer is what differs: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385,
-        figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255). It has the
-        block's stride.
+    The spatial layer is what differs: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385,
+    figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255). It has the
+    block's stride.
 
-        Parameters
-        ----------
-        channels : int
-            Of x.
-        width : int
-            Inside; the result has four times as many channels.
-        stride : int
-            Of the spatial layer.
-        rng : numpy.random.Generator
-        spatial : Module, optional
-            (N, width, H, W) to (N, width, ceil(H/stride), ceil(W/stride)); ResNet's by default.
+    Parameters
+    ----------
+    channels : int
+        Of x.
+    width : int
+        Inside; the result has four times as many channels.
+    stride : int
+        Of the spatial layer.
+    rng : numpy.random.Generator
+    spatial : Module, optional
+        (N, width, H, W) to (N, width, ceil(H/stride), ceil(W/stride)); ResNet's by default.
 
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from invocupy import nn
-    from invocupy.geometry import integer
-        >>> from invocupy.models.resnet import Bottleneck
-        >>> layer = nn.Involution(16, 7, stride=2)
-        >>> block = Bottleneck(8, 16, 2, np.random.default_rng(0), layer)
-        >>> block(np.ones((1, 8, 7, 7), np.float32)).shape
-        (1, 64, 4, 4)
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> from invocupy.models.resnet import Bottleneck
+    >>> layer = nn.Involution(16, 7, stride=2)
+    >>> block = Bottleneck(8, 16, 2, np.random.default_rng(0), layer)
+    >>> block(np.ones((1, 8, 7, 7), np.float32)).shape
+    (1, 64, 4, 4)
     """
 
     expansion = 4

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.checkpoint import expand, write_atomically
+from invocupy.checkpoint import write_atomically
 from invocupy.extras import require
+from invocupy.paths import expand
 from invocupy.report.findings import Findings, Shots
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # apart for all kinds of colour vision (Okabe and Ito)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from invocupy import nn
 from invocupy.arrays import device_of, on_device, to_device
 from invocupy.autograd import no_grad
-from invocupy.checkpoint import CheckpointError, expand
+from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
+from invocupy.paths import expand
 from invocupy.train import (
     DATASETS,
     Config,

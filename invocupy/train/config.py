@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.checkpoint import expand
 from invocupy.models import SPATIAL
+from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 
 _LONGEST = 1 << 20  # bytes of a file of settings

@@ -17,6 +17,7 @@ from invocupy._version import __version__
 from invocupy.arrays import is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.distributed import Comm, Single, agree, synchronise, together
+from invocupy.paths import expand
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
@@ -158,7 +159,7 @@ def fit(
     own = model is not None
     model = build(config) if model is None else model
     model.to(device)
-    folder = None if out is None or not first else checkpoint.expand(out)
+    folder = None if out is None or not first else expand(out)
     shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
     agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
     with together(comm):  # before data is downloaded

@@ -17,6 +17,7 @@ from invocupy._version import __version__
 from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.checkpoint import CheckpointError
 from invocupy.distributed import Comm, Single
+from invocupy.paths import expand
 from invocupy.train.average import Average, named_state
 from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation
@@ -69,7 +70,7 @@ def load_run(
     ...
     invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
     """
-    config, state, model, arrays = _read(checkpoint.expand(folder) / f"{which}.safetensors")
+    config, state, model, arrays = _read(expand(folder) / f"{which}.safetensors")
     if config.ema:
         model.load_state_dict(_under("average.", arrays))
     return config, model.eval(), state.history

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import checkpoint
-from invocupy.checkpoint import AnyPath
+from invocupy.paths import AnyPath, existing
 from invocupy.weights.arrays import (
     Array,
     Pending,
@@ -82,7 +82,7 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     """
     path = Path(path)
     try:
-        path = checkpoint.existing(path)
+        path = existing(path)
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
