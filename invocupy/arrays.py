@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.messages import one_line
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
 
@@ -255,8 +257,9 @@ def readable(array: Any) -> np.ndarray[Any, Any]:
     except MemoryError:
         raise
     except Exception as error:  # each library has its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"a {type(array).__name__} that NumPy cannot read ({reason})") from error
+        raise ValueError(
+            f"a {type(array).__name__} that NumPy cannot read ({one_line(error)})"
+        ) from error
 
 
 def _is_floating(array: Any) -> bool:

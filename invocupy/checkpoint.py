@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing, expand
 
 FORMAT = "invocupy checkpoint 1"
@@ -124,11 +125,10 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 raise CheckpointError(f"{path} is damaged (dtype {unknown.pop()}): {_WAY_OUT}")
             arrays = {name: file.get_tensor(name) for name in names}
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}): {_WAY_OUT}") from error
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_WAY_OUT}") from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}): {_WAY_OUT}"
+            f"{path} is not a whole safetensors file ({one_line(error)}): {_WAY_OUT}"
         ) from error
     text = header.get("info", "")
     if _digest(arrays, text) != header.get("sha256"):

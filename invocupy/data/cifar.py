@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import settings
+from invocupy.messages import one_line
 from invocupy.paths import expand
 
 CIFAR10_CLASSES = (
@@ -266,9 +267,8 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         except DataError:
             raise
         except Exception as error:  # of tarfile, gzip, zlib, bz2 and lzma
-            reason = _line(error) or type(error).__name__
             raise DataError(
-                f"{path} is not a whole tar{ending} archive ({reason}): {_WAY_OUT}"
+                f"{path} is not a whole tar{ending} archive ({one_line(error)}): {_WAY_OUT}"
             ) from error
     if missing:
         raise DataError(
@@ -327,10 +327,6 @@ def _download(cache: Path) -> Path:
     try:
         return Path(keeper.fetch(ARCHIVE, downloader=download))
     except OSError as error:  # also what requests raises
-        raise DownloadError(f"could not download {URL} ({_line(error)}): {by_hand}") from error
+        raise DownloadError(f"could not download {URL} ({one_line(error)}): {by_hand}") from error
     except ValueError as error:
-        raise DataError(f"{URL} gave another file ({_line(error)}): {by_hand}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise DataError(f"{URL} gave another file ({one_line(error)}): {by_hand}") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from invocupy.data.cifar import DataError
 from invocupy.extras import require
+from invocupy.messages import one_line
 from invocupy.paths import existing
 
 _SIXTEEN_BITS = "PNG", "PPM", "TIFF", "JPEG2000"
@@ -77,9 +78,8 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
             filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
             small = np.asarray(image.resize((size, size), filter_), np.uint8)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(
-            f"{os.fspath(path)} cannot be read as an image ({reason or type(error).__name__})"
+            f"{os.fspath(path)} cannot be read as an image ({one_line(error)})"
         ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 

@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterable, Iterator, MutableSequence
 from typing import Any, Self, overload
 
-from invocupy.nn.module import Module, kind_of
+from invocupy.messages import kind_of
+from invocupy.nn.module import Module
 
 
 class ModuleList(Module, MutableSequence[Module]):

@@ -17,6 +17,7 @@ import numpy as np
 
 from invocupy import arrays
 from invocupy.autograd import Tensor
+from invocupy.messages import kind_of
 
 M = TypeVar("M", bound="Module")
 
@@ -327,11 +328,6 @@ def _mode(value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"training must be True or False, got {value!r}")
     return bool(value)
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, for messages: a class is told from its instance."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 @contextmanager

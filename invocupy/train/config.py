@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.messages import one_line
 from invocupy.models import SPATIAL
 from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
@@ -263,9 +264,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"config {path} cannot be read ({one_line(error)})") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {error}") from error
+        reason = one_line(error)
+        raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {reason}") from error
     if isinstance(values, dict):
         values = {name.replace("-", "_"): value for name, value in values.items()}
     return _known(f"config {path}", values)

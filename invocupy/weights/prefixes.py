@@ -9,6 +9,7 @@ import numpy as np
 
 from invocupy.arrays import readable
 from invocupy.autograd import Tensor
+from invocupy.messages import one_line
 from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError
 
@@ -112,4 +113,4 @@ def _array(name: str, value: Any) -> Any:
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         return readable(value.data if isinstance(value, Tensor) else value)
     except Exception as error:  # each library has its own
-        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name}: {one_line(error)}") from error
