@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from invocupy.data.cifar import DataError
 from invocupy.extras import require
+from invocupy.geometry import integer
 from invocupy.messages import one_line
 from invocupy.paths import existing
 
@@ -46,7 +46,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
         If the file cannot be read, is no image, is damaged, has pixels of no known scale or more of
         them than Pillow takes for safe or than fit into memory.
     ValueError
-        If ``size`` is below 1.
+        If ``size`` is not an integer >= 1.
     invocupy.extras.MissingExtra
         Without Pillow.
 
@@ -57,8 +57,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
     ...
     invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...)
     """
-    if operator.index(size) < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    size = integer("size", size, 1)
     pillow = require("PIL.Image", "Pillow", "plots")
     turned = require("PIL.ImageOps", "Pillow", "plots")
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
 from invocupy.autograd import Tensor, apply
+from invocupy.geometry import integer
 from invocupy.ops.block import involution_block
 
 
@@ -200,10 +201,9 @@ class SimpleModel(nn.Module):
         rng: np.random.Generator | int | None = None,
         recompute: bool = True,
     ) -> None:
-        sizes = {"height": height, "width": width, "num_classes": num_classes}
-        for name, value in {**sizes, "num_layers": num_layers}.items():
-            if value < (name in sizes):
-                raise ValueError(f"{name} must be at least {int(name in sizes)}, got {value}")
+        height, width = integer("height", height, 1), integer("width", width, 1)
+        num_layers = integer("num_layers", num_layers, 0)
+        num_classes = integer("num_classes", num_classes, 1)
         rng = np.random.default_rng(rng)
         channels = 3
         self.blocks = nn.ModuleList(
