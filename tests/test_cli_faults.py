@@ -26,9 +26,7 @@ TINY = ["--layers", "0", "--limit", "20", "--batch-size", "10", "--epochs", "1",
 TRAIN = ["train", *TINY, "--no-plots"]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")

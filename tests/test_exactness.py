@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import host
 from op_table import ROWS, Row
 
 import invocupy
@@ -23,10 +24,6 @@ COUNT = 4096  # float16 has no number between 2048 and 2050: adding ones stops t
 MANY = 200_000
 
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name} {row.variant}".strip())
-
-
-def host(value: Any) -> np.ndarray:
-    return invocupy.to_device(value.data if isinstance(value, Tensor) else value, "cpu")
 
 
 def leaf(array: Any) -> Tensor:
