@@ -196,7 +196,7 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def converted(array: Any, like: Any, least: float | None = None) -> Any:
-    """A copy of loaded state in the dtype and on the device of ``like``, if it means the same.
+    """A copy of loaded state in the dtype and on the device of ``like``, if that keeps its values.
 
     Floating dtypes are converted into each other, and numbers that are whole into integers.
 

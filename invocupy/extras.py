@@ -8,7 +8,7 @@ from typing import Any
 
 
 class MissingExtra(ModuleNotFoundError, RuntimeError):  # noqa: N818
-    """A package of an extra is not installed, or too old. Says which extra has it."""
+    """An optional package is missing or too old. The message names the extra that installs it."""
 
 
 def require(module: str, package: str, extra: str, minimum: str = "") -> Any:

@@ -225,7 +225,7 @@ def _macs(module: nn.Module, result: Shape) -> int:
 
 
 def _like(model: nn.Module) -> Any:
-    """An array on the device of the model; NumPy's if it has no parameters."""
+    """An array on the device of the model; a NumPy array if it has no parameters."""
     return next((parameter.data for parameter in model.parameters()), np.zeros(0))
 
 

@@ -376,7 +376,7 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any])
 @pytest.mark.parametrize("info", [[], {"config": [], "state": {}}, {"config": {}, "state": None}])
 def test_json_of_another_shape_is_refused(tmp_path: Path, info: Any) -> None:
     checkpoint.save(tmp_path / "last.safetensors", {}, info)
-    with pytest.raises(CheckpointError, match=r"not a run of this version|has no JSON"):
+    with pytest.raises(CheckpointError, match=r"not a run of this version|lacks the JSON"):
         load_run(tmp_path, "last")
 
 

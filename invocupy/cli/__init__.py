@@ -65,9 +65,9 @@ def _told(error: BaseException) -> int:
     from invocupy.train import Interrupted
 
     text = f"invocupy: {' '.join(str(error).splitlines()) or 'interrupted'}"
-    # Whoever reads has seen enough (head, a pager): as programs in C end, without a word.
+    # The reader (head, a pager) has closed the pipe: end in silence, as programs in C do.
     text = "" if isinstance(error, BrokenPipeError) else text
-    # Interrupted is that all ranks have stopped together; else one may have failed alone.
+    # Interrupted is raised on all ranks together; any other error may be on one rank only.
     if not isinstance(error, Interrupted):
         end_all(text, known, isinstance(error, PeerError))
     elif speaks():
@@ -77,7 +77,7 @@ def _told(error: BaseException) -> int:
 
 
 def _ready_streams() -> None:
-    """What is closed takes everything, and what an encoding lacks is escaped: a run may be "ü"."""
+    """Replace closed streams by the null device; escape letters that an encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -89,7 +89,7 @@ def _ready_streams() -> None:
 
 
 def _settle_streams() -> None:
-    """Drop what cannot be written: Python would try it again at exit, and exit with code 120."""
+    """Drop output that cannot be written: at exit Python would try again and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -141,7 +141,7 @@ def cifar10(
 
 
 def data_path(path: str | os.PathLike[str]) -> Path:
-    """A path from settings or the environment, where no shell has replaced ``~``.
+    """A path from settings or the environment, with ``~`` expanded.
 
     Raises
     ------
@@ -204,17 +204,17 @@ def _check_size(where: str, size: int) -> None:
 
 
 class _Tar:
-    """A tar file read once from its begin to its end, up to a limit: a bomb ends here.
+    """A tar file, read once from start to end and up to a limit.
 
-    Of ``tarfile`` only the parser of a single header is used. Its reader follows sizes and chains
-    of headers without a limit, so that a few bytes keep it busy for ever.
+    Only the parser of a single header is taken from ``tarfile``. The reader of ``tarfile`` follows
+    sizes and chains of headers without a limit, so a few bytes could keep it busy for ever.
     """
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
 
     def read(self, size: int) -> bytes:
-        """So many bytes, or fewer at the end."""
+        """Read ``size`` bytes, or fewer at the end."""
         if size < 0:
             raise ValueError(f"a member has a size of {size}")
         block = self.file.read(min(size, self.left + 1))

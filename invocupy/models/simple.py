@@ -76,7 +76,7 @@ class SimpleBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The norm after ``project``, whichever name it has."""
+        """The norm after ``project``: ``signed_norm`` or ``project_norm``."""
         return self.signed_norm if self.signed else self.project_norm
 
     def forward(self, x: Any) -> Any:
@@ -223,7 +223,7 @@ class SimpleModel(nn.Module):
         return any(isinstance(module, nn.ReLU) for module in self.head)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """As :meth:`invocupy.nn.Module.load_state_dict`; a state of other options is refused.
+        """As :meth:`invocupy.nn.Module.load_state_dict`, but names the option of another model.
 
         Raises
         ------
@@ -262,7 +262,7 @@ class SimpleModel(nn.Module):
 
 
 def _said(names: Iterable[str], yes: str, no: str) -> bool | None:
-    """What the names of a state say about an option; None if they say nothing."""
+    """The value of an option that the names of a state show; None if they show none."""
     for pattern, answer in ((yes, True), (no, False)):
         if any(re.match(pattern, str(name)) for name in names):
             return answer

@@ -287,7 +287,7 @@ def _known(where: str, values: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it: a number of Python's, a path as text, a list as a tuple."""
+    """A setting in Python's own types: numbers, paths as text, lists as tuples."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.ndarray):
@@ -300,7 +300,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message of one line."""
+    """A value as text for a message: one line, shortened."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # an integer of more digits than Python writes

@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: the step at hand is finished and saved first."""
+"""Signals that stop a training after its current step has been finished and saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a scheduler's end, after the step at hand was finished and saved.
+    """Ctrl-C or a signal from a scheduler, after the current step was finished and saved.
 
     ``signal`` is the signal's number: a program that ends for it exits with 128 plus that.
     """
@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Asked:
-    """Whether a signal has asked the training to end, and which one came first."""
+    """Whether a signal has asked the training to stop, and which one came first."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
