@@ -334,19 +334,22 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
     partials of those operands that require a gradient.
     """
+    tensors = [isinstance(operand, Tensor) for operand in operands]
     plain = [
-        operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
-        for place, operand in enumerate(operands)
+        operand.data if tensor else _plain(op, place, operand)
+        for place, (operand, tensor) in enumerate(zip(operands, tensors, strict=True))
     ]
     value, partials = memory.patiently(op, *plain, **options)
-    if not any(isinstance(operand, Tensor) for operand in operands):
+    if True not in tensors:
         return value
     result = Tensor(value)
     if is_recording():
         result._parents = tuple(
-            (operand, partial)
-            for operand, partial in zip(operands, partials, strict=True)
-            if isinstance(operand, Tensor) and operand.requires_grad
+            [
+                (operand, partial)
+                for operand, tensor, partial in zip(operands, tensors, partials, strict=True)
+                if tensor and operand.requires_grad
+            ]
         )
         result.requires_grad = bool(result._parents)
         if result._parents and value.dtype.kind not in "fV":
