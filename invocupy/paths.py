@@ -23,7 +23,7 @@ def expand(path: AnyPath) -> Path:
     Raises
     ------
     OSError
-        If it has a NUL character, or begins with ``~`` and the home folder is not known.
+        If it has a NUL character, or begins with ``~`` and there is no such user.
 
     Examples
     --------

@@ -65,9 +65,9 @@ class Module:
     Raises
     ------
     TypeError
-        When another kind of value is assigned to a registered attribute, when an assigned list,
-        tuple, set or dict has modules or parameters that are not registered (checked again when
-        the parameters are listed), or when ``training`` is set to a value that is no bool.
+        When another kind of value is assigned to a registered attribute, a list, tuple, set or
+        dict is assigned whose modules or parameters are not registered (or has got some by the time
+        the parameters are asked for), or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.

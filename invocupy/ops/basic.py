@@ -21,7 +21,7 @@ Result: TypeAlias = tuple[Any, tuple[Partial, ...]]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 _BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
-ROWS = 1024  # are summed one by one; a longer sum is a sum of such blocks
+ROWS = 1024  # that are summed one by one; sums of more are made of sums of so many
 
 
 def _like(grad: Any, operand: Any) -> Any:
