@@ -292,7 +292,7 @@ Counter = tuple[Callable[[], object], Callable[[], int]]
 
 @contextmanager
 def _traced(_: Any) -> Iterator[Counter]:
-    memory.release()
+    memory.release_memory()
     started = tracemalloc.is_tracing()
     if not started:
         tracemalloc.start()
@@ -302,7 +302,7 @@ def _traced(_: Any) -> Iterator[Counter]:
     finally:
         if not started:
             tracemalloc.stop()
-        memory.release()
+        memory.release_memory()
 
 
 @contextmanager

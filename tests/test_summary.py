@@ -122,7 +122,7 @@ def compute(model, images):
         sgd.step()
 
 compute(SimpleModel(num_layers=1, fused=fused, rng=0), 2)  # compiles, and starts threads
-gc.collect(); memory.release()
+gc.collect(); memory.release_memory()
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")  # the highest resident size starts anew
 before = status("VmRSS")

@@ -5,9 +5,9 @@ Progress goes to standard error, results to standard output. What takes time to 
 inside the commands, so that ``invocupy --help`` answers at once.
 
 Exit codes: 0 done, 1 refused by the system or unexpected, 2 wrong usage, 65 bad data, image or
-checkpoint, 69 download not possible or a package missing, 70 the loss became NaN or infinite, 75
-another rank hangs or the launcher is gone, 130 interrupted by Ctrl-C, 143 by SIGTERM (129 by
-SIGHUP), 141 the reader of the output has closed it.
+checkpoint, 69 a download failed or a package is missing, 70 the loss became NaN or infinite, 75
+another rank timed out or the launcher died, 130 interrupted by Ctrl-C, 143 ended by SIGTERM (129 by
+SIGHUP), 141 the program that reads the output closed it.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Involution without a deep learning framework.",
         epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "
         "refused by the system or unexpected, 2 wrong usage or settings, 65 bad data, image or "
-        "checkpoint, 69 a download or package is missing, 70 the loss became NaN or infinite, 75 "
-        "another rank hangs, 130 interrupted by Ctrl-C, 143 by SIGTERM, 141 the reader of the "
-        "output has closed it.",
+        "checkpoint, 69 a download failed or a package is missing, 70 the loss became NaN or "
+        "infinite, 75 another rank timed out or the launcher died, 130 interrupted by Ctrl-C, 143 "
+        "ended by SIGTERM, 129 by SIGHUP, 141 the program that reads the output closed it.",
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
