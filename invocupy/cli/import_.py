@@ -131,7 +131,7 @@ def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[st
     side = math.isqrt(pixels)
     if side * side != pixels:
         raise ValueError(f"its first dense layer takes {pixels} pixels, which are no square image")
-    # The two largest arrays: no model is built that is larger than the file.
+    # The two largest arrays: what the file has not got is not made.
     needed = 500 * 3 * pixels + len(blocks) * hidden * hidden // 4
     if needed > sum(map(math.prod, shapes.values())):
         raise ValueError(
