@@ -5,8 +5,8 @@ read. The digest covers the bytecode of the function and everything that it can 
 (functions, classes, constants). Numba copies the values of global names and of closures into the
 code that it compiles, including constants that describe the machine.
 
-When a module is loaded again, compiled code keeps the old values of its names. So functions of a
-module that was loaded again after its first digest have no digest.
+What was compiled from a module stays as it is when the module is loaded again, but names then have
+other values; so there is no digest of what has been loaded again since it was first looked at.
 """
 
 from __future__ import annotations
