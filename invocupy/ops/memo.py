@@ -19,7 +19,7 @@ current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
 @contextmanager
 def sharing(grad: Any) -> Iterator[None]:
-    """Within it, partials that are given this very ``grad`` do their common work once.
+    """A context in which partials that get this very ``grad`` do their common work once.
 
     Examples
     --------

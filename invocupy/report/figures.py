@@ -27,7 +27,7 @@ _STYLE: Any = {
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
 }
-_MARK = "invocupy"  # in each file: what has it may be removed
+_MARK = "invocupy"  # in the metadata of each picture; only files that have it are removed
 _GROUPS = 8  # shown of a layer
 
 
