@@ -99,7 +99,7 @@ def measure(kind: str, size: int, kernel: int, channels: int) -> dict[str, Any]:
         for tensor in (x, *weights.values()):
             tensor.grad = None
     del out
-    memory.release()
+    memory.release_memory()
     tracemalloc.start()
     forward(kind, x, weights, kernel).backward(grad)
     peak = tracemalloc.get_traced_memory()[1]

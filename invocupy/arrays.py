@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.messages import one_line
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
 
@@ -194,7 +196,7 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def converted(array: Any, like: Any, least: float | None = None) -> Any:
-    """A copy of loaded state in the dtype and on the device of ``like``, if it means the same.
+    """A copy of loaded state in the dtype and on the device of ``like``, if that keeps its values.
 
     Floating dtypes are converted into each other, and numbers that are whole into integers.
 
@@ -255,8 +257,9 @@ def readable(array: Any) -> np.ndarray[Any, Any]:
     except MemoryError:
         raise
     except Exception as error:  # each library has its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"a {type(array).__name__} that NumPy cannot read ({reason})") from error
+        raise ValueError(
+            f"a {type(array).__name__} that NumPy cannot read ({one_line(error)})"
+        ) from error
 
 
 def _is_floating(array: Any) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing, expand
 
 FORMAT = "invocupy checkpoint 1"
@@ -124,11 +125,10 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 raise CheckpointError(f"{path} is damaged (dtype {unknown.pop()}): {_WAY_OUT}")
             arrays = {name: file.get_tensor(name) for name in names}
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}): {_WAY_OUT}") from error
+        raise CheckpointError(f"{path} cannot be read ({one_line(error)}): {_WAY_OUT}") from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}): {_WAY_OUT}"
+            f"{path} is not a whole safetensors file ({one_line(error)}): {_WAY_OUT}"
         ) from error
     text = header.get("info", "")
     if _digest(arrays, text) != header.get("sha256"):
@@ -140,12 +140,12 @@ def load(path: AnyPath) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     except (ValueError, RecursionError):
         info = None
     if not isinstance(info, dict):
-        raise CheckpointError(f"{path} has no JSON that {FORMAT!r} has: {_WAY_OUT}")
+        raise CheckpointError(f"{path} lacks the JSON object of {FORMAT!r}: {_WAY_OUT}")
     return arrays, info
 
 
 def is_own(header: Mapping[str, str]) -> bool:
-    """Whether the metadata of a safetensors file are ours, although any one word may be damaged.
+    """Whether metadata of a safetensors file are those of :func:`save`, even if one is damaged.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _sync(descriptor: int) -> None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of this process's open file that a path means, as ``/dev/stdout`` does."""
+    """The file descriptor of this process that a path such as ``/dev/stdout`` stands for."""
     for _ in range(40):  # links
         folder = os.path.realpath(path.parent)
         if folder in ("/dev/fd", f"/proc/{os.getpid()}/fd") and path.name.isdecimal():
@@ -283,7 +283,7 @@ def sweep(folder: AnyPath, names: Iterable[str] | None = None) -> None:
 
 
 def strict(value: Any) -> Any:
-    """A value as JSON can hold it: NumPy's numbers as Python's, and None for NaN and infinities.
+    """A copy of a value for strict JSON: NumPy's numbers as Python's, NaN and infinities as None.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class MissingExtra(ModuleNotFoundError, RuntimeError):  # noqa: N818
-    """A package of an extra is not installed, or too old. Says which extra has it."""
+    """An optional package is missing or too old. The message names the extra that installs it."""
 
 
 def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
@@ -47,7 +47,7 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
         reason = "is not installed" if absent else f"cannot be loaded ({error})"
         raise MissingExtra(f"{package} {reason}: pip install 'invocupy[{extra}]'") from error
     version = str(getattr(found, "__version__", "")) if minimum else ""
-    if version and _numbers(version) < _numbers(minimum):
+    if (numbers := _numbers(version)) and numbers < _numbers(minimum):
         raise MissingExtra(
             f"{package} {version} is too old, {minimum} or newer works: "
             f"pip install --upgrade 'invocupy[{extra}]'"
@@ -56,6 +56,6 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
 
 
 def _numbers(version: str) -> list[int]:
-    """The release of a version: "2.13.0+cpu" gives [2, 13, 0]."""
+    """The release of a version: "2.13.0+cpu" gives [2, 13, 0]; [] if it has no number."""
     matched = re.match(r"\d+(\.\d+)*", version)
     return [int(part) for part in matched[0].split(".")] if matched else []

@@ -1,7 +1,7 @@
 """Sizes of one involution: the one place where they are computed and shape errors are raised.
 
 The same rules serve convolution and pooling through :func:`pair`, :func:`padding_pair` and
-:func:`output_size`.
+:func:`output_size`. Options everywhere are read with :func:`number` and :func:`integer`.
 """
 
 from __future__ import annotations

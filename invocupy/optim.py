@@ -119,7 +119,7 @@ class SGD:
                 self.params[i].data, self.velocities[i] = array, velocity
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The velocities as NumPy arrays, copied: all that steps leave besides the parameters.
+        """Copies of the velocities as NumPy arrays: the only state of steps besides the parameters.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class SGD:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the velocities of :meth:`state_dict`; nothing changes if one is wrong.
+        """Load the velocities of :meth:`state_dict`; nothing changes if one is wrong.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class SGD:
 
 
 def _tensors(params: Any) -> list[Tensor]:
-    """What can have gradients of its own, each once."""
+    """The given Tensors as a list, checked: each once, none made by an operator."""
     # A Tensor is iterable, too: its rows would be moved, and it would stay.
     if isinstance(params, Tensor) or not isinstance(params, Iterable):
         got = "a single " + ("Tensor" if isinstance(params, Tensor) else type(params).__name__)

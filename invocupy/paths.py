@@ -1,4 +1,4 @@
-"""Paths as users mean them: ``~`` is the home folder, wherever the path comes from."""
+"""Paths from users, with ``~`` expanded, wherever they come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def expand(path: AnyPath) -> Path:
-    """A path in which a leading ``~`` is the home folder; no shell may have seen it.
+    """The path with a leading ``~`` replaced by the home folder.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def existing(path: AnyPath) -> Path:
     Raises
     ------
     OSError
-        If it is a pipe or a device, which may never end.
+        If it is a pipe or a device, whose content may be endless.
 
     Examples
     --------

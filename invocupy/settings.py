@@ -1,4 +1,4 @@
-"""What environment variables say to this package: folders and the number of threads."""
+"""Settings from environment variables: folders and the number of threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from invocupy.paths import expand
 
 
 class SettingError(ValueError):
-    """An environment variable has a value that it cannot have. Says which, and what it may have."""
+    """An environment variable has an invalid value. The message names the variable and the rule."""
 
 
 def folder(name: str) -> Path | None:
@@ -39,10 +39,10 @@ def folder(name: str) -> Path | None:
 
 
 def cache_root() -> Path:
-    """The folder for what can be made or loaded again: ``invocupy`` in the user's caches.
+    """The folder ``invocupy`` in the user's caches, for files that can be made or loaded again.
 
-    ``$XDG_CACHE_HOME``, or ``~/.cache`` where that is not set or is relative: such a value has to
-    be ignored, says the XDG Base Directory Specification.
+    The caches are in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is unset or relative: the XDG
+    Base Directory Specification says to ignore relative values.
 
     Raises
     ------

@@ -225,7 +225,7 @@ def _macs(module: nn.Module, result: Shape) -> int:
 
 
 def _like(model: nn.Module) -> Any:
-    """An array on the device of the model; NumPy's if it has no parameters."""
+    """An array on the device of the model; a NumPy array if it has no parameters."""
     return next((parameter.data for parameter in model.parameters()), np.zeros(0))
 
 
@@ -256,8 +256,11 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:
-    """The straight lines through the peaks of two runs."""
-    runs = (_peaks(model, shape, prepare, images) for images in _SIZES)
+    """The straight lines through the peaks of two runs.
+
+    A run before them, which is not counted, loads the modules that the first one needs.
+    """
+    _, *runs = (_peaks(model, shape, prepare, images) for images in (_SIZES[0], *_SIZES))
     lines = []
     for small, large in zip(*runs, strict=True):
         per_image = max(-(-(large - small) // (_SIZES[1] - _SIZES[0])), 0)
@@ -289,7 +292,7 @@ Counter = tuple[Callable[[], object], Callable[[], int]]
 
 @contextmanager
 def _traced(_: Any) -> Iterator[Counter]:
-    memory.release()
+    memory.release_memory()
     started = tracemalloc.is_tracing()
     if not started:
         tracemalloc.start()
@@ -299,7 +302,7 @@ def _traced(_: Any) -> Iterator[Counter]:
     finally:
         if not started:
             tracemalloc.stop()
-        memory.release()
+        memory.release_memory()
 
 
 @contextmanager

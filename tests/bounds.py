@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from invocupy import Tensor, to_device
+
 DTYPES = st.sampled_from(["float32", "float64"])
 SEEDS = st.integers(0, 2**32 - 1)
 # one pixel, less than a vector, odd, several tiles and a rest, more than a chunk
@@ -27,6 +29,11 @@ def roundoff(dtype: Any, terms: int) -> float:
 def draw(seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def host(value: Any) -> Any:
+    """A Tensor, or an array of any library, as NumPy's array."""
+    return to_device(value.data if isinstance(value, Tensor) else value, "cpu")
 
 
 def wide(*arrays: Any) -> list[Any]:

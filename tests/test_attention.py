@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bounds import SEEDS
+from bounds import SEEDS, host
 from hypothesis import given
 from hypothesis import strategies as st
 
-import invocupy
 from invocupy import functional as F  # noqa: N812
 from invocupy.testing import gradcheck
-
-
-def host(array: Any) -> np.ndarray:
-    return invocupy.to_device(array, "cpu")
 
 
 def softmax(scores: list[float]) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("copy", "GB/s", "GFLOP/s", "images/s", "tiny, gradients, invocupy", "%"):
         assert words in out
     assert main(["bench", "--seconds", "0"]) == 2
-    assert "seconds must be a finite number above 0" in capsys.readouterr().err
+    assert "seconds must be" in capsys.readouterr().err
 
 
 def test_the_peer_is_the_same_operator() -> None:

@@ -357,7 +357,7 @@ def test_json_that_is_none(text: str, tmp_path: Path) -> None:
     header = {"format": checkpoint.FORMAT, "sha256": checkpoint._digest({}, text), "info": text}
     path = tmp_path / "w.safetensors"
     path.write_bytes(serialize({}, header))
-    with pytest.raises(CheckpointError, match=r"has no JSON .*: use another"):
+    with pytest.raises(CheckpointError, match=r"lacks the JSON .*: use another"):
         checkpoint.load(path)
 
 

@@ -41,9 +41,7 @@ TINY = [
 TRAIN = ["train", *TINY]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +231,7 @@ def test_info_says_why_kernels_are_not_kept(
         ("", "INVOCUPY_CACHE_DIR is empty"),
         ("file", "File exists"),
         ("open", "must belong to this user and be writable by nobody else"),
-        ("~no_such_user/x", "give a path that begins with /"),
+        ("~no_such_user/x", "give the whole path"),
     ):
         path = given if given[:1] in ("", "~") else str(tmp_path / given)
         monkeypatch.setenv("INVOCUPY_CACHE_DIR", path)

@@ -26,9 +26,7 @@ TINY = ["--layers", "0", "--limit", "20", "--batch-size", "10", "--epochs", "1",
 TRAIN = ["train", *TINY, "--no-plots"]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +314,7 @@ def test_too_little_memory_is_a_line(
 
 def test_flags_that_need_a_finite_number(capsys: pytest.CaptureFixture[str]) -> None:
     for value in ("nan", "inf", "0", "-1"):
-        assert "finite" in one_line(capsys, "bench", "--seconds", value)[1]
+        assert "seconds must be" in one_line(capsys, "bench", "--seconds", value)[1]
     for device in ("x", "cuda:", "cuda:" + "9" * 5000, "cuda:0:1"):
         assert one_line(capsys, "bench", "--device", device)[0] == 2
 

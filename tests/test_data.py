@@ -513,11 +513,9 @@ def test_shapes10_needs_more_than_colour_or_a_linear_model() -> None:
 
 
 def test_shapes10_refuses_bad_arguments() -> None:
-    for n, seed in ((-1, 0), (1, -1)):
-        with pytest.raises(ValueError, match="n and seed must be at least 0"):
-            data.shapes10(n, seed)
-    with pytest.raises(TypeError):
-        data.shapes10(1.5, 0)  # type: ignore[arg-type]
+    for n, seed, name in ((-1, 0, "n"), (1.5, 0, "n"), (1, -1, "seed"), (1, True, "seed")):
+        with pytest.raises(ValueError, match=f"{name} must be an integer >= 0"):
+            data.shapes10(n, seed)  # type: ignore[arg-type]
 
 
 def test_names() -> None:
@@ -642,9 +640,9 @@ def test_drop_last() -> None:
         (ValueError, r"labels \(N,\)", {"labels": np.arange(9)}),
         (ValueError, "3 numbers", {"mean": (0.5,)}),
         (ValueError, "std positive", {"std": (0.5, 0.0, 0.5)}),
-        (ValueError, "batch_size must be at least 1", {"batch_size": 0}),
-        (ValueError, "seed at least 0", {"seed": -1}),
-        (TypeError, "integer", {"batch_size": 2.5}),
+        (ValueError, "batch_size must be an integer >= 1", {"batch_size": 0}),
+        (ValueError, "seed must be an integer >= 0", {"seed": -1}),
+        (ValueError, "batch_size must be an integer >= 1", {"batch_size": 2.5}),
     ],
 )
 def test_batches_refuse(error: type, match: str, change: dict[str, Any]) -> None:
@@ -653,11 +651,18 @@ def test_batches_refuse(error: type, match: str, change: dict[str, Any]) -> None
         Batches(**{"images": images, "labels": labels, "batch_size": 2, **HALF, **change})
 
 
-@pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -1), (0, 6)])
-def test_epoch_refuses_at_once(epoch: int, start: int) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "start", "words"),
+    [
+        (-1, 0, "epoch must be an integer >= 0"),
+        (0, -1, "start must be an integer >= 0"),
+        (0, 6, "start must be at most 5"),
+    ],
+)
+def test_epoch_refuses_at_once(epoch: int, start: int, words: str) -> None:
     batches = Batches(*numbered(10), 2, **HALF)
     assert list(batches.epoch(0, 5)) == []
-    with pytest.raises(ValueError, match="start from 0 to 5"):
+    with pytest.raises(ValueError, match=words):
         batches.epoch(epoch, start)  # not only when the first batch is taken
 
 

@@ -246,9 +246,9 @@ def test_ctrl_c_is_not_a_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_image(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_a_size_below_one(size: int) -> None:
-    with pytest.raises(ValueError, match=f"size must be at least 1, got {size}"):
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_size_below_one(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"size must be an integer >= 1, got {size}"):
         read_image("a.png", size)
 
 

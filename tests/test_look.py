@@ -169,6 +169,16 @@ def test_a_package_that_cannot_be_loaded_is_not_called_missing(
         require("of_another_numpy", "Other", "plots")
 
 
+@pytest.mark.parametrize("version", ["'unknown'", "None", "2.11", "'10.0.dev1'", "'2.10'"])
+def test_a_version_that_cannot_be_compared_or_is_new_is_taken(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_some_version.py").write_text(f"__version__ = {version}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "of_some_version", raising=False)
+    assert require("of_some_version", "Some", "plots", "2.10").__name__ == "of_some_version"
+
+
 def test_findings_agree_with_the_evaluation(run: str, found: Findings) -> None:
     _, model, _ = load_run(run)
     images, labels = load_data(CONFIG, train=False)

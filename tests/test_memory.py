@@ -28,10 +28,10 @@ MB = 1 << 20
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A pool of which 4 MB may lie idle."""
-    memory.release()
+    memory.release_memory()
     monkeypatch.setattr(memory._pool, "limit", 4 * MB)
     yield memory._pool
-    memory.release()
+    memory.release_memory()
 
 
 def take(size: int) -> tuple[Any, Any]:

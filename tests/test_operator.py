@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import host
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,10 +90,6 @@ BIASED = Form(
     span_grad_terms,
 )
 forms = pytest.mark.parametrize("form", [PLAIN, FUSED, BIASED], ids=["plain", "fused", "biased"])
-
-
-def host(array: Any) -> Any:
-    return invocupy.to_device(array, "cpu")
 
 
 def whole(array: Any) -> Any:

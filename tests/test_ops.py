@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import host
 from hypothesis import given
 from hypothesis import strategies as st
 from op_table import ROWS, Row
@@ -21,11 +22,6 @@ from invocupy.testing import check_partials, gradcheck, lay_out
 
 SEEDS = st.integers(0, 2**32 - 1)
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name} {row.variant}".strip())
-
-
-def host(value: Any) -> np.ndarray:
-    """A Tensor, NumPy or CuPy array as NumPy's."""
-    return invocupy.to_device(value.data if isinstance(value, Tensor) else value, "cpu")
 
 
 def assert_close(actual: Any, expected: Any, terms: int, summand: float = 0.0) -> None:

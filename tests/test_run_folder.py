@@ -71,7 +71,7 @@ def killed(count, folder, resume):
     os._exit(0)
 
 for resume in (False, True):
-    for count in itertools.count(step=int(sys.argv[2])):
+    for count in itertools.count(*map(int, sys.argv[2:])):
         folder = place / f"run-{resume}-{count}"
         if resume:
             fit(replace(config, epochs=1), folder)
@@ -95,13 +95,15 @@ print(begun, resumed)
 """
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 40])
+@pytest.mark.parametrize(
+    ("first", "every"),
+    [(0, 40), *(pytest.param(first, 4, marks=pytest.mark.slow) for first in range(4))],
+)
 def test_killed_before_any_operation_on_its_files_a_run_begins_or_goes_on(
-    tmp_path: Path, every: int
+    tmp_path: Path, first: int, every: int
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path), str(every)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", KILLER, str(tmp_path), str(first), str(every)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     begun, resumed = map(int, done.stdout.split())
     assert begun > 40 // every
@@ -376,7 +378,7 @@ def test_a_state_that_is_none_is_refused(tmp_path: Path, change: dict[str, Any])
 @pytest.mark.parametrize("info", [[], {"config": [], "state": {}}, {"config": {}, "state": None}])
 def test_json_of_another_shape_is_refused(tmp_path: Path, info: Any) -> None:
     checkpoint.save(tmp_path / "last.safetensors", {}, info)
-    with pytest.raises(CheckpointError, match=r"not a run of this version|has no JSON"):
+    with pytest.raises(CheckpointError, match=r"not a run of this version|lacks the JSON"):
         load_run(tmp_path, "last")
 
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from bounds import draw, roundoff
+from bounds import draw, host, roundoff
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ranks import Rank, run_ranks
 
 from invocupy import Tensor, models, nn, no_grad, ops
 from invocupy import functional as F  # noqa: N812
-from invocupy.arrays import device_of, require_cupy, to_device
+from invocupy.arrays import device_of, require_cupy
 from invocupy.ops import block, normalization
 from invocupy.ops.memo import sharing
 from invocupy.ops.ranks import add_up, merge
@@ -75,10 +75,6 @@ def joined(model: nn.Module, comm: Rank | None) -> nn.Module:
         if hasattr(module, "comm"):
             module.comm = comm
     return model
-
-
-def host(array: Any) -> Any:
-    return to_device(array, "cpu")
 
 
 def both(

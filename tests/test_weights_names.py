@@ -147,8 +147,10 @@ def test_stem_with_a_larger_involution() -> None:
     assert sum(p.size for p in model.parameters()) == 9_233_166 + 2 * 40 * (8 + 1)
     small = tiny("rednet", stem="cifar", stem_kernel_size=7).eval()
     assert small(np.ones((1, 3, 9, 8), np.float32)).shape == (1, 10)
-    for wrong in (0, 4, -1):
-        with pytest.raises(ValueError, match="stem_kernel_size must be odd and positive"):
+    wrong: Any
+    for wrong in (0, -1, 3.0, True, "3", 4):
+        rule = "odd" if wrong == 4 else "an integer >= 1"
+        with pytest.raises(ValueError, match=f"stem_kernel_size must be {rule}"):
             models.rednet26(stem_kernel_size=wrong)
 
 

@@ -1,6 +1,6 @@
-"""What Python and NumPy may do with a Tensor: conversions, comparisons, NumPy's functions.
+"""Python's and NumPy's protocols for Tensor: conversions, comparisons, NumPy's functions.
 
-Either it works with its gradient, or nothing is lost, or a ``TypeError`` says what to do instead.
+No gradient is lost in silence: an operation that would lose one raises a ``TypeError``.
 ``numpy.exp(tensor)`` and other functions that have an operator of their own run it. Any other
 function of NumPy runs on the values: no gradient is lost where none is required, and where the
 result is no floating array (a shape, a truth value, the index of the largest element).
@@ -47,9 +47,9 @@ _OPTIONS = {"axis", "keepdims", "shape", "axes"}
 
 
 class _Ufuncs:
-    """``__array_ufunc__``: NumPy asks the class of an operand for it, CuPy the operand itself.
+    """``__array_ufunc__``, which NumPy looks up in the class and CuPy in the instance.
 
-    The None that CuPy finds leaves ``array * tensor`` to ``Tensor.__rmul__``.
+    CuPy finds None there, so ``array * tensor`` is computed by ``Tensor.__rmul__``.
     """
 
     def __get__(self, tensor: Any, owner: type) -> Any:
@@ -57,7 +57,7 @@ class _Ufuncs:
 
 
 def _both(ufunc: Any) -> tuple[Any, Any]:
-    """The methods of an operator that has no gradient, for the left and the right operand."""
+    """The method and the reflected method of an operator without a gradient."""
     return lambda self, other: ufunc(self, other), lambda self, other: ufunc(other, self)
 
 
@@ -189,7 +189,7 @@ def _call_ufunc(tensor: ArrayLike, ufunc: Any, method: str, *operands: Any, **op
 def _on_values(
     function: Any, writes: bool, call: Callable[..., Any], inputs: Any, options: Any
 ) -> Any:
-    """``call`` on the arrays of the Tensors, if no gradient is lost."""
+    """Run ``call`` on the arrays of the Tensors; TypeError if a gradient would be lost."""
     tensors: list[ArrayLike] = []
     inputs, options = _values(inputs, tensors), _values(options, tensors)
     differentiable = is_recording() and any(tensor.requires_grad for tensor in tensors)

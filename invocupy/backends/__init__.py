@@ -38,7 +38,7 @@ on_compile: Callable[[str, bool], object] | None = None
 In the thread that compiles. What it raises is printed; it is not called again then.
 """
 
-# what :func:`of` gives whatever the array is, for an operator's name
+# if set, the function from an operator's name to what :func:`of` returns
 _instead: ContextVar[Callable[[str], Any] | None] = ContextVar("invocupy_instead", default=None)
 
 

@@ -62,7 +62,7 @@ def _locked(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def _compiler_lock() -> Any:
-    """Of Numba, if it is imported; a thread that has it may take it again."""
+    """Numba's lock, None if Numba is not imported; it is reentrant."""
     return getattr(sys.modules.get("numba.core.compiler_lock"), "global_compiler_lock", None)
 
 
@@ -90,7 +90,7 @@ def _after_fork() -> None:
 
 
 def _is_owned(lock: Any) -> bool:
-    """By this thread."""
+    """Whether this thread holds the lock."""
     owned: bool = lock.is_locked() if hasattr(lock, "is_locked") else lock._is_owned()
     return owned
 

@@ -1,10 +1,9 @@
-"""What compiled code depends on: a digest of a function, taken from what Python really runs.
+"""A digest of all that compiled code depends on, computed from the code in memory.
 
-The files of a program may change while it runs, and it may have imported some modules before the
-change and others after it. So no file is read: the digest covers the bytecode of the function and
-all that this can reach by name (functions, classes, constants), as they are in memory. Numba
-freezes the values of global names and of closures in the code that it makes; constants that were
-read from the machine are among them.
+Source files may change while a program runs, between the imports of two modules. So no file is
+read. The digest covers the bytecode of the function and everything that it can reach by name
+(functions, classes, constants). Numba copies the values of global names and of closures into the
+code that it compiles, including constants that describe the machine.
 
 What was compiled from a module stays as it is when the module is loaded again, but names then have
 other values; so there is no digest of what has been loaded again since it was first looked at.
@@ -20,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-# their versions stand for what is in them
+# covered by their versions, which are part of a file's name
 _OTHERS = {"numba", "llvmlite", "numpy", *sys.stdlib_module_names} - {"__main__"}
 
 
 def digest(function: Callable[..., Any]) -> str:
-    """Of a function and all that it reaches; the same in all processes that run the same code.
+    """The digest of a function and all that it reaches, equal in all processes with the same code.
 
     Raises
     ------
     RuntimeError
-        If a module of these has been loaded again since the digest of anything in it was taken.
+        If a module of one of them was loaded again after a digest of something in it.
 
     Examples
     --------
@@ -50,7 +49,7 @@ def digest(function: Callable[..., Any]) -> str:
 
 
 class _Reach:
-    """Functions and classes by number, in the order in which they are found."""
+    """Functions and classes, numbered in the order in which they are found."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -98,7 +97,7 @@ class _Reach:
 
 
 def _is_own(key: str, part: Any) -> bool:
-    """Of a class: not what Python writes there about it, such as ``__doc__``."""
+    """Whether an attribute of a class is in its source, unlike ``__dict__`` or ``__doc__``."""
     special = key.startswith("__") and key.endswith("__")
     return not special or isinstance(part, FunctionType) or hasattr(part, "__wrapped__")
 
@@ -117,7 +116,7 @@ def _check_module(space: dict[str, Any]) -> None:
 
 
 def _values(function: FunctionType, names: tuple[str, ...]) -> list[Any]:
-    """Of names that are global, and of those that are in modules of ours which are global."""
+    """The values of global names, and of names in global modules of this package."""
     values, spaces = [], [function.__globals__]
     for space in spaces:  # which grows
         for name in names:
@@ -135,7 +134,7 @@ _codes: dict[int, tuple[CodeType, str, tuple[str, ...]]] = {}  # by identity; he
 
 
 def _code(code: CodeType) -> tuple[str, tuple[str, ...]]:
-    """A digest of bytecode and constants, and the names used; those of inner functions too."""
+    """A digest of bytecode and constants, and the names used, also by inner functions."""
     if id(code) in _codes:
         return _codes[id(code)][1:]
     names, constants = dict.fromkeys(code.co_names), []

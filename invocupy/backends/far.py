@@ -1,12 +1,11 @@
-"""Windows that reach far beyond the image, rewritten as windows that do not.
+"""Problems whose windows reach far beyond the image, replaced by equivalent smaller ones.
 
-Kernels pack, or pad, every row and column from the first to the last that a window can see. Where
-these are many more than there are pixels and taps (a large dilation, or a large padding with a
-large stride), nearly all of them lie outside the image. Along such an axis the problem is replaced
-by an equal one: only the taps that meet the image for some output remain, and what they see is
-copied from the image, output after output, zero outside. The windows of the copy lie side by side:
-a stride of as many taps as remain, no padding, no dilation. So memory is bounded by the sizes of
-the arrays, whatever the options.
+Kernels pack, or pad, every row and column from the first to the last that a window sees. With a
+large dilation, or a large padding and a large stride, nearly all of them lie outside the image.
+Along such an axis, only the taps that meet the image for some output are kept. The pixels that
+they see are copied, output after output, with zeros outside the image. In the copy the windows lie
+side by side: the stride is the number of remaining taps, without padding or dilation. So the sizes
+of the arrays bound the memory, whatever the options are.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class _Axis(NamedTuple):
 
 
 class Near(NamedTuple):
-    """The equal problem; an axis that needs no change is None."""
+    """The equivalent problem; ``axes`` has None for an axis that stays as it is."""
 
     far: Geometry
     g: Geometry
@@ -67,17 +66,17 @@ class Near(NamedTuple):
         x[...] = seen
 
     def taps(self, array: Any) -> Any:
-        """The remaining ones of (., ., Kh, Kw, ...), as a view."""
+        """The remaining taps of an array (., ., Kh, Kw, ...), as a view."""
         u, v = (slice(None) if axis is None else axis.taps for axis in self.axes)
         return array[:, :, u, v]
 
     def rows(self, array: Any) -> Any:
-        """The remaining ones of (G*Kh*Kw, ...)."""
+        """The remaining taps of an array (G*Kh*Kw, ...)."""
         some = self.taps(self.split(array))
         return namespace(array).ascontiguousarray(some.reshape(-1, *array.shape[1:]))
 
     def split(self, array: Any) -> Any:
-        """(G*Kh*Kw, ...) as (G, 1, Kh, Kw, ...), a view."""
+        """A view of (G*Kh*Kw, ...) as (G, 1, Kh, Kw, ...)."""
         size = self.far.kernel_h, self.far.kernel_w
         return array.reshape(-1, 1, *size, *array.shape[1:])
 
@@ -146,7 +145,7 @@ def _run(
     near: Near, function: Callable[..., None], given: Any, window: Any, wanted: Any,
     inputs: str, results: str,
 ) -> None:  # fmt: skip
-    """Call ``function`` for the equal problem; what it knows of the windows is ``window``."""
+    """Call ``function`` for the equivalent problem, with ``window`` in place of the options."""
     xp = namespace(given[0])
     change: dict[str, Callable[[Any], Any]] = {
         "x": near.seen, "k": lambda a: xp.ascontiguousarray(near.taps(a)), "w": near.rows,
@@ -182,7 +181,7 @@ def near_block(parameters: tuple[Any, ...], g: Geometry) -> tuple[tuple[Any, ...
 
 
 def near_of(g: Geometry, same: bool = False) -> Near | None:
-    """The equal problem where windows reach too far, else None, which takes no time to say."""
+    """The equivalent problem if windows reach too far, else None; None is found quickly."""
     if _is_near(g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w):
         return None
     return _near(g, same)

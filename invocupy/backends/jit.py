@@ -60,7 +60,7 @@ def jit(function: Any) -> Any:
 
 
 def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
-    """Even where NUMBA_DISABLE_JIT is set, which is for functions that Python can run as well."""
+    """Compile even if NUMBA_DISABLE_JIT is set, because Python cannot run kernels."""
     disabled, _config.DISABLE_JIT = _config.DISABLE_JIT, 0
     try:
         return compile_(signature)
@@ -229,7 +229,7 @@ class _Files(_Cache):
 
 
 def _settings() -> list[tuple[str, str]]:
-    """Of Numba, from its environment variables or set since: those that may change the code."""
+    """Numba's settings that may change the code, from the environment or set since."""
     return [
         (name, repr(value))
         for name, value in sorted(vars(_config).items())

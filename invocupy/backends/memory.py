@@ -30,7 +30,7 @@ _LINE = 64
 
 
 class _Pool:
-    """Sizes are bytes; threads may change the counts at once, which makes them estimates."""
+    """Blocks and counts of bytes; threads change the counts without a lock: they are estimates."""
 
     def __init__(self) -> None:
         # blocks by their size, with the address of their first cache line
@@ -96,7 +96,7 @@ def patiently(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def note_message() -> None:
-    """Say that a message goes to other ranks now."""
+    """Note that a message is being sent to other ranks."""
     global sent
     sent += 1
 
@@ -123,11 +123,8 @@ def release_memory() -> None:
     _trim()(0)
 
 
-release = release_memory
-
-
 def backward_begins() -> None:
-    """What two steps had in use is kept for the third."""
+    """Note the start of a backward pass: what two steps had in use may lie idle for the third."""
     _pool.more, _pool.last = min(_pool.last, _pool.used), _pool.used
 
 
@@ -164,5 +161,5 @@ def _kind(size: int) -> Any:
 
 @cache
 def _trim() -> Any:
-    """What has the C library give back what it holds of freed memory, where it can."""
+    """``malloc_trim``, which returns freed memory to the system, where the C library has it."""
     return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)

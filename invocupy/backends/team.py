@@ -5,7 +5,7 @@ Python threads call a kernel at once, and its OpenMP layer kills forked children
 serial function that takes its next task from a shared counter until none is left, so any number of
 threads can run it at the same time, and the caller is always one of them.
 
-A long job of the main thread is led by another one, so that signals find the main thread in Python.
+For a long job of the main thread another thread leads, so that the main thread can handle signals.
 
 The caller writes a *job*, a row of integers, and hangs it up in its place on a *board*. Helpers
 that have worked lately watch the board; the others sleep, and waking one takes some microseconds

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from ctypes import addressof, c_char
 from functools import cache
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
+from invocupy.geometry import integer
 from invocupy.settings import number_of_threads
 
 _wanted: int | None = None
@@ -54,10 +54,7 @@ def set_num_threads(number: int | None) -> None:
     >>> set_num_threads(None)
     """
     global _wanted
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    if number is not None and (not whole or number < 1):
-        raise ValueError(f"number of threads must be an integer >= 1 or None, got {number!r}")
-    _wanted = None if number is None else int(number)
+    _wanted = None if number is None else integer("number of threads", number, 1)
 
 
 def is_set() -> bool:

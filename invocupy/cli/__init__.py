@@ -5,9 +5,9 @@ Progress goes to standard error, results to standard output. What takes time to 
 inside the commands, so that ``invocupy --help`` answers at once.
 
 Exit codes: 0 done, 1 refused by the system or unexpected, 2 wrong usage, 65 bad data, image or
-checkpoint, 69 download not possible or a package missing, 70 the loss became NaN or infinite, 75
-another rank hangs or the launcher is gone, 130 interrupted by Ctrl-C, 143 by SIGTERM (129 by
-SIGHUP), 141 the reader of the output has closed it.
+checkpoint, 69 a download failed or a package is missing, 70 the loss became NaN or infinite, 75
+another rank timed out or the launcher died, 130 interrupted by Ctrl-C, 143 ended by SIGTERM (129 by
+SIGHUP), 141 the program that reads the output closed it.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def _told(error: BaseException) -> int:
     from invocupy.train import Interrupted
 
     text = f"invocupy: {' '.join(str(error).splitlines()) or 'interrupted'}"
-    # Whoever reads has seen enough (head, a pager): as programs in C end, without a word.
+    # The reader (head, a pager) has closed the pipe: end in silence, as programs in C do.
     text = "" if isinstance(error, BrokenPipeError) else text
-    # Interrupted is that all ranks have stopped together; else one may have failed alone.
+    # Interrupted is raised on all ranks together; any other error may be on one rank only.
     if not isinstance(error, Interrupted):
         end_all(text, known, isinstance(error, PeerError))
     elif speaks():
@@ -77,7 +77,7 @@ def _told(error: BaseException) -> int:
 
 
 def _ready_streams() -> None:
-    """What is closed takes everything, and what an encoding lacks is escaped: a run may be "ü"."""
+    """Replace closed streams by the null device; escape letters that an encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -89,7 +89,7 @@ def _ready_streams() -> None:
 
 
 def _settle_streams() -> None:
-    """Drop what cannot be written: Python would try it again at exit, and exit with code 120."""
+    """Drop output that cannot be written: at exit Python would try again and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -135,9 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Involution without a deep learning framework.",
         epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "
         "refused by the system or unexpected, 2 wrong usage or settings, 65 bad data, image or "
-        "checkpoint, 69 a download or package is missing, 70 the loss became NaN or infinite, 75 "
-        "another rank hangs, 130 interrupted by Ctrl-C, 143 by SIGTERM, 141 the reader of the "
-        "output has closed it.",
+        "checkpoint, 69 a download failed or a package is missing, 70 the loss became NaN or "
+        "infinite, 75 another rank timed out or the launcher died, 130 interrupted by Ctrl-C, 143 "
+        "ended by SIGTERM, 129 by SIGHUP, 141 the program that reads the output closed it.",
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -150,11 +150,11 @@ def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[st
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Of the arrays with any elements: no size without bytes in the file makes a model large."""
+    """Shapes of the arrays that are not empty: an empty array must not make a model large."""
     return {name: array.shape for name, array in state.items() if array.size}
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], axis: int, *names: str, default: int = 1) -> int:
-    """Of the first of these arrays that there is; without one ``default``, and the load tells."""
+    """The size of the first of these arrays that exists; else ``default``, and loading fails."""
     found = (shapes[name] for name in names if name in shapes)
     return next((shape[axis] for shape in found if len(shape) > axis), default)

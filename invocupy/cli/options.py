@@ -18,7 +18,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def path(text: str) -> str:
-    """A path on the command line: no shell has seen the ``~`` of ``--out=~/x``.
+    """A path on the command line with ``~`` expanded, which shells leave in ``--out=~/x``.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def path(text: str) -> str:
 
 
 def print_json(result: Any) -> None:
-    """Print strict JSON: what is not finite is null."""
+    """Print strict JSON: NaN and infinities become null."""
     from invocupy.checkpoint import strict
 
     print(json.dumps(strict(result), allow_nan=False))
@@ -59,7 +59,7 @@ def is_stdout(out: Path) -> bool:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``."""
-    parser.add_argument("--json", action="store_true", default=False, help="for programs to read")
+    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ through or resumed at its step, on one device or cut over many ranks.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from invocupy.arrays import namespace, on_device
+from invocupy.geometry import integer
 
 Augment = Callable[[Any, Any], Any]
 
@@ -101,12 +101,8 @@ class Batches:
                 f"ones, got {tuple(mean)} and {tuple(std)}"
             )
         self.images, self.labels = images, labels
-        self.batch_size, self.seed = operator.index(batch_size), operator.index(seed)
-        if self.batch_size < 1 or self.seed < 0:
-            raise ValueError(
-                "batch_size must be at least 1 and seed at least 0, "
-                f"got {self.batch_size} and {self.seed}"
-            )
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.seed = integer("seed", seed, 0)
         if drop_last and len(images) < self.batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} with drop_last leaves nothing of {len(images)} "
@@ -148,10 +144,10 @@ class Batches:
         ValueError
             If ``epoch`` or ``start`` is out of range.
         """
-        epoch, start = operator.index(epoch), operator.index(start)
-        if epoch < 0 or not 0 <= start <= len(self):
+        epoch, start = integer("epoch", epoch, 0), integer("start", start, 0)
+        if start > len(self):
             raise ValueError(
-                f"epoch must be at least 0 and start from 0 to {len(self)}, got {epoch} and {start}"
+                f"start must be at most {len(self)}, the number of batches, got {start}"
             )
         return self._steps(epoch, start)
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import settings
+from invocupy.messages import one_line
 from invocupy.paths import expand
 
 CIFAR10_CLASSES = (
@@ -140,7 +141,7 @@ def cifar10(
 
 
 def data_path(path: str | os.PathLike[str]) -> Path:
-    """A path from settings or the environment, where no shell has replaced ``~``.
+    """A path from settings or the environment, with ``~`` expanded.
 
     Raises
     ------
@@ -203,17 +204,17 @@ def _check_size(where: str, size: int) -> None:
 
 
 class _Tar:
-    """A tar file read once from its begin to its end, up to a limit: a bomb ends here.
+    """A tar file, read once from start to end and up to a limit.
 
-    Of ``tarfile`` only the parser of a single header is used. Its reader follows sizes and chains
-    of headers without a limit, so that a few bytes keep it busy for ever.
+    Only the parser of a single header is taken from ``tarfile``. The reader of ``tarfile`` follows
+    sizes and chains of headers without a limit, so a few bytes could keep it busy for ever.
     """
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
 
     def read(self, size: int) -> bytes:
-        """So many bytes, or fewer at the end."""
+        """Read ``size`` bytes, or fewer at the end."""
         if size < 0:
             raise ValueError(f"a member has a size of {size}")
         block = self.file.read(min(size, self.left + 1))
@@ -266,9 +267,8 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         except DataError:
             raise
         except Exception as error:  # of tarfile, gzip, zlib, bz2 and lzma
-            reason = _line(error) or type(error).__name__
             raise DataError(
-                f"{path} is not a whole tar{ending} archive ({reason}): {_WAY_OUT}"
+                f"{path} is not a whole tar{ending} archive ({one_line(error)}): {_WAY_OUT}"
             ) from error
     if missing:
         raise DataError(
@@ -327,10 +327,6 @@ def _download(cache: Path) -> Path:
     try:
         return Path(keeper.fetch(ARCHIVE, downloader=download))
     except OSError as error:  # also what requests raises
-        raise DownloadError(f"could not download {URL} ({_line(error)}): {by_hand}") from error
+        raise DownloadError(f"could not download {URL} ({one_line(error)}): {by_hand}") from error
     except ValueError as error:
-        raise DataError(f"{URL} gave another file ({_line(error)}): {by_hand}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise DataError(f"{URL} gave another file ({one_line(error)}): {by_hand}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
 from typing import Any
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from invocupy.data.cifar import DataError
 from invocupy.extras import require
+from invocupy.geometry import integer
+from invocupy.messages import one_line
 from invocupy.paths import existing
 
 _SIXTEEN_BITS = "PNG", "PPM", "TIFF", "JPEG2000"
@@ -45,7 +46,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
         If the file cannot be read, is no image, is damaged, has pixels of no known scale or more of
         them than Pillow takes for safe or than fit into memory.
     ValueError
-        If ``size`` is below 1.
+        If ``size`` is not an integer >= 1.
     invocupy.extras.MissingExtra
         Without Pillow.
 
@@ -56,8 +57,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
     ...
     invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...)
     """
-    if operator.index(size) < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    size = integer("size", size, 1)
     pillow = require("PIL.Image", "Pillow", "plots")
     turned = require("PIL.ImageOps", "Pillow", "plots")
     try:
@@ -77,9 +77,8 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
             filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
             small = np.asarray(image.resize((size, size), filter_), np.uint8)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(
-            f"{os.fspath(path)} cannot be read as an image ({reason or type(error).__name__})"
+            f"{os.fspath(path)} cannot be read as an image ({one_line(error)})"
         ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 

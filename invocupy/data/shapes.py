@@ -11,11 +11,12 @@ way only. No sine, no matrix product, no sum whose order could vary.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from invocupy.geometry import integer
 
 SHAPES10_CLASSES = (
     "disc",
@@ -63,10 +64,8 @@ def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], 
 
     Raises
     ------
-    TypeError
-        If ``n`` or ``seed`` is not an integer.
     ValueError
-        If one of them is negative.
+        If ``n`` or ``seed`` is not an integer >= 0.
 
     Examples
     --------
@@ -74,9 +73,7 @@ def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], 
     >>> images.shape, images.dtype.name, sorted(labels[:10].tolist())
     ((100, 3, 32, 32), 'uint8', [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
-    n, seed = operator.index(n), operator.index(seed)
-    if n < 0 or seed < 0:
-        raise ValueError(f"n and seed must be at least 0, got n={n} and seed={seed}")
+    n, seed = integer("n", n, 0), integer("seed", seed, 0)
     # One cipher key a seed. The counter's highest word keeps the two sets apart: they could only
     # meet after 2**192 blocks.
     key = np.random.SeedSequence(seed).generate_state(2, np.uint64)

@@ -52,7 +52,7 @@ def end_all(text: str, code: int, quiet: bool = False) -> None:
     """
     time.sleep(5 * _GRACE if quiet else 0 if speaks() else _GRACE)
     if _watch is None:
-        with suppress(OSError, ValueError):  # nobody may listen any more
+        with suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write(f"{text}\n" if text else "")
     else:
         _watch.end(text, code)
@@ -103,7 +103,7 @@ class Watch:
         os._exit(code)
 
     def _write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # nobody may listen any more
+        with suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write("".join(f"[rank {self.rank}] {line}\n" for line in text.splitlines()))
             sys.stderr.flush()
 

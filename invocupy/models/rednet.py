@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import nn
+from invocupy.geometry import integer
 from invocupy.models.resnet import (
     STAGES,
     Bottleneck,
@@ -118,8 +119,8 @@ class RedNet(nn.Module):
         stem_kernel_size: int = 3,
     ) -> None:
         check_sizes(num_classes, in_channels, stem)
-        if stem_kernel_size < 1 or stem_kernel_size % 2 == 0:
-            raise ValueError(f"stem_kernel_size must be odd and positive, got {stem_kernel_size}")
+        if integer("stem_kernel_size", stem_kernel_size, 1) % 2 == 0:
+            raise ValueError(f"stem_kernel_size must be odd, got {stem_kernel_size}")
         rng = np.random.default_rng(rng)
         self.stem = RedNetStem(in_channels, stem, fused, rng, stem_kernel_size)
         channels = 64

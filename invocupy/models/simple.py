@@ -12,6 +12,7 @@ import numpy as np
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
 from invocupy.autograd import Tensor, apply
+from invocupy.geometry import integer
 from invocupy.ops.block import involution_block
 
 
@@ -75,7 +76,7 @@ class SimpleBlock(nn.Module):
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
-        """The norm after ``project``, whichever name it has."""
+        """The norm after ``project``: ``signed_norm`` or ``project_norm``."""
         return self.signed_norm if self.signed else self.project_norm
 
     def forward(self, x: Any) -> Any:
@@ -200,10 +201,9 @@ class SimpleModel(nn.Module):
         rng: np.random.Generator | int | None = None,
         recompute: bool = True,
     ) -> None:
-        sizes = {"height": height, "width": width, "num_classes": num_classes}
-        for name, value in {**sizes, "num_layers": num_layers}.items():
-            if value < (name in sizes):
-                raise ValueError(f"{name} must be at least {int(name in sizes)}, got {value}")
+        height, width = integer("height", height, 1), integer("width", width, 1)
+        num_layers = integer("num_layers", num_layers, 0)
+        num_classes = integer("num_classes", num_classes, 1)
         rng = np.random.default_rng(rng)
         channels = 3
         self.blocks = nn.ModuleList(
@@ -223,7 +223,7 @@ class SimpleModel(nn.Module):
         return any(isinstance(module, nn.ReLU) for module in self.head)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """As :meth:`invocupy.nn.Module.load_state_dict`; a state of other options is refused.
+        """As :meth:`invocupy.nn.Module.load_state_dict`, but names the option of another model.
 
         Raises
         ------
@@ -262,7 +262,7 @@ class SimpleModel(nn.Module):
 
 
 def _said(names: Iterable[str], yes: str, no: str) -> bool | None:
-    """What the names of a state say about an option; None if they say nothing."""
+    """The value of an option that the names of a state show; None if they show none."""
     for pattern, answer in ((yes, True), (no, False)):
         if any(re.match(pattern, str(name)) for name in names):
             return answer

@@ -1,4 +1,4 @@
-"""Modules that hold others by number."""
+"""Modules that contain other modules, named by their numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 from collections.abc import Iterable, Iterator, MutableSequence
 from typing import Any, Self, overload
 
-from invocupy.nn.module import Module, kind_of
+from invocupy.messages import kind_of
+from invocupy.nn.module import Module
 
 
 class ModuleList(Module, MutableSequence[Module]):
@@ -46,7 +47,7 @@ class ModuleList(Module, MutableSequence[Module]):
             raise TypeError(f"modules must be an iterable of modules, got {kind_of(modules)}")
 
     def _hold(self, modules: list[Any]) -> None:
-        """Have these members and no others."""
+        """Replace all members by these."""
         held = {id(module): name for name, module in self.children()}
         for place, module in enumerate(modules):
             if not isinstance(module, Module):
@@ -137,7 +138,7 @@ class Sequential(ModuleList):
 
 
 class Identity(Module):
-    """Gives back what it gets."""
+    """Returns its input."""
 
     def forward(self, x: Any) -> Any:
         """``x``."""

@@ -1,8 +1,8 @@
-"""What all layers and models are: state with names, and what holds others.
+"""The base class of all layers and models, and their parameters and buffers.
 
 A module finds its parameters, buffers and submodules by walking its attributes in the order of
-their assignment; there is no registry beside them. What the walk would miss, or an assignment
-would drop, is refused.
+their assignment; there is no registry. Assignments that the walk would miss, or that would drop a
+registered value, raise a TypeError.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 
 from invocupy import arrays
 from invocupy.autograd import Tensor
+from invocupy.messages import kind_of
 
 M = TypeVar("M", bound="Module")
 
 
 class Parameter(Tensor):
-    """A Tensor that a module learns: always a leaf that requires a gradient.
+    """A trainable Tensor of a module: always a leaf that requires a gradient.
 
     Examples
     --------
@@ -39,7 +40,7 @@ class Parameter(Tensor):
 
 
 class Buffer:
-    """A named array of a module that is state but not learned (running statistics).
+    """A named array of a module that is saved but not trained, such as running statistics.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Module:
     """The base of all layers and models: ``forward`` computes, the rest is bookkeeping.
 
     Parameters, buffers and modules are registered by assigning them to attributes. A registered
-    attribute accepts only its own kind; ``del`` takes it out. Layers in a list belong into
+    attribute accepts only its own kind; ``del`` removes it. Put a list of layers into a
     :class:`ModuleList`.
 
     Raises
@@ -115,8 +116,8 @@ class Module:
             if not isinstance(value, kind):
                 array = "" if kind is Module else f", an array to {name}.data"
                 raise TypeError(
-                    f"{type(self).__name__}.{name} is a {kind.__name__}, which {kind_of(value)} in "
-                    f"its place would drop: assign a {kind.__name__}{array}, or `del` it first"
+                    f"{type(self).__name__}.{name} is a {kind.__name__}, not to be replaced by "
+                    f"{kind_of(value)}: assign a {kind.__name__}{array}, or `del` it first"
                 )
         if name == "training":
             value = _mode(value)
@@ -310,7 +311,7 @@ _CONTAINERS = (*_MUTABLE, tuple, frozenset)
 
 
 def _members(value: Any) -> list[Any]:
-    """The modules, parameters and buffers in a container, at any depth; also the value itself."""
+    """The modules, parameters and buffers in a container, at any depth, or ``value`` itself."""
     seen: set[int] = set()
     left, found = [value], []
     while left:
@@ -329,14 +330,9 @@ def _mode(value: Any) -> bool:
     return bool(value)
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, for messages: a class is told from its instance."""
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-
-
 @contextmanager
 def keep_modes(model: Module) -> Iterator[None]:
-    """At its end, also after an exception, each module has the mode that it had at its beginning.
+    """Restore the mode of every module at the end of the block, also after an exception.
 
     Parameters
     ----------

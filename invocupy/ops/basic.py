@@ -56,7 +56,7 @@ def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
 
 
 def check_some(x: Any, axis: Axis) -> None:
-    """Refuse to look for the largest of no values, with a ``ValueError``."""
+    """Raise a ``ValueError`` if a maximum would be over an axis without elements."""
     if not x.size:
         axes = range(x.ndim) if axis is None else normalize_axis_tuple(axis, x.ndim)
         if not all(x.shape[a] for a in axes):
@@ -64,7 +64,7 @@ def check_some(x: Any, axis: Axis) -> None:
 
 
 def _masked(array: Any, mask: Any) -> Any:
-    """``array``, and 0 where ``mask`` is false: its bits times 1 or 0, as ``0 * inf`` is NaN.
+    """``array``, with 0 where ``mask`` is false: its bits times 1 or 0, since ``0 * inf`` is NaN.
 
     ``where`` takes up to fifty times as long, since it branches.
     """
@@ -72,7 +72,7 @@ def _masked(array: Any, mask: Any) -> Any:
 
 
 def _used(used: Any, slope: Any) -> Any:
-    """``slope``, and 1 where it is not ``used``."""
+    """``slope``, with 1 where ``used`` is false."""
     if not hasattr(slope, "dtype"):
         if slope:
             return slope  # a number, which is finite

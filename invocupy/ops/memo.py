@@ -1,4 +1,4 @@
-"""Work that several partials of one operator share.
+"""Work that several partials of one operator have in common.
 
 A partial that is called by itself computes all that it needs. Within :func:`sharing` the partials
 of an operator are called for one gradient, and what they have in common is computed once. Nothing
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-# The gradient that is passed to the partials now, and what was made of it, by who made it.
+# The gradient that partials get now, and the results computed from it, by function.
 Shared = tuple[Any, dict[Any, Any]]
 current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
 
 @contextmanager
 def sharing(grad: Any) -> Iterator[None]:
-    """Within it, partials that are given this very ``grad`` do their common work once.
+    """A context in which partials that get this very ``grad`` do their common work once.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def sharing(grad: Any) -> Iterator[None]:
 
 
 def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``make``, called once within :func:`sharing`."""
+    """``make``, called at most once within :func:`sharing`."""
 
     def shared(grad: Any) -> Any:
         now = current.get()

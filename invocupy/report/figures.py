@@ -27,7 +27,7 @@ _STYLE: Any = {
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
 }
-_MARK = "invocupy"  # in each file: what has it may be removed
+_MARK = "invocupy"  # in the metadata of each picture; only files that have it are removed
 _GROUPS = 8  # shown of a layer
 
 
@@ -112,7 +112,7 @@ def load_matplotlib() -> Any:
 
 
 def _remove_own(path: Path) -> None:
-    """Remove a picture of an earlier call; a file that this module has not written stays."""
+    """Remove a picture of an earlier call, but no file that this module has not written."""
     if path.is_file() and f"Software\0{_MARK}".encode() in path.read_bytes()[:1000]:
         path.unlink()
 

@@ -166,7 +166,7 @@ def _check_rows(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def _machine(path: Path) -> dict[str, Any]:
-    """What was noted of the machine; {} for runs from before that."""
+    """The content of ``machine.json``; {} for older runs, which have none."""
     try:
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         if all(isinstance(about[name], dict) for name in ("packages", "devices")) and {

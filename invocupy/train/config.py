@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.messages import one_line
 from invocupy.models import SPATIAL
 from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
@@ -263,9 +264,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = content.decode("utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"config {path} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"config {path} cannot be read ({one_line(error)})") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {error}") from error
+        reason = one_line(error)
+        raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {reason}") from error
     if isinstance(values, dict):
         values = {name.replace("-", "_"): value for name, value in values.items()}
     return _known(f"config {path}", values)
@@ -285,7 +287,7 @@ def _known(where: str, values: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON can hold it: a number of Python's, a path as text, a list as a tuple."""
+    """A setting in Python's own types: numbers, paths as text, lists as tuples."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.ndarray):
@@ -298,7 +300,7 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message of one line."""
+    """A value as text for a message: one line, shortened."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # an integer of more digits than Python writes

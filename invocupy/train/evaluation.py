@@ -13,7 +13,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.distributed import Comm, Single, share
-from invocupy.nn.module import kind_of
+from invocupy.messages import kind_of
 
 
 class Evaluation(NamedTuple):

@@ -1,4 +1,4 @@
-"""Signals that ask a training to end: the step at hand is finished and saved first."""
+"""Signals that stop a training after its current step has been finished and saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasat
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a scheduler's end, after the step at hand was finished and saved.
+    """Ctrl-C or a signal from a scheduler, after the current step was finished and saved.
 
     ``signal`` is the signal's number: a program that ends for it exits with 128 plus that.
     """
@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Asked:
-    """Whether a signal has asked the training to end, and which one came first."""
+    """Whether a signal has asked the training to stop, and which one came first."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -34,16 +34,17 @@ class Asked:
 
 @contextmanager
 def interrupts(grace: float) -> Iterator[Asked]:
-    """Within it the first signal is only noted; Ctrl-C more than ``grace`` seconds later acts.
+    """A context in which the first signal is only noted, until a second Ctrl-C.
 
-    Ctrl-C, SIGTERM and SIGHUP, in the main thread. SIGTERM and SIGHUP only where they would end
-    the process at once: a function of the caller's own, or a signal that is ignored, stays.
+    Ctrl-C more than ``grace`` seconds after the first signal has its usual effect. Only in the main
+    thread; SIGTERM and SIGHUP only if they would end the process at once, so handlers of the caller
+    and ignored signals stay as they are.
     """
     asked = Asked()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {n: signal.getsignal(n) for n in (signal.SIGINT, *_POLITE)}
-        # else switched off by the parent process, or the caller's business
+        # others were switched off by the parent process, or are handled by the caller
         before = {
             n: handler
             for n, handler in before.items()

@@ -22,21 +22,21 @@ _held: set[int] = set()  # descriptors
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within it no other process, nor another call in this one, can hold the lock of the folder.
+    """A context that holds the lock of a folder: no other process or call can take it.
 
     The lock is ``flock`` on the file ``.invocupy.lock``, which names the process that holds it and
-    is removed at the end. A killed process leaves the file, but not the lock. Without a lock on
-    systems and file systems that have no ``flock``.
+    is removed at the end. A killed process leaves the file, but not the lock. Systems and file
+    systems without ``flock`` have no lock.
 
     Parameters
     ----------
     folder
-        Exists.
+        It must exist.
 
     Raises
     ------
     ConfigError
-        If the folder is locked: says by whom.
+        If the folder is locked. The message names the process that holds the lock.
     OSError
         If the file cannot be made.
     """

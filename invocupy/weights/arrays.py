@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 
 def bfloat16(bits: Array) -> Array:
-    """As float32, of which bfloat16 is the upper half.
+    """bfloat16 as float32, whose upper half it is.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class _Dtype(Buildable):
 
 
 class Pending(Placeholder, Buildable):
-    """An array; of one whose shape, dtype and bytes follow, nothing before they do."""
+    """An array, or a place for one whose shape, dtype and bytes follow."""
 
     def __init__(
         self, array: Array | None = None, encode: Callable[[Any, Any], bytes] | None = None
@@ -118,7 +118,7 @@ def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
 
 
 def _dictionary(*items: Any) -> dict[Any, Any]:
-    """Of nothing, or as Python 2 has it: of a list of lists of a key and a value."""
+    """An empty dictionary or, as Python 2 writes it, one of a list of [key, value] lists."""
     if not items:
         return {}
     (rows,) = items
@@ -181,7 +181,7 @@ _STORAGES = {
     "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8",
     "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
 }  # fmt: skip
-_BFLOAT16 = np.dtype("u2")  # which PyTorch has no storage of
+_BFLOAT16 = np.dtype("u2")  # PyTorch has no storage of unsigned 16-bit integers
 
 
 class _Storage:
@@ -192,7 +192,7 @@ class _Storage:
         self._views: dict[frozenset[str], Array] = {frozenset(): array}
 
     def view(self, bits: frozenset[str]) -> Array:
-        """The elements with what PyTorch puts off: ``neg`` or ``conj``; each computed once."""
+        """The elements with PyTorch's lazy ``neg`` or ``conj`` applied; each computed once."""
         if bits not in self._views:
             array = np.conj(self.array) if "conj" in bits else self.array
             self._views[bits] = np.negative(array) if "neg" in bits else array
@@ -228,13 +228,13 @@ def _rebuild_tensor(
 def _rebuild_of_dtype(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> Placeholder:
-    """Of float8 and the like, which have no storage of their own."""
+    """A tensor of float8 or a similar dtype, which has no storage type of its own."""
     kind = dtype.what if isinstance(dtype, Placeholder) else "no dtype"
     return Placeholder(f"a tensor of {kind}", is_array=True)
 
 
 def _same(data: Any, *_: Any) -> Any:
-    """A parameter, or a tensor that another device had."""
+    """A parameter, or a tensor from another device."""
     if not isinstance(data, Placeholder):  # arrays are, too
         raise TypeError("a parameter without a tensor")
     return data

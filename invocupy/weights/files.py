@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import checkpoint
+from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing
 from invocupy.weights.arrays import (
     Array,
@@ -86,30 +87,22 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise WeightsError(f"{path} cannot be read ({reason})") from error
+        raise WeightsError(f"{path} cannot be read ({one_line(error)})") from error
     try:
         arrays = find(_kind(start, path)(path), _is_array, key)
         arrays = {name: getattr(value, "array", value) for name, value in arrays.items()}
     except checkpoint.CheckpointError as error:
         raise WeightsError(str(error)) from error
     except WeightsError as error:
-        raise WeightsError(f"{path} is refused: {_line(error)}") from error
+        raise WeightsError(f"{path} is refused: {one_line(error)}") from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise WeightsError(f"{path} cannot be read ({reason})") from error
+        raise WeightsError(f"{path} cannot be read ({one_line(error)})") from error
     except Exception as error:
         # Damaged bytes make parsers raise whatever they like (zipfile, lzma, tokenize, struct).
-        raise WeightsError(f"{path} is damaged ({_line(error)}): get it again") from error
+        raise WeightsError(f"{path} is damaged ({one_line(error)}): get it again") from error
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
-
-
-def _line(error: Exception) -> str:
-    """The message of an error, which may quote the file, as one line that can be printed."""
-    text = " ".join(str(error).split())[:1000] or type(error).__name__
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:

@@ -66,9 +66,9 @@ def import_state(
     state : mapping of str to array
         NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` takes; floating point but
         for counters. It may lie in a checkpoint with other things, where :func:`read` finds it.
-        What wrappers put before the names (``module.``, ``_orig_mod.``, ``model.``, ``net.``,
-        ``backbone.``, ``ema_model.``, in any order, or any other prefix that all names share) is
-        cut off, and counters of averages (``n_averaged``) are left out.
+        Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``backbone.``,
+        ``ema_model.``, in any order, or any other prefix that all names share) are removed, and
+        counters of averages (``n_averaged``) are ignored.
     source : str
         Whose names they are.
 
@@ -82,14 +82,14 @@ def import_state(
         - ``"invocupy"``: :meth:`~invocupy.nn.Module.state_dict`'s, for any module.
         - ``"auto"``: what the model and the names say.
     strict : bool
-        Whether names that are missing or left over are errors. Without, the others are loaded: the
-        weights of a network without its head, or with others around it.
+        Whether missing or left-over names are errors. If not, the others are loaded, such as the
+        weights of a network without its head.
 
     Returns
     -------
     Fit
-        ``missing``, the model's names that ``state`` has not, and ``left_over``, the names in
-        ``state`` that the model has not; both are empty if ``strict``.
+        ``missing``, names of the model that are not in ``state``, and ``left_over``, names in
+        ``state`` that are not in the model; both are empty if ``strict``.
 
     Raises
     ------
@@ -100,11 +100,11 @@ def import_state(
 
     Notes
     -----
-    The article's dense layers are found by their order, whatever their names. Where these are
-    numbered (``dense_network.0``, ``.2``, ``.4``), the numbers are taken for places in a
-    ``Sequential``: a place left out between two layers was an activation. Weights of a head with
-    activations are refused by a model without, and the other way round. Other names (``fc1``) do
-    not say which it is; ``model.head_relu`` then decides.
+    The article's dense layers are found by their order, whatever their names. If they are numbered
+    (``dense_network.0``, ``.2``, ``.4``), the numbers are places in a ``Sequential``, and a gap
+    between two of them is an activation. A model without activations in the head refuses
+    weights of a head with activations, and vice versa. Other names (``fc1``) do not show whether
+    there are activations; ``model.head_relu`` then decides.
 
     In the names of others ``num_batches_tracked``, which counts steps of training, may be missing:
     Paddle and old versions of PyTorch do not have it. It is 0 then.
@@ -157,7 +157,7 @@ def import_state(
 
 
 class Fit(NamedTuple):
-    """What of a model and a state does not meet."""
+    """Names of a model and a state that have no counterpart in the other."""
 
     missing: list[str]
     left_over: list[str]

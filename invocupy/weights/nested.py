@@ -1,4 +1,4 @@
-"""Which dictionary of a checkpoint has the weights."""
+"""Finding the dictionary of a checkpoint that has the weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WRAPPERS = (
     # averages of weights, which are taken where there is nothing else
     "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema",
 )  # fmt: skip
-"""Keys that programs keep weights under; the first one that has some is taken."""
+"""Keys under which programs store weights, in order of preference."""
 _DEPTH = 8
 _WAY_OUT = "save model.state_dict(), in float32, float16 or bfloat16"
 
 
 def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) -> dict[str, Any]:
-    """The arrays of a checkpoint, without what lies beside them.
+    """The arrays of a checkpoint, without its other content.
 
     Parameters
     ----------

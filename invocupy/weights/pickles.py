@@ -25,7 +25,7 @@ class WeightsError(ValueError):
 
 
 class Buildable:
-    """What a function of a table may give: an object that takes its state afterwards."""
+    """An object of a table's function that receives its state afterwards."""
 
     def build(self, state: Any) -> None:
         """Take over the state that the file has for it."""
@@ -33,7 +33,7 @@ class Buildable:
 
 
 class Placeholder:
-    """What stands for an object of the file that is not read, and of which nothing is run.
+    """Stands for an object of the file that is not read; nothing of it is run.
 
     Parameters
     ----------

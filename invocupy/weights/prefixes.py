@@ -1,4 +1,4 @@
-"""States without what training programs put around them: wrappers, prefixes, counters."""
+"""Removing what training programs add to states: wrappers, prefixes, counters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from invocupy.arrays import readable
 from invocupy.autograd import Tensor
+from invocupy.messages import one_line
 from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError
 
@@ -16,13 +17,13 @@ _OUTER = frozenset((
     "state_dict", "model", "net", "network", "backbone", "encoder", "ema", "ema_model", "model_ema",
     "averaged_model",
 ))  # fmt: skip
-"""Names of the module that has the network."""
+"""Names under which other modules keep the network."""
 _ANYWHERE = frozenset((
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
 ))  # fmt: skip
-"""Names that PyTorch and Lightning put before the modules that they wrap."""
+"""Names under which PyTorch and Lightning keep the modules that they wrap."""
 _COUNTERS = frozenset(("n_averaged", "initted", "step"))
-"""Of averages of weights, beside them."""
+"""Names of counters that averages of weights have."""
 _FIRST = frozenset((
     "stem", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "head", "linear",
     "layers", "blocks", "weights0", "BN", "weights1", "kernel_generator", "reduce", "norm", "span",
@@ -85,7 +86,7 @@ def _shared(names: Iterable[str], known: Set[str]) -> int:
 
 
 def _short(name: str, own: Collection[str]) -> str:
-    """A name without the wrappers' components; one of the model's if there is such a one."""
+    """A name without the components of wrappers; a name of the model if one matches."""
     parts = name.split(".")
     for start, part in enumerate(parts):
         if (rest := ".".join(parts[start:])) in own:
@@ -104,12 +105,12 @@ def _is_array(value: Any) -> bool:
 
 
 def _array(name: str, value: Any) -> Any:
-    """A NumPy array of anything that NumPy, or PyTorch, can make one of."""
+    """The value as a NumPy array, also if it is a tensor of PyTorch."""
     try:
         if type(value).__module__.partition(".")[0] == "torch":
             value = value.detach().cpu()
-            # bfloat16, which NumPy has not
+            # NumPy has no bfloat16
             value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         return readable(value.data if isinstance(value, Tensor) else value)
     except Exception as error:  # each library has its own
-        raise ValueError(f"{name}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{name}: {one_line(error)}") from error

@@ -1,0 +1,50 @@
+"""How messages name errors and values, the same everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LONGEST = 1000  # a message may quote a whole file
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error as one printable line; the name of its class if it has no text.
+
+    Parameters
+    ----------
+    error
+        Of a system error, the reason alone: the message that is built names the file.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> one_line(ValueError("first\\nsecond")), one_line(MemoryError())
+    ('first second', 'MemoryError')
+    >>> one_line(FileNotFoundError(2, "No such file or directory", "a.npz"))
+    'No such file or directory'
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    text = " ".join(text.split())[:_LONGEST] or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is: the name of its class, or for a class ``the class ...``.
+
+    Parameters
+    ----------
+    value
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> kind_of(3), kind_of(int)
+    ('int', 'the class int')
+    """
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
