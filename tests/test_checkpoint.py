@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from invocupy import checkpoint
 from invocupy.checkpoint import CheckpointError
+from invocupy.paths import expand
 
 DTYPES = [*checkpoint._DTYPES.values()]
 
@@ -297,8 +298,21 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     with pytest.raises(CheckpointError, match=r"cannot be read .*NUL"):
         checkpoint.load("a\0b")
-    with pytest.raises(CheckpointError, match="no such user"):
+    with pytest.raises(CheckpointError, match=r"no such user .*put \./ before"):
         checkpoint.load("~nobody-of-this-name/c")
+
+
+@pytest.mark.parametrize("name", ["~", "~x", "~root"])
+def test_files_whose_names_begin_with_a_tilde(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    for path in (f"./{name}", expand(f"./{name}"), str(expand(expand(f".//{name}")))):
+        checkpoint.save(path, {}, {"path": str(path)})
+        assert checkpoint.load(tmp_path / name)[1] == {"path": str(path)}
+    assert not [*home.iterdir()]
 
 
 def test_errors_name_the_file_that_was_given(tmp_path: Path) -> None:
