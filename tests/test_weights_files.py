@@ -416,3 +416,15 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read("~/w")["w"].tolist() == VALUES.tolist()
     with pytest.raises(WeightsError, match="cannot be read"):
         read("~nobody of this name/w")
+
+
+def test_a_tensor_that_repeats_its_elements_is_named_and_no_damage(tmp_path: Path) -> None:
+    expanded = b"K\x05\x85K\x00\x85"  # size and stride
+    path = stored(tmp_path / "w.pth", "FloatStorage", VALUES.tobytes(), 3)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("a/data.pkl")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", content.replace(b"K\x03\x85K\x01\x85", expanded))
+        archive.writestr("a/data/0", VALUES.tobytes())
+    with pytest.raises(WeightsError, match=r"more elements than are stored, as expand\(\)"):
+        read(path)
