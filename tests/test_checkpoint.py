@@ -315,7 +315,17 @@ def test_files_whose_names_begin_with_a_tilde(
     assert not [*home.iterdir()]
 
 
-def test_errors_name_the_file_that_was_given(tmp_path: Path) -> None:
+def test_errors_name_the_file_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/c'$"):
+            checkpoint.write_atomically(tmp_path / "c", b"")
+    assert not [*tmp_path.iterdir()]
     with pytest.raises(FileNotFoundError, match=r"none/c'$"):
         checkpoint.write_atomically(tmp_path / "none" / "c", b"")
     with pytest.raises(OSError, match="NUL"):
