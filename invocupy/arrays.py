@@ -198,7 +198,8 @@ def to_device(array: Any, device: str) -> Any:
 def converted(array: Any, like: Any, least: float | None = None) -> Any:
     """A copy of loaded state in the dtype and on the device of ``like``, if that keeps its values.
 
-    Floating dtypes are converted into each other, and numbers that are whole into integers.
+    Floating dtypes are converted into each other, and numbers that are whole into integers. An
+    array of shape (1,) does for a single number.
 
     Parameters
     ----------
@@ -224,6 +225,8 @@ def converted(array: Any, like: Any, least: float | None = None) -> Any:
     ValueError: dtype int64, expected a floating dtype
     """
     plain = readable(array)
+    if plain.shape == (1,) and like.shape == ():  # what ascontiguousarray makes of a counter
+        plain = plain.reshape(())
     if plain.shape != like.shape:
         raise ValueError(f"shape {plain.shape}, expected {like.shape}")
     floating, target = _is_floating(plain), like.dtype

@@ -225,8 +225,8 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename == str(temporary):
-            error.filename = str(path)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # also where the disk is full, which names no file
         raise
     # The file is there; some file systems cannot sync a folder, some systems not even open one.
     with suppress(OSError):

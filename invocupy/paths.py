@@ -12,6 +12,8 @@ AnyPath = str | os.PathLike[str]
 def expand(path: AnyPath) -> Path:
     """The path with a leading ``~`` replaced by the home folder.
 
+    ``./~x`` is a file named ``~x``.
+
     Parameters
     ----------
     path
@@ -33,11 +35,16 @@ def expand(path: AnyPath) -> Path:
     text = os.fspath(path)
     if "\0" in text:
         raise OSError(errno.EINVAL, "a path cannot have a NUL character", text)
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        reason = "begins with ~, but no such user has a home folder here: give the whole path"
-        raise OSError(errno.ENOENT, reason, text) from error
+    found = os.path.expanduser(text)  # noqa: PTH111  (pathlib's takes ./~ for the home folder, too)
+    if found.startswith("~"):
+        reason = (
+            "begins with ~, but no such user has a home folder here: give the whole path, or put "
+            "./ before the name of a file"
+        )
+        raise OSError(errno.ENOENT, reason, text)
+    plain = Path(found)
+    # Path has dropped the ./ of ./~x: the next function that expands it would look for a user x.
+    return plain.absolute() if str(plain).startswith("~") else plain
 
 
 def existing(path: AnyPath) -> Path:

@@ -16,7 +16,7 @@ import pytest
 
 from invocupy import checkpoint, nn
 from invocupy.cli import main
-from invocupy.models import SimpleModel
+from invocupy.models import SimpleModel, resnet18
 from invocupy.train import Config, fit, load_run
 from invocupy.weights import import_state, read
 
@@ -322,3 +322,26 @@ def test_import_refuses(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "has no weights of simple" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "ours.safetensors").exists()
+
+
+@pytest.mark.parametrize("head", [[], ["--head-relu"], ["--no-head-relu"]])
+def test_import_of_blocks_without_a_head(
+    head: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = of_the_article(SimpleModel(num_layers=2, hidden_channels=32, rng=0))
+    blocks = {name: array for name, array in state.items() if name.startswith("layers")}
+    assert command(tmp_path, blocks, *head) == 65
+    assert "head.0.weight: missing" in capsys.readouterr().err
+    assert command(tmp_path, blocks, *head, "--no-strict", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_layers"] == 2
+    assert result["missing"][0] == "head.0.weight"
+    assert "classes" not in result  # nothing in the file says how many
+    assert len(read(tmp_path / "ours.safetensors")) == result["arrays"]
+
+
+def test_import_of_another_network_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, resnet18(rng=0).state_dict()) == 65
+    assert "41 layers besides blocks of the article's network" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from invocupy import checkpoint
 from invocupy.checkpoint import CheckpointError
+from invocupy.paths import expand
 
 DTYPES = [*checkpoint._DTYPES.values()]
 
@@ -297,11 +298,34 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     with pytest.raises(CheckpointError, match=r"cannot be read .*NUL"):
         checkpoint.load("a\0b")
-    with pytest.raises(CheckpointError, match="no such user"):
+    with pytest.raises(CheckpointError, match=r"no such user .*put \./ before"):
         checkpoint.load("~nobody-of-this-name/c")
 
 
-def test_errors_name_the_file_that_was_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["~", "~x", "~root"])
+def test_files_whose_names_begin_with_a_tilde(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    for path in (f"./{name}", expand(f"./{name}"), str(expand(expand(f".//{name}")))):
+        checkpoint.save(path, {}, {"path": str(path)})
+        assert checkpoint.load(tmp_path / name)[1] == {"path": str(path)}
+    assert not [*home.iterdir()]
+
+
+def test_errors_name_the_file_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/c'$"):
+            checkpoint.write_atomically(tmp_path / "c", b"")
+    assert not [*tmp_path.iterdir()]
     with pytest.raises(FileNotFoundError, match=r"none/c'$"):
         checkpoint.write_atomically(tmp_path / "none" / "c", b"")
     with pytest.raises(OSError, match="NUL"):

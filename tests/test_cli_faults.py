@@ -146,15 +146,19 @@ def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", ["--help", "--version", "train --help", "summary", "evaluate"])
-def test_a_full_disk_and_a_closed_pipe_have_their_codes(trained: str, command: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_and_a_closed_pipe_have_their_codes(
+    trained: str, command: str, unbuffered: str
+) -> None:
+    environment = {"PYTHONUNBUFFERED": unbuffered}
     arguments = [*command.split(), *([trained] if command == "evaluate" else [])]
     with Path("/dev/full").open("w") as full:
-        done = program(*arguments, stdout=full)
+        done = program(*arguments, stdout=full, env=environment)
     assert done.returncode == 1
     assert re.fullmatch(r"invocupy: .*No space left on device\n", done.stderr)
     read, write = os.pipe()
     os.close(read)
-    done = program(*arguments, stdout=write)
+    done = program(*arguments, stdout=write, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 

@@ -403,3 +403,16 @@ def test_state_that_fits_is_converted() -> None:
 def test_state_must_be_a_mapping(state: Any) -> None:
     with pytest.raises(TypeError, match="state must be a mapping of names to arrays"):
         Net().load_state_dict(state)
+
+
+def test_a_counter_of_one_value_is_a_counter() -> None:
+    norm = nn.BatchNorm2d(2)
+    # as numpy.ascontiguousarray and old files of PyTorch have it
+    state = {name: np.ascontiguousarray(array) for name, array in norm.state_dict().items()}
+    state["num_batches_tracked"] = np.array([7])
+    norm.load_state_dict(state)
+    assert norm.num_batches_tracked.data.shape == ()
+    assert norm.num_batches_tracked.data == 7
+    for shape in ((2,), (1, 1), (0,)):
+        with pytest.raises(ValueError, match="num_batches_tracked: shape"):
+            norm.load_state_dict(state | {"num_batches_tracked": np.zeros(shape, int)})

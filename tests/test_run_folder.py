@@ -416,3 +416,13 @@ def test_numbers_of_hooks_are_strict_json(tmp_path: Path) -> None:
     row = json.loads(line, parse_constant=lambda name: pytest.fail(name))
     assert row == history[0] == load_run(tmp_path, "last")[2][0]
     assert (row["nan"], row["rates"], row["count"], row["name"]) == (None, [0.5, None], 3, "a")
+
+
+def test_the_lock_is_not_taken_through_a_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / NAME).symlink_to(mine)
+    with pytest.raises(OSError, match=NAME):
+        fit(TINY, tmp_path / "run")
+    assert mine.read_text() == "mine"

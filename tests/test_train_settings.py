@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from invocupy import Tensor, checkpoint
-from invocupy.train import Config, ConfigError, fit
+from invocupy.train import Config, ConfigError, fit, read_settings
 
 BIG = 10**30
 HUGE = 10**5000  # more digits than Python writes
@@ -94,3 +94,13 @@ def test_a_run_of_numpys_numbers_is_that_of_pythons(tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     for name, array in one.items():
         np.testing.assert_array_equal(array, two[name])
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_setting_named_twice_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"settings.{suffix}"
+    twice = {"batch_size": 1, "lr": 0.5, "batch-size": 2, "weight-decay": 0}
+    lines = "\n".join(f"{name} = {value}" for name, value in twice.items())
+    path.write_text(json.dumps(twice) if suffix == "json" else lines)
+    with pytest.raises(ConfigError, match="has batch_size twice, with - and with _"):
+        read_settings(path)

@@ -277,13 +277,13 @@ LONG = "\x8a\x08" + (2**61).to_bytes(8, "little").decode("latin1")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tensor(size="K\x03"), "larger than its storage"),
+        (tensor(size="K\x03"), "more elements than are stored"),
         (tensor(size="K\x02", stride="K\x02"), "beyond its storage"),
         (tensor(offset="K\x01"), "beyond its storage"),
         (tensor(size="J\xff\xff\xff\xff"), "impossible sizes"),
         (tensor(stride="J\xff\xff\xff\xff"), "impossible sizes"),
         (tensor(offset="J\xff\xff\xff\xff"), "impossible sizes"),
-        (tensor(size=LONG), "larger than its storage"),
+        (tensor(size=LONG), "more elements than are stored"),
         (tensor(stride=LONG), "beyond its storage"),
         (tensor(count="K\x03"), "storage of another size"),
         (tensor(count=LONG), "storage of another size"),

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from invocupy import checkpoint
-from invocupy.weights import WeightsError, read
+from invocupy import checkpoint, nn
+from invocupy.weights import WeightsError, import_state, read
 
 VALUES = np.array([1.0, -2.5, 0.375], np.float32)
 BITS = (VALUES.view("<u4") >> 16).astype("<u2")  # of bfloat16, in which they are exact
@@ -416,3 +416,28 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert read("~/w")["w"].tolist() == VALUES.tolist()
     with pytest.raises(WeightsError, match="cannot be read"):
         read("~nobody of this name/w")
+
+
+def test_a_tensor_that_repeats_its_elements_is_named_and_no_damage(tmp_path: Path) -> None:
+    expanded = b"K\x05\x85K\x00\x85"  # size and stride
+    path = stored(tmp_path / "w.pth", "FloatStorage", VALUES.tobytes(), 3)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("a/data.pkl")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", content.replace(b"K\x03\x85K\x01\x85", expanded))
+        archive.writestr("a/data/0", VALUES.tobytes())
+    with pytest.raises(WeightsError, match=r"more elements than are stored, as expand\(\)"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["module." * 30_000 + "w", "a." * 30_000, "w" * 1001])
+def test_names_that_are_too_long(name: str, tmp_path: Path) -> None:
+    content = VALUES.tobytes()
+    entry = f'{{"dtype":"F32","shape":[3],"data_offsets":[0,{len(content)}]}}'
+    header = f'{{"{name}":{entry}}}'.encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content)
+    with pytest.raises(WeightsError, match="names must be plain text of at most 1000 characters"):
+        read(path)
+    with pytest.raises(ValueError, match="at most 1000 characters"):
+        import_state(nn.Linear(1, 1), {name: VALUES})

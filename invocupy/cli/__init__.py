@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from invocupy._version import __version__
 from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
@@ -129,8 +130,18 @@ def _exit_code(error: BaseException) -> int | None:
     return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
 
 
+class _Parser(argparse.ArgumentParser):
+    """``argparse`` drops what it cannot write; help on a full disk is an error like any other."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "invocupy",
         description="Involution without a deep learning framework.",
         epilog="Results go to standard output, progress to standard error. Exit codes: 0 done, 1 "

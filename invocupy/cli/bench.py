@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ _SHAPES = {  # name: (N, C, H, W), G, K
 }
 _LAYERS, _BATCH = 10, 32
 _ROUNDS = 5
+_LONGEST = 3600  # seconds
 _COPIED = 1 << 27  # bytes: far beyond the caches
 
 Call = Callable[[], Any]
@@ -46,8 +46,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy import machine
     from invocupy.train import ConfigError, pick_device
 
-    if not 0 < arguments.seconds < math.inf:
-        raise ConfigError(f"seconds must be a finite number above 0, got {arguments.seconds}")
+    if not 0 < arguments.seconds <= _LONGEST:
+        raise ConfigError(
+            f"seconds must be above 0 and at most {_LONGEST}, got {arguments.seconds}"
+        )
     device = pick_device(arguments.device)
     rows: list[dict[str, Any]] = []
     jobs: dict[str, Callable[[str], list[dict[str, Any]]]] = {

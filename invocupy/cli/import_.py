@@ -77,7 +77,9 @@ def _run(arguments: argparse.Namespace) -> int:
         ) from error
     missing = set(fit.missing)
     arrays = {name: array for name, array in model.state_dict().items() if name not in missing}
-    options["classes"] = options.pop("num_classes")
+    classes = options.pop("num_classes")
+    if not any(name.startswith(("head.", "fc.")) for name in missing):  # else it has no classes
+        options["classes"] = classes
     info = {"model": arguments.model, **options}
     checkpoint.save(out, arrays, info)
     if is_stdout(out):
@@ -122,8 +124,8 @@ def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[st
 
     shapes = _shapes(article_state(state, head_relu))
     names = "head.4.weight", "head.2.weight"
-    found = names[0] in shapes
-    if head_relu not in (None, found):
+    found = "head.1.weight" not in shapes  # also without a head: SimpleModel's default
+    if "head.0.weight" in shapes and head_relu not in (None, found):
         raise ValueError(f"its dense layers are numbered as with head_relu={found}")
     blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
     hidden = _size(shapes, 0, "blocks.0.expand.weight", default=64)
@@ -132,7 +134,8 @@ def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[st
     if side * side != pixels:
         raise ValueError(f"its first dense layer takes {pixels} pixels, which are no square image")
     # The two largest arrays: what the file has not got is not made.
-    needed = 500 * 3 * pixels + len(blocks) * hidden * hidden // 4
+    dense = 500 * 3 * pixels if "head.0.weight" in shapes else 0
+    needed = dense + len(blocks) * hidden * hidden // 4
     if needed > sum(map(math.prod, shapes.values())):
         raise ValueError(
             f"{len(blocks)} blocks of {hidden} channels and images of {side} x {side} pixels need "

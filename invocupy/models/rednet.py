@@ -85,7 +85,7 @@ class RedNet(nn.Module):
     num_classes, in_channels : int
     stem : "imagenet" or "cifar"
         The authors', which leaves a fourth of the size, or, for small images, the same without
-        stride and pool.
+        stride and pool. Both have the same arrays: weights do not say which one they are for.
     fused : bool or "auto"
         See :class:`invocupy.nn.Involution`.
     rng : numpy.random.Generator or int, optional

@@ -19,7 +19,7 @@ from invocupy.arrays import device_of, on_device, to_device
 from invocupy.autograd import no_grad
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
-from invocupy.paths import expand
+from invocupy.paths import existing, expand
 from invocupy.train import (
     DATASETS,
     Config,
@@ -168,7 +168,7 @@ def _check_rows(folder: Path, history: list[dict[str, Any]]) -> None:
 def _machine(path: Path) -> dict[str, Any]:
     """The content of ``machine.json``; {} for older runs, which have none."""
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        about: dict[str, Any] = json.loads(existing(path).read_text(encoding="utf-8-sig"))
         if all(isinstance(about[name], dict) for name in ("packages", "devices")) and {
             "invocupy", "python", "threads",
         } <= about.keys():  # fmt: skip

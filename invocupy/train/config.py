@@ -7,6 +7,7 @@ import math
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -269,7 +270,10 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         reason = one_line(error)
         raise ConfigError(f"config {path} must be TOML (or JSON, named .json): {reason}") from error
     if isinstance(values, dict):
-        values = {name.replace("-", "_"): value for name, value in values.items()}
+        names = [name.replace("-", "_") for name in values]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ConfigError(f"config {path} has {', '.join(twice)} twice, with - and with _")
+        values = dict(zip(names, values.values(), strict=True))
     return _known(f"config {path}", values)
 
 

@@ -63,8 +63,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _take(path: Path) -> int | None:
     """A descriptor of the locked file; None where there are no locks."""
+    # Not through a link: the file is written and removed.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

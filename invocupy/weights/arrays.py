@@ -215,8 +215,11 @@ def _rebuild_tensor(
         return Placeholder("a tensor with metadata that are not known", is_array=True)
     elements = storage.view(frozenset(name for name, on in bits.items() if on))
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
-    if len(size) != len(stride) or math.prod(size) > len(elements):
-        raise ValueError("a tensor larger than its storage")
+    if len(size) != len(stride):
+        raise ValueError("a tensor with more or less strides than axes")
+    if math.prod(size) > len(elements):  # no small file asks for a large array
+        what = "a tensor with more elements than are stored, as expand() makes them"
+        return Placeholder(what, is_array=True)
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if math.prod(size) and last >= len(elements):
         raise ValueError("a tensor beyond its storage")

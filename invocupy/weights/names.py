@@ -304,6 +304,11 @@ def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> di
 def _places(layers: Iterable[str], head_relu: bool | None) -> dict[str, int]:
     """Where each of the dense layers stands in our head."""
     layers = list(layers)
+    if len(layers) > 3:
+        raise ValueError(
+            f"state has {len(layers)} layers besides blocks of the article's network "
+            f"({', '.join(layers[:3])}, ...), which has three: it is of another network"
+        )
     numbered = [re.fullmatch(r"(.+\.)?(\d+)", layer) for layer in layers]
     if len(layers) > 1 and all(numbered) and len({match[1] for match in numbered if match}) == 1:
         layers.sort(key=lambda layer: int(layer.rpartition(".")[2]))

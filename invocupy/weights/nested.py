@@ -15,6 +15,7 @@ WRAPPERS = (
 )  # fmt: skip
 """Keys under which programs store weights, in order of preference."""
 _DEPTH = 8
+_LONGEST = 1000  # characters of a name: prefixes are cut off one after another
 _WAY_OUT = "save model.state_dict(), in float32, float16 or bfloat16"
 
 
@@ -59,8 +60,11 @@ def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) 
     arrays = {}
     for name, value in found.items():
         if is_array(value):
-            if not isinstance(name, str) or not name.isprintable():
-                raise WeightsError(f"it has an array under {_text(name)}: names must be plain text")
+            if not isinstance(name, str) or not name.isprintable() or len(name) > _LONGEST:
+                raise WeightsError(
+                    f"it has an array under {_text(name)}: names must be plain text of at most "
+                    f"{_LONGEST} characters"
+                )
             arrays[name] = value
         elif _is_needed(name, value):
             raise WeightsError(
