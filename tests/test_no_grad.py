@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 import pytest
@@ -163,6 +164,10 @@ def test_no_grad_decorates_functions_only() -> None:
         class Model:
             """Not a function."""
 
+    for wrapped in (staticmethod(print), classmethod(print), property(print)):
+        with pytest.raises(TypeError, match="@staticmethod or @property above"):
+            no_grad()(wrapped)  # type: ignore[type-var]
+
     class Works:
         @classmethod
         @no_grad()
@@ -183,3 +188,48 @@ def test_no_grad_decorates_functions_only() -> None:
     with mode, mode:
         assert not is_recording()
     assert is_recording()
+
+
+def test_no_grad_looks_through_other_decorators_and_objects() -> None:
+    def traced(function: Any) -> Any:
+        return lambda *args: function(*args)
+
+    @no_grad()
+    @traced
+    def steps() -> Any:
+        yield X * 2
+        yield X * 3
+
+    @no_grad()
+    @traced
+    async def coroutine() -> Any:
+        await Awaited()
+        return X * 2
+
+    @no_grad()
+    @traced
+    async def asynchronous() -> Any:
+        await Awaited()
+        yield X * 2
+
+    class Steps:
+        def __call__(self) -> Any:
+            yield X * 2
+
+    async def run() -> None:
+        assert not (await coroutine()).requires_grad
+        async for y in asynchronous():
+            assert is_recording()
+            assert not y.requires_grad
+
+    for function in (steps, no_grad()(Steps()), no_grad()(lambda: (X * i for i in range(2)))):
+        for y in function():
+            assert is_recording()
+            assert not y.requires_grad
+    asyncio.run(run())
+    assert inspect.isasyncgenfunction(no_grad()(kind_of_generator))
+
+
+async def kind_of_generator() -> Any:
+    """An asynchronous generator."""
+    yield X * 2

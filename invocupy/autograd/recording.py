@@ -55,10 +55,11 @@ class no_grad:  # noqa: N801
         _recording.reset(self._tokens.pop())
 
     def __call__(self, function: _F) -> _F:
-        if isinstance(function, type) or not callable(function):
+        if isinstance(function, (type, staticmethod)) or not callable(function):
             raise TypeError(
                 f"@no_grad() decorates functions and methods, got {function!r}: "
-                "decorate each method of a class, and write @classmethod above @no_grad()"
+                "decorate each method of a class, and write @classmethod, @staticmethod or "
+                "@property above @no_grad()"
             )
         return functools.wraps(function)(_decorated(function))  # type: ignore[return-value]
 
@@ -73,7 +74,13 @@ def _decorated(function: Any) -> Any:
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         with no_grad():
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        # Of other decorators' functions, and of objects with __call__, only the result shows it.
+        if inspect.isgenerator(result):
+            return _in_steps(result)
+        if inspect.iscoroutine(result):
+            return _coroutine(result)
+        return _asynchronous(lambda: result)() if inspect.isasyncgen(result) else result
 
     def generator(*args: Any, **kwargs: Any) -> Any:
         return (yield from _in_steps(function(*args, **kwargs)))
@@ -81,7 +88,19 @@ def _decorated(function: Any) -> Any:
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         return await _awaited(function(*args, **kwargs))
 
-    async def asynchronous_generator(*args: Any, **kwargs: Any) -> Any:
+    if inspect.isgeneratorfunction(function):
+        return generator
+    if inspect.iscoroutinefunction(function):
+        return coroutine
+    return _asynchronous(function) if inspect.isasyncgenfunction(function) else plain
+
+
+async def _coroutine(inner: Any) -> Any:
+    return await _awaited(inner)
+
+
+def _asynchronous(function: Any) -> Any:
+    async def generator(*args: Any, **kwargs: Any) -> Any:
         inner = function(*args, **kwargs)
         step = inner.asend(None)
         try:
@@ -99,11 +118,7 @@ def _decorated(function: Any) -> Any:
         finally:
             await _awaited(inner.aclose())
 
-    if inspect.isgeneratorfunction(function):
-        return generator
-    if inspect.iscoroutinefunction(function):
-        return coroutine
-    return asynchronous_generator if inspect.isasyncgenfunction(function) else plain
+    return generator
 
 
 def _in_steps(inner: Any) -> Generator[Any, Any, Any]:
