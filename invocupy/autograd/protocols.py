@@ -150,6 +150,8 @@ class ArrayLike:
     def __int__(self) -> int:
         return int(self._number("int"))
 
+    __trunc__ = __int__
+
     def __complex__(self) -> complex:
         return complex(self._number("complex"))
 
