@@ -48,7 +48,7 @@ def test_where_kernels_are_kept(environment, expected, tmp_path):
 def test_names_that_no_path_can_have(monkeypatch):
     monkeypatch.setattr(os, "environ", {"INVOCUPY_CACHE_DIR": "a\0b"})
     assert jit._place.__wrapped__()[0] is None
-    assert "null" in jit._place.__wrapped__()[1]
+    assert "NUL" in jit._place.__wrapped__()[1]
 
 
 @pytest.mark.parametrize(
