@@ -337,7 +337,7 @@ def _contents(value: Any) -> Iterable[Any]:
         return vars(value).values()
     if isinstance(value, np.ndarray):
         return value.flat if value.dtype.kind == "O" else ()
-    return iter(value)
+    return [*value]
 
 
 def _mode(value: Any) -> bool:
