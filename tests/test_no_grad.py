@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -233,3 +236,51 @@ def test_no_grad_looks_through_other_decorators_and_objects() -> None:
 async def kind_of_generator() -> Any:
     """An asynchronous generator."""
     yield X * 2
+
+
+def test_one_no_grad_serves_several_threads_and_tasks() -> None:
+    shared, meet = no_grad(), threading.Barrier(2, timeout=10)
+
+    def work(last: bool) -> list[bool]:
+        seen = [is_recording()]
+        with shared:
+            meet.wait()  # both are in
+            seen.append(is_recording())
+            if last:
+                meet.wait()
+        if not last:
+            meet.wait()
+        return [*seen, is_recording()]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, [True, False])) == [[True, False, True]] * 2
+
+    async def task() -> bool:
+        with shared:
+            await asyncio.sleep(0)
+            inside = is_recording()
+        return is_recording() and not inside
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(task(), task(), task())
+
+    assert asyncio.run(run()) == [True] * 3
+
+
+def test_generators_may_leave_no_grad_in_any_order() -> None:
+    def held() -> Any:
+        with no_grad():
+            yield
+
+    first, second = held(), held()
+    next(first), next(second)
+    first.close()
+    assert not is_recording()
+    second.close()
+    assert is_recording()
+    left = held()
+    next(left)
+    contextvars.Context().run(left.close)  # as the collection of garbage may do
+    assert not is_recording()
+    no_grad().__exit__()
+    assert is_recording()

@@ -6,12 +6,13 @@ import functools
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
+# How many no_grad are entered: one object may be entered by several threads and tasks at once.
+_depth: ContextVar[int] = ContextVar("invocupy_no_grad", default=0)
 
 
 class no_grad:  # noqa: N801
@@ -41,18 +42,17 @@ class no_grad:  # noqa: N801
     False
     """
 
-    __slots__ = ("_tokens",)
+    __slots__ = ()
 
     def __init__(self, *function: Any) -> None:
         if function:
             raise TypeError("no_grad takes no argument: write @no_grad() or `with no_grad():`")
-        self._tokens: list[Token[bool]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_recording.set(False))
+        _depth.set(_depth.get() + 1)
 
     def __exit__(self, *error: object) -> None:
-        _recording.reset(self._tokens.pop())
+        _depth.set(max(_depth.get() - 1, 0))  # a generator may end in another context
 
     def __call__(self, function: _F) -> _F:
         if isinstance(function, (type, staticmethod)) or not callable(function):
@@ -66,7 +66,7 @@ class no_grad:  # noqa: N801
 
 def is_recording() -> bool:
     """Whether operators record what backward needs (see :class:`no_grad`)."""
-    return _recording.get()
+    return not _depth.get()
 
 
 def _decorated(function: Any) -> Any:
