@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from invocupy import Tensor
 from invocupy import functional as F  # noqa: N812
 from invocupy.ops.basic import total
 
@@ -61,3 +62,29 @@ def test_softmax_over_many_rows_sums_to_one() -> None:
     for values in (F.softmax(x, 0), np.exp(F.log_softmax(x, 0))):
         # 1 / 100_000 is rounded once, its logarithm (-11.5) to 2**-20.
         np.testing.assert_allclose(values.sum(0, np.float64), 1, rtol=2**-19)
+
+
+def test_a_row_that_is_taken_many_times_sums_its_gradients() -> None:
+    x = Tensor(np.ones((3, 2), np.float32), requires_grad=True)
+    (x[np.arange(200_000) % 2] * 0.1).mean().backward()
+    # The gradient of one use is rounded three times, their sum once.
+    expected = [[0.025] * 2] * 2 + [[0, 0]]
+    np.testing.assert_allclose(x.grad, expected, rtol=4 * np.finfo("f4").eps / 2)
+
+
+def test_masks_take_each_place_once() -> None:
+    data = np.arange(24.0).reshape(2, 3, 4)
+    rng = np.random.default_rng(0)
+    whole, rows, columns = rng.random(data.shape) > 0.5, np.ones(2, bool), np.ones(3, bool)
+    columns[1] = False
+    indices: list[Any] = [
+        whole, rows, np.True_, (slice(None), columns), (rows, ..., 1), (0, columns),
+        (rows, columns), (None, whole), (rows, np.array([1, 1])),
+    ]  # fmt: skip
+    for index in indices:
+        x = Tensor(data, requires_grad=True)
+        weights = rng.random(data[index].shape)
+        (x[index] * weights).sum().backward()
+        expected = np.zeros_like(data)
+        np.add.at(expected, index, weights)
+        np.testing.assert_array_equal(x.grad, expected)

@@ -9,6 +9,7 @@ NumPy and PyTorch: ``0 * inf`` is NaN.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -265,7 +266,13 @@ def transpose(x: Any, axes: tuple[int, ...] | None = None) -> Result:
 def getitem(x: Any, index: Any) -> Result:
     """``x[index]`` for slices, integers, masks and integer arrays."""
     items = index if isinstance(index, tuple) else (index,)
-    once = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
+    once = all(
+        i is None
+        or i is Ellipsis
+        or isinstance(i, (int, slice))
+        or (isinstance(i, np.ndarray) and i.dtype == bool)
+        for i in items
+    )
 
     def partial(grad: Any) -> Any:
         xp = namespace(x)
@@ -273,8 +280,10 @@ def getitem(x: Any, index: Any) -> Result:
             out = xp.zeros_like(x)
             out[index] = grad
             return out
-        out = xp.zeros_like(x, dtype=wide(x.dtype))
-        xp.add.at(out, index, grad)
+        # One place may get very many values, one by one.
+        dtype = (wide(x.dtype) or x.dtype) if is_cupy(x) else np.float64
+        out = xp.zeros_like(x, dtype=dtype)
+        xp.add.at(out, index, grad.astype(dtype, copy=False))
         return out.astype(x.dtype, copy=False)
 
     return namespace(x).asarray(x[index]), (partial,)
@@ -284,6 +293,7 @@ def concatenate(*parts: Any, axis: int = 0) -> Result:
     """The arrays joined along ``axis``."""
     if not parts:
         raise ValueError("parts must be one array or more, got none")
+    axis = operator.index(axis)
     value = namespace(parts[0]).concatenate(parts, axis=axis)
     ends = [0]
     for part in parts:
