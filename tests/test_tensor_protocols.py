@@ -401,3 +401,30 @@ def test_a_power_of_zero_has_no_gradient_at_infinity() -> None:
     x = leaf([0.0, 2.0, np.inf])
     (x ** np.array([0.0, 2.0, 0.0])).sum().backward()
     assert x.grad.tolist() == [0, 4, 0]
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_a_matrix_is_an_array() -> None:
+    data, other = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.5, -1.0], [2.0, 1.5]])
+    for act in (
+        lambda x, m: x * m,
+        lambda x, m: m * x,
+        lambda x, m: x**m,
+        lambda x, m: F.multiply(m, x),
+        lambda x, m: F.add(x, m) / m,
+        lambda x, m: x @ m,
+    ):
+        results = []
+        for operand in (other, np.matrix(other)):
+            x = leaf(data)
+            y = act(x, operand)
+            y.sum().backward()
+            results.append((type(y.data), y.data.tolist(), x.grad.tolist()))
+        assert results[0] == results[1]
+
+
+def test_objects_have_lost_their_gradient_too() -> None:
+    twice = np.frompyfunc(lambda value: value * 2, 1, 1)
+    with pytest.raises(TypeError, match="would lose the gradient"):
+        twice(leaf([1.0, 2.0]))
+    assert list(twice(Tensor([1.0, 2.0]))) == [2, 4]

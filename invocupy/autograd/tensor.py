@@ -379,8 +379,8 @@ def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> 
             f"{name.name} must be a NumPy or CuPy array, "
             f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
         )
-    if not isinstance(operand, np.generic):
-        return operand
+    if not isinstance(operand, np.generic):  # a matrix would multiply as one
+        return Tensor(operand).data if isinstance(operand, np.matrix) else operand
     # NumPy's own scalars would promote an array of float32 to float64; Python's do not.
     beside = any(hasattr(item, "dtype") and not isinstance(item, np.generic) for item in operands)
     return operand.item() if beside else np.asarray(operand)
