@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from invocupy import Tensor, nn
+from invocupy import Tensor, checkpoint, nn
 from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
 from invocupy.train import Config, evaluate, fit, predict
 from invocupy.train.average import Average
@@ -108,3 +109,32 @@ def test_averages_of_half_types_take_small_steps() -> None:
     # 1.25 - 0.25 * 0.999**1000; a thousand roundings to float32, and one to float16
     expected = 1.25 - 0.25 * 0.999**1000
     np.testing.assert_allclose(model.weight.data, expected, rtol=2**-11 + 1000 * 2**-24)
+
+
+class Half(nn.Module):
+    """A model of one's own, with half-type weights and running statistics."""
+
+    def __init__(self) -> None:
+        self.norm, self.pool = nn.BatchNorm2d(3), nn.GlobalAvgPool2d()
+        self.head = nn.Linear(3, 10, rng=np.random.default_rng(0))
+        self.head.weight.data = self.head.weight.data.astype(np.float16)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.pool(self.norm(x)))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_model_of_ones_own_goes_on_where_it_stopped(ema: float, tmp_path: Path) -> None:
+    config, out = replace(TINY, ema=ema), tmp_path / "run"
+    whole, stopped, resumed = Half(), Half(), Half()
+    history = fit(config, model=whole)
+    fit(config, out, model=stopped, after_epoch=lambda model, row: True)
+    again = fit(config, out, resume=True, model=resumed)
+    assert [row["train_loss"] for row in again] == [row["train_loss"] for row in history]
+    for name, array in whole.state_dict().items():
+        np.testing.assert_array_equal(resumed.state_dict()[name], array)
+    before = MODEL.state_dict()
+    with pytest.raises(checkpoint.CheckpointError, match=r"not a run of this version and model"):
+        fit(config, out, resume=True, model=MODEL)
+    for name, array in MODEL.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])

@@ -70,7 +70,8 @@ def fit(
     resume : bool
         Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
         ``epochs``, ``patience``, ``accumulate``, ``recompute``, ``data_dir`` and ``device``. With
-        more epochs the schedule is that of the longer run, from the next step on.
+        more epochs the schedule is that of the longer run, from the next step on. A ``model`` of
+        your own has to be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
@@ -168,7 +169,7 @@ def fit(
     agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
     with together(comm):  # before data is downloaded
         if folder is not None:
-            check_folder(config, folder, resume)
+            check_folder(config, folder, resume, model if own else None)
     for turn in (first, not first):  # rank 0 first: it may have to download them
         with together(comm):
             if turn:
