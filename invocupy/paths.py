@@ -25,7 +25,7 @@ def expand(path: AnyPath) -> Path:
     Raises
     ------
     OSError
-        If it has a NUL character, or begins with ``~`` and there is no such user.
+        If it is empty or has a NUL character, or begins with ``~`` and there is no such user.
 
     Examples
     --------
@@ -33,6 +33,8 @@ def expand(path: AnyPath) -> Path:
     True
     """
     text = os.fspath(path)
+    if not text:
+        raise OSError(errno.EINVAL, "a path cannot be empty: write . for this folder", text)
     if "\0" in text:
         raise OSError(errno.EINVAL, "a path cannot have a NUL character", text)
     found = os.path.expanduser(text)  # noqa: PTH111  (pathlib's takes ./~ for the home folder, too)

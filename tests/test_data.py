@@ -638,7 +638,7 @@ def test_drop_last() -> None:
         (TypeError, "labels integers", {"labels": np.zeros(10)}),
         (ValueError, r"\(N, C, H, W\)", {"images": np.zeros((10, 8, 8), np.uint8)}),
         (ValueError, r"labels \(N,\)", {"labels": np.arange(9)}),
-        (ValueError, "3 numbers", {"mean": (0.5,)}),
+        (ValueError, "3 finite numbers", {"mean": (0.5,)}),
         (ValueError, "std positive", {"std": (0.5, 0.0, 0.5)}),
         (ValueError, "batch_size must be an integer >= 1", {"batch_size": 0}),
         (ValueError, "seed must be an integer >= 0", {"seed": -1}),

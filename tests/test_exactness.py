@@ -149,7 +149,7 @@ def test_updates_of_half_types_are_computed_in_float32(xp: ModuleType) -> None:
 
 
 def test_sums_over_many_rows_are_as_exact_as_those_of_a_convolution() -> None:
-    """The error of a sum of sums of 1024 terms, not of one sum of 200,000."""
+    """The error of sums of at most 1024 terms, not of one sum of 200,000."""
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, (MANY, 3)).astype("f4")
     grad = rng.uniform(0, 1, (MANY, 2)).astype("f4")

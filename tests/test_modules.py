@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import deque
+from collections import UserDict, UserList, deque
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,6 +213,14 @@ CONTAINERS = [
     lambda m: {m: "a"},
     lambda m: deque([m]),
     lambda m: [1, ("a", {"b": [m]})],
+    lambda m: UserList([m]),
+    lambda m: UserDict(a=m),
+    lambda m: MappingProxyType({"a": (m,)}),
+    lambda m: SimpleNamespace(a=[m]),
+    lambda m: np.array([m, None], dtype=object),
+    lambda m: partial(m),
+    lambda m: partial(print, [m]),
+    lambda m: partial(print, end=m),
 ]
 
 
@@ -238,6 +248,7 @@ def test_containers_that_were_filled_later_are_found() -> None:
     for act in (
         lambda: list(net.parameters()), net.state_dict, lambda: net.load_state_dict({}),
         lambda: list(net.buffers()), lambda: nn.Sequential(net).to("cpu"), net.zero_grad,
+        net.eval, nn.Sequential(net).train,
     ):  # fmt: skip
         with pytest.raises(TypeError, match=r"Net.layers is a list that holds modules"):
             act()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -163,6 +167,10 @@ def test_no_grad_decorates_functions_only() -> None:
         class Model:
             """Not a function."""
 
+    for wrapped in (staticmethod(print), classmethod(print), property(print)):
+        with pytest.raises(TypeError, match="@staticmethod or @property above"):
+            no_grad()(wrapped)  # type: ignore[type-var]
+
     class Works:
         @classmethod
         @no_grad()
@@ -182,4 +190,97 @@ def test_no_grad_decorates_functions_only() -> None:
     mode = no_grad()
     with mode, mode:
         assert not is_recording()
+    assert is_recording()
+
+
+def test_no_grad_looks_through_other_decorators_and_objects() -> None:
+    def traced(function: Any) -> Any:
+        return lambda *args: function(*args)
+
+    @no_grad()
+    @traced
+    def steps() -> Any:
+        yield X * 2
+        yield X * 3
+
+    @no_grad()
+    @traced
+    async def coroutine() -> Any:
+        await Awaited()
+        return X * 2
+
+    @no_grad()
+    @traced
+    async def asynchronous() -> Any:
+        await Awaited()
+        yield X * 2
+
+    class Steps:
+        def __call__(self) -> Any:
+            yield X * 2
+
+    async def run() -> None:
+        assert not (await coroutine()).requires_grad
+        async for y in asynchronous():
+            assert is_recording()
+            assert not y.requires_grad
+
+    for function in (steps, no_grad()(Steps()), no_grad()(lambda: (X * i for i in range(2)))):
+        for y in function():
+            assert is_recording()
+            assert not y.requires_grad
+    asyncio.run(run())
+    assert inspect.isasyncgenfunction(no_grad()(kind_of_generator))
+
+
+async def kind_of_generator() -> Any:
+    """An asynchronous generator."""
+    yield X * 2
+
+
+def test_one_no_grad_serves_several_threads_and_tasks() -> None:
+    shared, meet = no_grad(), threading.Barrier(2, timeout=10)
+
+    def work(last: bool) -> list[bool]:
+        seen = [is_recording()]
+        with shared:
+            meet.wait()  # both are in
+            seen.append(is_recording())
+            if last:
+                meet.wait()
+        if not last:
+            meet.wait()
+        return [*seen, is_recording()]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, [True, False])) == [[True, False, True]] * 2
+
+    async def task() -> bool:
+        with shared:
+            await asyncio.sleep(0)
+            inside = is_recording()
+        return is_recording() and not inside
+
+    async def run() -> list[bool]:
+        return await asyncio.gather(task(), task(), task())
+
+    assert asyncio.run(run()) == [True] * 3
+
+
+def test_generators_may_leave_no_grad_in_any_order() -> None:
+    def held() -> Any:
+        with no_grad():
+            yield
+
+    first, second = held(), held()
+    next(first), next(second)
+    first.close()
+    assert not is_recording()
+    second.close()
+    assert is_recording()
+    left = held()
+    next(left)
+    contextvars.Context().run(left.close)  # as the collection of garbage may do
+    assert not is_recording()
+    no_grad().__exit__()
     assert is_recording()

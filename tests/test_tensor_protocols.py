@@ -337,6 +337,12 @@ def test_what_has_no_gradient_is_not_recorded_in_silence() -> None:
     x = leaf([1.0, 2.0])
     with pytest.raises(TypeError, match=r"data holds Tensors.*functional\.concatenate"):
         Tensor([x[0], x[1]])
+    for nested in ([[x[0]], [x[1]]], [(x[0], 1.0)], ([[x[0]]],)):
+        with pytest.raises(TypeError, match=r"data holds Tensors.*functional\.concatenate"):
+            Tensor(nested)
+    for value in (None, {"x": x}, {1.0}, (item for item in x), object()):
+        with pytest.raises(TypeError, match="data must hold numbers, got "):
+            Tensor(value)
     with pytest.raises(TypeError, match="real numbers, but the result would be complex128"):
         _ = x * 1j
     for seed in (1j, "1"):
@@ -362,3 +368,63 @@ def test_usual_mistakes_are_named() -> None:
         with pytest.raises((TypeError, ValueError), match=message):
             act()
     assert F.max(np.zeros((0, 2)), axis=1).shape == (0,)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_by_themselves_keep_their_dtype(kind: Any) -> None:
+    number = kind(2)
+    for op in (F.exp, F.log, F.sqrt, F.tanh, F.relu, F.sum, F.mean, F.max, F.softmax, F.flatten):
+        value = op(number)
+        assert value.dtype == kind
+        np.testing.assert_array_equal(value, op(np.array(2, kind)))
+    for op in (F.add, F.subtract, F.multiply, F.divide, F.power, F.maximum):
+        assert op(number, kind(3)).dtype == op(number, 3.0).dtype == kind
+        assert op(number, np.ones(2, np.float16)).dtype == np.float16
+
+
+def test_wider_floats_of_numpy_work_as_constants() -> None:
+    x, wide = leaf(np.array([0.5, 2.0])), np.array([1, 2], np.longdouble)
+    for value, gradient in (
+        (x / wide, [1, 0.5]),
+        (wide / x, [-4, -0.5]),
+        ((x * wide).relu(), [1, 2]),
+        ((x + wide).log(), [1 / 1.5, 0.25]),
+        ((x * wide).max(), [0, 2]),
+    ):
+        x.grad = None
+        value.sum().backward()
+        np.testing.assert_allclose(x.grad, gradient, rtol=1e-15)
+    assert math.trunc(Tensor(-2.5)) == -2
+
+
+def test_a_power_of_zero_has_no_gradient_at_infinity() -> None:
+    x = leaf([0.0, 2.0, np.inf])
+    (x ** np.array([0.0, 2.0, 0.0])).sum().backward()
+    assert x.grad.tolist() == [0, 4, 0]
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_a_matrix_is_an_array() -> None:
+    data, other = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.5, -1.0], [2.0, 1.5]])
+    for act in (
+        lambda x, m: x * m,
+        lambda x, m: m * x,
+        lambda x, m: x**m,
+        lambda x, m: F.multiply(m, x),
+        lambda x, m: F.add(x, m) / m,
+        lambda x, m: x @ m,
+    ):
+        results = []
+        for operand in (other, np.matrix(other)):
+            x = leaf(data)
+            y = act(x, operand)
+            y.sum().backward()
+            results.append((type(y.data), y.data.tolist(), x.grad.tolist()))
+        assert results[0] == results[1]
+
+
+def test_objects_have_lost_their_gradient_too() -> None:
+    twice = np.frompyfunc(lambda value: value * 2, 1, 1)
+    with pytest.raises(TypeError, match="would lose the gradient"):
+        twice(leaf([1.0, 2.0]))
+    assert list(twice(Tensor([1.0, 2.0]))) == [2, 4]

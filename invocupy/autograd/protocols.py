@@ -150,6 +150,8 @@ class ArrayLike:
     def __int__(self) -> int:
         return int(self._number("int"))
 
+    __trunc__ = __int__
+
     def __complex__(self) -> complex:
         return complex(self._number("complex"))
 
@@ -225,4 +227,4 @@ def _is_floating(result: Any) -> bool:
     if isinstance(result, (tuple, list)):
         return any(_is_floating(item) for item in result)
     dtype = np.dtype(float) if isinstance(result, float) else getattr(result, "dtype", None)
-    return getattr(dtype, "kind", "") in tuple("fcV")
+    return getattr(dtype, "kind", "") in tuple("fcVO")

@@ -6,12 +6,13 @@ import functools
 import inspect
 import types
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-_recording: ContextVar[bool] = ContextVar("invocupy_recording", default=True)
+# How many no_grad are entered: one object may be entered by several threads and tasks at once.
+_depth: ContextVar[int] = ContextVar("invocupy_no_grad", default=0)
 
 
 class no_grad:  # noqa: N801
@@ -41,31 +42,31 @@ class no_grad:  # noqa: N801
     False
     """
 
-    __slots__ = ("_tokens",)
+    __slots__ = ()
 
     def __init__(self, *function: Any) -> None:
         if function:
             raise TypeError("no_grad takes no argument: write @no_grad() or `with no_grad():`")
-        self._tokens: list[Token[bool]] = []
 
     def __enter__(self) -> None:
-        self._tokens.append(_recording.set(False))
+        _depth.set(_depth.get() + 1)
 
     def __exit__(self, *error: object) -> None:
-        _recording.reset(self._tokens.pop())
+        _depth.set(max(_depth.get() - 1, 0))  # a generator may end in another context
 
     def __call__(self, function: _F) -> _F:
-        if isinstance(function, type) or not callable(function):
+        if isinstance(function, (type, staticmethod)) or not callable(function):
             raise TypeError(
                 f"@no_grad() decorates functions and methods, got {function!r}: "
-                "decorate each method of a class, and write @classmethod above @no_grad()"
+                "decorate each method of a class, and write @classmethod, @staticmethod or "
+                "@property above @no_grad()"
             )
         return functools.wraps(function)(_decorated(function))  # type: ignore[return-value]
 
 
 def is_recording() -> bool:
     """Whether operators record what backward needs (see :class:`no_grad`)."""
-    return _recording.get()
+    return not _depth.get()
 
 
 def _decorated(function: Any) -> Any:
@@ -73,7 +74,13 @@ def _decorated(function: Any) -> Any:
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         with no_grad():
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+        # Of other decorators' functions, and of objects with __call__, only the result shows it.
+        if inspect.isgenerator(result):
+            return _in_steps(result)
+        if inspect.iscoroutine(result):
+            return _coroutine(result)
+        return _asynchronous(lambda: result)() if inspect.isasyncgen(result) else result
 
     def generator(*args: Any, **kwargs: Any) -> Any:
         return (yield from _in_steps(function(*args, **kwargs)))
@@ -81,7 +88,19 @@ def _decorated(function: Any) -> Any:
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         return await _awaited(function(*args, **kwargs))
 
-    async def asynchronous_generator(*args: Any, **kwargs: Any) -> Any:
+    if inspect.isgeneratorfunction(function):
+        return generator
+    if inspect.iscoroutinefunction(function):
+        return coroutine
+    return _asynchronous(function) if inspect.isasyncgenfunction(function) else plain
+
+
+async def _coroutine(inner: Any) -> Any:
+    return await _awaited(inner)
+
+
+def _asynchronous(function: Any) -> Any:
+    async def generator(*args: Any, **kwargs: Any) -> Any:
         inner = function(*args, **kwargs)
         step = inner.asend(None)
         try:
@@ -99,11 +118,7 @@ def _decorated(function: Any) -> Any:
         finally:
             await _awaited(inner.aclose())
 
-    if inspect.isgeneratorfunction(function):
-        return generator
-    if inspect.iscoroutinefunction(function):
-        return coroutine
-    return asynchronous_generator if inspect.isasyncgenfunction(function) else plain
+    return generator
 
 
 def _in_steps(inner: Any) -> Generator[Any, Any, Any]:

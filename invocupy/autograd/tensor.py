@@ -48,8 +48,8 @@ class Tensor(ArrayLike):
     Raises
     ------
     TypeError
-        For ``requires_grad`` on another dtype than a floating one, for masked arrays, and for lists
-        of Tensors that require a gradient.
+        For ``requires_grad`` on another dtype than a floating one, for masked arrays, for lists of
+        Tensors that require a gradient, at any depth, and for what holds no numbers.
 
     Examples
     --------
@@ -70,12 +70,14 @@ class Tensor(ArrayLike):
                 "data is a masked array, and the mask would be ignored: "
                 "fill it first, for example with .filled(0)"
             )
-        if type(data) in (list, tuple) and any(map(_is_recorded, data)):
+        if type(data) in (list, tuple) and _is_recorded(data):
             raise TypeError(
                 "data holds Tensors, whose gradients would be lost: "
                 "join them with functional.concatenate, or take the .item() or .numpy() of each"
             )
         self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
+        if self.data is not data and self.data.dtype.kind == "O":
+            raise TypeError(f"data must hold numbers, got {type(data).__name__}")
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
             raise TypeError(
                 f"requires_grad needs a floating dtype, got {self.data.dtype}: "
@@ -336,7 +338,7 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     """
     tensors = [isinstance(operand, Tensor) for operand in operands]
     plain = [
-        operand.data if tensor else _plain(op, place, operand)
+        operand.data if tensor else _plain(op, operands, place)
         for place, (operand, tensor) in enumerate(zip(operands, tensors, strict=True))
     ]
     value, partials = memory.patiently(op, *plain, **options)
@@ -361,10 +363,13 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
 
 
 def _is_recorded(item: Any) -> bool:
+    if isinstance(item, (list, tuple)):
+        return any(map(_is_recorded, item))
     return isinstance(item, Tensor) and item.requires_grad and is_recording()
 
 
-def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
+def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> Any:
+    operand = operands[place]
     # NumPy would take some of them in some operators, and Python would join two by "+".
     if isinstance(operand, (list, tuple)):
         name, *others = inspect.signature(op).parameters.values()
@@ -374,8 +379,11 @@ def _plain(op: Callable[..., Result], place: int, operand: Any) -> Any:
             f"{name.name} must be a NumPy or CuPy array, "
             f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
         )
-    # NumPy's own scalars would promote float32 to float64; Python's do not.
-    return operand.item() if isinstance(operand, np.generic) else operand
+    if not isinstance(operand, np.generic):  # a matrix would multiply as one
+        return Tensor(operand).data if isinstance(operand, np.matrix) else operand
+    # NumPy's own scalars would promote an array of float32 to float64; Python's do not.
+    beside = any(hasattr(item, "dtype") and not isinstance(item, np.generic) for item in operands)
+    return operand.item() if beside else np.asarray(operand)
 
 
 def _plain_index(index: Any, x: Any) -> Any:

@@ -95,10 +95,19 @@ class Batches:
                 f"got {images.shape} and {labels.shape}"
             )
         channels = images.shape[1]
-        if len(mean) != channels or len(std) != channels or min(std, default=1) <= 0:
+        numbers = np.asarray(mean), np.asarray(std)
+        if (
+            any(
+                array.shape != (channels,)
+                or array.dtype.kind not in "iuf"
+                or not np.isfinite(array).all()
+                for array in numbers
+            )
+            or not (numbers[1] > 0).all()
+        ):
             raise ValueError(
-                f"mean and std must have {channels} numbers, one a channel, and std positive "
-                f"ones, got {tuple(mean)} and {tuple(std)}"
+                f"mean and std must have {channels} finite numbers, one a channel, and std "
+                f"positive ones, got {mean!r} and {std!r}"
             )
         self.images, self.labels = images, labels
         self.batch_size = integer("batch_size", batch_size, 1)

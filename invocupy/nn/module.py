@@ -7,10 +7,11 @@ registered value, raise a TypeError.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections import UserDict, UserList, deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MemberDescriptorType
+from functools import partial
+from types import MappingProxyType, MemberDescriptorType, SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,9 +66,10 @@ class Module:
     Raises
     ------
     TypeError
-        When another kind of value is assigned to a registered attribute, a list, tuple, set or
-        dict is assigned whose modules or parameters are not registered (or has got some by the time
-        the parameters are asked for), or ``training`` is set to something that is no bool.
+        When another kind of value is assigned to a registered attribute, a container (list, tuple,
+        set, dict, object array, ``functools.partial``, ...) is assigned whose modules or parameters
+        are not registered (or has got some by the time the parameters are asked for or the mode is
+        set), or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
@@ -281,6 +283,7 @@ class Module:
     def train(self: M, mode: bool = True) -> M:
         """Set training mode (batch statistics) for this module and all below it."""
         mode = _mode(mode)
+        list(self._state(()))  # refuses containers that have got modules, which it would miss
         for _, module in self.modules():
             module.training = mode
         return self
@@ -306,8 +309,9 @@ class Module:
 
 
 _STATE = (Parameter, Buffer, Module)
-_MUTABLE = (list, dict, set, deque)
-_CONTAINERS = (*_MUTABLE, tuple, frozenset)
+_MAPPINGS = (dict, UserDict, MappingProxyType)
+_MUTABLE = (list, set, deque, UserList, *_MAPPINGS)
+_CONTAINERS = (*_MUTABLE, tuple, frozenset, partial, SimpleNamespace, np.ndarray)
 
 
 def _members(value: Any) -> list[Any]:
@@ -320,8 +324,21 @@ def _members(value: Any) -> list[Any]:
             found.append(value)
         elif isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
-            left += [*value, *value.values()] if isinstance(value, dict) else value
+            left += _contents(value)
     return found
+
+
+def _contents(value: Any) -> Iterable[Any]:
+    """What one of the containers holds directly."""
+    if isinstance(value, _MAPPINGS):
+        return [*value, *value.values()]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, SimpleNamespace):
+        return vars(value).values()
+    if isinstance(value, np.ndarray):
+        return value.flat if value.dtype.kind == "O" else ()
+    return [*value]
 
 
 def _mode(value: Any) -> bool:

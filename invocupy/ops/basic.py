@@ -8,6 +8,8 @@ NumPy and PyTorch: ``0 * inf`` is NaN.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,7 +23,7 @@ Result: TypeAlias = tuple[Any, tuple[Partial, ...]]
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 _BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
-ROWS = 1024  # that are summed one by one; sums of more are made of sums of so many
+ROWS = 64  # that are summed one by one; sums of more are made of sums of so many
 
 
 def _like(grad: Any, operand: Any) -> Any:
@@ -41,18 +43,26 @@ def _like(grad: Any, operand: Any) -> Any:
 def total(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over ``axis``, in float32 for half types.
 
-    NumPy adds rows one by one: over many rows the rounding errors of one long sum would add up.
+    NumPy adds what does not lie side by side one by one: over many rows, also those of several axes
+    together, the rounding errors of one long sum would add up.
     """
-    dtype = wide(x.dtype)
-    if axis is None or x.size <= ROWS or is_cupy(x):
-        return x.sum(axis, dtype, None, keepdims)
-    axes = normalize_axis_tuple(axis, x.ndim)
-    long = [a for a in axes if x.shape[a] > ROWS and x.strides[a] != x.itemsize]
-    if not long:
-        return x.sum(axis, dtype, None, keepdims)
-    rows = x.swapaxes(0, long[0])
-    parts = (rows[i : i + ROWS].swapaxes(0, long[0]) for i in range(0, len(rows), ROWS))
-    return np.sum([part.sum(axis, dtype, None, keepdims) for part in parts], axis=0)
+    if axis is not None and x.size > 16 * ROWS and not is_cupy(x):
+        axes = normalize_axis_tuple(axis, x.ndim)
+        apart = [a for a in axes if x.strides[a] != x.itemsize]
+        if math.prod(x.shape[a] for a in apart) > 16 * ROWS:
+            for a in apart:
+                x = _rows_summed(x, a)
+    return x.sum(axis, wide(x.dtype), None, keepdims)
+
+
+def _rows_summed(x: Any, axis: int) -> Any:
+    """The sum over one axis, which stays: of sums of :data:`ROWS`, as often as it takes."""
+    before, behind = x.shape[:axis], x.shape[axis + 1 :]
+    while (count := x.shape[axis]) > ROWS:
+        whole, left = np.split(x, [count - count % ROWS], axis)
+        parts = whole.reshape(*before, -1, ROWS, *behind).sum(axis + 1, wide(x.dtype))
+        x = np.concatenate([parts, left], axis) if left.size else parts
+    return x.sum(axis, wide(x.dtype), None, True)
 
 
 def check_some(x: Any, axis: Axis) -> None:
@@ -68,7 +78,10 @@ def _masked(array: Any, mask: Any) -> Any:
 
     ``where`` takes up to fifty times as long, since it branches.
     """
-    return (array.view(_BITS[array.dtype.itemsize]) * mask).view(array.dtype)
+    bits = _BITS.get(array.dtype.itemsize)
+    if bits is None:  # a longdouble
+        return namespace(array).where(mask, array, array.dtype.type(0))
+    return (array.view(bits) * mask).view(array.dtype)
 
 
 def _used(used: Any, slope: Any) -> Any:
@@ -120,7 +133,7 @@ def power(a: Any, b: Any) -> Result:
         below = (
             namespace(value).where(b == 0, 1, b - 1) if hasattr(b, "dtype") else (b - 1 if b else 1)
         )
-        return _like(grad * (b * _used(grad != 0, a) ** below), a)
+        return _like(grad * (b * _used((grad != 0) & (b != 0), a) ** below), a)
 
     return value, (grad_base, grad_exponent)
 
@@ -253,7 +266,13 @@ def transpose(x: Any, axes: tuple[int, ...] | None = None) -> Result:
 def getitem(x: Any, index: Any) -> Result:
     """``x[index]`` for slices, integers, masks and integer arrays."""
     items = index if isinstance(index, tuple) else (index,)
-    once = all(i is None or i is Ellipsis or isinstance(i, (int, slice)) for i in items)
+    once = all(
+        i is None
+        or i is Ellipsis
+        or isinstance(i, (int, slice))
+        or (isinstance(i, np.ndarray) and i.dtype == bool)
+        for i in items
+    )
 
     def partial(grad: Any) -> Any:
         xp = namespace(x)
@@ -261,8 +280,10 @@ def getitem(x: Any, index: Any) -> Result:
             out = xp.zeros_like(x)
             out[index] = grad
             return out
-        out = xp.zeros_like(x, dtype=wide(x.dtype))
-        xp.add.at(out, index, grad)
+        # One place may get very many values, one by one.
+        dtype = (wide(x.dtype) or x.dtype) if is_cupy(x) else np.float64
+        out = xp.zeros_like(x, dtype=dtype)
+        xp.add.at(out, index, grad.astype(dtype, copy=False))
         return out.astype(x.dtype, copy=False)
 
     return namespace(x).asarray(x[index]), (partial,)
@@ -272,6 +293,7 @@ def concatenate(*parts: Any, axis: int = 0) -> Result:
     """The arrays joined along ``axis``."""
     if not parts:
         raise ValueError("parts must be one array or more, got none")
+    axis = operator.index(axis)
     value = namespace(parts[0]).concatenate(parts, axis=axis)
     ends = [0]
     for part in parts:

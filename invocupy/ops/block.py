@@ -155,7 +155,7 @@ class _Block:
         relu: bool, comm: Comm | None,
     ) -> None:  # fmt: skip
         self.xp, self.shape, self.comm = namespace(x), x.shape, comm
-        self.work = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+        self.work = np.dtype(np.float64 if x.dtype.itemsize == 8 else np.float32)
         # The CPU has sums in float64 anyhow; on the way to other ranks they stay as exact.
         self.exact = self.work if comm is None or is_cupy(x) else np.dtype(np.float64)
         n, c, h, w = x.shape

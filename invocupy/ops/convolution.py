@@ -11,9 +11,11 @@ from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_de
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair
 from invocupy.geometry import IntOrPair, integer, padding_pair, pair
-from invocupy.ops.basic import ROWS, Result, total
+from invocupy.ops.basic import Result, total
 from invocupy.ops.memo import each
 from invocupy.ops.windows import out_size
+
+_ROWS = 1024  # of a product that is summed in one go
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Result:
@@ -34,12 +36,12 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
 
 
 def _over_rows(grad: Any, x: Any) -> Any:
-    """``grad.T @ x``, in blocks of rows as :func:`invocupy.ops.basic.total` has them."""
-    result = _product(grad[:ROWS].T, x[:ROWS])
-    if len(x) > ROWS:
+    """``grad.T @ x``, in blocks of rows, since the rounding errors of one long sum would add up."""
+    result = _product(grad[:_ROWS].T, x[:_ROWS])
+    if len(x) > _ROWS:
         result = result.astype(wide(result.dtype) or result.dtype, copy=False)
-        for i in range(ROWS, len(x), ROWS):
-            result += _product(grad[i : i + ROWS].T, x[i : i + ROWS])
+        for i in range(_ROWS, len(x), _ROWS):
+            result += _product(grad[i : i + _ROWS].T, x[i : i + _ROWS])
     return result
 
 

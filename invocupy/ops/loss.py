@@ -12,19 +12,19 @@ import numpy as np
 
 from invocupy.arrays import is_cupy, namespace, wide
 from invocupy.geometry import number
-from invocupy.ops.basic import Result, check_some
+from invocupy.ops.basic import Result, check_some, total
 
 
 def softmax(x: Any, axis: int = -1) -> Result:
     """``exp(x) / sum exp(x)``."""
     shifted = _shifted(x, axis)
     exact = namespace(x).exp(shifted)
-    exact /= exact.sum(axis=axis, keepdims=True)
+    exact /= total(exact, axis, keepdims=True)
     value = _as(x, exact)
 
     def partial(grad: Any) -> Any:
         share = grad * value
-        return _as(x, value * (grad - share.sum(axis, wide(share.dtype), keepdims=True)))
+        return _as(x, value * (grad - total(share, axis, keepdims=True)))
 
     return value, (partial,)
 
@@ -34,8 +34,7 @@ def log_softmax(x: Any, axis: int = -1) -> Result:
     value = _as(x, _log_softmax(x, axis))
 
     def partial(grad: Any) -> Any:
-        total = grad.sum(axis, wide(grad.dtype), keepdims=True)
-        return _as(x, grad - namespace(x).exp(value) * total)
+        return _as(x, grad - namespace(x).exp(value) * total(grad, axis, keepdims=True))
 
     return value, (partial,)
 
@@ -97,7 +96,7 @@ def _shifted(x: Any, axis: int) -> Any:
 def _log_softmax(x: Any, axis: int) -> Any:
     xp = namespace(x)
     shifted = _shifted(x, axis)
-    return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return shifted - xp.log(total(xp.exp(shifted), axis, keepdims=True))
 
 
 def _as(x: Any, value: Any) -> Any:

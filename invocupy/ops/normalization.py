@@ -201,8 +201,9 @@ def batch_norm(
 
 def _dtypes(x: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """What the backend computes in, and the dtype of the per-channel arrays."""
-    work = np.dtype(np.float32) if x.dtype == np.float16 and not is_cupy(x) else x.dtype
-    return work.newbyteorder("="), np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    given = x.dtype.newbyteorder("=")
+    work = np.dtype(np.float32) if given == np.float16 and not is_cupy(x) else given
+    return work, np.dtype(np.float64 if given == np.float64 else np.float32)
 
 
 def _exact(x: Any, channel: np.dtype[Any]) -> np.dtype[Any]:

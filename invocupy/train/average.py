@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import nn
-from invocupy.arrays import device_of, on_device, to_device
+from invocupy.arrays import device_of, on_device, to_device, wide
 from invocupy.geometry import number
 
 
@@ -21,14 +21,18 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = number("ema", decay, 0, 1)
-        self.arrays = {name: holder.data.copy() for name, holder in named_state(model)}
+        # In half types small steps would be lost in rounding.
+        self.arrays = {
+            name: holder.data.astype(wide(holder.data.dtype) or holder.data.dtype)
+            for name, holder in named_state(model)
+        }
 
     def update(self, model: nn.Module, steps: int) -> None:
         """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
         keep = min(self.decay, (1 + steps) / (10 + steps))
         for name, holder in named_state(model):
             with on_device(holder.data):
-                if holder.data.dtype.kind == "f":
+                if holder.data.dtype.kind in "fV":
                     self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
                 else:
                     self.arrays[name] = holder.data
@@ -36,7 +40,7 @@ class Average:
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Go on from saved averages; the names are the model's."""
         self.arrays = {
-            name: to_device(np.array(arrays[name]), device_of(array))
+            name: to_device(np.array(arrays[name], array.dtype), device_of(array))
             for name, array in self.arrays.items()
         }
 
@@ -54,7 +58,7 @@ class Average:
     def put_into(self, model: nn.Module) -> None:
         """Let the model hold the averages in place of its weights."""
         for name, holder in named_state(model):
-            holder.data = self.arrays[name]
+            holder.data = self.arrays[name].astype(holder.data.dtype, copy=False)
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | nn.Buffer]]:

@@ -64,7 +64,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        As :class:`invocupy.data.Batches`, and for no images.
+        As :class:`invocupy.data.Batches`, for no images, and for a model that gives no (N, K).
 
     Examples
     --------
@@ -90,7 +90,7 @@ def evaluate(
     with nn.keep_modes(model), no_grad(), on_device(images):
         model.eval()
         for step, (x, answer) in enumerate(batches.epoch(0), 1):
-            logits = Tensor(logits_of(model, x))
+            logits = _scores(model, x)
             # A sum on the device: nothing waits for it before the end.
             total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
             answers.append(logits.data.argmax(axis=1))
@@ -162,7 +162,7 @@ def predict(
     with nn.keep_modes(model), no_grad(), on_device(images):
         model.eval()
         for step, (x, _) in enumerate(batches.epoch(0), 1):
-            found.append(Tensor(logits_of(model, x)).data)
+            found.append(_scores(model, x).data)
             if progress is not None:
                 progress(step, len(batches))
     logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
@@ -173,6 +173,17 @@ def check_model(model: Any) -> None:
     """Refuse a class or function in place of a model, with a TypeError."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module such as nn.Sequential(...), got {kind_of(model)}")
+
+
+def _scores(model: nn.Module, x: Any) -> Tensor:
+    """:func:`logits_of` as a Tensor; ValueError for another shape than one row an image."""
+    scores = Tensor(logits_of(model, x))
+    if scores.ndim != 2 or len(scores) != len(x) or not scores.size:
+        raise ValueError(
+            f"model must give scores (N, K) for N images, got shape {scores.shape} for {len(x)}: "
+            "let forward, or a method logits, return one row of K numbers for each image"
+        )
+    return scores
 
 
 def logits_of(model: nn.Module, x: Any) -> Any:

@@ -70,7 +70,8 @@ def fit(
     resume : bool
         Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
         ``epochs``, ``patience``, ``accumulate``, ``recompute``, ``data_dir`` and ``device``. With
-        more epochs the schedule is that of the longer run, from the next step on.
+        more epochs the schedule is that of the longer run, from the next step on. A ``model`` of
+        your own has to be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
@@ -107,7 +108,7 @@ def fit(
     Raises
     ------
     TypeError
-        If ``config`` is no Config or ``model`` no module.
+        If ``config`` is no Config, ``model`` no module, or a hook no function.
     ConfigError
         If ``out`` holds a run already or another process trains there, ``config`` contradicts the
         run to resume (told before data is downloaded), the device is missing, or a step would not
@@ -148,6 +149,10 @@ def fit(
         raise TypeError(f"config must be a Config, got {type(config).__name__}: Config(**settings)")
     if model is not None:
         check_model(model)
+    hooks = {"progress": progress, "before_update": before_update, "after_epoch": after_epoch}
+    for name, hook in {**hooks, "testing": testing}.items():
+        if hook is not None and not callable(hook):
+            raise TypeError(f"{name} must be a function, got {type(hook).__name__}")
     if comm is None or comm.size == 1:
         comm = Single(pick_device(config.device))
     elif config.device not in ("auto", comm.device.partition(":")[0]):
@@ -164,7 +169,7 @@ def fit(
     agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
     with together(comm):  # before data is downloaded
         if folder is not None:
-            check_folder(config, folder, resume)
+            check_folder(config, folder, resume, model if own else None)
     for turn in (first, not first):  # rank 0 first: it may have to download them
         with together(comm):
             if turn:
@@ -231,7 +236,8 @@ def fit(
                     )  # fmt: skip
                     row = run.row(result, _rate(run, run.steps - 1))
                     if after_epoch is not None:
-                        stop = after_epoch(model, row) is True
+                        answer = after_epoch(model, row)
+                        stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
                         row = checkpoint.strict(row)
                 if comm.size > 1:
                     row, stop = _agreed(run, row, stop, asked())

@@ -91,7 +91,7 @@ class Message:
             self.places.append(slice(end, end + parameter.size))
             end += -(-parameter.size // _ALIGNED) * _ALIGNED
         # Half types would lose in the sum what the gradients still have.
-        dtype = np.result_type(np.float32, *{p.dtype for p in params if p.dtype == np.float64})
+        dtype = np.result_type(np.float32, *{p.dtype for p in params if p.dtype.itemsize == 8})
         first = params[0].data
         with on_device(first):
             self.buffer = namespace(first).zeros(end, dtype)

@@ -141,8 +141,8 @@ class Run:
         """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
         if self.folder is None:
             raise ConfigError("out must be given to resume: the run's folder")
-        _, state, model, arrays = to_resume(self.config, self.folder, self.steps)
-        self.model.load_state_dict(model.state_dict())
+        _, state, _, arrays = to_resume(self.config, self.folder, self.steps, self.model)
+        self.model.load_state_dict(_under("model.", arrays))
         if self.average is not None:
             self.average.load(_under("average.", arrays))
         velocities = _under("velocity.", arrays)
@@ -255,8 +255,12 @@ class Run:
             checkpoint.write_atomically(self.folder / _METRICS, lines.encode())
 
 
-def check_folder(config: Config, folder: Path, resume: bool) -> None:
+def check_folder(
+    config: Config, folder: Path, resume: bool, model: nn.Module | None = None
+) -> None:
     """Refuse a folder in which the run cannot begin, or not go on with these settings.
+
+    ``model`` is that of the caller, where it is not built from the settings.
 
     Raises
     ------
@@ -264,7 +268,7 @@ def check_folder(config: Config, folder: Path, resume: bool) -> None:
         As :func:`invocupy.train.fit`.
     """
     if resume:
-        to_resume(config, folder)
+        to_resume(config, folder, model=model)
         return
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"out {folder} is a file: give a folder")
@@ -287,7 +291,9 @@ def _was_never_begun(folder: Path, there: list[str]) -> bool:
         return False
 
 
-def to_resume(config: Config, folder: Path, steps: int | None = None) -> Saved:
+def to_resume(
+    config: Config, folder: Path, steps: int | None = None, model: nn.Module | None = None
+) -> Saved:
     """The last checkpoint of a run that can go on with these settings.
 
     Parameters
@@ -296,13 +302,15 @@ def to_resume(config: Config, folder: Path, steps: int | None = None) -> Saved:
     folder
     steps : int, optional
         In an epoch of the data, once that is read.
+    model : Module, optional
+        What is trained, if it is not built from the settings; not changed.
 
     Raises
     ------
     ConfigError
         If the settings are not those of the run.
     """
-    saved = _read(folder / _LAST)
+    saved = _read(folder / _LAST, model)
     its, state = asdict(saved[0]), saved[1]
     wrong = [
         f"{name} is {its[name]!r} there, not {mine!r}"
@@ -319,7 +327,7 @@ def to_resume(config: Config, folder: Path, steps: int | None = None) -> Saved:
     return saved
 
 
-def _read(path: Path) -> Saved:
+def _read(path: Path, own: nn.Module | None = None) -> Saved:
     if not os.path.isdir(path.parent):  # noqa: PTH112  (pathlib's raises for a name too long)
         raise CheckpointError(
             f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
@@ -328,13 +336,19 @@ def _read(path: Path) -> Saved:
     arrays, info = checkpoint.load(path)
     try:
         config, state = Config(**info["config"]), State(**info["state"])
-        model = build(config)
-        model.load_state_dict(_under("model.", arrays))
-        if config.ema:  # the names and shapes, for whoever takes them
-            build(config).load_state_dict(_under("average.", arrays))
+        model = build(config) if own is None else own
+        before = model.state_dict()
+        try:
+            if config.ema:  # the names and shapes, for whoever takes them
+                model.load_state_dict(_under("average.", arrays))
+            model.load_state_dict(_under("model.", arrays))
+        finally:
+            if own is not None:
+                own.load_state_dict(before)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is whole, but not a run of this version ({error}): use the version that wrote "
+            f"{path} is whole, but not a run of this version"
+            f"{'' if own is None else ' and model'} ({error}): use the version that wrote "
             f"it ({info.get('invocupy', 'unknown')}), or train again"
         ) from error
     return config, state, model, arrays
