@@ -413,6 +413,18 @@ FORK = """
     print(fork(2))
     """,
         """
+    class Slow:
+        def find_spec(self, name, *_):
+            if name == "invocupy.backends.compiling":
+                begun.set()
+                time.sleep(0.2)
+
+    sys.meta_path.insert(0, Slow())
+    thread.start()
+    begun.wait()
+    print(fork())
+    """,
+        """
     thread.start()
     while "numba" not in sys.modules: time.sleep(1e-4)
     print(fork())
@@ -427,7 +439,7 @@ FORK = """
     thread.start()
     """,
     ],
-    ids=["while compiling", "while importing", "in a callback"],
+    ids=["while compiling", "before importing", "while importing", "in a callback"],
 )
 def test_forks(body):
     """A child that compiles as well, in what another thread of its parent was doing."""
