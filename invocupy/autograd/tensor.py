@@ -334,12 +334,16 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
     partials of those operands that require a gradient.
     """
-    plain = [
-        operand.data if isinstance(operand, Tensor) else _plain(op, place, operand)
-        for place, operand in enumerate(operands)
-    ]
+    wrap, plain = False, []
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            wrap = True
+            operand = operand.data
+        elif type(operand) is not np.ndarray:
+            operand = _plain(op, len(plain), operand)
+        plain.append(operand)
     value, partials = memory.patiently(op, *plain, **options)
-    if not any(isinstance(operand, Tensor) for operand in operands):
+    if not wrap:
         return value
     result = Tensor(value)
     if is_recording():

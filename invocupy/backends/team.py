@@ -97,10 +97,9 @@ def run(
         job = _jobs.pop()
     except IndexError:  # asking first whether there is one would race with other threads
         job = _Job()
-    stride = -(-scratch // _LINE) * _LINE + _APART
+    job.stride = stride = -(-scratch // _LINE) * _LINE + _APART
     begun = allocate_lock() if long and get_ident() == main_thread().ident else None
     try:
-        job.stride = stride
         start = job.scratch((helpers + 1) * stride)
         pack = _layout(len(arguments)).pack_into
         pack(job.memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
