@@ -164,6 +164,48 @@ def test_nothing_is_kept_of_what_was_loaded_again(tmp_path, monkeypatch, place):
         content.digest(outer)
 
 
+CHANGED = {
+    "a constant": ("FACTOR = 5", "FACTOR = 2"),
+    "a function": ("old, helper = helper, register_jitable(lambda x: x)", "helper = old"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_nothing_is_kept_of_what_has_changed_since_a_part_was_compiled(change, tmp_path, place):
+    """A kernel goes on using the code of an inner one that was compiled before the change."""
+    (tmp_path / "changing.py").write_text(
+        textwrap.dedent("""
+        from numba.extending import register_jitable
+        from invocupy.backends.jit import jit
+        FACTOR = 2
+
+        @register_jitable
+        def helper(x):
+            return x * FACTOR
+
+        @jit
+        def inner(x):
+            return helper(x)
+
+        @jit
+        def outer(x):
+            return inner(x) + 1
+        """)
+    )
+    body = """
+    import sys
+    import changing
+    if len(sys.argv) > 1:
+        exec(sys.argv[1], vars(changing))
+        changing.inner(1)
+        exec(sys.argv[2], vars(changing))
+    print(changing.outer(1))
+    """
+    where = {"cwd": tmp_path, "INVOCUPY_CACHE_DIR": str(place)}
+    assert script(body, *CHANGED[change], **where) != "3"  # as compiled
+    assert script(body, **where) == "3"
+
+
 @pytest.mark.parametrize("late", [False, True], ids=["before the change", "after the change"])
 def test_sources_that_change_under_a_process(late, tmp_path):
     """Version A; imported before or after the change to B; compiled then; A again."""
