@@ -334,7 +334,8 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
     partials of those operands that require a gradient.
     """
-    wrap, plain = False, []
+    wrap = False
+    plain: list[Any] = []
     for operand in operands:
         if isinstance(operand, Tensor):
             wrap = True
