@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -382,6 +383,23 @@ def test_works_where_no_thread_can_start(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert compiling.whole(divmod, 7, 2) == (3, 1)
     assert adding(11)(1) == 12
+
+
+def test_threads_of_the_user_keep_the_size_of_their_stacks(monkeypatch):
+    begin, before = threading.Thread.start, threading.stack_size()
+
+    def start(self):
+        if self.name == "invocupy compiling":
+            time.sleep(0.01)  # in which others start theirs
+        begin(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    users = [threading.Thread(target=compiling.whole, args=(divmod, 7, 2)) for _ in range(5)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert threading.stack_size() == before
 
 
 def test_compiles_while_the_interpreter_closes():
