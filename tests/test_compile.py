@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,48 @@ def test_nothing_is_kept_of_what_was_loaded_again(tmp_path, monkeypatch, place):
     assert sorted(place.iterdir()) == files
     with pytest.raises(RuntimeError, match="loaded_again was loaded again"):
         content.digest(outer)
+
+
+CHANGED = {
+    "a constant": ("FACTOR = 5", "FACTOR = 2"),
+    "a function": ("old, helper = helper, register_jitable(lambda x: x)", "helper = old"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_nothing_is_kept_of_what_has_changed_since_a_part_was_compiled(change, tmp_path, place):
+    """A kernel goes on using the code of an inner one that was compiled before the change."""
+    (tmp_path / "changing.py").write_text(
+        textwrap.dedent("""
+        from numba.extending import register_jitable
+        from invocupy.backends.jit import jit
+        FACTOR = 2
+
+        @register_jitable
+        def helper(x):
+            return x * FACTOR
+
+        @jit
+        def inner(x):
+            return helper(x)
+
+        @jit
+        def outer(x):
+            return inner(x) + 1
+        """)
+    )
+    body = """
+    import sys
+    import changing
+    if len(sys.argv) > 1:
+        exec(sys.argv[1], vars(changing))
+        changing.inner(1)
+        exec(sys.argv[2], vars(changing))
+    print(changing.outer(1))
+    """
+    where = {"cwd": tmp_path, "INVOCUPY_CACHE_DIR": str(place)}
+    assert script(body, *CHANGED[change], **where) != "3"  # as compiled
+    assert script(body, **where) == "3"
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["before the change", "after the change"])
@@ -342,6 +385,23 @@ def test_works_where_no_thread_can_start(monkeypatch):
     assert adding(11)(1) == 12
 
 
+def test_threads_of_the_user_keep_the_size_of_their_stacks(monkeypatch):
+    begin, before = threading.Thread.start, threading.stack_size()
+
+    def start(self):
+        if self.name == "invocupy compiling":
+            time.sleep(0.01)  # in which others start theirs
+        begin(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    users = [threading.Thread(target=compiling.whole, args=(divmod, 7, 2)) for _ in range(5)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert threading.stack_size() == before
+
+
 def test_compiles_while_the_interpreter_closes():
     body = """
     import atexit, os
@@ -413,6 +473,18 @@ FORK = """
     print(fork(2))
     """,
         """
+    class Slow:
+        def find_spec(self, name, *_):
+            if name == "invocupy.backends.compiling":
+                begun.set()
+                time.sleep(0.2)
+
+    sys.meta_path.insert(0, Slow())
+    thread.start()
+    begun.wait()
+    print(fork())
+    """,
+        """
     thread.start()
     while "numba" not in sys.modules: time.sleep(1e-4)
     print(fork())
@@ -427,7 +499,7 @@ FORK = """
     thread.start()
     """,
     ],
-    ids=["while compiling", "while importing", "in a callback"],
+    ids=["while compiling", "before importing", "while importing", "in a callback"],
 )
 def test_forks(body):
     """A child that compiles as well, in what another thread of its parent was doing."""

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 CODE = """
-import os, signal, sys, threading, time
+import contextvars, os, signal, sys, threading, time, weakref
 import numpy as np
 import invocupy
 from invocupy.backends import launch, team
@@ -67,6 +67,58 @@ for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)
     launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
     assert done == 5
 
+# signals so fast that the main thread gets no time to wait: what is written to stays
+class Faster:
+    def __init__(self, *given):
+        raise Stop
+
+team.suppress, patient = Faster, team.suppress
+for _ in range(3):
+    done, go = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    ends = weakref.ref(done)
+    def kill(done=done):
+        while done[0] < 1:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        launch.launch(wait, 10**12, launch.LONG + 1, 0, done, go)
+    except Stop:
+        assert not team._jobs  # another thread is at work with it
+    thread.join()
+    del done, kill, thread
+    assert ends() is not None
+    np.testing.assert_array_equal(invocupy.involution(x, kernel), right)  # with another job
+    go[0] = 1
+    while ends() is not None:
+        time.sleep(0.001)
+    assert len(team._jobs) == 2
+    team._jobs.pop()
+    team._made -= 1
+team.suppress = patient
+done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
+
+# an error of a handler is not taken for one of the system
+class Busy(RuntimeError):
+    pass
+
+def busy(number, frame):
+    raise Busy
+
+def start(*given):  # a signal comes before the thread has begun
+    signal.raise_signal(signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, busy)
+team.start_new_thread, real = start, team.start_new_thread
+try:
+    launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+    raise AssertionError
+except Busy:
+    pass
+team.start_new_thread = real
+assert len(team._jobs) == 1 and done == 0
+
 # a handler that raises nothing changes nothing
 calls = []
 signal.signal(signal.SIGTERM, lambda *given: calls.append(go.fill(1)))
@@ -85,12 +137,10 @@ thread.join()
 assert done == 5
 
 # where no thread can start, the caller works
-def refuse(*given):
-    raise RuntimeError("can't start new thread")
-
-team.start_new_thread = refuse
+context = contextvars.copy_context()
+team.start_new_thread = context.run  # raises RuntimeError, being in use
 done[0] = 0
-launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+context.run(launch.launch, wait, 5, launch.LONG + 1, 0, done, go)
 assert done == 5
 """
 

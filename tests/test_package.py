@@ -45,6 +45,12 @@ def test_import_loads_numpy_only() -> None:
     assert not set(loaded) & {f"invocupy.{name}" for name in ("train", "data", "nn", "testing")}
 
 
+def test_import_loads_little_of_the_standard_library() -> None:
+    loaded = modules_after("import numpy; before = set(sys.modules); import invocupy")
+    heavy = {"asyncio", "concurrent.futures", "logging", "multiprocessing", "threading"}
+    assert not heavy & set(loaded)
+
+
 def test_plain_arrays_load_no_more_than_numba() -> None:
     loaded = modules_after(
         "import invocupy, numpy as np\n"

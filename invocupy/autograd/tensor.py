@@ -337,10 +337,13 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     partials of those operands that require a gradient.
     """
     tensors = [isinstance(operand, Tensor) for operand in operands]
-    plain = [
-        operand.data if tensor else _plain(op, operands, place)
-        for place, (operand, tensor) in enumerate(zip(operands, tensors, strict=True))
-    ]
+    plain: list[Any] = []
+    for operand, tensor in zip(operands, tensors, strict=True):
+        if tensor:
+            operand = operand.data
+        elif type(operand) is not np.ndarray:  # which nearly all are
+            operand = _plain(op, operands, len(plain))
+        plain.append(operand)
     value, partials = memory.patiently(op, *plain, **options)
     if True not in tensors:
         return value

@@ -20,17 +20,18 @@ gathers only: the same call gives the same bits. Half types accumulate in float3
 
 from __future__ import annotations
 
+import os
+from _thread import RLock, get_ident
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
+from time import sleep
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from invocupy.backends.compiling import whole
 
 on_compile: Callable[[str, bool], object] | None = None
 """Called with a CPU kernel's name when its compiling begins, and with True when it is done.
@@ -53,7 +54,41 @@ def of(op: str, array: Any) -> Any:
 @cache
 def _module(op: str, machine: str) -> ModuleType:
     name = f"{__name__}.{op}.{machine}"
-    return whole(import_module, name) if machine == "cpu" else import_module(name)
+    if machine != "cpu":
+        return import_module(name)
+    with _first:  # not with this module: what it imports takes a third of the time
+        from invocupy.backends.compiling import whole
+    while _forks:  # which began before it could be told to wait for more
+        sleep(0.001)
+    return whole(import_module, name)
+
+
+# A fork waits for that import, as for others later. It may hold the lock of the module logging by
+# then, which the import takes for a moment: so not for ever.
+_first: Any = RLock()
+_forks: list[int] = []  # under way, by thread
+
+
+def _before_fork() -> None:
+    _forks.append(get_ident())
+    _first.acquire(timeout=10)
+
+
+def _after_fork() -> None:
+    _forks.remove(get_ident())
+    if _first._is_owned():
+        _first.release()
+
+
+def _after_fork_in_child() -> None:
+    _forks[:] = [get_ident()]  # those of other threads have ended here
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )
 
 
 def dry_run() -> AbstractContextManager[None]:

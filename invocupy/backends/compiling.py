@@ -38,15 +38,17 @@ def whole(work: Callable[..., Result], *arguments: Any) -> Result:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run, name="invocupy compiling")
-    stack = threading.stack_size(_STACK)
     try:
-        thread.start()
+        with _importing:  # one at a time: the size holds for every thread that is started
+            stack = threading.stack_size(_STACK)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(stack)
     except RuntimeError:  # the interpreter is closing, or the system has no more threads
         if thread.ident is not None:
             raise
         return _locked(work, *arguments)
-    finally:
-        threading.stack_size(stack)
     # Not join(), which in Python 3.11 and 3.12 forgets the thread if it is interrupted; at exit
     # Python must wait for it.
     result = outcome.result()
@@ -84,7 +86,7 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
-    for lock in reversed(_forking.locks):
+    for lock in reversed(getattr(_forking, "locks", [])):  # none if it began before this module
         if _is_owned(lock):  # unless a signal's handler raised an exception while the fork waited
             lock.release()
 

@@ -5,8 +5,9 @@ read. The digest covers the bytecode of the function and everything that it can 
 (functions, classes, constants). Numba copies the values of global names and of closures into the
 code that it compiles, including constants that describe the machine.
 
-What was compiled from a module stays as it is when the module is loaded again, but names then have
-other values; so there is no digest of what has been loaded again since it was first looked at.
+What is compiled stays as it is when a module is loaded again, or a name gets another value, and
+goes on being used in what is compiled later. So there is no digest of what has been loaded again,
+nor :func:`lasting_digest` of what has changed, since it was first looked at.
 """
 
 from __future__ import annotations
@@ -40,12 +41,37 @@ def digest(function: Callable[..., Any]) -> str:
     >>> digest(half) == before
     False
     """
+    return _digest(function)[0]
+
+
+def lasting_digest(function: Callable[..., Any]) -> str:
+    """:func:`digest`, if all that the function reaches is as it was at the first call.
+
+    Raises
+    ------
+    RuntimeError
+        If something has changed since, or a module was loaded again.
+    """
+    result, reached = _digest(function)
+    for thing in reached:
+        own = _Reach()
+        now = repr(own.describe(thing)), own.found
+        if _looked_at.setdefault(id(thing), (thing, now))[1] != now:
+            raise RuntimeError(f"{thing!r} has changed")
+    return result
+
+
+_looked_at: dict[int, tuple[Any, tuple[str, list[Any]]]] = {}  # by identity; held, so that it stays
+
+
+def _digest(function: Callable[..., Any]) -> tuple[str, list[Any]]:
+    """And all that is reached."""
     reach = _Reach()
     reach.name(function)
     content = hashlib.sha256()
     for thing in reach.found:  # which grows
         content.update(repr(reach.describe(thing)).encode())
-    return content.hexdigest()
+    return content.hexdigest(), reach.found
 
 
 class _Reach:

@@ -38,7 +38,7 @@ from numba.extending import intrinsic
 
 from invocupy import backends, settings
 from invocupy.backends.compiling import whole
-from invocupy.backends.content import digest
+from invocupy.backends.content import lasting_digest
 
 _config: Any = numba.config
 _DIGEST = hashlib.sha256().digest_size
@@ -221,7 +221,7 @@ class _Files(_Cache):
             raise OSError("no directory for compiled kernels")
         versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
         depends = (
-            digest(self._function), _OPTIONS, _identity(self._function), str(sig),
+            lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig),
             codegen.magic_tuple(), _settings(), versions,
         )  # fmt: skip
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]

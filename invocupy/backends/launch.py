@@ -64,7 +64,7 @@ def launch(
             words.append(argument)
     helpers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
     code = _codes.get((kernel, len(words))) or whole(_compile, kernel, arguments, len(words))
-    team.run(*code, tasks, helpers, work > WAKE, work > LONG, scratch, words)
+    team.run(*code, tasks, helpers, work > WAKE, work > LONG, scratch, words, arguments)
 
 
 _codes: dict[tuple[Any, int], tuple[int, int]] = {}

@@ -76,14 +76,15 @@ _starting: threading.Lock
 
 def run(
     thunk: int, function: int, tasks: int, helpers: int, large: bool, long: bool, scratch: int,
-    arguments: list[int],
+    arguments: list[int], needed: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Run ``function`` here and in up to ``helpers`` other threads at the same time.
 
     Each of them calls the machine code ``thunk(job, its own scratch bytes)``. Returns when every
     thread that began has ended. Helpers that sleep are woken for a ``large`` job, or one that comes
     so soon after another that they would still be watching. In the main thread a ``long`` job can
-    be interrupted by a signal: threads end when the task that they are at is done.
+    be interrupted by a signal: threads end when the task that they are at is done. ``needed`` is
+    what owns the memory that ``arguments`` point to.
     """
     global _ended
     now = time.perf_counter()
@@ -96,26 +97,32 @@ def run(
         job = _jobs.pop()
     except IndexError:  # asking first whether there is one would race with other threads
         job = _Job()
-    stride = -(-scratch // _LINE) * _LINE + _APART
+    job.stride = stride = -(-scratch // _LINE) * _LINE + _APART
+    begun = allocate_lock() if long and get_ident() == main_thread().ident else None
     try:
         start = job.scratch((helpers + 1) * stride)
         pack = _layout(len(arguments)).pack_into
         pack(job.memory, 0, thunk, function, tasks, helpers, start, stride, *arguments)
         wake = large or now - _ended < _WATCH
-        if long and get_ident() == main_thread().ident:
-            _interruptible(job, tasks, helpers, wake)
-        else:
+        if begun is None:
             _lead(_board[1], job.place, job.address, helpers, wake)
+        else:
+            _interruptible(begun, job, tasks, helpers, wake, needed)
     finally:
-        if stride > _KEPT:
-            job.forget()
-        _jobs.append(job)
+        if begun is None or begun.acquire(False):  # else the thread that leads does it
+            job.rest()
     _ended = time.perf_counter()
 
 
-def _interruptible(job: _Job, tasks: int, helpers: int, wake: bool) -> None:
-    """:func:`_lead` in another thread, while this one waits where Python handles signals."""
-    begun, ended, done = allocate_lock(), allocate_lock(), []
+def _interruptible(
+    begun: Any, job: _Job, tasks: int, helpers: int, wake: bool, needed: tuple[Any, ...]
+) -> None:
+    """:func:`_lead` in another thread, while this one waits where Python handles signals.
+
+    Signals can follow each other so fast that this thread does not even get to wait for the end.
+    So the other one holds what is ``needed``, and the job, until then.
+    """
+    ended, done, held = allocate_lock(), [], list(needed)
     ended.acquire()
 
     def lead() -> None:
@@ -123,6 +130,8 @@ def _interruptible(job: _Job, tasks: int, helpers: int, wake: bool) -> None:
             try:
                 _lead(_board[1], job.place, job.address, helpers, wake)
             finally:
+                job.rest()
+                held.clear()
                 done.append(True)
                 ended.release()
 
@@ -132,14 +141,18 @@ def _interruptible(job: _Job, tasks: int, helpers: int, wake: bool) -> None:
     except BaseException as error:
         if not begun.acquire(False):  # it has begun
             job.memory.cast("q")[_COUNTER // 8] = tasks  # nobody begins another task
-            while not done:  # threads still write to memory that the exception gives back
+            while not done:
                 with suppress(BaseException):
                     ended.acquire()
             raise
-        if not isinstance(error, RuntimeError):
-            raise
-        # the system refuses to start threads
-        _lead(_board[1], job.place, job.address, helpers, wake)
+        try:
+            by_handler = error.__traceback__ is None or error.__traceback__.tb_next is not None
+            if by_handler or not isinstance(error, RuntimeError):
+                raise
+            # the system refuses to start threads
+            _lead(_board[1], job.place, job.address, helpers, wake)
+        finally:
+            job.rest()
 
 
 @jit
@@ -255,9 +268,10 @@ def _layout(arguments: int) -> Struct:
 class _Job:
     """Memory of a call and what it works in, kept for the next: fresh pages would cost more."""
 
-    __slots__ = ("address", "memory", "place", "room", "start")
+    __slots__ = ("address", "memory", "place", "room", "start", "stride")
     room: Any
     start: int
+    stride: int
 
     def __init__(self) -> None:
         global _made
@@ -276,6 +290,12 @@ class _Job:
             self.forget()
             self.room, self.start = patiently(_lines, size)
         return self.start
+
+    def rest(self) -> None:
+        """Be there for the next call."""
+        if self.stride > _KEPT:
+            self.forget()
+        _jobs.append(self)
 
     def forget(self) -> None:
         """Give the memory to work in back to the system."""
