@@ -48,7 +48,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if not 0 < arguments.seconds <= _LONGEST:
         raise ConfigError(
-            f"seconds must be above 0 and at most {_LONGEST}, got {arguments.seconds}"
+            f"seconds must be a finite number above 0 and at most {_LONGEST}, "
+            f"got {arguments.seconds}"
         )
     device = pick_device(arguments.device)
     rows: list[dict[str, Any]] = []
