@@ -17,7 +17,7 @@ from op_table import ROWS, Row
 import invocupy
 from invocupy import Tensor, backends, functional, ops, testing
 from invocupy import functional as F  # noqa: N812
-from invocupy.backends.convolution import reference
+from invocupy.backends.reference import convolution as reference
 from invocupy.testing import check_partials, gradcheck, lay_out
 
 SEEDS = st.integers(0, 2**32 - 1)
