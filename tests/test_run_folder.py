@@ -214,8 +214,12 @@ import os, subprocess, sys, time
 from pathlib import Path
 from invocupy.train.lock import locked
 with locked(Path(sys.argv[1])):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        time.sleep(60)
+    if sys.argv[2] == "fork":
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.write(writer, b"begun")
+            time.sleep(60)
+        os.read(reader, 5)
     child = subprocess.Popen(["sleep", "60"]) if sys.argv[2] == "exec" else None
     print("held", flush=True)
     time.sleep(60)

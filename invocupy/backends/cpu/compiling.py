@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from importlib import import_module
 from typing import Any, TypeVar
@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 _STACK = 16 << 20  # bytes; LLVM needs more than some systems and users give to threads
+
+LOOK = 0.05  # seconds; a signal just before a thread begins to wait does not end its waiting
 
 _importing: Any = threading.RLock()
 
@@ -51,6 +53,8 @@ def whole(work: Callable[..., Result], *arguments: Any) -> Result:
         return _locked(work, *arguments)
     # Not join(), which in Python 3.11 and 3.12 forgets the thread if it is interrupted; at exit
     # Python must wait for it.
+    while not outcome.done():
+        wait([outcome], LOOK)
     result = outcome.result()
     thread.join()
     return result

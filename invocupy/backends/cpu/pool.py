@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from invocupy.backends.cpu import threads
+from invocupy.backends.cpu.compiling import LOOK
 from invocupy.backends.cpu.jit import add, jit, load, pointer, store
 from invocupy.backends.cpu.vector import call
 from invocupy.backends.memory import others, patiently
@@ -137,13 +138,14 @@ def _interruptible(
 
     try:
         start_new_thread(lead, ())
-        ended.acquire()
+        while not ended.acquire(timeout=LOOK):
+            pass
     except BaseException as error:
         if not begun.acquire(False):  # it has begun
             job.memory.cast("q")[_COUNTER // 8] = tasks  # nobody begins another task
             while not done:
                 with suppress(BaseException):
-                    ended.acquire()
+                    ended.acquire(timeout=LOOK)
             raise
         try:
             by_handler = error.__traceback__ is None or error.__traceback__.tb_next is not None
