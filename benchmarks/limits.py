@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from invocupy.backends.cpu import threads
-from invocupy.backends.cpu.involution.blocks import product_block
+from invocupy.backends.cpu.blocks import product_block
 from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.launch import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call

@@ -574,7 +574,7 @@ def test_works_on_lesser_processors(processor, features):
     binding.get_host_cpu_features = lambda: {features}
     """
     body = """
-    from invocupy.backends.cpu.involution import plan as cpu_plan
+    from invocupy.backends.cpu import plan as cpu_plan
     grad_x, grad_kernel = np.empty_like(x), np.empty_like(kernel)
     cpu.grad_x(right, kernel, g, grad_x)
     cpu.grad_kernel(right, x, g, grad_kernel)

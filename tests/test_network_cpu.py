@@ -428,7 +428,7 @@ def test_kernels_kept_by_different_processes_are_told_apart(tmp_path: Path) -> N
     """Their object files may define equal symbols: the second loaded must not run the first."""
     code = (
         "import sys, numpy as np\n"
-        "from invocupy.backends.reference.pointwise import cpu\n"
+        "from invocupy.backends.cpu import pointwise as cpu\n"
         "for dtype in sys.argv[1:]:\n"
         "    grad, x = np.full((1, 1, 1), 2, dtype), np.full((1, 1, 1), 3, dtype)\n"
         "    out, bias = np.zeros((1, 1), dtype), np.zeros(1, dtype)\n"

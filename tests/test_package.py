@@ -293,7 +293,10 @@ def backend_functions(path: Path) -> dict[str, list[str]]:
     functions: dict[str, list[str]] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            functions[node.name] = [argument.arg for argument in node.args.args]
+            names, named = (
+                [a.arg for a in some] for some in (node.args.args, node.args.kwonlyargs)
+            )
+            functions[node.name] = [*names, "*", *named] if named else names
         elif isinstance(node, ast.ImportFrom) and ".backends.reference." in (node.module or ""):
             shared = backend_functions(
                 REFERENCES[0].with_name(f"{node.module.rpartition('.')[2]}.py")

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu.involution.blocks import gather_block
-from invocupy.backends.cpu.involution.pack import clear
+from invocupy.backends.cpu.blocks import gather_block
 from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.pack import clear
 from invocupy.backends.cpu.planes import TILE, bands_of, planes, steps_of, unpacking, up
 from invocupy.backends.cpu.products import BYTES, ROWS, VECTORS, product
 from invocupy.backends.cpu.threads import address

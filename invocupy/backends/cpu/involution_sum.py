@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu.involution.blocks import contract_block, gather_block
-from invocupy.backends.cpu.involution.pack import clear
+from invocupy.backends.cpu.blocks import contract_block, gather_block
 from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.pack import clear
 from invocupy.backends.cpu.planes import bands_of, planes, steps_of, unpacking, up
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.products import (

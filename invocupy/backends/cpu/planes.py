@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from invocupy.backends.cpu.involution.blocks import pack_rows
-from invocupy.backends.cpu.involution.pack import clear
+from invocupy.backends.cpu.blocks import pack_rows
 from invocupy.backends.cpu.jit import jit, pointer
+from invocupy.backends.cpu.pack import clear
 from invocupy.backends.cpu.products import BYTES, VECTORS
 from invocupy.geometry import Geometry
 

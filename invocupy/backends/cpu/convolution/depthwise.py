@@ -1,7 +1,7 @@
 """Depthwise convolution on the CPU: an involution whose kernel is the same at all positions.
 
 Planes are packed with zeros around them, and cut, as those of an involution are
-(:mod:`invocupy.backends.cpu.involution.plan`); a vector of positions then sees a vector through
+(:mod:`invocupy.backends.cpu.plan`); a vector of positions then sees a vector through
 each tap, and each row of it that is loaded serves all rows of results that see it.
 """
 # Numba infers the types of compiled functions.
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.cpu.blocks import interleave_block
 from invocupy.backends.cpu.convolution.blocks import correlate_taps, spread_taps
-from invocupy.backends.cpu.involution.blocks import interleave_block
-from invocupy.backends.cpu.involution.pack import aligning, pack, unpack
-from invocupy.backends.cpu.involution.plan import SEEN, STEP_FIELDS, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.pack import aligning, pack, unpack
+from invocupy.backends.cpu.plan import SEEN, STEP_FIELDS, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
 from invocupy.backends.far import bounded_windows

@@ -1,11 +1,11 @@
 """Involution on the CPU: Numba kernels of explicit vector code over a pool of threads.
 
 Sizes of the micro-kernels are chosen here (see :mod:`invocupy.backends.cpu.vector`), tables of what
-each tap sees in :mod:`.plan`; the loops are in :mod:`.gather` and :mod:`.correlate`. Loops are
-compiled for an element type; what depends on kernel and block sizes is micro-kernels, and nothing
-depends on an image size. No result depends on the number of threads: each position is computed by
-one task, in a fixed order, and the weight gradients are summed in parts whose number depends on the
-sizes alone.
+each tap sees in :mod:`invocupy.backends.cpu.plan`; the loops are in :mod:`.gather` and
+:mod:`.correlate`. Loops are compiled for an element type; what depends on kernel and block sizes is
+micro-kernels, and nothing depends on an image size. No result depends on the number of threads:
+each position is computed by one task, in a fixed order, and the weight gradients are summed in
+parts whose number depends on the sizes alone.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu.involution import correlate as cpu_correlate
-from invocupy.backends.cpu.involution import gather as cpu_gather
-from invocupy.backends.cpu.involution.blocks import (
+from invocupy.backends.cpu.blocks import (
     contract_block,
     copy_block,
     gather_block,
@@ -25,8 +23,10 @@ from invocupy.backends.cpu.involution.blocks import (
     product_block,
     store_lanes,
 )
-from invocupy.backends.cpu.involution.plan import ZERO, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.involution import correlate as cpu_correlate
+from invocupy.backends.cpu.involution import gather as cpu_gather
 from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.plan import ZERO, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry

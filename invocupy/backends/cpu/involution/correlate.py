@@ -10,9 +10,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.cpu.involution.pack import aligning, feature_tile, pack, unpack
-from invocupy.backends.cpu.involution.plan import KERNEL, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.cpu.jit import jit, next_task
+from invocupy.backends.cpu.pack import aligning, feature_tile, pack, unpack
+from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP_FIELDS, TILE
 from invocupy.backends.cpu.vector import call
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table

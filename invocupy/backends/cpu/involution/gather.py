@@ -10,8 +10,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from invocupy.backends.cpu.involution.pack import aligning, feature_tile, pack, unpack
-from invocupy.backends.cpu.involution.plan import (
+from invocupy.backends.cpu.jit import jit, next_task, pointer
+from invocupy.backends.cpu.pack import aligning, feature_tile, pack, unpack
+from invocupy.backends.cpu.plan import (
     COLUMN,
     KERNEL,
     ROW,
@@ -20,7 +21,6 @@ from invocupy.backends.cpu.involution.plan import (
     TILE,
     Phase,
 )
-from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.vector import call
 
 _STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table

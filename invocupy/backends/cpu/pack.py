@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from invocupy.backends.cpu.involution.blocks import pack_rows
-from invocupy.backends.cpu.involution.plan import Sizes
+from invocupy.backends.cpu.blocks import pack_rows
 from invocupy.backends.cpu.jit import jit, pointer
+from invocupy.backends.cpu.plan import Sizes
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _WORDS = VECTOR_BYTES // 4

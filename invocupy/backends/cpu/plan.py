@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu import threads
-from invocupy.backends.cpu.involution.blocks import take_even
+from invocupy.backends.cpu.blocks import take_even
 from invocupy.backends.cpu.vector import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
@@ -65,7 +65,7 @@ class Plan:
     Attributes
     ----------
     lanes, run, rows : int
-        V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.involution.blocks`.
+        V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.blocks`.
     steps : array (steps, 5) of int64
         Bytes from the first position to what the step sees in the packed source, and to its
         kernel plane; shift of the kernel position in rows and columns; bytes to the step's part of
