@@ -28,11 +28,20 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
     _check_bias(bias, weight)
     value = _product(weight, x.T, bias).T
     dtype, _ = working_dtypes(x, weight, bias)
-    return namespace(x).ascontiguousarray(value, dtype), (
-        lambda grad: native(_product(grad, weight), x),
-        lambda grad: native(_over_rows(grad, x), weight),
-        lambda grad: native(total(grad, 0), bias),
-    )
+
+    def grad_x(grad: Any) -> Any:
+        with on_device(x):
+            return native(_product(grad, weight), x)
+
+    def grad_weight(grad: Any) -> Any:
+        with on_device(x):
+            return native(_over_rows(grad, x), weight)
+
+    def grad_bias(grad: Any) -> Any:
+        with on_device(x):
+            return native(total(grad, 0), bias)
+
+    return contiguous(value, dtype), (grad_x, grad_weight, grad_bias)
 
 
 def _over_rows(grad: Any, x: Any) -> Any:
