@@ -109,7 +109,7 @@ def _primitive(name: str) -> Any:
     primitive.def_impl(call)
     primitive.def_abstract_eval(lambda first, _, *, sizes: first.update(shape=_shape(name, sizes)))
     mlir.register_lowering(primitive, mlir.lower_fun(call, multiple_results=False))
-    batching.primitive_batchers.update({primitive: batch})  # not by item: the docs mock JAX
+    batching.primitive_batchers.__setitem__(primitive, batch)  # by name: the docs may mock JAX
     return primitive
 
 
