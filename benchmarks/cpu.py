@@ -175,7 +175,7 @@ def use(number: int) -> None:
     """Threads of both from here on."""
     import torch
 
-    from invocupy.backends import threads
+    from invocupy.backends.cpu import threads
 
     torch.set_num_threads(number)
     threads.set_num_threads(number)

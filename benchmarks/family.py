@@ -28,7 +28,8 @@ import numpy as np  # noqa: E402
 
 from invocupy import Tensor, machine  # noqa: E402
 from invocupy import functional as F  # noqa: E402, N812
-from invocupy.backends import memory, threads  # noqa: E402
+from invocupy.backends import memory  # noqa: E402
+from invocupy.backends.cpu import threads  # noqa: E402
 
 BASE = {"size": 32, "kernel": 7, "channels": 64}
 GROWING = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.backends import threads
-from invocupy.backends.involution.cpu_blocks import product_block
-from invocupy.backends.jit import jit, next_task, pointer
-from invocupy.backends.launch import launch
-from invocupy.backends.simd import ACCUMULATORS, VECTOR_BYTES, call
+from invocupy.backends.cpu import threads
+from invocupy.backends.cpu.blocks import product_block
+from invocupy.backends.cpu.jit import jit, next_task, pointer
+from invocupy.backends.cpu.launch import launch
+from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
 
 _COPIED = 1 << 26  # bytes: more than a cache holds
 _CHUNK = 1 << 21

@@ -160,7 +160,7 @@ def measure_links(comm: Any) -> dict[str, Any]:
 
 def measure_run(comm: Any, images: int) -> dict[str, Any]:
     """Steps together and alone, in turns."""
-    from invocupy.backends.threads import get_num_threads
+    from invocupy.backends.cpu.threads import get_num_threads
     from invocupy.distributed import Single
 
     recorder = Recorder(comm)

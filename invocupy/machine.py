@@ -11,7 +11,7 @@ from typing import Any
 
 from invocupy._version import __version__
 from invocupy.arrays import require_cupy
-from invocupy.backends.threads import get_num_threads
+from invocupy.backends.cpu.threads import get_num_threads
 
 PACKAGES = ("numpy", "numba", "llvmlite", "safetensors")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import check, check_out, contiguous, namespace, on_device
-from invocupy.backends.involution import reference as _reference
+from invocupy.backends.reference import involution as _reference
 from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
 
 

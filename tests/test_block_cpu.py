@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, models, nn
 from invocupy.autograd import apply
-from invocupy.backends import threads
-from invocupy.backends.involution_block import cpu as whole
-from invocupy.backends.involution_block import reference as whole_reference
-from invocupy.backends.involution_sum import cpu as involution_sum
-from invocupy.backends.involution_sum import reference as involution_sum_reference
-from invocupy.backends.perceptron import cpu as perceptron
-from invocupy.backends.perceptron import reference as perceptron_reference
+from invocupy.backends.cpu import involution_block as whole
+from invocupy.backends.cpu import involution_sum, perceptron, threads
+from invocupy.backends.reference import involution_block as whole_reference
+from invocupy.backends.reference import involution_sum as involution_sum_reference
+from invocupy.backends.reference import perceptron as perceptron_reference
 from invocupy.geometry import Geometry
 from invocupy.ops.block import involution_block
 

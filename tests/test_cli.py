@@ -19,7 +19,7 @@ import pytest
 
 from invocupy import backends, checkpoint, data, nn
 from invocupy import train as training
-from invocupy.backends import threads
+from invocupy.backends.cpu import threads
 from invocupy.cli import info, main, notice
 from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, load_run
@@ -220,7 +220,7 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 def test_info_says_why_kernels_are_not_kept(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from invocupy.backends import jit
+    from invocupy.backends.cpu import jit
 
     monkeypatch.setattr(info, "_self_check", lambda _: [])
     monkeypatch.setattr(jit, "_place", jit._place.__wrapped__)
@@ -575,7 +575,7 @@ def test_long_compiling_is_told_once(
 def test_compilers_tell_when_they_begin_and_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from invocupy.backends import jit
+    from invocupy.backends.cpu import jit
 
     monkeypatch.setenv("INVOCUPY_CACHE_DIR", str(tmp_path))
     jit._place.cache_clear()

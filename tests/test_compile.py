@@ -20,7 +20,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from invocupy import backends
-from invocupy.backends import compiling, content, jit, simd
+from invocupy.backends.cpu import compiling, content, jit, vector
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def emitted(typing, x):
 
 
 def reads(x):
-    return helper(x) + emitted(x) + TABLE[1][0] + simd.LINE + max(x, *(y for y in (x, FACTOR)))
+    return helper(x) + emitted(x) + TABLE[1][0] + vector.LINE + max(x, *(y for y in (x, FACTOR)))
 
 
 CHANGES = {
@@ -96,7 +96,7 @@ CHANGES = {
     "a static method": ("Emitter", "plain", staticmethod(lambda x: -x)),
     "a property": ("Emitter", "half", property(lambda self: 0.25)),
     "a base class": ("Emitter", "more", 1),
-    "a constant of another module": (simd, "LINE", 128),
+    "a constant of another module": (vector, "LINE", 128),
 }
 
 
@@ -131,13 +131,14 @@ def test_the_digest_does_not_depend_on_the_process():
     import sys
     from importlib import import_module
     for name in sys.argv[1].split():
-        import_module("invocupy.backends." + name)
-    from invocupy.backends import content, team, products, planes, involution
-    from invocupy.backends.involution.cpu_gather import gather
-    kernels = team._lead, team._help, products.product(32, 0, 1), planes.planes(64).lay
+        import_module("invocupy.backends.cpu." + name)
+    from invocupy.backends.cpu import content, pool as workers, products, planes
+    from invocupy.backends.reference import involution
+    from invocupy.backends.cpu.involution.gather import gather
+    kernels = workers._lead, workers._help, products.product(32, 0, 1), planes.planes(64).lay
     print([content.digest(kernel.py_func) for kernel in kernels])
     """
-    orders = "team pooling.cpu", "pooling.cpu convolution.cpu perceptron.cpu planes team"
+    orders = "pool pooling", "pooling convolution perceptron planes pool"
     outputs = [script(body, o, PYTHONHASHSEED=str(i)) for i, o in enumerate(orders)]
     assert outputs[0] == outputs[1]
     assert outputs[0] != script(body, orders[0], NUMBA_CPU_NAME="generic")  # other vectors
@@ -145,7 +146,7 @@ def test_the_digest_does_not_depend_on_the_process():
 
 def test_nothing_is_kept_of_what_was_loaded_again(tmp_path, monkeypatch, place):
     (tmp_path / "loaded_again.py").write_text(
-        "from invocupy.backends.jit import jit\nNUMBER = 1\n"
+        "from invocupy.backends.cpu.jit import jit\nNUMBER = 1\n"
         "@jit\ndef inner(x):\n    return x + NUMBER\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -177,7 +178,7 @@ def test_nothing_is_kept_of_what_has_changed_since_a_part_was_compiled(change, t
     (tmp_path / "changing.py").write_text(
         textwrap.dedent("""
         from numba.extending import register_jitable
-        from invocupy.backends.jit import jit
+        from invocupy.backends.cpu.jit import jit
         FACTOR = 2
 
         @register_jitable
@@ -211,12 +212,12 @@ def test_nothing_is_kept_of_what_has_changed_since_a_part_was_compiled(change, t
 def test_sources_that_change_under_a_process(late, tmp_path):
     """Version A; imported before or after the change to B; compiled then; A again."""
     source = tmp_path / "kernels.py"
-    version = "from invocupy.backends.jit import jit\n@jit\ndef add(x):\n    return x + {}\n"
+    version = "from invocupy.backends.cpu.jit import jit\n@jit\ndef add(x):\n    return x + {}\n"
     source.write_text(version.format(1000))
     body = """
     import sys
     from pathlib import Path
-    import invocupy.backends.jit as jit
+    import invocupy.backends.cpu.jit as jit
     jit.jit(lambda x: x)(1)  # in use before
     source = Path("kernels.py")
     if sys.argv[1] == "early": import kernels
@@ -254,7 +255,7 @@ def test_numba_s_settings_are_in_the_key(name, value, matters, place, monkeypatc
 
 
 def test_vectors_are_those_that_numba_compiles_for():
-    body = "from invocupy.backends import simd; print(simd.VECTOR_BYTES, simd.WIDE)"
+    body = "from invocupy.backends.cpu import vector; print(vector.VECTOR_BYTES, vector.WIDE)"
     for environment in (
         {"NUMBA_CPU_NAME": "generic"},
         {"NUMBA_ENABLE_AVX": "0"},
@@ -405,7 +406,7 @@ def test_threads_of_the_user_keep_the_size_of_their_stacks(monkeypatch):
 def test_compiles_while_the_interpreter_closes():
     body = """
     import atexit, os
-    from invocupy.backends.jit import jit
+    from invocupy.backends.cpu.jit import jit
     jit(lambda x: x)(1)
     atexit.register(lambda: os.write(1, b"%d" % jit(lambda x: x + 41)(1)))
     """
@@ -446,7 +447,7 @@ FORK = """
 
     def call():
         backends.of("involution", np.ones(1))  # imports Numba
-        from invocupy.backends.jit import jit
+        from invocupy.backends.cpu.jit import jit
         return jit(lambda x: x + 1)(1) == 2
 
     def fork(generations=1):
@@ -475,7 +476,7 @@ FORK = """
         """
     class Slow:
         def find_spec(self, name, *_):
-            if name == "invocupy.backends.compiling":
+            if name == "invocupy.backends.cpu.compiling":
                 begun.set()
                 time.sleep(0.2)
 
@@ -513,7 +514,7 @@ def test_forks(body):
 def test_a_fork_waits_for_the_end_of_what_is_compiled():
     body = """
     import signal, os, threading, time
-    from invocupy.backends.compiling import whole
+    from invocupy.backends.cpu.compiling import whole
     import logging
 
     signal.alarm(60)

@@ -11,10 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, ops, testing
-from invocupy.backends import launch, team, threads
-from invocupy.backends.convolution import cpu, reference
-from invocupy.backends.pooling import cpu as pooling
-from invocupy.backends.pooling import reference as pooling_reference
+from invocupy.backends.cpu import convolution as cpu
+from invocupy.backends.cpu import launch, pooling, threads
+from invocupy.backends.cpu import pool as workers
+from invocupy.backends.reference import convolution as reference
+from invocupy.backends.reference import pooling as pooling_reference
 from invocupy.geometry import Geometry
 from invocupy.testing import NUMPY_LAYOUTS, check_partials, lay_out
 
@@ -166,10 +167,10 @@ def everything(g: Geometry, arrays: list[np.ndarray], make: Any) -> list[np.ndar
         ("grad_x", grad, weight, looks, grad_x),
         ("grad_weight", grad, x, looks, grad_weight, grad_bias),
     ):
-        job = team._jobs[-1] if team._jobs else team._Job()  # what the next call gets
+        job = workers._jobs[-1] if workers._jobs else workers._Job()  # what the next call gets
         job.scratch(1 << 20)
         job.room[:] = b"\xff" * len(job.room)  # NaN as float32
-        team._jobs[:] = [job]
+        workers._jobs[:] = [job]
         getattr(cpu, name)(*arguments)
     return results
 

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from invocupy.backends import team, threads
-from invocupy.backends.involution import cpu, reference
-from invocupy.backends.jit import add, jit, load, next_task, pointer
-from invocupy.backends.launch import GRAIN, launch
+from invocupy.backends.cpu import involution as cpu
+from invocupy.backends.cpu import pool as workers
+from invocupy.backends.cpu import threads
+from invocupy.backends.cpu.jit import add, jit, load, next_task, pointer
+from invocupy.backends.cpu.launch import GRAIN, launch
+from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry, output_size
 
 FUNCTIONS = ["forward", "grad_x", "grad_kernel", "fused_forward", "fused_grad_x", "fused_grad_span"]
@@ -270,7 +272,7 @@ def test_the_generated_kernel_is_never_whole(name):
         tracemalloc.stop()
 
     getattr(cpu, name)(*given_arrays, g, *results)  # compiles
-    team._reset()  # scratch memory is kept for the next call
+    workers._reset()  # scratch memory is kept for the next call
     worker = threading.Thread(target=work)
     worker.start()
     worker.join()
@@ -371,7 +373,7 @@ def four_threads():
 
 
 def asleep():
-    return team._board[0].cast("q")[team._SLEEPING // 8]
+    return workers._board[0].cast("q")[workers._SLEEPING // 8]
 
 
 def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
@@ -381,9 +383,9 @@ def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
             launch(meet, 4, 1 << 30, 0, here, 1 << 32)
             assert here.tolist() == [4, 4]
         until = time.monotonic() + 60
-        while asleep() < team._workers and time.monotonic() < until:
+        while asleep() < workers._workers and time.monotonic() < until:
             time.sleep(0.01)
-        assert asleep() == team._workers  # they do not watch for ever
+        assert asleep() == workers._workers  # they do not watch for ever
 
 
 def test_every_task_is_done_once_whoever_calls(four_threads):
@@ -398,7 +400,9 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
                 wrong.append(done)
 
     wrong = []
-    callers = [threading.Thread(target=caller, args=(seed,)) for seed in range(2 * team._CALLERS)]
+    callers = [
+        threading.Thread(target=caller, args=(seed,)) for seed in range(2 * workers._CALLERS)
+    ]
     for worker in callers:
         worker.start()
     for worker in callers:
@@ -408,20 +412,20 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
 
 def test_a_small_job_wakes_nobody(four_threads):
     launch(count, 8, 1 << 30, 8, np.zeros(8, np.int64))
-    while asleep() < team._workers:
+    while asleep() < workers._workers:
         time.sleep(0.01)
     time.sleep(0.01)  # soon after another one they are woken for any job
     done = np.zeros(1000, np.int64)
     launch(count, len(done), 4 * GRAIN, 8, done)
     assert (done == 1).all()
-    assert asleep() == team._workers
+    assert asleep() == workers._workers
 
 
 def test_works_where_no_thread_can_start(monkeypatch):
     def refuse(self):
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    team._reset()
+    workers._reset()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     g = geometry(3, 2, 9, (50, 40), (3, 3))
     threads.set_num_threads(4)
@@ -437,8 +441,9 @@ def test_works_where_no_thread_can_start(monkeypatch):
 SETUP = """
     import os, sys, threading
     import numpy as np
-    from invocupy.backends import threads
-    from invocupy.backends.involution import cpu, reference
+    from invocupy.backends.cpu import threads
+    from invocupy.backends.cpu import involution as cpu
+    from invocupy.backends.reference import involution as reference
     from invocupy.geometry import Geometry
 
     g = Geometry.of((4, 18, 40, 40), (4, 2, 3, 3, 40, 40))
@@ -569,7 +574,7 @@ def test_works_on_lesser_processors(processor, features):
     binding.get_host_cpu_features = lambda: {features}
     """
     body = """
-    from invocupy.backends.involution import cpu_plan
+    from invocupy.backends.cpu import plan as cpu_plan
     grad_x, grad_kernel = np.empty_like(x), np.empty_like(kernel)
     cpu.grad_x(right, kernel, g, grad_x)
     cpu.grad_kernel(right, x, g, grad_kernel)

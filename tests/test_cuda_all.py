@@ -20,7 +20,7 @@ CLEAN = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n"
 OUT_OF_BOUNDS = """\
 ========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 16 bytes
-=========     at load(const float *, float *)+0x1a0 in invocupy/backends/cuda.cuh:38
+=========     at load(const float *, float *)+0x1a0 in invocupy/backends/cuda/cuda.cuh:38
 =========     by thread (31,0,0) in block (6,0,0)
 =========     Address 0x7f4c5e200e00 is out of bounds
 =========

@@ -19,8 +19,8 @@ from cuda_proof import host
 import invocupy
 from invocupy import ops
 from invocupy.backends import far
-from invocupy.backends.convolution import reference as convolution_on_gpu
-from invocupy.backends.involution import cuda as involution_on_gpu
+from invocupy.backends.cuda import involution as involution_on_gpu
+from invocupy.backends.reference import convolution as convolution_on_gpu
 from invocupy.geometry import Geometry, output_size
 from invocupy.ops.block import involution_block
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from invocupy.backends import cuda
-from invocupy.backends.batch_norm import cuda as batch_norm_on_gpu
-from invocupy.backends.involution import cuda as involution_on_gpu
-from invocupy.backends.pointwise import cuda as pointwise_on_gpu
-from invocupy.backends.pooling import cpu, reference
+from invocupy.backends.cpu import pooling as cpu
+from invocupy.backends.cuda import batch_norm as batch_norm_on_gpu
+from invocupy.backends.cuda import involution as involution_on_gpu
+from invocupy.backends.cuda import pointwise as pointwise_on_gpu
+from invocupy.backends.reference import pooling as reference
 from invocupy.geometry import Geometry
 
 WINDOW = (3, 2), (2, 2), (1, 1)

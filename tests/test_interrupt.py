@@ -12,8 +12,8 @@ CODE = """
 import contextvars, os, signal, sys, threading, time, weakref
 import numpy as np
 import invocupy
-from invocupy.backends import launch, team
-from invocupy.backends.jit import add, jit, load, next_task, store
+from invocupy.backends.cpu import launch, pool as workers
+from invocupy.backends.cpu.jit import add, jit, load, next_task, store
 
 @jit
 def wait(tasks, scratch, counter, done, go):
@@ -61,7 +61,7 @@ for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)
         over = 1
     thread.join()
     assert over and go[0] and done[0] < 10**12, "returned before all threads had ended"
-    assert len(team._jobs) == 1
+    assert len(workers._jobs) == 1
     np.testing.assert_array_equal(invocupy.involution(x, kernel), right)
     done[0] = 0
     launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
@@ -72,9 +72,9 @@ class Faster:
     def __init__(self, *given):
         raise Stop
 
-team.suppress, patient = Faster, team.suppress
+workers.suppress, patient = Faster, workers.suppress
 for _ in range(3):
-    done, go, before = np.zeros(1, np.int64), np.zeros(1, np.int64), len(team._jobs)
+    done, go, before = np.zeros(1, np.int64), np.zeros(1, np.int64), len(workers._jobs)
     ends = weakref.ref(done)
     def kill(done=done):
         while done[0] < 1:
@@ -85,7 +85,7 @@ for _ in range(3):
     try:
         launch.launch(wait, 10**12, launch.LONG + 1, 0, done, go)
     except Stop:
-        assert len(team._jobs) == before - 1  # another thread is at work with it
+        assert len(workers._jobs) == before - 1  # another thread is at work with it
     thread.join()
     del done, kill, thread
     assert ends() is not None
@@ -93,8 +93,8 @@ for _ in range(3):
     go[0] = 1
     while ends() is not None:
         time.sleep(0.001)
-    assert len(team._jobs) == 2
-team.suppress = patient
+    assert len(workers._jobs) == 2
+workers.suppress = patient
 done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
 
 # an error of a handler is not taken for one of the system
@@ -108,14 +108,14 @@ def start(*given):  # a signal comes before the thread has begun
     signal.raise_signal(signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, busy)
-team.start_new_thread, real = start, team.start_new_thread
+workers.start_new_thread, real = start, workers.start_new_thread
 try:
     launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
     raise AssertionError
 except Busy:
     pass
-team.start_new_thread = real
-assert len(team._jobs) == 2 and done == 0
+workers.start_new_thread = real
+assert len(workers._jobs) == 2 and done == 0
 
 # a handler that raises nothing changes nothing
 calls = []
@@ -136,7 +136,7 @@ assert done == 5
 
 # where no thread can start, the caller works
 context = contextvars.copy_context()
-team.start_new_thread = context.run  # raises RuntimeError, being in use
+workers.start_new_thread = context.run  # raises RuntimeError, being in use
 done[0] = 0
 context.run(launch.launch, wait, 5, launch.LONG + 1, 0, done, go)
 assert done == 5

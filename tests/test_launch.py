@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from invocupy.arrays import require_cupy
-from invocupy.backends import threads
+from invocupy.backends.cpu import threads
 from invocupy.cli import main
 from invocupy.distributed import (
     LaunchError,

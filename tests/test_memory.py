@@ -16,9 +16,10 @@ import pytest
 import invocupy
 from invocupy import Tensor
 from invocupy.autograd import apply
-from invocupy.backends import memory, team
-from invocupy.backends.jit import jit, next_task, pointer
-from invocupy.backends.launch import launch
+from invocupy.backends import memory
+from invocupy.backends.cpu import pool as workers
+from invocupy.backends.cpu.jit import jit, next_task, pointer
+from invocupy.backends.cpu.launch import launch
 from invocupy.ops.ranks import add_up
 
 LIKE = np.ones(1)
@@ -94,13 +95,13 @@ def test_a_single_backward_pass_keeps_no_more_than_the_limit(pool: Any) -> None:
 def test_release_memory_gives_everything_back(pool: Any) -> None:
     array, alive = take(2 * MB)
     del array
-    job = team._Job()
+    job = workers._Job()
     job.scratch(MB)
-    team._jobs.append(job)
+    workers._jobs.append(job)
     invocupy.release_memory()
     assert alive() is None
     assert pool.count() == 0
-    assert all(len(job.room) == 0 for job in team._jobs)
+    assert all(len(job.room) == 0 for job in workers._jobs)
     result = invocupy.involution(np.ones((1, 1, 300, 300)), np.ones((1, 1, 1, 1, 300, 300)))
     assert (result == 1).all()
 
@@ -114,10 +115,10 @@ def touch(tasks: Any, scratch: Any, counter: Any, size: Any) -> None:
 
 
 def test_large_scratch_is_not_kept() -> None:
-    for size, kept in ((1 << 16, True), (team._KEPT + 1, False), (1 << 16, True)):
-        team._jobs.clear()
+    for size, kept in ((1 << 16, True), (workers._KEPT + 1, False), (1 << 16, True)):
+        workers._jobs.clear()
         launch(touch, 1, 1, size, size)
-        (job,) = team._jobs
+        (job,) = workers._jobs
         assert (len(job.room) > 0) == kept
 
 
@@ -184,12 +185,12 @@ def test_what_has_sent_a_message_to_other_ranks_is_not_tried_again() -> None:
 def test_scratch_that_cannot_be_had_leaves_the_job_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    team._jobs.clear()
+    workers._jobs.clear()
     with pytest.raises(MemoryError):
         launch(touch, 1, 1, 1 << 60, 8)
-    assert len(team._jobs) == 1
+    assert len(workers._jobs) == 1
     launch(touch, 1, 1, 64, 64)
-    assert len(team._jobs) == 1
+    assert len(workers._jobs) == 1
 
 
 CODE = """

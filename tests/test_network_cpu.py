@@ -18,12 +18,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, ops
-from invocupy.backends import launch, memory, team, threads
-from invocupy.backends.batch_norm import cpu as norm
-from invocupy.backends.batch_norm import reference as norm_reference
-from invocupy.backends.pointwise import cpu as pointwise
-from invocupy.backends.pointwise import reference as pointwise_reference
-from invocupy.backends.products import ROWS, packed
+from invocupy.backends import memory
+from invocupy.backends.cpu import batch_norm as norm
+from invocupy.backends.cpu import launch, pointwise, threads
+from invocupy.backends.cpu import pool as workers
+from invocupy.backends.cpu.products import ROWS, packed
+from invocupy.backends.reference import batch_norm as norm_reference
+from invocupy.backends.reference import pointwise as pointwise_reference
 from invocupy.ops.memo import once, sharing
 from invocupy.testing import LAYOUTS, check_partials, lay_out
 
@@ -427,7 +428,7 @@ def test_kernels_kept_by_different_processes_are_told_apart(tmp_path: Path) -> N
     """Their object files may define equal symbols: the second loaded must not run the first."""
     code = (
         "import sys, numpy as np\n"
-        "from invocupy.backends.pointwise import cpu\n"
+        "from invocupy.backends.cpu import pointwise as cpu\n"
         "for dtype in sys.argv[1:]:\n"
         "    grad, x = np.full((1, 1, 1), 2, dtype), np.full((1, 1, 1), 3, dtype)\n"
         "    out, bias = np.zeros((1, 1), dtype), np.zeros(1, dtype)\n"
@@ -453,7 +454,7 @@ def test_two_threads_that_want_the_last_job(monkeypatch: pytest.MonkeyPatch) -> 
         def pop(self, index: Any = -1) -> Any:
             raise IndexError
 
-    monkeypatch.setattr(team, "_jobs", Lost())
+    monkeypatch.setattr(workers, "_jobs", Lost())
     x, weight = draw(0, "float32", (1, 3, 5), (2, 3))
     (result,) = filled(pointwise.forward, [x, weight, None], (1, 2, 5), dtype="float32")
     np.testing.assert_allclose(result, weight @ x, rtol=1e-5)

@@ -17,7 +17,8 @@ from op_table import ROWS, Row
 import invocupy
 from invocupy import Tensor, backends, functional, ops, testing
 from invocupy import functional as F  # noqa: N812
-from invocupy.backends.convolution import reference
+from invocupy.backends.cuda import convolution as blocked
+from invocupy.backends.reference import convolution as reference
 from invocupy.testing import check_partials, gradcheck, lay_out
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -389,16 +390,15 @@ def test_a_bias_that_would_be_read_past_its_end_is_refused(shape: tuple[int, ...
 def test_conv2d_does_not_depend_on_its_blocks(
     row: Row, monkeypatch: pytest.MonkeyPatch, xp: ModuleType
 ) -> None:
-    """The plain form: a row of one image at a time, one whole image, everything: to roundings."""
+    """The plain form, and blocks: a row of one image, one whole image, everything: to roundings."""
     arguments = row.draw(0, xp, "float64")
-    of = backends.of
-    monkeypatch.setattr(
-        backends, "of", lambda op, x: reference if op == "convolution" else of(op, x)
-    )
-    results = []
-    for size in 1, 4000, 1 << 30:
+    of, results = backends.of, []
+    for form, size in (reference, 0), (blocked, 1), (blocked, 4000), (blocked, 1 << 30):
+        monkeypatch.setattr(
+            backends, "of", lambda op, x, form=form: form if op == "convolution" else of(op, x)
+        )
         for name in "_BLOCK", "_BLOCK_ON_GPU":
-            monkeypatch.setattr(reference, name, size)
+            monkeypatch.setattr(blocked, name, size)
         value, partials = row.run_op(*arguments)
         grad = xp.asarray(np.random.default_rng(1).standard_normal(value.shape))
         wanted = [p for p, a in zip(partials, arguments, strict=True) if a is not None]

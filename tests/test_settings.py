@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from invocupy import settings
-from invocupy.backends import jit, threads
+from invocupy.backends.cpu import jit, threads
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_where_kernels_are_kept(environment, expected, tmp_path):
     home, cwd = tmp_path / "home", tmp_path / "work"
     home.mkdir()
     cwd.mkdir()
-    code = "from invocupy.backends.jit import cache_directory; print(cache_directory())"
+    code = "from invocupy.backends.cpu.jit import cache_directory; print(cache_directory())"
     given = {"HOME": str(home), "INVOCUPY_CACHE_DIR": None, "XDG_CACHE_HOME": None, **environment}
     given = {key: value and value.format(cwd=cwd) for key, value in given.items()}
     where = expected.format(home=home, cwd=cwd)

@@ -89,7 +89,7 @@ def test_a_dry_run_is_a_thread_s_own() -> None:
         thread.start()
         thread.join()
         assert backends.of("batch_norm", np.ones(1)).moments() is None
-    assert seen[0].__name__ == "invocupy.backends.batch_norm.cpu"
+    assert seen[0].__name__ == "invocupy.backends.cpu.batch_norm"
 
 
 # ---------------------------------------------------------------------------- memory

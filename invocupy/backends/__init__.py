@@ -1,16 +1,16 @@
-"""The code that runs on each kind of machine: a folder per operator, a module per machine.
+"""The code that runs on each kind of machine: a folder per machine, a module per op in each.
 
 ======================  ==========================================================================
-module                  what it is
+folder                  what it is
 ======================  ==========================================================================
-``<op>/reference.py``   plain array code for NumPy and CuPy: the specification
-``<op>/cpu.py``         NumPy arrays, Numba
-``<op>/cuda.py``        CuPy arrays, the ``.cu`` files beside it
+``reference``           plain array code for NumPy and CuPy: the specification; the docstring of a
+                        module lists the functions of its op
+``cpu``                 NumPy arrays: Numba, LLVM and threads
+``cuda``                CuPy arrays: the launcher and the ``.cu`` files
 ======================  ==========================================================================
 
-The modules of one folder have the same functions with the same signatures; the folder's own
-docstring lists them. Only operators that earn it have a folder: the rest is array code in
-:mod:`invocupy.ops`.
+The three modules of an op have the same functions with the same signatures. Only ops that earn it
+are here: the rest is array code in :mod:`invocupy.ops`.
 
 Rules. Arrays come in C-contiguous, of one floating dtype that the backend knows, of the right
 shapes, on one device, none of them empty; results are handed in as the last arguments, are filled
@@ -53,11 +53,11 @@ def of(op: str, array: Any) -> Any:
 
 @cache
 def _module(op: str, machine: str) -> ModuleType:
-    name = f"{__name__}.{op}.{machine}"
+    name = f"{__name__}.{machine}.{op}"
     if machine != "cpu":
         return import_module(name)
     with _first:  # not with this module: what it imports takes a third of the time
-        from invocupy.backends.compiling import whole
+        from invocupy.backends.cpu.compiling import whole
     while _forks:  # which began before it could be told to wait for more
         sleep(0.001)
     return whole(import_module, name)

@@ -140,7 +140,7 @@ def _machine(device: str, seconds: float) -> list[dict[str, Any]]:
 
     from invocupy import to_device
     from invocupy.arrays import namespace
-    from invocupy.backends.threads import get_num_threads
+    from invocupy.backends.cpu.threads import get_num_threads
 
     source = to_device(np.ones(_COPIED, np.uint8), device)
     xp = namespace(source)

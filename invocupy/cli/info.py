@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from invocupy import machine
-    from invocupy.backends.jit import cache_directory, why_not_kept
+    from invocupy.backends.cpu.jit import cache_directory, why_not_kept
     from invocupy.data.cifar import data_folder
     from invocupy.settings import folder
 

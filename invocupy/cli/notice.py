@@ -53,7 +53,7 @@ class _Waiting:
 
     def tell(self) -> None:
         """Say once that compiling is what takes so long."""
-        from invocupy.backends.jit import cache_directory
+        from invocupy.backends.cpu.jit import cache_directory
 
         self.told = True
         place = cache_directory() or "memory only"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from invocupy.arrays import require_cupy
-from invocupy.backends.threads import set_num_threads
+from invocupy.backends.cpu.threads import set_num_threads
 from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL

@@ -14,12 +14,12 @@ Three facts make it small:
   first, group by group: instead of D channels, groups * O go through the involution, and their sum
   over the groups is what project would have given;
 - so both readers of hidden are linear maps at each pixel, and the part of the block that is D wide
-  is a perceptron (:mod:`invocupy.backends.perceptron`) whose hidden layer stays in cache.
+  is a perceptron (:mod:`invocupy.backends.reference.perceptron`) whose hidden layer stays in cache.
 
 In training nothing but x, the involution's projected result and, unless they are computed again,
 the perceptron's results is kept for the gradients. In evaluation all norms are known beforehand, so
 nothing has to be measured on the way: x goes through the whole block in one pass
-(:mod:`invocupy.backends.involution_block`), and only x is kept.
+(:mod:`invocupy.backends.reference.involution_block`), and only x is kept.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _product(a: Any, b: Any, offset: Any = None) -> Any:
 
 
 def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
-    """:func:`invocupy.backends.pointwise` forward, also where there is nothing to sum."""
+    """:func:`invocupy.backends.reference.pointwise` forward, also where there is nothing to sum."""
     with on_device(x):
         offset = None if bias is None else contiguous(bias, x.dtype)
         if x.size and value.size:

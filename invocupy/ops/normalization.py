@@ -8,8 +8,8 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
-from invocupy.backends.batch_norm import reference
 from invocupy.backends.memory import empty
+from invocupy.backends.reference import batch_norm as reference
 from invocupy.geometry import number
 from invocupy.ops.basic import Result
 from invocupy.ops.memo import each, once

@@ -20,14 +20,14 @@ import ml_dtypes
 import numpy as np
 
 from invocupy.backends import cuda
-from invocupy.backends.batch_norm import cuda as batch_norm_device
-from invocupy.backends.batch_norm import reference as batch_norm_reference
-from invocupy.backends.involution import cuda as involution_device
-from invocupy.backends.involution import reference as involution_reference
-from invocupy.backends.pointwise import cuda as pointwise_device
-from invocupy.backends.pointwise import reference as pointwise_reference
-from invocupy.backends.sgd import cpu as sgd_reference
-from invocupy.backends.sgd import cuda as sgd_device
+from invocupy.backends.cpu import sgd as sgd_reference
+from invocupy.backends.cuda import batch_norm as batch_norm_device
+from invocupy.backends.cuda import involution as involution_device
+from invocupy.backends.cuda import pointwise as pointwise_device
+from invocupy.backends.cuda import sgd as sgd_device
+from invocupy.backends.reference import batch_norm as batch_norm_reference
+from invocupy.backends.reference import involution as involution_reference
+from invocupy.backends.reference import pointwise as pointwise_reference
 from invocupy.geometry import Geometry, output_size, padding_pair, pair
 
 from . import gemm

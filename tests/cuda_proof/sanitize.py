@@ -21,8 +21,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cuda_proof import cases, host, planted
-from invocupy.backends.involution import cuda as device
-from invocupy.backends.involution import reference
+from invocupy.backends.cuda import involution as device
+from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
 
 FAMILIES = ("k3", "k7-few-odd", "k3-stride2", "k3-dilated-unaligned", "k2x3-mixed")

@@ -1,0 +1,288 @@
+"""Involution on the CPU: Numba kernels of explicit vector code over a pool of threads.
+
+Sizes of the micro-kernels are chosen here (see :mod:`invocupy.backends.cpu.vector`), tables of what
+each tap sees in :mod:`invocupy.backends.cpu.plan`; the loops are in :mod:`.gather` and
+:mod:`.correlate`. Loops are compiled for an element type; what depends on kernel and block sizes is
+micro-kernels, and nothing depends on an image size. No result depends on the number of threads:
+each position is computed by one task, in a fixed order, and the weight gradients are summed in
+parts whose number depends on the sizes alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invocupy.backends.cpu.blocks import (
+    contract_block,
+    copy_block,
+    gather_block,
+    interleave_block,
+    product_block,
+    store_lanes,
+)
+from invocupy.backends.cpu.involution import correlate as cpu_correlate
+from invocupy.backends.cpu.involution import gather as cpu_gather
+from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.plan import ZERO, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
+from invocupy.backends.far import bounded
+from invocupy.geometry import Geometry
+
+_GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
+_BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
+_CACHES = 16 << 20  # bytes of operands and result that cores may find in cache another time
+_KERNEL = 64 << 10  # bytes of the kernel's tiles that are packed in one go
+_PARTS = 16  # shares of the weight gradients
+_TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
+# products of taps and features for the weight gradients, in registers
+_TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
+
+
+class _Job(NamedTuple):
+    """All of a call that does not depend on the arrays' contents."""
+
+    kernel: Any
+    plan: Plan
+    sizes: Sizes
+    tables: Fixed  # the sizes as an array, addresses of micro-kernels, the plan's tables
+    tasks: int
+    scratch: int
+    work: int
+
+
+@bounded("xk", "o")
+def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
+    """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
+    if _empty(x, out):
+        return
+    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, ZERO, out)
+
+
+@bounded("ok", "x")
+def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
+    """The transpose of :func:`forward` in ``x``."""
+    if _empty(grad, out):
+        return
+    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, ZERO, out)
+
+
+@bounded("ox", "k")
+def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
+    """``out[tap] = sum over the group's channels of grad * (x seen through the tap)``."""
+    if _empty(x, out):
+        return
+    _run(_correlate_job(g, out.itemsize), grad, x, out)
+
+
+@bounded("xoww", "o")
+def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
+    """:func:`forward` with ``kernel = weight @ features + bias``, a tile at a time."""
+    if _empty(x, out):
+        return
+    job = _gather_job(g, out.itemsize, False, features.shape[1] + 1)
+    _run(job, x, features, _by_steps(weight, bias, g, job), out)
+
+
+@bounded("ooww", "x")
+def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
+    """:func:`grad_x` with ``kernel = weight @ features + bias``, a tile at a time."""
+    if _empty(grad, out):
+        return
+    job = _gather_job(g, out.itemsize, True, features.shape[1] + 1)
+    _run(job, grad, features, _by_steps(weight, bias, g, job), out)
+
+
+@bounded("oxow", "oww")
+def fused_grad_span(
+    grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
+    grad_features: Any, grad_weight: Any, grad_bias: Any,
+) -> None:  # fmt: skip
+    """:func:`grad_kernel` pushed through the 1x1 convolution that makes the kernel."""
+    if _empty(x, grad_weight) or _empty(grad, grad_weight):
+        grad_features[...], grad_weight[...], grad_bias[...] = 0, 0, 0
+        return
+    taps, number = g.kernel_h * g.kernel_w, features.shape[1]
+    job = _span_job(g, grad.itemsize, number)
+    order = job.plan.taps
+    # (G, taps, F) -> (G, F / wide, taps, wide)
+    blocks = np.zeros((g.groups, taps, job.sizes.padded), weight.dtype)
+    blocks[:, :, :number] = weight.reshape(g.groups, taps, number)[:, order]
+    blocks = blocks.reshape(g.groups, taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
+    shape = _up(taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
+    parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
+    _run(job, grad, x, features, blocks, grad_features, parts)
+    total = parts[:, :, :taps, : number + 1].sum(axis=0)
+    grad_weight.reshape(g.groups, taps, number)[:, order] = total[..., :-1]
+    grad_bias.reshape(g.groups, taps)[:, order] = total[..., -1]
+
+
+def _empty(source: Any, out: Any) -> bool:
+    """Whether there is nothing to sum; then the result is zero."""
+    if out.size and source.size:
+        return False
+    out[...] = 0
+    return True
+
+
+def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
+    """(G*taps, F) and (G*taps,) -> (G, steps / S, F + 1, S * M), the order of generation.
+
+    The bias comes last, as if it were one more feature's weight: the sum starts from it.
+    """
+    both = np.concatenate([weight, bias[:, None]], axis=1)
+    both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]
+    run = job.sizes.together * job.plan.run
+    return both.reshape(g.groups, -1, run, both.shape[2]).transpose(0, 1, 3, 2).copy()
+
+
+def _run(job: _Job, *arrays: Any) -> None:
+    launch(job.kernel, job.tasks, job.work, job.scratch, job.tables, *arrays)
+
+
+@lru_cache(maxsize=512)
+def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
+    """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
+    p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
+    z = sizes(g, p, size)
+    # channels at once: as many as there are accumulators for, split evenly
+    channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
+    vector = p.rows * p.lanes * size
+    if backward:
+        z = z._replace(
+            height=g.out_h, width=g.out_w, out_plane=g.height * g.width, out_width=g.width,
+            out_row_step=g.stride_h * g.width, out_step=g.stride_w, interleaved=p.interleaved,
+            direct=int(p.direct), tap_step=g.out_w * size - z.tap_step,
+        )  # fmt: skip
+    if features:
+        z = z._replace(
+            kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
+            features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
+        )  # fmt: skip
+    tile = max(p.most_taps, 1) * vector
+    tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
+    width = g.width if backward else g.out_w
+    tiles = min(tiles, -(-width // (p.strips * p.lanes)))  # those of a row of the widest block
+    z = z._replace(
+        tiles=tiles, tile_size=tiles * tile, patch_size=z.channels * p.interleaved * vector
+    )
+    unpacked = not backward and g.out_w // p.strips >= p.lanes
+    z = z._replace(
+        at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)
+    )
+    past = _past(g, p, size, width) if p.direct else 0
+    code = [0] * cpu_gather.CODES
+    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
+    code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, past, V, bits)
+    code[cpu_gather.INTERLEAVE] = interleave_block(p.interleaved, R, V, bits)
+    code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
+    if features:
+        code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
+        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 2, 0, 0, V, bits)
+    else:
+        code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
+    tasks = g.batch * g.groups * p.bands * p.strips
+    kernel = cpu_gather.gather(bits, bool(features))
+    return _job(g, kernel, p, z, code, (p.phases, p.steps), tasks)
+
+
+@lru_cache(maxsize=512)
+def _correlate_job(g: Geometry, size: int) -> _Job:
+    """The gradient of the kernel."""
+    p = _correlation_plan(g, size, 1 << 30)
+    z = sizes(g, p, size)
+    together = _together(p)
+    # all steps at once read grad only once, and as it is if no tile is narrower than a vector
+    direct = together == len(p.steps) and g.out_w // p.strips >= p.lanes
+    z = z._replace(
+        patch_size=z.channels * p.rows * p.lanes * size, together=together, unpacked=int(direct)
+    )
+    # 56 columns are three vectors and a half one, not four
+    half = p.lanes // 2
+    if p.strips == 1 and half > 1 and p.lanes < g.out_w and 0 < g.out_w % p.lanes <= half:
+        z = z._replace(half=half)
+    tasks = g.batch * g.groups * p.bands * p.strips
+    kernel = cpu_correlate.correlate(8 * size)
+    code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
+    return _job(g, kernel, p, z, code, (p.steps,), tasks)
+
+
+def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
+    """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
+    code = [0] * cpu_correlate.CODES
+    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
+    for place, lanes in ((cpu_correlate.CONTRACT, V), (cpu_correlate.CONTRACT_HALF, z.half)):
+        if lanes:
+            code[place] = contract_block(z.together, M, R, 0, 1, 0, z.unpacked, past, lanes, bits)
+    code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
+    return code
+
+
+@lru_cache(maxsize=512)
+def _span_job(g: Geometry, size: int, features: int) -> _Job:
+    """The gradients of features, weights and bias."""
+    p = _correlation_plan(g, size, _TILES)
+    wide = min(ACCUMULATORS // p.rows, max(features, 1))
+    vector = p.rows * p.lanes * size
+    span = _up(features + 1, _FEATURES_AT_ONCE)
+    taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
+    rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
+    tiles = -(-rows // p.rows) * -(-columns // p.lanes)
+    z = sizes(g, p, size)
+    z = z._replace(
+        kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
+        padded=_up(features, wide), features_size=tiles * span * vector,
+        tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
+    )  # fmt: skip
+    z = z._replace(
+        at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
+    )
+    code, R, V, bits = _correlate_code(p, z, size, 0), p.rows, p.lanes, 8 * size
+    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, 0, 0, V, bits)
+    code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
+    code[cpu_correlate.STORE] = store_lanes(V, bits)
+    tasks = min(_PARTS, g.batch * p.bands * p.strips)
+    return _job(g, cpu_correlate.span_gradients(bits), p, z, code, (p.steps,), tasks)
+
+
+def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
+    """A run of M taps times R rows must fit the accumulators, and only the plan knows M."""
+    p = plan(g, size, backward=False, rows=3, budget=_BUDGET, tiles=tiles, halves=False)
+    rows = max(1, min(3, (ACCUMULATORS + 3) // p.run))
+    return plan(g, size, backward=False, rows=rows, budget=_BUDGET, tiles=tiles, halves=False)
+
+
+def _together(p: Plan) -> int:
+    """How many steps at once: the most that divide all steps and fit the accumulators."""
+    most = max(1, (ACCUMULATORS + 3) // (p.run * p.rows))
+    return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
+
+
+def _job(
+    g: Geometry, kernel: Any, p: Plan, z: Sizes, code: list[int], tables: tuple[Any, ...],
+    tasks: int,
+) -> _Job:  # fmt: skip
+    scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
+    products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
+    work = products * (1 + z.features // z.channels)
+    fixed = Fixed(np.array(z, np.int64), np.array(code, np.int64), *tables)
+    return _Job(kernel, p, z, fixed, tasks, scratch, work // _GRAIN)
+
+
+def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
+    """Whether results go past the caches, where little of them would be left to be found.
+
+    Vectors and rows must be whole lines: a line that is written in parts takes longer this way.
+    """
+    if p.lanes * size != LINE or width * size % LINE:
+        return 0
+    x = g.batch * g.channels * g.height * g.width
+    outside = g.channels + g.groups * g.kernel_h * g.kernel_w
+    return int((x + g.batch * outside * g.out_h * g.out_w) * size > _CACHES)
+
+
+def _up(number: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is not less than ``number``."""
+    return -(-number // step) * step

@@ -1,0 +1,297 @@
+"""The sum of involutions on the CPU: bands of an image stay in cache from z to the result.
+
+All arrays of a band are packed as planes (:mod:`invocupy.backends.cpu.planes`). grad is zero
+between the rows, so nothing that is computed there gets into a gradient.
+
+The kernel of one tile fits in L1: a matrix product makes it, and it is used up at once. For the
+gradient of x it is needed at shifted positions, so backward keeps it for a band; its planes then
+take the gradient of the kernel.
+"""
+# Numba infers the types of compiled functions.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from invocupy.backends.cpu.blocks import contract_block, gather_block
+from invocupy.backends.cpu.jit import jit, next_task, pointer
+from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.pack import clear
+from invocupy.backends.cpu.planes import bands_of, planes, steps_of, unpacking, up
+from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.products import (
+    BYTES,
+    COLUMNS,
+    ROWS,
+    VECTORS,
+    add_lanes,
+    correlate_block,
+    packed,
+    product,
+)
+from invocupy.backends.cpu.vector import call
+from invocupy.backends.far import bounded
+from invocupy.geometry import Geometry
+
+_TILE = VECTORS * BYTES
+_LEFT = 6 if COLUMNS == 4 else 4  # rows of the left side of a sum over pixels, in registers
+_TAPS = 4  # whose gradient is in registers at a time
+_CHANNELS = 4  # of a group at a time
+
+
+class _Sizes(NamedTuple):
+    """Channels, and the rows of planes that they take."""
+
+    groups: int
+    each: int  # channels of a group
+    features: int
+    taps: int  # of all groups
+    kernel_rows: int  # filled up to whole blocks of products
+    gradient_rows: int
+    feature_rows: int
+    span_rows: int
+    units: int  # bands of all images
+    sums: int  # bytes of the sums of products
+    at_once: int  # channels of a group in one micro-kernel
+    taps_at_once: int  # in the gradient of the kernel
+
+
+class _Job(NamedTuple):
+    """All of a call that does not depend on the arrays' contents."""
+
+    sizes: _Sizes
+    tables: Fixed  # bands and sizes, micro-kernels, steps of the taps forth and back, their planes
+    forward: int  # bytes of scratch
+    backward: int
+    work: int
+
+
+@bounded("oooowwo", "o", same=True)
+def forward(
+    x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, offset: Any, g: Geometry,
+    out: Any,
+) -> None:  # fmt: skip
+    """The kernel tile by tile, each used up at once."""
+    job = _job(g, x.itemsize, z.shape[1])
+    launch(
+        _forward(8 * x.itemsize), job.sizes.units, job.work, job.forward,
+        job.tables, x, z, scale, shift, packed(weight, bias), offset, out,
+    )  # fmt: skip
+
+
+@bounded("oooooww", "ooww", same=True)
+def backward(
+    grad: Any, x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, g: Geometry,
+    grad_x: Any, grad_z: Any, grad_weight: Any, grad_bias: Any,
+) -> None:  # fmt: skip
+    """The kernel again, and its gradient, a band at a time."""
+    job = _job(g, x.itemsize, z.shape[1])
+    s = job.sizes
+    parts = min(PARTS, s.units)
+    sums = np.empty((parts, s.taps, s.features + 1), np.float64)
+    launch(
+        _backward(8 * x.itemsize), parts, 3 * job.work, job.backward,
+        job.tables, grad, x, z, scale, shift, packed(weight, bias),
+        packed(weight, turned=True), grad_x, grad_z, sums,
+    )  # fmt: skip
+    total = sums.sum(axis=0)
+    grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]
+
+
+@lru_cache(maxsize=512)
+def _job(g: Geometry, size: int, features: int) -> _Job:
+    taps, each = g.groups * g.kernel_h * g.kernel_w, g.channels_per_group
+    kernel_rows, gradient_rows = up(taps, ROWS), up(taps, _LEFT)
+    feature_rows, span_rows = up(features + 1, COLUMNS), up(features, ROWS)
+    planes = 2 * g.channels + each + feature_rows + max(kernel_rows, gradient_rows)
+    planes += span_rows
+    bands = bands_of(g, size, planes)
+    sums = gradient_rows * feature_rows * BYTES
+    sizes = _Sizes(
+        g.groups, each, features, taps, kernel_rows, gradient_rows, feature_rows, span_rows,
+        g.batch * bands.number, sums, min(each, _CHANNELS), min(taps, _TAPS),
+    )  # fmt: skip
+    shifts, groups = steps_of(g, size, bands), np.arange(g.groups)[:, None] * each * bands.plane
+    V, bits = BYTES // size, 8 * size
+    code = (
+        gather_block(1, sizes.at_once, VECTORS, 0, 0, V, bits),
+        gather_block(1, sizes.at_once, VECTORS, 1, 0, V, bits),
+        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, 0, V, bits),
+    )
+    tables = Fixed(
+        np.array([*bands, *sizes], np.int64), np.array(code, np.int64),
+        (groups + shifts).ravel(), -shifts, np.arange(taps) * bands.plane,
+    )  # fmt: skip
+    ahead = (g.channels + each + feature_rows) * bands.plane + kernel_rows * _TILE
+    work = g.batch * g.height * g.width * taps * (features + each) // 8
+    return _Job(sizes, tables, ahead + 128, planes * bands.plane + sums + 128, work)
+
+
+@cache
+def _rectify(bits: int) -> Any:
+    size = bits // 8
+    zero = np.dtype(f"f{size}").type(0)
+
+    @jit
+    def rectify(to, scale, shift, features, b):
+        """``max(0, scale * plane + shift)``."""
+        scales, shifts = pointer(scale, bits), pointer(shift, bits)
+        for f in range(features):
+            held, c, d = pointer(to + f * b.plane, bits), scales[f], shifts[f]
+            for i in range(b.plane // size):
+                value = c * held[i] + d
+                held[i] = zero if value <= zero else value
+
+    return rectify
+
+
+@cache
+def _forward(bits: int) -> Any:
+    lay, unpack = planes(bits)
+    read, rectify, affine = unpacking(_Sizes), _rectify(bits), product(bits, 1, 0)
+    size = bits // 8
+    V = BYTES // size
+    tile, vector = _TILE, BYTES
+
+    @jit
+    def kernel(tasks, scratch, counter, tables, x, z_, scale, shift, weight, offset, out):
+        numbers, code, shifts, _, _ = tables
+        b, z = read(numbers)
+        P = z.at_once
+        taps = scratch
+        seen = taps + z.kernel_rows * tile
+        features = seen + z.groups * z.each * b.plane
+        result = features + z.feature_rows * b.plane
+        offsets = pointer(offset, bits)
+        inner = b.lead + b.halo * b.row
+        while True:
+            task = next_task(counter)
+            if task >= tasks:
+                return
+            n, band = divmod(task, b.number)
+            first = b.height * band // b.number
+            rows = b.height * (band + 1) // b.number - first
+            channels = z.groups * z.each
+            lay(seen, x + n * channels * b.pixels * size, channels, first, rows, b)
+            lay(features, z_ + n * z.features * b.pixels * size, z.features, first, rows, b)
+            rectify(features, scale, shift, z.features, b)
+            for at in range(inner, inner + rows * b.row, tile):
+                affine(z.features, weight, z.kernel_rows, features + at, b.plane, taps, tile)
+                for p in range(0, z.each, P):
+                    c = min(p, z.each - P)
+                    call(code[0], (
+                        seen + c * b.plane + at, b.plane, vector, shifts.ctypes.data, 8, z.taps,
+                        taps, tile, result + c * b.plane + at, b.plane, vector, V,
+                    ))  # fmt: skip
+            for o in range(z.each):
+                unpack(
+                    out + n * z.each * b.pixels * size, result + o * b.plane, o, first, rows,
+                    offsets[o], b,
+                )  # fmt: skip
+
+    return kernel
+
+
+@cache
+def _backward(bits: int) -> Any:
+    lay, unpack = planes(bits)
+    read, rectify = unpacking(_Sizes), _rectify(bits)
+    multiply, affine, size = product(bits, 0, 0), product(bits, 1, 0), bits // 8
+    zero = np.dtype(f"f{size}").type(0)
+    lanes_of = add_lanes(bits)
+    V, R, A, B = BYTES // size, VECTORS, _LEFT, COLUMNS
+    tile, vector = _TILE, BYTES
+
+    @jit
+    def kernel(
+        tasks, scratch, counter, tables, grad, x, z_, scale, shift, weight, turned, grad_x, grad_z,
+        parts,
+    ):  # fmt: skip
+        numbers, code, shifts, back, places = tables
+        b, z = read(numbers)
+        P, S = z.at_once, z.taps_at_once
+        channels, each_tap = z.groups * z.each, z.taps // z.groups
+        sums = scratch
+        seen = sums + z.sums
+        grads = seen + channels * b.plane
+        features = grads + z.each * b.plane
+        taps = features + z.feature_rows * b.plane  # the kernel, then its gradient
+        result = taps + max(z.kernel_rows, z.gradient_rows) * b.plane
+        returned = result + channels * b.plane
+        inner = b.lead + b.halo * b.row
+        while True:
+            part = next_task(counter)
+            if part >= tasks:
+                return
+            clear(sums, sums + z.sums)
+            for unit in range(z.units * part // tasks, z.units * (part + 1) // tasks):
+                n, band = divmod(unit, b.number)
+                first = b.height * band // b.number
+                rows = b.height * (band + 1) // b.number - first
+                image = n * b.pixels * size
+                end = inner + rows * b.row
+                lay(seen, x + image * channels, channels, first, rows, b)
+                lay(grads, grad + image * z.each, z.each, first, rows, b)
+                lay(features, z_ + image * z.features, z.features, first, rows, b)
+                rectify(features, scale, shift, z.features, b)
+                ones = pointer(features + z.features * b.plane, bits)
+                for i in range(b.plane // size):
+                    ones[i] = zero + 1
+                clear(features + (z.features + 1) * b.plane, taps)
+                # the kernel, also where only shifted positions look
+                for at in range(0, b.plane - tile + 1, tile):
+                    affine(
+                        z.features, weight, z.kernel_rows, features + at, b.plane, taps + at,
+                        b.plane,
+                    )  # fmt: skip
+                for j in range(z.groups):
+                    for at in range(inner, end, tile):
+                        for p in range(0, z.each, P):
+                            c = min(p, z.each - P)
+                            call(code[1], (
+                                grads + c * b.plane + at, b.plane, vector, back.ctypes.data, 8,
+                                each_tap, taps + j * each_tap * b.plane + at, b.plane,
+                                result + (j * z.each + c) * b.plane + at, b.plane, vector, V,
+                            ))  # fmt: skip
+                for c in range(channels):
+                    unpack(grad_x + image * channels, result + c * b.plane, c, first, rows, zero, b)
+                # the gradient of the kernel, in the place of the kernel
+                for at in range(inner, end, tile):
+                    for tap in range(0, z.taps, S):
+                        t = min(tap, z.taps - S)
+                        call(code[2], (
+                            z.each, grads + at, b.plane, vector, seen + at, b.plane, vector,
+                            shifts.ctypes.data + 8 * t, places.ctypes.data + 8 * t, 8, taps + at,
+                            0, vector, 0, V,
+                        ))  # fmt: skip
+                    multiply(
+                        z.taps, turned, z.span_rows, taps + at, b.plane, returned + at, b.plane,
+                    )  # fmt: skip
+                for f in range(z.features):
+                    start = b.lead + b.halo * b.row + f * b.plane
+                    for r in range(rows):
+                        place = (f * b.pixels + (first + r) * b.width) * size
+                        held = pointer(grad_z + image * z.features + place, bits)
+                        given = pointer(returned + start + r * b.row, bits)
+                        passed = pointer(features + start + r * b.row, bits)
+                        for i in range(b.width):
+                            held[i] = given[i] if passed[i] > zero else zero
+                tiles = -(-(end - inner) // tile)
+                for t in range(z.taps):  # the next band's
+                    clear(taps + t * b.plane + end, taps + t * b.plane + inner + tiles * tile)
+                for t in range(0, z.taps, A):
+                    for f in range(0, z.feature_rows, B):
+                        correlate_block(
+                            tiles, tile, taps + t * b.plane + inner,
+                            features + f * b.plane + inner, b.plane,
+                            sums + (t * z.feature_rows + f) * vector, z.feature_rows * vector,
+                            A, B, R, V, bits,
+                        )  # fmt: skip
+            wide = z.features + 1
+            lanes_of(sums, z.taps, wide, z.feature_rows, parts + part * z.taps * wide * 8, wide)
+
+    return kernel

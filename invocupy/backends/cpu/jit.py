@@ -1,0 +1,281 @@
+"""The one door to Numba: how kernels are compiled and kept, and how they take addresses and tasks.
+
+Compiled kernels are kept in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; empty for
+nowhere). Numba's own cache is not used because it fails where there is no writable directory, fails
+at every start once a file is damaged, and can mix up specialisations that two processes save at
+once. Here a specialisation is one file, named by a digest of all that it depends on (the code that
+this process runs, see :mod:`invocupy.backends.cpu.content`, the compilers and the processor that
+Numba compiles for) and written in one step; a file that is missing, damaged or not ours is compiled
+again. As in Numba's cache the content is a pickle, so the directory must belong to the user and be
+writable by nobody else.
+"""
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.serialize import dumps
+from numba.extending import intrinsic
+
+from invocupy import backends, settings
+from invocupy.backends.cpu.compiling import whole
+from invocupy.backends.cpu.content import lasting_digest
+
+_config: Any = numba.config
+_DIGEST = hashlib.sha256().digest_size
+_OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck": None}
+# Numba's settings that cannot change the code of a serial CPU kernel; most others can.
+_WITHOUT_EFFECT = re.compile("CACHE|COLOR|CUDA|DISABLE_JIT|DUMP|GDB|HELP|THREAD|TRACE|WARN")
+
+
+def jit(function: Any) -> Any:
+    """Compile ``function`` when it is first called: no GIL, no Python errors, no fast-math."""
+    # Object files of one function with different sizes, compiled by different processes, may define
+    # the same symbols, and all but the first to be loaded would run its code.
+    name = hashlib.sha256(repr(_identity(function)).encode()).hexdigest()[:16]
+    function.__qualname__ += f"_{name}"
+    dispatcher: Any = CPUDispatcher(function, targetoptions=dict(_OPTIONS))
+    dispatcher._cache = _Files(function)
+    dispatcher.compile = partial(whole, _compile, dispatcher.compile)
+    return dispatcher
+
+
+def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
+    """Compile even if NUMBA_DISABLE_JIT is set, because Python cannot run kernels."""
+    disabled, _config.DISABLE_JIT = _config.DISABLE_JIT, 0
+    try:
+        return compile_(signature)
+    finally:
+        _config.DISABLE_JIT = disabled
+
+
+def features() -> set[str]:
+    """What Numba's compiler may use of the processor, as LLVM names it.
+
+    ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` choose. With a name alone Numba takes the features
+    of this machine, with the name "generic" none.
+    """
+    _, _, listed = cpu_target.target_context.codegen().magic_tuple()
+    return {feature[1:] for feature in listed.split(",") if feature.startswith("+")}
+
+
+def machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) -> int:
+    """The address of a function of so many integers, whose code ``write(builder, values)`` emits.
+
+    It stays there for the life of the process.
+    """
+    return whole(_machine_code, name, arguments, write)
+
+
+def _machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) -> int:
+    name = f"invocupy_{name}_{len(_kept)}"  # of one name LLVM would run what came first
+    library = cpu_target.target_context.codegen().create_library(name)
+    module = library.create_ir_module(name)
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
+    function = ir.Function(module, kind, name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    write(builder, function.args)
+    builder.ret_void()
+    library.add_ir_module(module)
+    library.finalize()
+    _kept.append(library)
+    address: int = library.get_pointer_to_function(name)
+    return address
+
+
+_kept: list[Any] = []
+
+
+@intrinsic(prefer_literal=True)
+def pointer(typing: Any, address: Any, bits: Any) -> Any:
+    """The integer ``address`` as a pointer to floats, or with ``-bits`` integers, to be indexed.
+
+    Arrays come in by address: as arguments they would mean a compilation for each layout, and
+    another one for read-only arrays.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    kinds = {32: types.float32, 64: types.float64, -32: types.int32, -64: types.int64}
+    return types.CPointer(kinds[bits.literal_value])(types.int64, bits), codegen
+
+
+@intrinsic
+def add(typing: Any, address: Any, number: Any) -> Any:
+    """Add to the int64 at ``address``, which threads share; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.atomic_rmw("add", place, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load(typing: Any, address: Any) -> Any:
+    """The int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.load_atomic(place, "seq_cst", 8, typ=ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store(typing: Any, address: Any, number: Any) -> Any:
+    """Set the int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        builder.atomic_rmw("xchg", place, args[1], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def next_task(typing: Any, counter: Any) -> Any:
+    """Take the next number from the int64 at address ``counter``, which all threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+class _Files(_Cache):
+    """Numba's interface to a cache, for one function; never raises."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    @property
+    def cache_path(self) -> str | None:
+        directory = cache_directory()
+        return None if directory is None else str(directory)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        try:
+            path = self._path(sig, target_context.codegen())
+            if not path.is_file():  # a pipe would keep the reader waiting
+                raise OSError("no file")
+            blob = path.read_bytes()
+            if hashlib.sha256(blob[_DIGEST:]).digest() != blob[:_DIGEST]:
+                raise OSError("a damaged file")
+            content = pickle.loads(blob[_DIGEST:])  # noqa: S301
+            return CompileResult._rebuild(target_context, *content)
+        except Exception:
+            _tell(self._function, False)
+            return None  # compiled again, and written again
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        _tell(self._function, True)
+        try:
+            path, content = self._path(sig, data.codegen), dumps(data._reduce())
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                try:
+                    file.write(hashlib.sha256(content).digest() + content)
+                    file.close()
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except Exception:
+            return  # the compiled kernel works all the same
+
+    def enable(self) -> None:
+        """Always on; where the files go decides."""
+
+    def disable(self) -> None:
+        """Always on; where the files go decides."""
+
+    def flush(self) -> None:
+        """Files are never stale: their names say what they depend on."""
+
+    def _path(self, sig: Any, codegen: Any) -> Path:
+        directory = cache_directory()
+        if directory is None:
+            raise OSError("no directory for compiled kernels")
+        versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
+        depends = (
+            lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig),
+            codegen.magic_tuple(), _settings(), versions,
+        )  # fmt: skip
+        name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
+        return directory / f"{self._function.__name__}-{name}"
+
+
+def _settings() -> list[tuple[str, str]]:
+    """Numba's settings that may change the code, from the environment or set since."""
+    return [
+        (name, repr(value))
+        for name, value in sorted(vars(_config).items())
+        if name.isupper() and not _WITHOUT_EFFECT.search(name)
+    ]
+
+
+def _tell(function: Any, done: bool) -> None:
+    if backends.on_compile is None:
+        return
+    try:
+        backends.on_compile(function.__name__, done)
+    except Exception:
+        backends.on_compile = None
+        sys.excepthook(*sys.exc_info())
+
+
+def _identity(function: Any) -> tuple[Any, ...]:
+    """Which function, with which sizes: its closure holds integers and other compiled functions."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [_identity(v.py_func) if isinstance(v, Dispatcher) else v for v in cells]
+    return function.__module__, function.__qualname__, *values
+
+
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept; None if there is no private place for them."""
+    return _place()[0]
+
+
+def why_not_kept() -> str:
+    """Why compiled kernels are kept in memory only; empty if they are kept in a directory."""
+    return _place()[1]
+
+
+@cache
+def _place() -> tuple[Path | None, str]:
+    if os.environ.get("INVOCUPY_CACHE_DIR") == "":
+        return None, "INVOCUPY_CACHE_DIR is empty"
+    try:
+        directory = settings.folder("INVOCUPY_CACHE_DIR") or settings.cache_root()
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = directory.stat()
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        return None, f"{directory} must belong to this user and be writable by nobody else"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return None, f"{directory} is not writable"
+    return directory, ""

@@ -1,0 +1,1 @@
+"""The specification of every op in plain array code, for NumPy and CuPy."""
