@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from invocupy.messages import one_line
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+"""An array of NumPy or CuPy, which has no types of its own."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
