@@ -1,10 +1,10 @@
 """Run every network in PyTorch, compare invocupy's in float64, and store vectors for the tests.
 
-``python benchmarks/network_vectors.py`` writes ``tests/data/networks.json``: for RedNet-26,
+``python benchmarks/network_vectors.py`` writes ``tests/files/networks.json``: for RedNet-26,
 ResNet-18 and ResNet-50, with weights and images of the rule in ``tests/network_rule.py``, the
 logits at 224x224 and at an odd size, and in training some numbers of some gradients of the
-cross-entropy for labels 0, 1; and ``tests/data/small*.pth``, a checkpoint as PyTorch saves it. With
-``--check [NAME...]`` it compares all (or these) networks and writes nothing. Needs PyTorch.
+cross-entropy for labels 0, 1; and ``tests/files/small*.pth``, a checkpoint as PyTorch saves it.
+With ``--check [NAME...]`` it compares all (or these) networks and writes nothing. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def main() -> None:
     names = [name for name in sys.argv if name in PEERS] or PEERS
     results = {name: run(name, check) for name in (names if check else STORED)}
     if not check:
-        path = TESTS / "data" / "networks.json"
+        path = TESTS / "files" / "networks.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(
             json.dumps({"torch": torch.__version__, "networks": results}, indent=1) + "\n"

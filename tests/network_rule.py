@@ -1,4 +1,4 @@
-"""Weights and images that any program can make: the rule behind ``tests/data/networks.json``.
+"""Weights and images that any program can make: the rule behind ``tests/files/networks.json``.
 
 Number i of an array named ``name`` is ``u = (mix(i + 2**32 * crc32(name)) >> 40) / 2**24`` in
 [0, 1), with ``mix`` the finaliser of splitmix64 on unsigned 64-bit integers: exact in float32, the

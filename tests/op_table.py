@@ -1,4 +1,4 @@
-"""One row for each operator and way to call it: the tests in ``test_ops.py`` run over all of them.
+"""One row for each operator and way to call it: ``ops/test_ops.py`` runs over all of them.
 
 To add an operator, add its rows. Values keep away from kinks (ReLU at 0, two equal maxima), where
 no gradient can be checked.

@@ -1,4 +1,4 @@
-"""What ``test_distributed.py`` lets several ranks do: ``mpiexec -n N python rank_jobs.py JOB ...``.
+"""What the tests let several ranks do: ``mpiexec -n N python rank_jobs.py JOB ...``.
 
 ``compute FOLDER`` trains and evaluates, and rank 0 writes what came out; an assertion that fails on
 a rank fails the job. ``fault NAME ARGUMENTS`` runs the command line with a fault planted in it.

@@ -252,7 +252,7 @@ def test_nothing_is_unpickled_and_no_shell_is_started() -> None:
     for path, tree in trees():
         if path.name == "jit.py":
             # Compiled kernels, which this user wrote into a folder that nobody else can write to:
-            # running them is what they are for. test_cpu_backend.py holds that to its conditions.
+            # running them is what they are for. tests/backends/cpu hold that to its conditions.
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from cuda_proof import cases, host, nvrtc, planted, ptx, sanitize, table
 
 from invocupy.backends import cuda

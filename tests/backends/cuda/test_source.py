@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from cuda_proof import cases, host, sanitize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_proof import cases, host, sanitize
 
 # Every family in float32; the other types where the code differs by type: vectors, tails, stride.
 COMBINATIONS = [

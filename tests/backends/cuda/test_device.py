@@ -1,6 +1,6 @@
 """What only a device can show: results from real hardware, streams, graphs, waiting, huge offsets.
 
-The arithmetic of the same source is proved without a device in ``test_cuda_source.py``.
+The arithmetic of the same source is proved without a device in ``test_source.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks: sizes, initial weights, odd images, training. Their numbers: test_weights.py."""
+"""The networks: sizes, initial weights, odd images, training. Their numbers: tests/weights."""
 
 from __future__ import annotations
 

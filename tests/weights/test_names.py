@@ -238,7 +238,7 @@ class Layer:
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_conversion_from_keras_in_the_documentation(groups: int) -> None:
     """Against Keras' formula: patches (H, W, K*K, C//G, G) times kernel (H, W, K*K, 1, G)."""
-    page = Path(__file__).parent.parent.joinpath("docs", "models.md").read_text()
+    page = Path(__file__).parents[2].joinpath("docs", "models.md").read_text()
     found = re.search(r"```python\n(import numpy as np\n+def from_keras.*?)```", page, re.DOTALL)
     assert found
     namespace: dict[str, Any] = {}

@@ -6,32 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import scaling
+import scaling_model as model
 
 from invocupy import models, nn
 from invocupy.distributed import Single
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
-
-
-@pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    import scaling
-
-    return scaling
-
-
-@pytest.fixture
-def model(scaling: Any) -> ModuleType:
-    import scaling_model
-
-    return scaling_model
 
 
 @pytest.fixture
@@ -46,7 +32,7 @@ def test_the_page_on_clusters_shows_the_results_file() -> None:
     assert done.stdout in (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 
 
-def test_messages_cost_what_the_algorithms_send(model: Any) -> None:
+def test_messages_cost_what_the_algorithms_send() -> None:
     link = model.Link("", latency=1.0, bandwidth=10.0)
     # two ranks: each half travels there and back; one array each way
     assert model.allreduce(40, 2, link) == 40 / 10 + 2
@@ -62,7 +48,7 @@ def test_messages_cost_what_the_algorithms_send(model: Any) -> None:
     assert model.efficiency(network, 2, link) == 5 / 16
 
 
-def test_fewer_images_take_what_the_line_says(model: Any) -> None:
+def test_fewer_images_take_what_the_line_says() -> None:
     network = {"seconds": {"2": {"median": 3.0}, "8": {"median": 6.0}}}
     assert [model.compute(network, images) for images in (2, 8, 0)] == [3, 6, 2]
     # no time is negative, if the larger size was measured in a quieter moment
@@ -70,7 +56,7 @@ def test_fewer_images_take_what_the_line_says(model: Any) -> None:
     assert model.compute(network, 0) == 0
 
 
-def test_a_line_is_found_again(scaling: Any) -> None:
+def test_a_line_is_found_again() -> None:
     sizes = [64 * 4**i for i in range(8)]
     fit = scaling.fit_line(sizes, [2e-6 + size / 3e9 for size in sizes])
     assert fit["latency"] == pytest.approx(2e-6)
@@ -78,7 +64,7 @@ def test_a_line_is_found_again(scaling: Any) -> None:
     assert fit["off"] == pytest.approx(0, abs=1e-9)
 
 
-def test_two_ranks_here_are_predicted_from_their_link(model: Any) -> None:
+def test_two_ranks_here_are_predicted_from_their_link() -> None:
     fits = {
         "allreduce": {"latency": 9.0, "bandwidth": 10.0},
         "allgather": {"latency": 1.0, "bandwidth": 99.0},
@@ -89,7 +75,7 @@ def test_two_ranks_here_are_predicted_from_their_link(model: Any) -> None:
     assert model.expected({"links": {"2": fits}}, run | {"ranks": 1}) == 5
 
 
-def test_a_recorder_counts_messages_and_passes_them_on(scaling: Any) -> None:
+def test_a_recorder_counts_messages_and_passes_them_on() -> None:
     recorder = scaling.Recorder(Single())
     assert recorder.allgather(np.ones(3)).shape == (1, 3)
     recorder.allreduce_sum(np.ones(4, np.float32))
@@ -101,7 +87,7 @@ def test_a_recorder_counts_messages_and_passes_them_on(scaling: Any) -> None:
     assert recorder.messages["allgather"]["count"] == 0
 
 
-def test_the_results_have_the_messages_of_the_code(results: Any, model: Any) -> None:
+def test_the_results_have_the_messages_of_the_code(results: Any) -> None:
     """Each norm sends count, mean and variance, and two sums back; a block of three less."""
     found = {network["name"]: network for network in results["networks"]}
     stream, hidden, width = 3, 64, 16

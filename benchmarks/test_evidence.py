@@ -10,23 +10,19 @@ import itertools
 import json
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import evidence
+import evidence_page as page
 import numpy as np
 import pytest
 
 from invocupy.train import DATASETS, Config, Progress, fit, load_run, read_settings
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import evidence  # noqa: E402
-import evidence_page as page  # noqa: E402
-
-sys.path.pop(0)
 
 PAGE = ROOT / "docs" / "cifar10.md"
 RECORDS = page.read(evidence.RESULTS)

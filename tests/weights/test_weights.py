@@ -22,7 +22,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.cli import main
 from invocupy.weights import WeightsError, import_state, read
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "files"
 CLASSES = 10
 STORED = json.loads((DATA / "networks.json").read_text())["networks"]
 

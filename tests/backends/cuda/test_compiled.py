@@ -6,15 +6,12 @@ The PTX of every shipped kernel is run too, and its result checked. See ``cuda_p
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from cuda_proof import nvrtc, table
 
 import invocupy
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cuda_proof import nvrtc, table
 
 AGAIN = "if this is meant: python tests/cuda_proof/table.py"
 
