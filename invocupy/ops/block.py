@@ -34,6 +34,7 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import contiguous, is_cupy, namespace, native, on_device
+from invocupy.backends.contract import Perceptron
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
 from invocupy.ops.basic import Result
@@ -328,10 +329,13 @@ class _Block:
         """What reduce and project, by group, see of the hidden layer."""
         results = self.new(len(self.reduce[0])), self.new(self.groups * self.shape[1])
         self.backend("perceptron").forward(
-            flat(x), *self.first, *self.reduce, self.project[0], self.groups,
-            *(flat(result) for result in results),
-        )  # fmt: skip
+            flat(x), self.weights(), self.groups, *(flat(result) for result in results)
+        )
         return results
+
+    def weights(self) -> Perceptron:
+        (first, offset), (dense, bias) = self.first, self.reduce
+        return Perceptron(first, offset, dense, bias, self.project[0])
 
     def involve(self, reduced: Any, shares: Any) -> Any:
         """The involution of the shares, added up: what project would have given."""
@@ -345,12 +349,11 @@ class _Block:
     def perceive_back(self, grad: Any, grad_shares: Any, x: Any) -> tuple[Any, ...]:
         """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
         grad_x = self.new(self.shape[1])
-        weights = (*self.first, *self.reduce, self.project[0])
-        results = [self.xp.zeros(weight.shape, np.float64) for weight in weights]
+        weights = self.weights()
+        results = Perceptron(*(self.xp.zeros(weight.shape, np.float64) for weight in weights))
         self.backend("perceptron").backward(
-            flat(grad), flat(grad_shares), flat(x), *self.first, self.reduce[0],
-            self.project[0], self.groups, flat(grad_x), *results,
-        )  # fmt: skip
+            flat(grad), flat(grad_shares), flat(x), weights, self.groups, flat(grad_x), results
+        )
         return grad_x, *results
 
     def last(self) -> Any:

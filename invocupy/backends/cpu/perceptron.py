@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.contract import Perceptron
 from invocupy.backends.cpu.jit import jit, next_task, pointer
 from invocupy.backends.cpu.launch import launch, plus
 from invocupy.backends.cpu.pointwise import PARTS
@@ -60,12 +61,9 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
     out[...] = parts.sum(axis=0) / (batch * pixels)
 
 
-def forward(
-    x: Any, first: Any, offset: Any, dense: Any, bias: Any, grouped: Any, groups: int,
-    out: Any, out_grouped: Any,
-) -> None:  # fmt: skip
+def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """One tile after another."""
-    first, offset, dense, grouped = _whole(first, offset, dense, grouped, groups)
+    first, offset, dense, bias, grouped = _whole(weights, groups)
     z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
     launch(
@@ -76,13 +74,11 @@ def forward(
 
 
 def backward(
-    grad: Any, grad_grouped: Any, x: Any, first: Any, offset: Any, dense: Any, grouped: Any,
-    groups: int, grad_x: Any, grad_first: Any, grad_offset: Any, grad_dense: Any, grad_bias: Any,
-    grad_weight: Any,
+    grad: Any, grad_grouped: Any, x: Any, weights: Perceptron, groups: int,
+    grad_x: Any, grad_weights: Perceptron,
 ) -> None:  # fmt: skip
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
-    hidden = len(first)
-    first, offset, dense, grouped = _whole(first, offset, dense, grouped, groups)
+    first, offset, dense, _, grouped = _whole(weights, groups)
     z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
@@ -101,22 +97,21 @@ def backward(
         packed(grouped, groups=groups, turned=True), packed(first, turned=True),
         grad_x, sums_dense, sums_grouped, sums_first, units,
     )  # fmt: skip
-    keep = _kept(hidden, z)
+    keep = _kept(len(weights.first), z)
     total = sums_dense.sum(axis=0)
-    grad_dense[...], grad_bias[...] = total[:, keep], total[:, -1]
-    grad_weight[...] = sums_grouped.sum(axis=0)[:, keep]
+    grad_weights.dense[...], grad_weights.bias[...] = total[:, keep], total[:, -1]
+    grad_weights.grouped[...] = sums_grouped.sum(axis=0)[:, keep]
     total = sums_first.sum(axis=0)
-    grad_first[...], grad_offset[...] = total[keep, :-1], total[keep, -1]
+    grad_weights.first[...], grad_weights.offset[...] = total[keep, :-1], total[keep, -1]
 
 
-def _whole(
-    first: Any, offset: Any, dense: Any, grouped: Any, groups: int
-) -> tuple[Any, Any, Any, Any]:
+def _whole(weights: Perceptron, groups: int) -> Perceptron:
     """The weights with channels that stay zero, so that each group fills whole blocks."""
+    first, offset, dense, bias, grouped = weights
     size = len(first) // groups
     more = -size % ROWS
     if not more:
-        return first, offset, dense, grouped
+        return weights
 
     def fill(array: Any, axis: int) -> Any:
         array = np.moveaxis(array, axis, 0)
@@ -125,7 +120,7 @@ def _whole(
         whole = wide.reshape(groups * (size + more), *array.shape[1:])
         return np.ascontiguousarray(np.moveaxis(whole, 0, axis))
 
-    return fill(first, 0), fill(offset, 0), fill(dense, 1), fill(grouped, 1)
+    return Perceptron(fill(first, 0), fill(offset, 0), fill(dense, 1), bias, fill(grouped, 1))
 
 
 def _kept(hidden: int, z: _Sizes) -> Any:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import namespace
+from invocupy.backends.contract import Perceptron
 from invocupy.backends.reference import involution_sum, perceptron
 from invocupy.geometry import Geometry
 
@@ -40,8 +41,8 @@ def forward(
     xp, features, pixels = namespace(x), len(reduce), g.height * g.width
     z, shares = xp.empty((g.batch, features, pixels), x.dtype), xp.empty(g.x_shape, x.dtype)
     perceptron.forward(
-        x.reshape(*x.shape[:2], pixels), expand, offset, reduce, bias, project, g.groups, z,
-        shares.reshape(g.batch, g.channels, pixels),
+        x.reshape(*x.shape[:2], pixels), Perceptron(expand, offset, reduce, bias, project),
+        g.groups, z, shares.reshape(g.batch, g.channels, pixels),
     )  # fmt: skip
     one, zero = xp.ones(features, x.dtype), xp.zeros(features, x.dtype)
     z = z.reshape(g.batch, features, g.height, g.width)

@@ -8,14 +8,14 @@
 
     covariance(x, mean, out)            out[c,d] = mean over images and pixels of
                                         (x[c] - mean[c]) * (x[d] - mean[d]), float64
-    forward(x, first, offset, dense, bias, grouped, groups, out, out_grouped)
+    forward(x, weights, groups, out, out_grouped)
                                         out[n,f,p] = bias[f] + sum_d dense[f,d] * h[n,d,p]
                                         out_grouped[n,g*O+o,p] = sum over d of group g
                                                                  of grouped[o,d] * h[n,d,p]
-    backward(grad, grad_grouped, x, first, offset, dense, grouped, groups,
-             grad_x, grad_first, grad_offset, grad_dense, grad_bias, grad_weight)
-                                        all gradients in one pass; grad_weight is that of grouped.
-                                        Those of parameters are float64.
+    backward(grad, grad_grouped, x, weights, groups, grad_x, grad_weights)
+                                        all gradients in one pass; grad_weights are float64.
+
+``weights`` and ``grad_weights`` are a :class:`~invocupy.backends.contract.Perceptron`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import namespace
+from invocupy.backends.contract import Perceptron
 
 
 def covariance(x: Any, mean: Any, out: Any) -> None:
@@ -31,11 +32,9 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
     out[...] = (apart @ apart.swapaxes(1, 2)).mean(axis=0) / x.shape[2]
 
 
-def forward(
-    x: Any, first: Any, offset: Any, dense: Any, bias: Any, grouped: Any, groups: int,
-    out: Any, out_grouped: Any,
-) -> None:  # fmt: skip
+def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """The hidden layer, and both maps of it."""
+    first, offset, dense, bias, grouped = weights
     h = _hidden(x, first, offset)
     out[...] = dense @ h + bias[:, None]
     # (G, O, D/G) @ (N, G, D/G, P)
@@ -44,24 +43,24 @@ def forward(
 
 
 def backward(
-    grad: Any, grad_grouped: Any, x: Any, first: Any, offset: Any, dense: Any, grouped: Any,
-    groups: int, grad_x: Any, grad_first: Any, grad_offset: Any, grad_dense: Any, grad_bias: Any,
-    grad_weight: Any,
+    grad: Any, grad_grouped: Any, x: Any, weights: Perceptron, groups: int,
+    grad_x: Any, grad_weights: Perceptron,
 ) -> None:  # fmt: skip
     """From the gradients of both results back to everything."""
+    first, offset, dense, _, grouped = weights
     h = _hidden(x, first, offset)
     by_group = h.reshape(len(h), groups, -1, h.shape[2])
     split = grad_grouped.reshape(len(h), groups, -1, h.shape[2])
     back = (_by_group(grouped, groups).swapaxes(1, 2) @ split).reshape(h.shape)
     grad_h = (dense.T @ grad + back) * (h > 0)
     grad_x[...] = first.T @ grad_h
-    grad_first[...] = (grad_h @ x.swapaxes(1, 2)).sum(axis=0)
-    grad_offset[...] = grad_h.sum(axis=(0, 2))
-    grad_dense[...] = (grad @ h.swapaxes(1, 2)).sum(axis=0)
-    grad_bias[...] = grad.sum(axis=(0, 2))
+    grad_weights.first[...] = (grad_h @ x.swapaxes(1, 2)).sum(axis=0)
+    grad_weights.offset[...] = grad_h.sum(axis=(0, 2))
+    grad_weights.dense[...] = (grad @ h.swapaxes(1, 2)).sum(axis=0)
+    grad_weights.bias[...] = grad.sum(axis=(0, 2))
     # (N, G, O, P) @ (N, G, P, D/G) -> (G, O, D/G)
     products = (split @ by_group.swapaxes(2, 3)).sum(axis=0)
-    grad_weight[...] = products.swapaxes(0, 1).reshape(grad_weight.shape)
+    grad_weights.grouped[...] = products.swapaxes(0, 1).reshape(grouped.shape)
 
 
 def _hidden(x: Any, first: Any, offset: Any) -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from invocupy import Tensor, functional, models, nn
 from invocupy.autograd import apply
+from invocupy.backends.contract import Perceptron
 from invocupy.backends.cpu import involution_block as whole
 from invocupy.backends.cpu import involution_sum, perceptron, threads
 from invocupy.backends.reference import involution_block as whole_reference
@@ -39,17 +40,19 @@ def check_perceptron(
     terms = inputs + 1 + hidden + 1
 
     def forward(mode: Any) -> Any:
-        return lambda *a: mode.forward(*a[:6], groups, *a[6:])
+        return lambda x, *a: mode.forward(x, Perceptron(*a[:5]), groups, *a[5:])
 
     def backward(mode: Any) -> Any:
-        return lambda *a: mode.backward(*a[:7], groups, *a[7:])
+        return lambda *a: mode.backward(
+            *a[:3], Perceptron(*a[3:8]), groups, a[8], Perceptron(*a[9:])
+        )
 
     results = filled(forward(backend), weights, *shapes, dtype=dtype)
     exact = filled(forward(perceptron_reference), wide(*weights), *shapes, dtype=np.float64)
     bounds = filled(forward(perceptron_reference), sizes_of(*weights), *shapes, dtype=np.float64)
     agree(results, exact, [2 * roundoff(dtype, terms) * b for b in bounds])
 
-    arguments = [grad, grad_grouped, *weights[:4], grouped]
+    arguments = [grad, grad_grouped, *weights]
     shapes = [a.shape for a in (x, first, offset, dense, bias, grouped)]
     results = filled(backward(backend), arguments, *shapes, dtype=np.float64)
     exact = filled(backward(perceptron_reference), wide(*arguments), *shapes, dtype=np.float64)
@@ -78,10 +81,10 @@ def test_perceptron_is_the_reference(
 
         @staticmethod
         def backward(*arguments: Any) -> None:
-            given, results = arguments[:8], arguments[8:]
-            grad_x = np.full(results[0].shape, np.nan, dtype)
-            perceptron.backward(*given, grad_x, *results[1:])
-            results[0][...] = grad_x
+            *given, exact, grad_weights = arguments
+            grad_x = np.full(exact.shape, np.nan, dtype)
+            perceptron.backward(*given, grad_x, grad_weights)
+            exact[...] = grad_x
 
     check_perceptron(InFloat64, dtype, sizes, seed)
 
@@ -89,8 +92,9 @@ def test_perceptron_is_the_reference(
 def test_a_hidden_channel_of_the_wrong_group_is_found() -> None:
     class Wrong:
         @staticmethod
-        def forward(*a: Any) -> None:
-            perceptron.forward(*a[:5], np.roll(a[5], 1, axis=1), *a[6:])
+        def forward(x: Any, weights: Perceptron, *a: Any) -> None:
+            turned = np.roll(weights.grouped, 1, axis=1)
+            perceptron.forward(x, weights._replace(grouped=turned), *a)
 
     with pytest.raises(AssertionError):
         check_perceptron(Wrong, "float32", (2, 3, 4, 2, 5, 3, 70), 0)
