@@ -92,7 +92,7 @@ def training_step(model: Any, images: int, pixels: int, comm: Any) -> Callable[[
     from invocupy import Tensor, optim
     from invocupy import functional as F  # noqa: N812
     from invocupy.distributed import synchronise
-    from invocupy.train.parallel import Message
+    from invocupy.train.replica import Message
 
     rng = np.random.default_rng(comm.rank)
     x = Tensor(rng.standard_normal((images, 3, pixels, pixels), np.float32))

@@ -28,7 +28,7 @@ from invocupy.train import (
     fit,
     free_memory,
 )  # fmt: skip
-from invocupy.train.memory import Needs
+from invocupy.train.needs import Needs
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:

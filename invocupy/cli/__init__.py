@@ -25,7 +25,7 @@ from typing import Any
 from invocupy._version import __version__
 from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
 from invocupy.cli.notice import compiling_is_told
-from invocupy.distributed import speaks
+from invocupy.distributed import is_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
-            with compiling_is_told() if speaks() else nullcontext():
+            with compiling_is_told() if is_root() else nullcontext():
                 code: int = arguments.command(arguments)
         finally:
             sys.stdout.flush()  # also of --help: what fails at exit has no message
@@ -62,7 +62,7 @@ def _told(error: BaseException) -> int:
     known = _exit_code(error)
     if known is None:
         raise error
-    from invocupy.distributed import PeerError, end_all
+    from invocupy.distributed import PeerError, abort_all
     from invocupy.train import Interrupted
 
     text = f"invocupy: {' '.join(str(error).splitlines()) or 'interrupted'}"
@@ -70,8 +70,8 @@ def _told(error: BaseException) -> int:
     text = "" if isinstance(error, BrokenPipeError) else text
     # Interrupted is raised on all ranks together; any other error may be on one rank only.
     if not isinstance(error, Interrupted):
-        end_all(text, known, isinstance(error, PeerError))
-    elif speaks():
+        abort_all(text, known, isinstance(error, PeerError))
+    elif is_root():
         with suppress(OSError):
             print(text, file=sys.stderr)
     return known

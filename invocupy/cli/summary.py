@@ -30,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from invocupy.summary import layers
     from invocupy.train import Config, build, estimate, free_memory, pick_device
-    from invocupy.train.memory import size
+    from invocupy.train.needs import size
 
     config = Config(**given_settings(arguments))
     device = pick_device(config.device)

@@ -15,12 +15,12 @@ fails, hangs or loses its launcher ends all of them (:mod:`invocupy.distributed.
 
 from __future__ import annotations
 
-from invocupy.distributed.environment import LaunchError, launched, speaks
-from invocupy.distributed.faults import PeerError, end_all
-from invocupy.distributed.launch import start, with_gpus
+from invocupy.distributed.comm import Comm, Single, agree, share, synchronise, together
+from invocupy.distributed.environment import LaunchError, is_root, launched
+from invocupy.distributed.faults import PeerError, abort_all
+from invocupy.distributed.join import start, with_gpus
 from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
-from invocupy.distributed.ranks import Comm, Single, agree, share, synchronise, together
 
 __all__ = [
     "MPI",
@@ -29,11 +29,11 @@ __all__ = [
     "LaunchError",
     "PeerError",
     "Single",
+    "abort_all",
     "agree",
-    "end_all",
+    "is_root",
     "launched",
     "share",
-    "speaks",
     "start",
     "synchronise",
     "together",

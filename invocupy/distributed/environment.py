@@ -39,7 +39,7 @@ def launched() -> tuple[int, int] | None:
     return None
 
 
-def speaks() -> bool:
+def is_root() -> bool:
     """Whether this process writes for all of them: rank 0, or the only one."""
     found = launched()
     return found is None or found[0] == 0

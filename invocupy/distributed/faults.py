@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from invocupy.distributed.environment import speaks
+from invocupy.distributed.environment import is_root
 
 TIMED_OUT = 75  # exit code, as EX_TEMPFAIL of sysexits.h: try again
 
@@ -37,7 +37,7 @@ class PeerError(RuntimeError):
     """Another rank has failed and says why; this one only ends with it."""
 
 
-def end_all(text: str, code: int, quiet: bool = False) -> None:
+def abort_all(text: str, code: int, quiet: bool = False) -> None:
     """Write to standard error; on one of several ranks end all of them with an exit code.
 
     All ranks may fail at once and in the same way: then rank 0 speaks for them.
@@ -50,7 +50,7 @@ def end_all(text: str, code: int, quiet: bool = False) -> None:
     quiet : bool
         Leave the word to another rank, which has failed and knows more.
     """
-    time.sleep(5 * _GRACE if quiet else 0 if speaks() else _GRACE)
+    time.sleep(5 * _GRACE if quiet else 0 if is_root() else _GRACE)
     if _watch is None:
         with suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write(f"{text}\n" if text else "")
@@ -140,7 +140,7 @@ class Watch:
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
-    end_all(text, 130 if issubclass(kind, KeyboardInterrupt) else 1, isinstance(error, PeerError))
+    abort_all(text, 130 if issubclass(kind, KeyboardInterrupt) else 1, isinstance(error, PeerError))
 
 
 def _launcher() -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation, evaluate, predict
 from invocupy.train.interrupts import Interrupted
 from invocupy.train.loop import Progress, fit
-from invocupy.train.memory import check_memory, estimate, free_memory
+from invocupy.train.needs import check_memory, estimate, free_memory
 from invocupy.train.run import NonFiniteLoss, load_run
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 

@@ -24,8 +24,8 @@ from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import check_model, evaluate, logits_of
 from invocupy.train.interrupts import Interrupted, interrupts
 from invocupy.train.lock import locked
-from invocupy.train.memory import EVALUATION_BATCH, check_memory, estimate, free_memory
-from invocupy.train.parallel import Message, average_norms, digest, norms_apart, parts, rows
+from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
+from invocupy.train.replica import Message, average_norms, digest, norms_apart, parts, rows
 from invocupy.train.run import Row, Run, check_folder
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 

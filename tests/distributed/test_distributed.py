@@ -41,7 +41,7 @@ from invocupy.train import (
     load_data,
     loop,
 )
-from invocupy.train.parallel import Message, parts, rows
+from invocupy.train.replica import Message, parts, rows
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}")
 try:

@@ -19,11 +19,11 @@ from invocupy.distributed import (
     LaunchError,
     Single,
     environment,
-    launch,
+    is_root,
+    join,
     launched,
     mpi,
     nccl,
-    speaks,
 )
 
 # -------------------------------------------------------------------------------------- launchers
@@ -76,7 +76,7 @@ def test_launchers_are_known_by_their_environment(
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert launched() == expected
-    assert speaks() == (expected is None or expected[0] == 0)
+    assert is_root() == (expected is None or expected[0] == 0)
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_ranks_share_the_cores(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores[0]))
     comm = SimpleNamespace(local_size=len(cores), exchange_locally=lambda mine: cores)
     try:
-        launch._share_cores(comm)  # type: ignore[arg-type]
+        join._share_cores(comm)  # type: ignore[arg-type]
         assert threads._wanted == expected
         threads.set_num_threads(None)
         monkeypatch.setenv("INVOCUPY_NUM_THREADS", "7")
-        launch._share_cores(comm)  # type: ignore[arg-type]
+        join._share_cores(comm)  # type: ignore[arg-type]
         assert threads._wanted is None
     finally:
         threads.set_num_threads(None)
@@ -201,7 +201,7 @@ def test_without_nccl_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_which_gpu_a_rank_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(launch, "NCCL", lambda comm, number: made.append(number) or comm)
+    monkeypatch.setattr(join, "NCCL", lambda comm, number: made.append(number) or comm)
 
     def take(device: str, seen: int, local_rank: int, all_see: bool = True) -> Any:
         def count() -> Any:
@@ -210,11 +210,11 @@ def test_which_gpu_a_rank_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             runtime = SimpleNamespace(getDeviceCount=lambda: seen)
             return SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
 
-        monkeypatch.setattr(launch, "require_cupy", count)
+        monkeypatch.setattr(join, "require_cupy", count)
         comm = object.__new__(mpi.MPI)
         comm.rank, comm.size, comm.local_rank, comm.local_size = local_rank, 4, local_rank, 4
         comm.exchange = lambda value: [value, seen if all_see else 0]  # type: ignore[method-assign]
-        launch.with_gpus(comm, device)
+        join.with_gpus(comm, device)
         return made.pop() if made else None
 
     assert take("cuda", 4, 2) == 2

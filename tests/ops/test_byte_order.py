@@ -10,7 +10,7 @@ from op_table import ROWS, Row
 from ranks import run_ranks
 
 from invocupy import Tensor, nn
-from invocupy.train.parallel import Message
+from invocupy.train.replica import Message
 
 
 def other_order(value: Any) -> Any:

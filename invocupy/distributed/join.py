@@ -6,10 +6,10 @@ import os
 
 from invocupy.arrays import require_cupy
 from invocupy.backends.cpu.threads import set_num_threads
+from invocupy.distributed.comm import Comm, Single
 from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
-from invocupy.distributed.ranks import Comm, Single
 from invocupy.settings import number_of_threads
 
 
