@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -145,12 +144,11 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 
 def _launcher() -> tuple[int, ...]:
     """The processes that started this one: they change when one has died."""
+    import psutil
+
     parent = os.getppid()
-    try:
-        # pid (name) state ppid ...; MPICH's mpiexec starts a proxy that starts the ranks.
-        name, _, rest = Path(f"/proc/{parent}/stat").read_text().rpartition(")")
-        if "(hydra" in name:
-            return parent, int(rest.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
+    with suppress(psutil.Error):
+        process = psutil.Process(parent)
+        if process.name().startswith("hydra"):  # of MPICH's mpiexec: a proxy that starts the ranks
+            return parent, process.ppid()
     return (parent,)

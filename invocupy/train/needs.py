@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 
 from invocupy import nn
 from invocupy.arrays import require_cupy
@@ -129,18 +131,12 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
         )
 
 
-def free_memory(device: str, root: str | os.PathLike[str] = "/") -> int:
+def free_memory(device: str) -> int:
     """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
 
     Parameters
     ----------
     device : "cpu", "cuda" or "cuda:i"
-    root : path
-        Where ``proc`` and ``sys`` are.
-
-    Returns
-    -------
-    int
 
     Examples
     --------
@@ -148,39 +144,31 @@ def free_memory(device: str, root: str | os.PathLike[str] = "/") -> int:
     >>> free_memory("cpu") > 0
     True
     """
-    if device != "cpu":
-        cupy = require_cupy()
-        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
-            idle = cupy.get_default_memory_pool().free_bytes()
-            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(idle)
-    meminfo = Path(root, "proc/meminfo").read_text().splitlines()
-    kib = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
-    return min([kib << 10, *_group_limits(Path(root))])
+    if device == "cpu":
+        return min([int(psutil.virtual_memory().available), *_left_in_groups(Path("/"))])
+    cupy = require_cupy()
+    with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
+        idle = cupy.get_default_memory_pool().free_bytes()
+        return int(cupy.cuda.runtime.memGetInfo()[0]) + int(idle)
 
 
-def _group_limits(root: Path) -> list[int]:
-    """What is left in each control group (version 2, then 1) that this process is in."""
-    left = []
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """What is left in each control group (version 2 or 1) of this process; psutil ignores them."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            base, names = "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
+            base = "sys/fs/cgroup/memory"
             names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
         else:
             continue
-        group = base / path.lstrip("/")
-        for folder in [group, *group.parents]:
-            limit, used = _text(folder / names[0]).strip(), _text(folder / names[1]).strip()
+        group = root / base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            limit, used = (_text(folder / name).strip() for name in names[:2])
             if limit.isdecimal() and used.isdecimal():
-                stat = dict(
-                    item.split(" ", 1) for item in _text(folder / "memory.stat").splitlines()
-                )
-                left.append(int(limit) - int(used) + int(stat.get(names[2], 0)))
-            if folder == base:
-                break
-    return left
+                idle = re.search(rf"^{names[2]} (\d+)", _text(folder / "memory.stat"), re.MULTILINE)
+                yield int(limit) - int(used) + (int(idle[1]) if idle else 0)
 
 
 def _text(path: Path) -> str:

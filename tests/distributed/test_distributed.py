@@ -21,6 +21,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import rank_jobs
 from rank_jobs import CASES, IMAGES, MISTAKES, PLAIN, STOPPED_AT
@@ -377,8 +378,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def gone(pid: int) -> bool:
     """Whether a process is no more, or waits for its parent to hear so."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
-    except (FileNotFoundError, ProcessLookupError):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return True
 
 
