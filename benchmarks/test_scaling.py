@@ -96,7 +96,7 @@ def test_the_results_have_the_messages_of_the_code(results: Any) -> None:
     wanted = {"SimpleModel": (50 * 6, 50 * 8 * (forward + backward), models.SimpleModel())}
     for name in "RedNet-26", "RedNet-50":
         network = getattr(models, name.replace("-", "").lower())()
-        norms = [len(m.weight) for _, m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        norms = [len(m.weight) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         wanted[name] = 2 * len(norms), 8 * sum(4 * c + 1 for c in norms), network
     assert found.keys() == wanted.keys()
     for name, (messages, size, network) in wanted.items():

@@ -96,10 +96,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     Layer(name='0', kind='Conv2d', shape=(8, 10, 10), parameters=224, macs=21600)
     Layer(name='1', kind='ReLU', shape=(8, 10, 10), parameters=0, macs=0)
     """
-    modules: dict[str, nn.Module] = {}
-    for name, module in model.modules():  # one that stands at two places counts at its first
-        if all(module is not other for other in modules.values()):
-            modules[name] = module
+    modules = dict(model.named_modules())  # one that stands at two places counts at its first
     shapes: dict[str, Shape] = {}
     own = dict.fromkeys(modules, 0)
 
@@ -121,7 +118,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
             undo.callback(vars(module).pop, "forward")
             if isinstance(module, nn.Involution):
                 module.fused = False
-            module.forward = note(name, module, module.forward)  # type: ignore[method-assign]
+            module.forward = note(name, module, module.forward)
         model(x)
 
     def below(name: str) -> Iterator[str]:
@@ -236,12 +233,7 @@ def _logits(model: nn.Module, x: Any) -> Any:
 @contextmanager
 def _dry(model: nn.Module, training: bool) -> Iterator[None]:
     """Backends do nothing; afterwards the model is as it was."""
-    state = [
-        (value, value.data)
-        for _, module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, (nn.Parameter, nn.Buffer))
-    ]
+    state = [(holder, holder.data) for _, holder in model.named_state()]
     grads = [(p, p.grad) for p in model.parameters()]
     device = on_device(_like(model))
     try:

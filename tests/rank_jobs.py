@@ -79,7 +79,7 @@ def trained(case: str, comm: Comm | None) -> tuple[dict[str, NDArray[Any]], list
     """Weights and history of a case."""
     dtype, config, _, wrong = CASES[case]
     model = build(config)
-    for _, module in model.modules():
+    for module in model.modules():
         for value in vars(module).values():
             if isinstance(value, (nn.Parameter, nn.Buffer)) and value.data.dtype == np.float32:
                 value.data = value.data.astype(dtype)

@@ -70,13 +70,13 @@ def test_strides_groups_and_layers_used_twice() -> None:
 
 def test_nothing_changes_and_nothing_is_computed() -> None:
     model = SimpleModel(num_layers=2, rng=0).eval()
-    before, modules = state_of(model), [dict(vars(m)) for _, m in model.modules()]
+    before, modules = state_of(model), [dict(vars(m)) for m in model.modules()]
     layers(model)
     training_memory(model, momentum=0.9)
     evaluation_memory(model)
     after = state_of(model)
     assert all(after[name] is array for name, array in before.items())
-    assert [dict(vars(m)) for _, m in model.modules()] == modules
+    assert [dict(vars(m)) for m in model.modules()] == modules
     assert all(p.grad is None for p in model.parameters())
     x = np.ones((1, 2, 4, 4))
     out = invocupy.involution(x, np.ones((1, 1, 3, 3, 4, 4)))

@@ -144,7 +144,7 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
     """
     from invocupy import nn  # here, since the command line asks this package before it needs that
 
-    for _, module in model.modules():
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # others may use the name for something else
             module.comm = comm
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, MutableSequence
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
+from invocupy.autograd import Tensor
 from invocupy.messages import kind_of
-from invocupy.nn.module import Module
+from invocupy.nn.module import Input, Module
 
 
 class ModuleList(Module, MutableSequence[Module]):
@@ -29,8 +30,6 @@ class ModuleList(Module, MutableSequence[Module]):
     --------
     >>> from invocupy import nn
     >>> layers = nn.ModuleList([nn.ReLU(), nn.Flatten()])
-    >>> len(layers), type(layers[-1]).__name__
-    (2, 'Flatten')
     >>> layers.insert(0, nn.Identity())
     >>> del layers[1]
     >>> layers
@@ -41,14 +40,13 @@ class ModuleList(Module, MutableSequence[Module]):
     """
 
     def __init__(self, modules: Iterable[Module] = ()) -> None:
-        if isinstance(modules, Iterable):
-            self._hold(list(modules))
-        else:
+        if not isinstance(modules, Iterable):
             raise TypeError(f"modules must be an iterable of modules, got {kind_of(modules)}")
+        self._hold(list(modules))
 
     def _hold(self, modules: list[Any]) -> None:
         """Replace all members by these."""
-        held = {id(module): name for name, module in self.children()}
+        held = {id(m): name for name, m in self.named_children(remove_duplicate=False)}
         for place, module in enumerate(modules):
             if not isinstance(module, Module):
                 raise TypeError(
@@ -61,22 +59,16 @@ class ModuleList(Module, MutableSequence[Module]):
         # An attribute of a subclass keeps its own name.
         names = {key: name for key, name in held.items() if not name.isdecimal()}
         own = vars(self)
-        for name, _ in list(self.children()):
+        for name, _ in self.named_children(remove_duplicate=False):
             del own[name]
         for place, module in enumerate(modules):
             own[names.pop(id(module), str(place))] = module
 
-    def insert(self, index: int, value: Module) -> None:
-        """Add one module before a place."""
-        members = list(self)
-        members.insert(index, value)
-        self._hold(members)
-
     def __len__(self) -> int:
-        return sum(1 for _ in self.children())
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Module]:
-        return (child for _, child in self.children())
+        return (child for _, child in self.named_children(remove_duplicate=False))
 
     @overload
     def __getitem__(self, index: int) -> Module: ...
@@ -102,9 +94,13 @@ class ModuleList(Module, MutableSequence[Module]):
         del members[index]
         self._hold(members)
 
+    def insert(self, index: int, value: Module) -> None:
+        """Add one module before a place."""
+        self[index:index] = [value]
+
     def extend(self, values: Iterable[Module]) -> None:
         """Add modules at the end."""
-        self._hold([*self, *values])
+        self[len(self) :] = values
 
 
 class Sequential(ModuleList):
@@ -130,11 +126,11 @@ class Sequential(ModuleList):
     def __init__(self, *modules: Module) -> None:
         super().__init__(modules)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Tensor:
         """The last module's value."""
         for module in self:
             x = module(x)
-        return x
+        return cast("Tensor", x)
 
 
 class Identity(Module):

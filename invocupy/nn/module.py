@@ -8,19 +8,36 @@ registered value, raise a TypeError.
 from __future__ import annotations
 
 from collections import UserDict, UserList, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType, MemberDescriptorType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from invocupy import arrays
+from invocupy.arrays import Array
 from invocupy.autograd import Tensor
 from invocupy.messages import kind_of
 
-M = TypeVar("M", bound="Module")
+Input: TypeAlias = Tensor | Array
+"""What a layer takes. One with parameters gives a Tensor, one without gives what it got."""
+
+_Inputs = ParamSpec("_Inputs")
+_Output = TypeVar("_Output", covariant=True)
+_Held = TypeVar("_Held")
+
+
+class _Forward(Protocol[_Inputs, _Output]):
+    """What has a ``forward``: calling it takes and gives the same types."""
+
+    def forward(self, *inputs: _Inputs.args, **options: _Inputs.kwargs) -> _Output: ...
+
+
+def _undefined(module: Module, *inputs: Any, **options: Any) -> Any:
+    raise NotImplementedError(f"{type(module).__name__} must define forward(x)")
 
 
 class Parameter(Tensor):
@@ -36,7 +53,7 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: ArrayLike) -> None:
         super().__init__(data, requires_grad=True)
 
 
@@ -52,7 +69,7 @@ class Buffer:
 
     __slots__ = ("data", "least")
 
-    def __init__(self, data: Any, least: float | None = None) -> None:
+    def __init__(self, data: Array, least: float | None = None) -> None:
         self.data, self.least = data, least
 
 
@@ -96,6 +113,7 @@ class Module:
     """
 
     training: bool = True
+    forward: Callable[..., Any] = _undefined  # what the module computes; written by subclasses
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -135,7 +153,7 @@ class Module:
                 f"the name of a registered attribute must have no dot and not be empty, "
                 f"got {name!r}: dots separate the names of nested modules"
             )
-        if isinstance(value, Module) and any(module is self for _, module in value.modules()):
+        if isinstance(value, Module) and any(module is self for module in value.modules()):
             raise ValueError(
                 f"{type(self).__name__}.{name} must not contain {type(self).__name__} itself: pass "
                 "what a submodule needs as an argument, or keep a weakref.ref"
@@ -143,9 +161,7 @@ class Module:
 
     def _check_container(self, name: str, value: Any) -> None:
         found = _members(value)
-        if not found:
-            return
-        modules = [module for _, module in self.modules()]
+        modules = self.modules() if found else ()
         known = {id(held) for module in modules for held in (module, *vars(module).values())}
         if not known.issuperset(map(id, found)):
             raise TypeError(
@@ -154,11 +170,9 @@ class Module:
                 "attribute for each parameter"
             )
 
-    def forward(self, x: Any) -> Any:
-        """What the module computes; written by subclasses."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
+    def __call__(
+        self: _Forward[_Inputs, _Output], *inputs: _Inputs.args, **options: _Inputs.kwargs
+    ) -> _Output:
         return self.forward(*inputs, **options)
 
     def __repr__(self) -> str:
@@ -171,59 +185,75 @@ class Module:
             if isinstance(value, (Parameter, Buffer, int, float, str, tuple)) and name != "training"
         ]
         held = [
-            f"\n  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()
+            f"\n  ({name}): " + repr(child).replace("\n", "\n  ")
+            for name, child in self.named_children(remove_duplicate=False)
         ]
         return "".join([type(self).__name__, "(", ", ".join(own), *held, "\n)" if held else ")"])
 
-    def children(self) -> Iterator[tuple[str, Module]]:
-        """The direct submodules with the names of their attributes."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
+    def named_children(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+        """The direct submodules with the names of their attributes.
 
-    def modules(self) -> Iterator[tuple[str, Module]]:
-        """This module (named ``""``) and all below it, with dotted names."""
+        ``remove_duplicate=False`` gives one that has several names under each of them.
+        """
+        children = [(n, value) for n, value in vars(self).items() if isinstance(value, Module)]
+        return _once(children) if remove_duplicate else iter(children)
+
+    def children(self) -> Iterator[Module]:
+        """The direct submodules, each once."""
+        return (child for _, child in self.named_children())
+
+    def named_modules(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+        """This module (named ``""``) and all below it, with dotted names.
+
+        ``remove_duplicate=False`` gives one that has several names under each of them.
+        """
+        walk = self._walk()
+        return _once(walk) if remove_duplicate else walk
+
+    def _walk(self) -> Iterator[tuple[str, Module]]:
         yield "", self
-        for name, child in self.children():
-            for path, module in child.modules():
+        for name, child in self.named_children(remove_duplicate=False):
+            for path, module in child._walk():
                 yield f"{name}.{path}" if path else name, module
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def named_state(self) -> Iterator[tuple[str, Parameter | Buffer]]:
+        """Parameters and buffers with the names of :meth:`state_dict`: shared ones under each."""
+        return self._named(Parameter, Buffer)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every parameter once, with its dotted name."""
-        seen: set[int] = set()
-        for name, value in self._state(Parameter):
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        return _once(self._named(Parameter))
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter once."""
-        for _, parameter in self.named_parameters():
-            yield parameter
+        return (parameter for _, parameter in self.named_parameters())
 
-    def named_buffers(self) -> Iterator[tuple[str, Any]]:
+    def named_buffers(self) -> Iterator[tuple[str, Array]]:
         """Every buffer as an array, with its dotted name."""
-        for name, buffer in self._state(Buffer):
-            yield name, buffer.data
+        return ((name, buffer.data) for name, buffer in self._named(Buffer))
 
-    def buffers(self) -> Iterator[Any]:
+    def buffers(self) -> Iterator[Array]:
         """Every buffer as an array."""
-        for _, array in self.named_buffers():
-            yield array
+        return (array for _, array in self.named_buffers())
 
-    def _state(self, kind: Any) -> Iterator[tuple[str, Any]]:
-        for path, module in self.modules():
+    def _named(self, *kinds: type) -> Iterator[tuple[str, Any]]:
+        """Attributes of these kinds; containers that have got modules since are refused."""
+        for path, module in self._walk():
             for name, value in vars(module).items():
-                if isinstance(value, kind):
+                if isinstance(value, kinds):
                     yield f"{path}.{name}" if path else name, value
-                elif isinstance(value, _MUTABLE):  # it may have been filled since
+                elif isinstance(value, _MUTABLE):
                     module._check_container(name, value)
 
-    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+    def state_dict(self) -> dict[str, Array]:
         """Names to NumPy arrays: parameters and buffers, copied."""
         return {
-            name: np.array(arrays.to_device(value.data, "cpu"))
-            for name, value in self._state((Parameter, Buffer))
+            name: np.array(arrays.to_device(holder.data, "cpu"))
+            for name, holder in self.named_state()
         }
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -251,8 +281,8 @@ class Module:
                 f"state must be a mapping of names to arrays, got {kind_of(state)}: read a file "
                 "first, with invocupy.weights or invocupy.checkpoint.load"
             )
-        own = dict(self._state((Parameter, Buffer)))
-        taken: dict[int, tuple[str, Any, Any]] = {}
+        own = dict(self.named_state())
+        taken: dict[int, tuple[str, Parameter | Buffer, Array]] = {}
         problems = []
         for name, holder in own.items():
             if name not in state:
@@ -280,32 +310,40 @@ class Module:
         for _, holder, array in taken.values():
             holder.data = array
 
-    def train(self: M, mode: bool = True) -> M:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode (batch statistics) for this module and all below it."""
         mode = _mode(mode)
-        list(self._state(()))  # refuses containers that have got modules, which it would miss
-        for _, module in self.modules():
+        list(self._named())  # refuses containers of modules, which it would miss
+        for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self: M) -> M:
+    def eval(self) -> Self:
         """Set evaluation mode (running statistics) for this module and all below it."""
         return self.train(False)
 
-    def to(self: M, device: str) -> M:
+    def to(self, device: str) -> Self:
         """Move all state to ``"cpu"``, ``"cuda"`` or ``"cuda:i"``; gradients are dropped."""
-        state = [value for _, value in self._state((Parameter, Buffer))]
-        moved = [arrays.to_device(value.data, device) for value in state]
-        for value, array in zip(state, moved, strict=True):
-            value.data = array
-            if isinstance(value, Parameter):
-                value.grad = None
+        holders = [holder for _, holder in self.named_state()]
+        moved = [arrays.to_device(holder.data, device) for holder in holders]
+        for holder, array in zip(holders, moved, strict=True):
+            holder.data = array
+        self.zero_grad()
         return self
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for parameter in self.parameters():
             parameter.grad = None
+
+
+def _once(named: Iterable[tuple[str, _Held]]) -> Iterator[tuple[str, _Held]]:
+    """Each thing under the first of its names."""
+    seen: set[int] = set()
+    for name, value in named:
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield name, value
 
 
 _STATE = (Parameter, Buffer, Module)
@@ -369,7 +407,7 @@ def keep_modes(model: Module) -> Iterator[None]:
     >>> [layer.training for layer in model]
     [False, True]
     """
-    modes = [(module, module.training) for _, module in model.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:

@@ -188,7 +188,7 @@ def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) ->
     invocupy.train.ConfigError
         If there is no layer of that number.
     """
-    names = [name for name, module in model.modules() if isinstance(module, nn.Involution)]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Involution)]
     if numbers is None:
         count = min(_LAYERS, len(names))
         return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
@@ -219,7 +219,7 @@ def heat_maps(
     model : Module
     images : uint8 array (n, C, H, W)
     names
-        Of involution layers, as ``model.modules()`` has them.
+        Of involution layers, as ``model.named_modules()`` has them.
     mean, std
         As in :class:`invocupy.data.Batches`.
 
@@ -237,7 +237,7 @@ def heat_maps(
     >>> heat.values.shape
     (2, 4, 32, 32)
     """
-    modules, seen = dict(model.modules()), {}
+    modules, seen = dict(model.named_modules(remove_duplicate=False)), {}
 
     def note(name: str, layer: Any) -> Callable[[Any], Any]:
         def noted(x: Any) -> Any:

@@ -24,13 +24,13 @@ class Average:
         # In half types small steps would be lost in rounding.
         self.arrays = {
             name: holder.data.astype(wide(holder.data.dtype) or holder.data.dtype)
-            for name, holder in named_state(model)
+            for name, holder in model.named_state()
         }
 
     def update(self, model: nn.Module, steps: int) -> None:
         """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
         keep = min(self.decay, (1 + steps) / (10 + steps))
-        for name, holder in named_state(model):
+        for name, holder in model.named_state():
             with on_device(holder.data):
                 if holder.data.dtype.kind in "fV":
                     self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
@@ -47,7 +47,7 @@ class Average:
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
         """Within it the model computes with the averages."""
-        own = [(holder, holder.data) for _, holder in named_state(model)]
+        own = [(holder, holder.data) for _, holder in model.named_state()]
         try:
             self.put_into(model)
             yield
@@ -57,13 +57,5 @@ class Average:
 
     def put_into(self, model: nn.Module) -> None:
         """Let the model hold the averages in place of its weights."""
-        for name, holder in named_state(model):
+        for name, holder in model.named_state():
             holder.data = self.arrays[name].astype(holder.data.dtype, copy=False)
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Parameter | nn.Buffer]]:
-    """Parameters and buffers with the names that ``state_dict`` gives them."""
-    for path, module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, (nn.Parameter, nn.Buffer)):
-                yield f"{path}.{name}" if path else name, value

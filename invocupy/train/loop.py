@@ -210,7 +210,7 @@ def fit(
         run.spread()
         if not model.training:
             model.train()
-        frozen = [module for _, module in model.modules() if not module.training]
+        frozen = [module for module in model.modules() if not module.training]
 
         def tested(*batches: int) -> None:
             if testing is not None:

@@ -14,7 +14,6 @@ from invocupy import nn
 from invocupy.arrays import namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.distributed import Comm, share, synchronise
-from invocupy.train.average import named_state
 from invocupy.train.run import Run
 
 _ALIGNED = 64  # elements: kernels may load several at a time
@@ -123,7 +122,7 @@ def average_norms(run: Run) -> None:
     if run.comm.size == 1 or run.config.sync_norm:
         return
     averages = run.average.arrays if run.average is not None else {}
-    for name, holder in named_state(run.model):
+    for name, holder in run.model.named_state():
         if isinstance(holder, nn.Buffer) and holder.data.dtype.kind == "f":
             holder.data = _mean(holder.data, run.comm)
             if name in averages:

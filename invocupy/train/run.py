@@ -18,7 +18,7 @@ from invocupy.arrays import device_of, namespace, on_device, to_device
 from invocupy.checkpoint import CheckpointError
 from invocupy.distributed import Comm, Single
 from invocupy.paths import expand
-from invocupy.train.average import Average, named_state
+from invocupy.train.average import Average
 from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation
 from invocupy.train.setup import build
@@ -168,7 +168,7 @@ class Run:
                 comm.broadcast(array)
             return array
 
-        for _, holder in named_state(self.model):
+        for _, holder in self.model.named_state():
             holder.data = of_rank_0(holder.data)
         sgd.velocities = [
             of_rank_0(p.data if velocity is None else velocity) if moves else None

@@ -54,7 +54,9 @@ def test_small_network_keeps_its_promises(spatial: Any) -> None:
         behind = ".conv1." in name or ".bn1." in name or ".spatial." in name or ".bn2." in name
         still = name.startswith("blocks.") and (behind or ".conv3." in name)
         assert bool(np.any(parameter.grad)) == (not still), name
-    kinds = {type(m).__name__ for n, m in model.modules() if n.endswith((".spatial", "conv2"))}
+    kinds = {
+        type(m).__name__ for n, m in model.named_modules() if n.endswith((".spatial", "conv2"))
+    }
     assert kinds == {"Involution" if spatial == "involution" else "Conv2d"}
 
 
@@ -103,7 +105,7 @@ def test_stems_differ_in_what_they_leave() -> None:
 
 def test_initial_weights_are_the_papers() -> None:
     model = models.rednet26(rng=0)
-    for name, module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             o, _, h, w = module.weight.shape
             draws = module.weight.data.astype(np.float64).ravel() / np.sqrt(2 / (o * h * w))

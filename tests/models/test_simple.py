@@ -41,7 +41,7 @@ def make(seed: int = 0, **options: Any) -> SimpleModel:
     model = SimpleModel(**{**SIZES, "rng": rng, **options})
     for parameter in model.parameters():
         parameter.data = parameter.data + rng.normal(0, 0.1, parameter.shape)
-    for _, module in model.modules():
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             shape = module.running_var.data.shape
             module.running_mean.data = rng.normal(size=shape).astype(np.float32)

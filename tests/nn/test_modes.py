@@ -24,7 +24,7 @@ CONFIG = Config(layers=1, epochs=2, limit=20, batch_size=10, device="cpu", ema=0
 
 
 def modes(model: nn.Module) -> list[bool]:
-    return [module.training for _, module in model.modules()]
+    return [module.training for module in model.modules()]
 
 
 def frozen(training: bool = True) -> SimpleModel:

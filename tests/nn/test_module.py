@@ -103,7 +103,9 @@ def test_a_module_list_is_a_list(changes: list[tuple[str, int]], size: int) -> N
         else:
             wanted = act(wanted, change, place, new)
         assert [id(m) for m in wanted] == [id(m) for m in model]
-        assert [name for name, _ in wanted.children()] == [str(i) for i in range(len(model))]
+        assert [name for name, _ in wanted.named_children(remove_duplicate=False)] == [
+            str(i) for i in range(len(model))
+        ]
         assert len(wanted) == len(model)
         assert isinstance(wanted, nn.ModuleList)
 
@@ -143,9 +145,9 @@ class Named(nn.Sequential):
 def test_named_members_of_a_container_keep_their_names() -> None:
     layers = Named()
     layers.append(linear())
-    assert [name for name, _ in layers.children()] == ["0", "extra", "2"]
+    assert [name for name, _ in layers.named_children()] == ["0", "extra", "2"]
     del layers[0]
-    assert [name for name, _ in layers.children()] == ["extra", "1"]
+    assert [name for name, _ in layers.named_children()] == ["extra", "1"]
     assert isinstance(layers.extra, nn.Flatten)
 
 
@@ -381,7 +383,7 @@ class LikeTorch:
 )
 def test_state_that_does_not_fit_changes_nothing(name: str, value: Any, words: str) -> None:
     net = Net()
-    held = {key: id(holder.data) for key, holder in net._state((nn.Parameter, nn.Buffer))}
+    held = {key: id(holder.data) for key, holder in net.named_state()}
     state: dict[str, Any] = {key: array + 1 for key, array in net.state_dict().items()}
     state[name] = value
     for load in (net.load_state_dict, lambda s: weights.import_state(net, s)):
@@ -389,7 +391,7 @@ def test_state_that_does_not_fit_changes_nothing(name: str, value: Any, words: s
             load(state)
         assert f"{name}: " in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert held == {key: id(holder.data) for key, holder in net._state((nn.Parameter, nn.Buffer))}
+    assert held == {key: id(holder.data) for key, holder in net.named_state()}
 
 
 def test_state_that_fits_is_converted() -> None:
@@ -427,3 +429,38 @@ def test_a_counter_of_one_value_is_a_counter() -> None:
     for shape in ((2,), (1, 1), (0,)):
         with pytest.raises(ValueError, match="num_batches_tracked: shape"):
             norm.load_state_dict(state | {"num_batches_tracked": np.zeros(shape, int)})
+
+
+# ---------------------------------------------------------------------------- walks
+
+
+def test_walks_are_pytorchs() -> None:
+    """Parents before children, in the order of assignment; a shared module once, unless asked."""
+    net, shared = Net(), nn.ReLU()
+    net.first = shared  # type: ignore[attr-defined]
+    whole = nn.Sequential(shared, nn.Sequential(net, shared), net.norm)
+    once = {"": whole, "0": shared, "1": whole[1], "1.0": net, "1.0.layer": net.layer,
+            "1.0.norm": net.norm}  # fmt: skip
+    assert list(whole.named_modules()) == list(once.items())
+    assert list(whole.modules()) == list(once.values())
+    every = [name for name, _ in whole.named_modules(remove_duplicate=False)]
+    assert every == ["", "0", "1", "1.0", "1.0.layer", "1.0.norm", "1.0.first", "1.1", "2"]
+    twice = nn.Sequential(shared, net, shared)
+    assert list(twice.children()) == [shared, net]
+    assert list(twice.named_children()) == [("0", shared), ("1", net)]
+    assert [name for name, _ in twice.named_children(remove_duplicate=False)] == ["0", "1", "2"]
+    assert list(twice) == [shared, net, shared]
+
+
+def test_named_state_is_the_state_dict_in_place() -> None:
+    shared = linear()
+    model = nn.Sequential(shared, nn.BatchNorm2d(2), shared)
+    assert [name for name, _ in model.named_state()] == list(model.state_dict())
+    for _, holder in model.named_state():
+        holder.data = holder.data + 1
+    assert (model.state_dict()["2.bias"] == shared.bias.data).all()  # type: ignore[union-attr]
+
+
+def test_a_module_without_forward_says_so() -> None:
+    with pytest.raises(NotImplementedError, match=r"Net must define forward\(x\)"):
+        Net()(np.ones(2))

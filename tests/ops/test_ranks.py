@@ -71,7 +71,7 @@ def step(
 
 def joined(model: nn.Module, comm: Rank | None) -> nn.Module:
     """The model with norms that ask the other ranks."""
-    for _, module in model.modules():
+    for module in model.modules():
         if hasattr(module, "comm"):
             module.comm = comm
     return model
@@ -241,7 +241,7 @@ def test_each_norm_of_a_deep_network_sends_two_messages(make: Any) -> None:
     (cotangent,) = draw(3, "float64", (4, 5))
     one, together = both(model, (3, 0, 1), x, cotangent, wants_x=False)
     check(one, together, PROMISED["float64"])
-    norms = sum(isinstance(module, nn.BatchNorm2d) for _, module in model().modules())
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in model().modules())
     assert together.messages == (norms, norms)
 
 

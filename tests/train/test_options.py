@@ -379,7 +379,7 @@ def test_clipping_and_averaging_read_nothing() -> None:
     with pytest.raises(AssertionError, match="read on the host"):
         float(remote([3.0, 4.0]).sum())
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
-    for _, module in model.modules():
+    for module in model.modules():
         for holder in vars(module).values():
             if isinstance(holder, (nn.Parameter, nn.Buffer)):
                 holder.data = remote(holder.data)

@@ -62,7 +62,7 @@ def numbers(name: str, dtype: str) -> dict[str, np.ndarray]:
     for parameter in model.parameters():
         parameter.data = parameter.data.astype(dtype)
     found = {kind: logits(model, dtype, kind) for kind in network_rule.SIZES}
-    last = [module for _, module in model.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    last = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)][-1]
     last.eps = 1.1e-5
     found["mistaken"] = logits(model, dtype, "odd")
     last.eps = 1e-5

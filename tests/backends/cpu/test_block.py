@@ -317,7 +317,7 @@ def block_of(
     """A block whose state is random, also what starts at 0 or 1."""
     rng = np.random.default_rng(seed)
     block = models.SimpleBlock(channels, hidden, fused=False, signed=signed, rng=rng)
-    for name, value in block._state((nn.Parameter, nn.Buffer)):
+    for name, value in block.named_state():
         if value.data.dtype == np.float32:
             moved = value.data + 0.3 * rng.standard_normal(value.data.shape)
             value.data = (abs(moved) + 0.1 if "var" in name else moved).astype(dtype)
