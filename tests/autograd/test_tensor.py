@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import invocupy
-from invocupy import Tensor, no_grad, ops
+from invocupy import Tensor, functional, no_grad, ops
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import apply, is_recording
 
@@ -440,3 +440,35 @@ def test_grad_given_as_a_tensor_or_single_element() -> None:
     assert x.grad.tolist() == [[3.0]]
     (x * 3).backward(Tensor([[2.0]]))
     assert x.grad.tolist() == [[9.0]]
+
+
+def test_a_network_of_them_learns_the_gradient_of_its_reference() -> None:
+    """Through the tape, the ops on these backends against array code in float64."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 6, 6))
+    weight, bias = rng.standard_normal((8, 3, 1, 1)), rng.standard_normal(8)
+    scale, shift = rng.standard_normal(8), rng.standard_normal(8)
+    operands = [Tensor(a, requires_grad=True) for a in (x, weight, bias, scale, shift)]
+    y = functional.conv2d(*operands[:3])
+    y = functional.batch_norm(y, weight=operands[3], bias=operands[4], training=True, relu=True)
+    cotangent = rng.standard_normal(y.shape)
+    y.backward(cotangent)
+
+    def loss(*arrays: Any) -> float:
+        x, weight, bias, scale, shift = arrays
+        z = np.einsum("oc,nchw->nohw", weight[:, :, 0, 0], x) + bias[:, None, None]
+        centred = z - z.mean(axis=(0, 2, 3), keepdims=True)
+        unit = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
+        out = np.maximum(scale[:, None, None] * unit + shift[:, None, None], 0)
+        return float((out * cotangent).sum())
+
+    arrays = [t.data for t in operands]
+    for i, operand in enumerate(operands):
+        direction = rng.standard_normal(arrays[i].shape)
+        ends = [
+            loss(*arrays[:i], arrays[i] + step * direction, *arrays[i + 1 :])
+            for step in (-1e-6, 1e-6)
+        ]
+        slope = (ends[1] - ends[0]) / 2e-6
+        size = float(abs(operand.grad * direction).sum())
+        assert abs(slope - float((operand.grad * direction).sum())) <= 1e-5 * max(size, 1.0)

@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -18,8 +19,6 @@ from invocupy import Tensor
 from invocupy.autograd import apply
 from invocupy.backends import memory
 from invocupy.backends.cpu import pool as workers
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch
 from invocupy.ops.ranks import add_up
 
 LIKE = np.ones(1)
@@ -106,22 +105,6 @@ def test_release_memory_gives_everything_back(pool: Any) -> None:
     assert (result == 1).all()
 
 
-@jit
-def touch(tasks: Any, scratch: Any, counter: Any, size: Any) -> None:
-    while next_task(counter) < tasks:
-        held = pointer(scratch, -64)
-        for i in range(size // 8):
-            held[i] = i
-
-
-def test_large_scratch_is_not_kept() -> None:
-    for size, kept in ((1 << 16, True), (workers._KEPT + 1, False), (1 << 16, True)):
-        workers._jobs.clear()
-        launch(touch, 1, 1, size, size)
-        (job,) = workers._jobs
-        assert (len(job.room) > 0) == kept
-
-
 def test_memory_comes_back_before_a_memory_error(pool: Any) -> None:
     tried = []
 
@@ -182,17 +165,6 @@ def test_what_has_sent_a_message_to_other_ranks_is_not_tried_again() -> None:
     assert comm.sent == 1
 
 
-def test_scratch_that_cannot_be_had_leaves_the_job_in_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    workers._jobs.clear()
-    with pytest.raises(MemoryError):
-        launch(touch, 1, 1, 1 << 60, 8)
-    assert len(workers._jobs) == 1
-    launch(touch, 1, 1, 64, 64)
-    assert len(workers._jobs) == 1
-
-
 CODE = """
 import resource
 import numpy as np
@@ -222,3 +194,38 @@ run(2000, 1)  # 128 MB twice
 def test_resident_memory_falls() -> None:
     environment = {**os.environ, "INVOCUPY_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", CODE], check=True, env=environment)
+
+
+def test_memory_is_used_again_but_never_while_it_is_in_use() -> None:
+    like = np.ones(1)
+    first = memory.empty((100, 1000), np.float32, like)
+    place = first.ctypes.data
+    assert place % 64 == 0
+    assert first.flags.c_contiguous
+    assert first.flags.writeable
+    view = first[3:5].T
+    del first
+    other = memory.empty((100, 1000), np.float32, like)
+    assert not np.shares_memory(view, other)
+    del view
+    assert memory.empty((1000, 99), np.float32, like).ctypes.data == place
+    assert memory.empty((0, 3), np.float64, like).shape == (0, 3)
+
+
+def test_threads_share_the_memory_without_mixing_it_up() -> None:
+    problems: list[str] = []
+
+    def work(number: int) -> None:
+        like = np.ones(1)
+        for turn in range(200):
+            array = memory.empty((20000 + turn % 3,), np.float64, like)
+            array[...] = number
+            if not (array == number).all():
+                problems.append(f"thread {number} found another's values")
+
+    running = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert not problems
