@@ -54,3 +54,11 @@ def filled(function: Any, arguments: list[Any], *shapes: tuple[int, ...], dtype:
 def agree(results: list[Any], exact: list[Any], allowed: list[Any]) -> None:
     for result, value, bound in zip(results, exact, allowed, strict=True):
         assert (abs(result - value) <= bound).all()
+
+
+def assert_close(actual: Any, expected: Any, terms: int, summand: float = 0.0) -> None:
+    """Equal up to ``terms`` roundings of values as large as the largest one, or a ``summand``."""
+    actual, expected = host(actual), host(expected)
+    unit = np.finfo(actual.dtype).eps / 2
+    largest = np.abs(expected).max(initial=summand)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=terms * unit * largest)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from invocupy import Tensor, functional, ops
 from invocupy.arrays import namespace
@@ -265,3 +266,4 @@ ROWS = [
         variant="strided, no bias",
     ),
 ]
+rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name} {row.variant}".strip())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bounds import SEEDS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ import invocupy
 from invocupy import Geometry, reference
 from invocupy.testing import geometries, options
 
-SEEDS = st.integers(0, 2**32 - 1)
 SMALL = geometries(max_batch=2, max_groups=2, max_channels_per_group=2, max_size=4, max_kernel=3)
 
 

@@ -1,18 +1,16 @@
-"""What Python and NumPy do with a Tensor: copies, conversions, comparisons, NumPy's functions."""
+"""NumPy's functions and numbers with Tensors: the gradient is kept, or the loss of it refused."""
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from invocupy import Tensor, nn, no_grad
+from invocupy import Tensor, no_grad
 from invocupy import functional as F  # noqa: N812
 
 
@@ -20,166 +18,7 @@ def leaf(values: Any, dtype: str = "float64") -> Tensor:
     return Tensor(np.asarray(values, dtype), requires_grad=True)
 
 
-# ---------------------------------------------------------------------------- copies
-
-
-class Named(Tensor):
-    """With an attribute that no slot holds."""
-
-    def __init__(self, data: Any) -> None:
-        super().__init__(data, requires_grad=True)
-        self.name = "mine"
-
-
-@pytest.mark.parametrize("make", [leaf, Named, lambda v: nn.Parameter(np.asarray(v))])
-@pytest.mark.parametrize(
-    "clone",
-    [
-        copy.copy,
-        copy.deepcopy,
-        *(lambda t, p=p: pickle.loads(pickle.dumps(t, p)) for p in (2, 5)),  # noqa: S301
-    ],
-)
-def test_each_copy_is_a_tensor_of_its_own(clone: Callable[..., Any], make: Any) -> None:
-    first = make([1.0, 2.0])
-    first.grad = np.ones(2)
-    second = clone(first)
-    assert type(second) is type(first)
-    assert getattr(second, "name", None) == getattr(first, "name", None)
-    assert second.requires_grad
-    assert second.grad.tolist() == [1, 1]
-    assert second._serial != first._serial
-    (first * 2 + second * 3).sum().backward()
-    assert (first.grad.tolist(), second.grad.tolist()) == ([3, 3], [4, 4])
-
-
-def test_copied_models_keep_their_gradients_apart() -> None:
-    student = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm2d(3), nn.Linear(3, 1))
-    teacher = copy.deepcopy(student)
-    pairs = list(zip(student.parameters(), teacher.parameters(), strict=True))
-    for mine, other in pairs:
-        (mine.sum() - 5 * other.sum()).backward()
-        assert (mine.grad == 1).all()
-        assert (other.grad == -5).all()
-    numbers = [p._serial for pair in pairs for p in pair]
-    assert len(set(numbers)) == len(numbers)
-
-
-def test_one_tensor_stays_one_in_a_copied_structure() -> None:
-    shared = leaf([1.0])
-    first, second = copy.deepcopy([shared, shared])
-    assert first is second
-
-
-def test_results_are_copied_shallowly_or_not_at_all() -> None:
-    x = leaf([1.0, 2.0])
-    y = x * 3
-    again = copy.copy(y)  # another node, of the same parents
-    (y + again).sum().backward()
-    assert x.grad.tolist() == [6, 6]
-    deep = x
-    for _ in range(1000):
-        deep = deep + 1
-    for act in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match=r"computed from others .* take its \.detach\(\)"):
-            act(deep)
-    assert copy.deepcopy(deep.detach()).data.tolist() == [1001, 1002]
-
-
-# ---------------------------------------------------------------------------- comparisons
-
-
-@pytest.mark.parametrize(
-    "compare",
-    [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge],
-)
-def test_comparisons_are_those_of_the_values(compare: Callable[..., Any]) -> None:
-    data, other = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([2.0, 2.0])
-    for left, right in (
-        (leaf(data), leaf(other)),
-        (leaf(data), other),
-        (data, leaf(other)),
-        (leaf(data), 2.0),
-        (leaf(data), np.float64(2)),
-        (leaf(data), np.array(2.0)),
-    ):
-        plain = [a.data if isinstance(a, Tensor) else a for a in (left, right)]
-        result = compare(left, right)
-        assert type(result) is np.ndarray
-        np.testing.assert_array_equal(result, compare(*plain))
-    assert (leaf([1.0, 2.0]) == leaf([1.0, 3.0])).mean() == 0.5
-
-
-def test_tensors_are_keys_by_identity() -> None:
-    first, second = leaf([1.0, 2.0]), leaf([1.0, 2.0])
-    seen = {first: "first", second: "second"}
-    assert (seen[first], seen[second]) == ("first", "second")
-    assert len({first, second, first}) == 2
-    assert first in {first}
-    assert second not in {first}
-
-
-def test_membership_looks_at_the_values() -> None:
-    x = leaf([1.0, 2.0, 3.0])
-    assert 3.0 in x
-    assert 4.0 not in x
-    assert Tensor(2.0) in x
-    assert 1 in Tensor(1.0)
-
-
 # ---------------------------------------------------------------------------- conversions
-
-
-@pytest.mark.parametrize(
-    "act", [list, tuple, sum, iter, len, sorted, enumerate, lambda t: [*t], lambda t: {"a": t} | t]
-)
-def test_without_axes_there_is_nothing_to_iterate(act: Callable[..., Any]) -> None:
-    with pytest.raises(TypeError):
-        act(leaf(5.0))
-
-
-def test_iteration_keeps_the_gradient() -> None:
-    x = leaf([[1.0, 2.0], [3.0, 4.0]])
-    first, second = x
-    (first * 2 + second * 3).sum().backward()
-    assert x.grad.tolist() == [[2, 2], [3, 3]]
-    assert [row.shape for row in leaf(np.zeros((0, 2)))] == []
-
-
-def test_one_element_is_a_number() -> None:
-    for x in (leaf(2.75), leaf([[2.75]]), Tensor(np.float32(2.75))):
-        assert (float(x), int(x), complex(x)) == (2.75, 2, 2.75)
-        assert (round(x), round(x, 1)) == (3, 2.8)
-        assert (f"{x:.1f}", f"{x:>6.2f}") == ("2.8", "  2.75")
-        assert math.floor(x) == 2
-    assert f"{leaf(1.0)}" == str(leaf(1.0))
-    assert f"{leaf([1.0, 2.0])}" == str(leaf([1.0, 2.0]))
-    assert "abc"[Tensor(1)] == "b"
-    assert list(range(Tensor(np.int32(3)))) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "act", [float, int, complex, round, lambda t: f"{t:.3f}", lambda t: [0][t]]
-)
-def test_several_elements_are_no_number(act: Callable[..., Any]) -> None:
-    for x in (leaf([1.0, 2.0]), leaf([])):
-        with pytest.raises(TypeError, match=r"item\(\)|int\(tensor\)"):
-            act(x)
-
-
-def test_truth_is_that_of_one_element() -> None:
-    assert leaf([1.0])
-    assert not leaf(0.0)
-    for x in (leaf([1.0, 2.0]), leaf([])):
-        with pytest.raises(ValueError, match=r"truth value .* use \.numpy\(\)\.any\(\)"):
-            bool(x)
-
-
-def test_elements_are_not_assigned() -> None:
-    x = leaf([1.0, 2.0])
-    with pytest.raises(TypeError, match=r"cannot be assigned.*functional\.concatenate"):
-        x[0] = 3.0
-    assert (+x) is x
 
 
 @pytest.mark.parametrize(
@@ -196,49 +35,6 @@ def test_operators_without_a_gradient_are_refused_where_it_is_lost(act: Any) -> 
     with pytest.raises(TypeError, match=r"would lose the gradient.*\.numpy\(\)"):
         act(leaf([2.0, 3.0]))
     np.testing.assert_array_equal(act(Tensor([2.0, 3.0])), act(np.array([2.0, 3.0])))
-
-
-def test_masks_combine() -> None:
-    a, b = Tensor([True, False]), Tensor([True, True])
-    assert (a & b).tolist() == [True, False]
-    assert (a | b).tolist() == (b | np.array([True, False])).tolist() == [True, True]
-    assert (a ^ b).tolist() == (~a).tolist() == [False, True]
-
-
-# ---------------------------------------------------------------------------- an index
-
-
-@pytest.mark.parametrize(
-    "index",
-    [
-        np.array([0, 2]),
-        np.array([2, 0, 2], np.int32),
-        np.array([True, False, True]),
-        np.array([[0, 1], [2, 2]]),
-        np.array(1),
-    ],
-)
-def test_a_tensor_as_index_is_its_array(index: Any) -> None:
-    data = np.arange(6.0).reshape(3, 2)
-    forms: list[Any] = [Tensor(index), (Tensor(index), slice(0, 1)), (Tensor(index), Tensor(1))]
-    if index.ndim == 1:
-        forms.append([Tensor(i) for i in index])
-    for form in forms:
-        plain = index
-        if isinstance(form, tuple):
-            plain = tuple(i.data if isinstance(i, Tensor) else i for i in form)
-        x, y = leaf(data), leaf(data)
-        ours, theirs = x[form], y[plain]
-        np.testing.assert_array_equal(ours.data, data[plain])
-        (ours * ours).sum().backward()
-        (theirs * theirs).sum().backward()
-        np.testing.assert_array_equal(x.grad, y.grad)
-    x = leaf(data)
-    x[x > 2].sum().backward()
-    np.testing.assert_array_equal(x.grad, data > 2)
-    assert x[[]].shape == (0, 2)
-    with pytest.raises(IndexError, match="integer"):
-        x[leaf([1.0])]
 
 
 # ---------------------------------------------------------------------------- NumPy

@@ -1,4 +1,4 @@
-"""no_grad as a decorator: each kind of function records nothing, and its caller records."""
+"""What is recorded: no_grad in blocks and as a decorator, in one thread and task."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 
 from invocupy import Tensor, no_grad
@@ -284,3 +285,55 @@ def test_generators_may_leave_no_grad_in_any_order() -> None:
     assert not is_recording()
     no_grad().__exit__()
     assert is_recording()
+
+
+def leaf(values: Any, dtype: str = "float64") -> Tensor:
+    return Tensor(np.asarray(values, dtype), requires_grad=True)
+
+
+# ---------------------------------------------------------------------------- recording
+
+
+def test_no_grad() -> None:
+    x = leaf([1.0])
+    with no_grad():
+        assert not is_recording()
+        y = x * 2
+        with no_grad():
+            pass
+        assert not is_recording()
+    assert is_recording()
+    assert not y.requires_grad
+    assert y._parents == ()
+
+    @no_grad()
+    def twice(value: Tensor) -> Any:
+        return value * 2
+
+    assert not twice(x).requires_grad
+    assert not twice(x).requires_grad  # a decorator works more than once
+    with pytest.raises(ZeroDivisionError), no_grad():
+        raise ZeroDivisionError
+    assert is_recording()
+
+
+def test_no_grad_is_of_one_thread() -> None:
+    seen: list[bool] = []
+    with no_grad():
+        thread = threading.Thread(target=lambda: seen.append((leaf([1.0]) * 2).requires_grad))
+        thread.start()
+        thread.join()
+    assert seen == [True]
+
+
+def test_detach_cuts() -> None:
+    x = leaf([2.0])
+    (x.detach() * x).backward()
+    assert x.grad.tolist() == [2.0]
+    assert not x.detach().requires_grad
+
+
+def test_constants_record_nothing() -> None:
+    y = Tensor([1.0]) * Tensor([2.0])
+    assert not y.requires_grad
+    assert y._parents == ()

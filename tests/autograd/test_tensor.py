@@ -1,11 +1,12 @@
-"""The tape: order, sums, memory; nothing that another may hold is ever written."""
+"""A Tensor as an array: operators, methods, conversions, copies, comparisons."""
 
 from __future__ import annotations
 
-import gc
-import threading
-import weakref
-from collections.abc import Iterator
+import copy
+import math
+import operator
+import pickle
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,208 +14,15 @@ import numpy as np
 import pytest
 
 import invocupy
-from invocupy import Tensor, functional, no_grad, ops
+from invocupy import Tensor, nn, no_grad, ops
 from invocupy import functional as F  # noqa: N812
-from invocupy.autograd import apply, is_recording
-
-DEPTH = 10_000
 
 
 def leaf(values: Any, dtype: str = "float64") -> Tensor:
     return Tensor(np.asarray(values, dtype), requires_grad=True)
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Only reference counting frees memory."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-# ---------------------------------------------------------------------------- deep graphs
-
-
-def chain(x: Tensor) -> Tensor:
-    for _ in range(DEPTH):
-        x = x + 1.0
-    return x
-
-
-def diamonds(x: Tensor) -> Tensor:
-    """Fans out and in: 2**DEPTH paths, which a walk along paths could not finish."""
-    for _ in range(DEPTH):
-        x = x * 0.25 + x * 0.75
-    return x
-
-
-@pytest.mark.parametrize("graph", [chain, diamonds])
-@pytest.mark.usefixtures("no_collector")
-def test_deep_graph_runs_backward_and_is_freed(graph: Any) -> None:
-    x = leaf([1.0, 2.0])
-    loss = graph(x).sum()
-    inner = weakref.ref(loss._parents[0][0])
-    loss.backward(np.asarray(3.0))
-    assert x.grad.tolist() == [3.0, 3.0]
-    del loss
-    assert inner() is None
-
-
-@pytest.mark.usefixtures("no_collector")
-def test_graph_of_layers_is_freed_without_the_collector() -> None:
-    rng = np.random.default_rng(0)
-    x = Tensor(rng.standard_normal((2, 4, 6, 6)), requires_grad=True)
-    kernel = Tensor(rng.standard_normal((2, 2, 3, 3, 6, 6)), requires_grad=True)
-    weight, bias = leaf(np.ones(4)), leaf(np.zeros(4))
-    hidden = F.batch_norm(
-        F.involution(x, kernel), weight=weight, bias=bias, training=True, relu=True
-    )
-    pooled = F.flatten(F.max_pool2d(hidden, 2) + F.avg_pool2d(hidden, 2))
-    loss = F.cross_entropy(pooled, np.array([3, 5]))
-    memory = [weakref.ref(t.data) for t in (hidden, pooled, loss)]
-    loss.backward()
-    del hidden, pooled, loss
-    assert [array() for array in memory] == [None] * 3
-
-
-def test_backward_frees_gradients_on_its_way() -> None:
-    alive: list[int] = []
-    arrays: list[weakref.ref[np.ndarray]] = []
-
-    def watched(x: Any) -> Any:
-        def partial(grad: Any) -> Any:
-            alive.append(sum(ref() is not None for ref in arrays))
-            result = grad * 1
-            arrays.append(weakref.ref(result))
-            return result
-
-        return x * 1, (partial,)
-
-    x = leaf(np.ones(3))
-    y = x
-    for _ in range(50):
-        y = apply(watched, y)
-    y.backward(np.ones(3))
-    assert max(alive) <= 2
-
-
-# ---------------------------------------------------------------------------- sums of gradients
-
-
-def test_tensor_used_several_times() -> None:
-    x = leaf([2.0, 3.0])
-    (x * x * x + x).sum().backward()
-    assert x.grad.tolist() == [13.0, 28.0]
-
-
-def test_backward_adds_to_grad() -> None:
-    x = leaf([1.0, 2.0])
-    (x * 2).sum().backward()
-    first = x.grad
-    (x * 3).sum().backward()
-    assert x.grad.tolist() == [5.0, 5.0]
-    assert first.tolist() == [2.0, 2.0]  # who took the array keeps it as it was
-    x.grad = None
-    (x * 3).sum().backward()
-    assert x.grad.tolist() == [3.0, 3.0]
-
-
-def test_backward_twice_through_one_graph() -> None:
-    x = leaf([1.0, 2.0])
-    y = (x.exp() * x).sum()
-    y.backward()
-    once = x.grad.copy()
-    y.backward()
-    assert (x.grad == 2 * once).all()
-
-
-def test_backward_through_a_part_only() -> None:
-    x = leaf([1.0, 2.0])
-    y = x * 2
-    z = y * 3
-    y.sum().backward()
-    assert x.grad.tolist() == [2.0, 2.0]
-    assert (y.grad, z.grad) == (None, None)  # leaves only
-
-
-def test_newest_first_even_if_reached_late() -> None:
-    """``b`` is reached over a short way first, and must wait for the long one."""
-    calls: list[str] = []
-
-    def named(name: str) -> Any:
-        def op(*operands: Any) -> Any:
-            def partial(grad: Any) -> Any:
-                calls.append(name)
-                return grad
-
-            return sum(operands), (partial,) * len(operands)
-
-        return op
-
-    x = leaf(1.0)
-    b = apply(named("b"), x)
-    long = apply(named("d"), apply(named("c"), b))
-    apply(named("e"), b, long).backward()
-    assert calls == ["e", "e", "d", "c", "b"]
-    assert x.grad == 2.0
-
-
-def test_partials_are_called_only_if_wanted() -> None:
-    def refuses(*operands: Any) -> Any:
-        def partial(grad: Any) -> Any:
-            raise AssertionError("nobody wants this gradient")
-
-        return operands[0] + operands[1], (lambda grad: grad, partial)
-
-    x = leaf([1.0])
-    apply(refuses, x, Tensor([1.0])).backward()
-    apply(refuses, x, np.ones(1)).backward()
-    apply(refuses, x, 1.0).backward()
-    assert x.grad.tolist() == [3.0]
-
-
 # ---------------------------------------------------------------------------- memory of others
-
-
-def test_gradients_of_leaves_share_no_memory() -> None:
-    a, b, c = leaf([1.0, 2.0]), leaf([3.0, 4.0]), leaf([[5.0, 6.0]])
-    start = np.array([1.0, 1.0])
-    (a + b + c.reshape(2)).backward(start)
-    arrays = [start, a.grad, b.grad, c.grad]
-    for i, one in enumerate(arrays):
-        assert one.flags.writeable
-        for other in arrays[:i]:
-            assert not np.shares_memory(one, other)
-
-
-def test_leaf_that_is_the_loss_copies_its_gradient() -> None:
-    x, grad = leaf([1.0, 2.0]), np.ones(2)
-    x.backward(grad)
-    assert x.grad.tolist() == [1.0, 1.0]
-    assert not np.shares_memory(x.grad, grad)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: (x + x.reshape(3, 2).transpose()).sum(),
-        lambda x: (x[0] + x[1] + x.sum(axis=0)).sum(),
-        lambda x: F.concatenate([x, x]).sum() + x.max() + x.mean(),
-        lambda x: (F.relu(x) + x).exp().sum(),
-    ],
-)
-def test_nothing_that_others_hold_is_written(function: Any) -> None:
-    data = np.random.default_rng(0).standard_normal((2, 3))
-    data.flags.writeable = False
-    held = np.ones((), "float64")
-    held.flags.writeable = False
-    x = Tensor(data, requires_grad=True)
-    function(x).backward(held)
-    before = x.grad.copy()
-    x.grad.flags.writeable = False
-    function(x).backward(held)
-    assert (x.grad == 2 * before).all()
 
 
 def test_augmented_assignment_makes_a_new_tensor() -> None:
@@ -233,54 +41,6 @@ def test_data_is_not_copied() -> None:
     assert Tensor(Tensor(array)).data is array
     assert Tensor(array).detach().data is array
     assert Tensor(array).numpy() is array
-
-
-# ---------------------------------------------------------------------------- recording
-
-
-def test_no_grad() -> None:
-    x = leaf([1.0])
-    with no_grad():
-        assert not is_recording()
-        y = x * 2
-        with no_grad():
-            pass
-        assert not is_recording()
-    assert is_recording()
-    assert not y.requires_grad
-    assert y._parents == ()
-
-    @no_grad()
-    def twice(value: Tensor) -> Any:
-        return value * 2
-
-    assert not twice(x).requires_grad
-    assert not twice(x).requires_grad  # a decorator works more than once
-    with pytest.raises(ZeroDivisionError), no_grad():
-        raise ZeroDivisionError
-    assert is_recording()
-
-
-def test_no_grad_is_of_one_thread() -> None:
-    seen: list[bool] = []
-    with no_grad():
-        thread = threading.Thread(target=lambda: seen.append((leaf([1.0]) * 2).requires_grad))
-        thread.start()
-        thread.join()
-    assert seen == [True]
-
-
-def test_detach_cuts() -> None:
-    x = leaf([2.0])
-    (x.detach() * x).backward()
-    assert x.grad.tolist() == [2.0]
-    assert not x.detach().requires_grad
-
-
-def test_constants_record_nothing() -> None:
-    y = Tensor([1.0]) * Tensor([2.0])
-    assert not y.requires_grad
-    assert y._parents == ()
 
 
 # ---------------------------------------------------------------------------- operators
@@ -340,14 +100,6 @@ def test_scalars_keep_the_dtype(dtype: str) -> None:
             assert y.dtype == dtype
     ((x * np.float64(2) + 1) / 3).sum().backward()
     assert x.grad.dtype == dtype
-
-
-def test_gradient_has_the_dtype_of_its_tensor() -> None:
-    x, y = leaf([1.0, 2.0], "float32"), leaf([3.0, 4.0], "float64")
-    z = x * y
-    assert z.dtype == "float64"
-    z.sum().backward()
-    assert (x.grad.dtype, y.grad.dtype) == ("float32", "float64")
 
 
 def test_array_times_tensor_stays_a_tensor() -> None:
@@ -413,19 +165,6 @@ def test_errors() -> None:
         ops.cross_entropy(np.ones((1, 2)), np.array([0]))[1][1](np.ones(()))
 
 
-@pytest.mark.filterwarnings("ignore:the matrix subclass")
-def test_grad_given_as_a_matrix_or_list_is_an_array() -> None:
-    x = leaf([[2.0, 3.0], [4.0, 5.0]])
-    numbers = [[1.0, 2.0], [3.0, 4.0]]
-    for grad in (np.matrix(numbers), numbers):
-        x.grad = None
-        (x * x).backward(grad)
-        np.testing.assert_array_equal(x.grad, 2 * x.data * numbers)
-    leaf(2.0).backward(3.0)
-    with pytest.raises(TypeError, match="masked array"):
-        x.backward(np.ma.masked_array(numbers))
-
-
 def test_reductions_take_axes_as_numpy_numbers() -> None:
     x = leaf([[2.0, 3.0], [4.0, 5.0]])
     for reduced in (x.sum(np.int64(1)), 2 * x.mean(np.int64(0)), 2 * x.max(np.int64(-1))):
@@ -434,41 +173,206 @@ def test_reductions_take_axes_as_numpy_numbers() -> None:
         assert x.grad.sum() == 4
 
 
-def test_grad_given_as_a_tensor_or_single_element() -> None:
-    x = leaf([[2.0]])
-    (x * 3).backward()
-    assert x.grad.tolist() == [[3.0]]
-    (x * 3).backward(Tensor([[2.0]]))
-    assert x.grad.tolist() == [[9.0]]
+# ---------------------------------------------------------------------------- copies
 
 
-def test_a_network_of_them_learns_the_gradient_of_its_reference() -> None:
-    """Through the tape, the ops on these backends against array code in float64."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 3, 6, 6))
-    weight, bias = rng.standard_normal((8, 3, 1, 1)), rng.standard_normal(8)
-    scale, shift = rng.standard_normal(8), rng.standard_normal(8)
-    operands = [Tensor(a, requires_grad=True) for a in (x, weight, bias, scale, shift)]
-    y = functional.conv2d(*operands[:3])
-    y = functional.batch_norm(y, weight=operands[3], bias=operands[4], training=True, relu=True)
-    cotangent = rng.standard_normal(y.shape)
-    y.backward(cotangent)
+class Named(Tensor):
+    """With an attribute that no slot holds."""
 
-    def loss(*arrays: Any) -> float:
-        x, weight, bias, scale, shift = arrays
-        z = np.einsum("oc,nchw->nohw", weight[:, :, 0, 0], x) + bias[:, None, None]
-        centred = z - z.mean(axis=(0, 2, 3), keepdims=True)
-        unit = centred / np.sqrt((centred**2).mean(axis=(0, 2, 3), keepdims=True) + 1e-5)
-        out = np.maximum(scale[:, None, None] * unit + shift[:, None, None], 0)
-        return float((out * cotangent).sum())
+    def __init__(self, data: Any) -> None:
+        super().__init__(data, requires_grad=True)
+        self.name = "mine"
 
-    arrays = [t.data for t in operands]
-    for i, operand in enumerate(operands):
-        direction = rng.standard_normal(arrays[i].shape)
-        ends = [
-            loss(*arrays[:i], arrays[i] + step * direction, *arrays[i + 1 :])
-            for step in (-1e-6, 1e-6)
-        ]
-        slope = (ends[1] - ends[0]) / 2e-6
-        size = float(abs(operand.grad * direction).sum())
-        assert abs(slope - float((operand.grad * direction).sum())) <= 1e-5 * max(size, 1.0)
+
+@pytest.mark.parametrize("make", [leaf, Named, lambda v: nn.Parameter(np.asarray(v))])
+@pytest.mark.parametrize(
+    "clone",
+    [
+        copy.copy,
+        copy.deepcopy,
+        *(lambda t, p=p: pickle.loads(pickle.dumps(t, p)) for p in (2, 5)),  # noqa: S301
+    ],
+)
+def test_each_copy_is_a_tensor_of_its_own(clone: Callable[..., Any], make: Any) -> None:
+    first = make([1.0, 2.0])
+    first.grad = np.ones(2)
+    second = clone(first)
+    assert type(second) is type(first)
+    assert getattr(second, "name", None) == getattr(first, "name", None)
+    assert second.requires_grad
+    assert second.grad.tolist() == [1, 1]
+    assert second._serial != first._serial
+    (first * 2 + second * 3).sum().backward()
+    assert (first.grad.tolist(), second.grad.tolist()) == ([3, 3], [4, 4])
+
+
+def test_copied_models_keep_their_gradients_apart() -> None:
+    student = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm2d(3), nn.Linear(3, 1))
+    teacher = copy.deepcopy(student)
+    pairs = list(zip(student.parameters(), teacher.parameters(), strict=True))
+    for mine, other in pairs:
+        (mine.sum() - 5 * other.sum()).backward()
+        assert (mine.grad == 1).all()
+        assert (other.grad == -5).all()
+    numbers = [p._serial for pair in pairs for p in pair]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_one_tensor_stays_one_in_a_copied_structure() -> None:
+    shared = leaf([1.0])
+    first, second = copy.deepcopy([shared, shared])
+    assert first is second
+
+
+def test_results_are_copied_shallowly_or_not_at_all() -> None:
+    x = leaf([1.0, 2.0])
+    y = x * 3
+    again = copy.copy(y)  # another node, of the same parents
+    (y + again).sum().backward()
+    assert x.grad.tolist() == [6, 6]
+    deep = x
+    for _ in range(1000):
+        deep = deep + 1
+    for act in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"computed from others .* take its \.detach\(\)"):
+            act(deep)
+    assert copy.deepcopy(deep.detach()).data.tolist() == [1001, 1002]
+
+
+# ---------------------------------------------------------------------------- comparisons
+
+
+@pytest.mark.parametrize(
+    "compare",
+    [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge],
+)
+def test_comparisons_are_those_of_the_values(compare: Callable[..., Any]) -> None:
+    data, other = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([2.0, 2.0])
+    for left, right in (
+        (leaf(data), leaf(other)),
+        (leaf(data), other),
+        (data, leaf(other)),
+        (leaf(data), 2.0),
+        (leaf(data), np.float64(2)),
+        (leaf(data), np.array(2.0)),
+    ):
+        plain = [a.data if isinstance(a, Tensor) else a for a in (left, right)]
+        result = compare(left, right)
+        assert type(result) is np.ndarray
+        np.testing.assert_array_equal(result, compare(*plain))
+    assert (leaf([1.0, 2.0]) == leaf([1.0, 3.0])).mean() == 0.5
+
+
+def test_tensors_are_keys_by_identity() -> None:
+    first, second = leaf([1.0, 2.0]), leaf([1.0, 2.0])
+    seen = {first: "first", second: "second"}
+    assert (seen[first], seen[second]) == ("first", "second")
+    assert len({first, second, first}) == 2
+    assert first in {first}
+    assert second not in {first}
+
+
+def test_membership_looks_at_the_values() -> None:
+    x = leaf([1.0, 2.0, 3.0])
+    assert 3.0 in x
+    assert 4.0 not in x
+    assert Tensor(2.0) in x
+    assert 1 in Tensor(1.0)
+
+
+# ---------------------------------------------------------------------------- conversions
+
+
+@pytest.mark.parametrize(
+    "act", [list, tuple, sum, iter, len, sorted, enumerate, lambda t: [*t], lambda t: {"a": t} | t]
+)
+def test_without_axes_there_is_nothing_to_iterate(act: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError):
+        act(leaf(5.0))
+
+
+def test_iteration_keeps_the_gradient() -> None:
+    x = leaf([[1.0, 2.0], [3.0, 4.0]])
+    first, second = x
+    (first * 2 + second * 3).sum().backward()
+    assert x.grad.tolist() == [[2, 2], [3, 3]]
+    assert [row.shape for row in leaf(np.zeros((0, 2)))] == []
+
+
+def test_one_element_is_a_number() -> None:
+    for x in (leaf(2.75), leaf([[2.75]]), Tensor(np.float32(2.75))):
+        assert (float(x), int(x), complex(x)) == (2.75, 2, 2.75)
+        assert (round(x), round(x, 1)) == (3, 2.8)
+        assert (f"{x:.1f}", f"{x:>6.2f}") == ("2.8", "  2.75")
+        assert math.floor(x) == 2
+    assert f"{leaf(1.0)}" == str(leaf(1.0))
+    assert f"{leaf([1.0, 2.0])}" == str(leaf([1.0, 2.0]))
+    assert "abc"[Tensor(1)] == "b"
+    assert list(range(Tensor(np.int32(3)))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "act", [float, int, complex, round, lambda t: f"{t:.3f}", lambda t: [0][t]]
+)
+def test_several_elements_are_no_number(act: Callable[..., Any]) -> None:
+    for x in (leaf([1.0, 2.0]), leaf([])):
+        with pytest.raises(TypeError, match=r"item\(\)|int\(tensor\)"):
+            act(x)
+
+
+def test_truth_is_that_of_one_element() -> None:
+    assert leaf([1.0])
+    assert not leaf(0.0)
+    for x in (leaf([1.0, 2.0]), leaf([])):
+        with pytest.raises(ValueError, match=r"truth value .* use \.numpy\(\)\.any\(\)"):
+            bool(x)
+
+
+def test_elements_are_not_assigned() -> None:
+    x = leaf([1.0, 2.0])
+    with pytest.raises(TypeError, match=r"cannot be assigned.*functional\.concatenate"):
+        x[0] = 3.0
+    assert (+x) is x
+
+
+def test_masks_combine() -> None:
+    a, b = Tensor([True, False]), Tensor([True, True])
+    assert (a & b).tolist() == [True, False]
+    assert (a | b).tolist() == (b | np.array([True, False])).tolist() == [True, True]
+    assert (a ^ b).tolist() == (~a).tolist() == [False, True]
+
+
+# ---------------------------------------------------------------------------- an index
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        np.array([0, 2]),
+        np.array([2, 0, 2], np.int32),
+        np.array([True, False, True]),
+        np.array([[0, 1], [2, 2]]),
+        np.array(1),
+    ],
+)
+def test_a_tensor_as_index_is_its_array(index: Any) -> None:
+    data = np.arange(6.0).reshape(3, 2)
+    forms: list[Any] = [Tensor(index), (Tensor(index), slice(0, 1)), (Tensor(index), Tensor(1))]
+    if index.ndim == 1:
+        forms.append([Tensor(i) for i in index])
+    for form in forms:
+        plain = index
+        if isinstance(form, tuple):
+            plain = tuple(i.data if isinstance(i, Tensor) else i for i in form)
+        x, y = leaf(data), leaf(data)
+        ours, theirs = x[form], y[plain]
+        np.testing.assert_array_equal(ours.data, data[plain])
+        (ours * ours).sum().backward()
+        (theirs * theirs).sum().backward()
+        np.testing.assert_array_equal(x.grad, y.grad)
+    x = leaf(data)
+    x[x > 2].sum().backward()
+    np.testing.assert_array_equal(x.grad, data > 2)
+    assert x[[]].shape == (0, 2)
+    with pytest.raises(IndexError, match="integer"):
+        x[leaf([1.0])]

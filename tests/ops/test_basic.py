@@ -1,11 +1,13 @@
-"""Sums over many values: as exact whatever their axes and the order in memory are."""
+"""Elementwise operators and sums: exact whatever the axes and the order in memory are."""
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from bounds import host
 
 from invocupy import Tensor
 from invocupy import functional as F  # noqa: N812
@@ -88,3 +90,121 @@ def test_masks_take_each_place_once() -> None:
         expected = np.zeros_like(data)
         np.add.at(expected, index, weights)
         np.testing.assert_array_equal(x.grad, expected)
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+def test_power_has_a_gradient_at_zero(xp: ModuleType) -> None:
+    for exponent, slope in ((0, 0.0), (1, 1.0), (2, 0.0)):
+        x = Tensor(xp.zeros(2), requires_grad=True)
+        (x**exponent).sum().backward()
+        assert host(x.grad).tolist() == [slope, slope]
+
+
+def test_relu_and_maximum_keep_nan(xp: ModuleType) -> None:
+    x = xp.asarray([np.nan, -1.0, np.inf])
+    np.testing.assert_equal(host(F.relu(x)), [np.nan, 0.0, np.inf])
+    np.testing.assert_equal(host(F.maximum(x, 0.0)), [np.nan, 0.0, np.inf])
+
+
+def test_ties_share_the_gradient(xp: ModuleType) -> None:
+    x = Tensor(xp.asarray([1.0, 3.0, 3.0]), requires_grad=True)
+    x.max().backward()
+    assert host(x.grad).tolist() == [0.0, 0.5, 0.5]
+    a, b = (Tensor(xp.asarray([1.0, 2.0]), requires_grad=True) for _ in range(2))
+    F.maximum(a, b * xp.asarray([1.0, 2.0])).sum().backward()
+    assert host(a.grad).tolist() == [0.5, 0.0]
+    assert host(b.grad).tolist() == [0.5, 2.0]
+
+
+MANY = 200_000
+
+
+def leaf(array: Any) -> Tensor:
+    return Tensor(array, requires_grad=True)
+
+
+# ---------------------------------------------------------------------------- long sums of rows
+
+
+def test_sums_over_many_rows_are_as_exact_as_those_of_a_convolution() -> None:
+    """The error of sums of at most 1024 terms, not of one sum of 200,000."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (MANY, 3)).astype("f4")
+    grad = rng.uniform(0, 1, (MANY, 2)).astype("f4")
+    weight, bias = leaf(np.ones((2, 3), "f4")), leaf(np.zeros(2, "f4"))
+    F.linear(x, weight, bias).backward(grad)
+    stretched = leaf(np.zeros(2, "f4"))
+    (Tensor(grad * 0) + stretched).backward(grad)
+    image = np.ascontiguousarray(x.reshape(1, 100, -1, 3).transpose(0, 3, 1, 2))
+    share = np.ascontiguousarray(grad.reshape(1, 100, -1, 2).transpose(0, 3, 1, 2))
+    taps, offset = leaf(np.ones((2, 3, 1, 1), "f4")), leaf(np.zeros(2, "f4"))
+    F.conv2d(image, taps, offset).backward(share)
+    exact, exact_bias = grad.astype(float).T @ x.astype(float), grad.sum(axis=0, dtype=float)
+    # sums of 1024 positive terms, then of 196 sums
+    bound = (1024 + MANY / 1024) * np.finfo("f4").eps / 2
+    for value, wanted in (
+        (weight.grad, exact),
+        (taps.grad[:, :, 0, 0], exact),
+        (bias.grad, exact_bias),
+        (offset.grad, exact_bias),
+        (stretched.grad, exact_bias),
+        (F.sum(grad, axis=0), exact_bias),
+        (F.sum(grad[:, None], axis=(0, 1)), exact_bias),
+        (F.sum(grad.reshape(1, MANY, 2), axis=-2)[0], exact_bias),
+        (F.mean(grad, axis=0) * MANY, exact_bias),
+    ):
+        assert value.dtype == np.float32
+        error = abs(value - wanted).max() / wanted.max()
+        assert error < bound / 10  # roundings are of both signs
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 2), (1,), (2, 0), (0, 1, 2), ()])
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_long_sums_have_the_shape_of_short_ones(axis: Any, keepdims: bool) -> None:
+    x = np.random.default_rng(0).integers(0, 9, (3, 2500, 4)).astype("f8")
+    for array in (x, x.transpose(1, 0, 2), np.asfortranarray(x), x[:, ::-2]):
+        for ours, theirs in ((F.sum, np.sum), (F.mean, np.mean)):
+            value = ours(array, axis=axis, keepdims=keepdims)
+            np.testing.assert_allclose(
+                value, theirs(array, axis=axis, keepdims=keepdims), rtol=1e-13, strict=True
+            )
+    with pytest.raises(np.exceptions.AxisError, match="axis 3 is out of bounds"):
+        F.sum(x, axis=3)
+
+
+# ---------------------------------------------------------------------------- 0 times infinity
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_gradient_of_zero_leaves_infinite_slopes_out(dtype: str, xp: ModuleType) -> None:
+    largest = float(np.finfo(dtype).max)
+    cases: list[tuple[Any, Any, float]] = [
+        (F.sqrt, [0.0, 4.0], 0.25),
+        (F.log, [0.0, 4.0], 0.25),
+        (lambda x: x**0.5, [0.0, 4.0], 0.25),
+        (lambda x: x**-1.0, [0.0, 2.0], -0.25),
+        (lambda x: x ** xp.asarray([0.5, 0.5], dtype), [0.0, 4.0], 0.25),
+        (lambda x: xp.asarray([0.0, 1.0], dtype) ** x, [-1.0, 2.0], 0.0),
+        (lambda x: 1.0 / x, [0.0, 2.0], -0.25),
+        (lambda x: x / xp.asarray([0.0, 2.0], dtype), [1.0, 2.0], 0.5),
+        (F.exp, [largest, 0.0], 1.0),
+    ]
+    for function, values, slope in cases:
+        x = leaf(xp.asarray(values, dtype))
+        with np.errstate(all="ignore"):
+            y = function(x)
+        y.backward(xp.asarray([0.0, 1.0], dtype))  # without a warning
+        np.testing.assert_allclose(host(x.grad).astype(float), [0, slope])
+
+
+def test_what_does_not_win_gets_no_part_of_an_infinite_gradient(xp: ModuleType) -> None:
+    seed = xp.asarray([np.inf, 1.0])
+    for function in (F.relu, lambda x: F.maximum(x, 0.0), lambda x: F.maximum(0.0, x)):
+        x = leaf(xp.asarray([-1.0, 2.0]))
+        function(x).backward(seed)
+        assert host(x.grad).tolist() == [0, 1]
+    x = leaf(xp.asarray([[1.0, 3.0], [2.0, 0.0]]))
+    F.max(x, axis=0).backward(seed)
+    assert host(x.grad).tolist() == [[0, 1], [np.inf, 0]]
