@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 
 from invocupy import nn
+from invocupy.autograd import Tensor
 from invocupy.geometry import integer
-from invocupy.models.resnet import (
-    STAGES,
-    Bottleneck,
-    Rng,
-    Stem,
-    check_sizes,
-    classify,
-    conv,
-    draw_weight,
-)
+from invocupy.models.resnet import Bottleneck, Rng, Staged, Stem, check_sizes, conv, draw_weight
+
+_Options = ParamSpec("_Options")
 
 
 class RedNetStem(nn.Module):
     """3x3 convolution, involution, 3x3 convolution, each with norm and ReLU.
 
-    Parameters
-    ----------
-    in_channels : int
-    stem : "imagenet" or "cifar"
-        With a stride of 2 and a 3x3 max pool of stride 2, or with neither.
-    fused : bool or "auto"
-        See :class:`invocupy.nn.Involution`.
-    rng : numpy.random.Generator
-    kernel_size : int
-        Of the involution; odd.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.models.rednet import RedNetStem
-    >>> stem = RedNetStem(3, "imagenet", "auto", np.random.default_rng(0))
-    >>> stem(np.ones((1, 3, 33, 32), np.float32)).shape
-    (1, 64, 9, 8)
+    (N, in_channels, H, W) to (N, 64, Ho, Wo): a fourth of the size with the stem "imagenet" (a
+    stride of 2 and a 3x3 max pool of stride 2), or all of it with "cifar".
     """
 
     def __init__(
@@ -61,14 +40,14 @@ class RedNetStem(nn.Module):
         self.bn3 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
 
-    def forward(self, x: Any) -> Any:
-        """(N, in_channels, H, W) to (N, 64, Ho, Wo): a fourth of the size, or all of it."""
+    def forward(self, x: nn.Input) -> Tensor:
         x = self.bn1(self.conv1(x), relu=True)
         x = self.bn2(self.conv2(x), relu=True)
-        return self.maxpool(self.bn3(self.conv3(x), relu=True))
+        pooled: Tensor = self.maxpool(self.bn3(self.conv3(x), relu=True))
+        return pooled
 
 
-class RedNet(nn.Module):
+class RedNet(Staged):
     """The involution network: a stem, four stages of bottlenecks, mean, linear map.
 
     As the authors' code has it (Li et al., arXiv 2103.06255): 7x7 involutions with 16
@@ -123,23 +102,20 @@ class RedNet(nn.Module):
             raise ValueError(f"stem_kernel_size must be odd, got {stem_kernel_size}")
         rng = np.random.default_rng(rng)
         self.stem = RedNetStem(in_channels, stem, fused, rng, stem_kernel_size)
-        channels = 64
-        for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
-            blocks = []
-            for i in range(depth):
-                stride = 2 if stage > 1 and i == 0 else 1
-                spatial = involution(width, 7, stride, fused, rng)
-                blocks.append(Bottleneck(channels, width, stride, rng, spatial))
-                zero(blocks[-1].bn3.weight)
-                channels = Bottleneck.expansion * width
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, num_classes, rng=rng)
+
+        def block(channels: int, width: int, stride: int, rng: np.random.Generator) -> Bottleneck:
+            spatial = involution(width, 7, stride, fused, rng)
+            made = Bottleneck(channels, width, stride, rng, spatial)
+            zero(made.bn3.weight)
+            return made
+
+        self.add_stages(block, depths, num_classes, rng)
         self.fc.weight.data = rng.normal(0, 0.01, self.fc.weight.shape).astype(np.float32)
         zero(self.fc.bias)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: nn.Input) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
-        return classify(self, self.stem(x))
+        return self.classify(self.stem(x))
 
 
 def involution(
@@ -160,15 +136,21 @@ def zero(parameter: nn.Parameter | None) -> None:
         parameter.data = np.zeros_like(parameter.data)
 
 
-def rednet26(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    stem: Stem = "imagenet",
-    fused: nn.FusedOption = "auto",
-    rng: Rng = None,
-    stem_kernel_size: int = 3,
-) -> RedNet:
-    """RedNet-26: 9,233,166 parameters for 1000 classes.
+def _of_depths(
+    network: Callable[Concatenate[Sequence[int], _Options], RedNet],
+    name: str,
+    depths: tuple[int, ...],
+    parameters: int,
+) -> Callable[_Options, RedNet]:
+    """A network of these depths, as a function of all other arguments of its class."""
+
+    def make(*args: _Options.args, **options: _Options.kwargs) -> RedNet:
+        return network(depths, *args, **options)
+
+    _, *others = inspect.signature(network).parameters.values()
+    make.__signature__ = inspect.Signature(others, return_annotation="RedNet")  # type: ignore[attr-defined]
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"""RedNet-{name[6:]}: {parameters:,} parameters for 1000 classes.
 
     Parameters
     ----------
@@ -182,124 +164,15 @@ def rednet26(
 
     Examples
     --------
-    >>> from invocupy.models import rednet26
-    >>> sum(p.size for p in rednet26().parameters())
-    9233166
+    >>> from invocupy.models import {name}
+    >>> sum(p.size for p in {name}().parameters())
+    {parameters}
     """
-    return RedNet((1, 2, 4, 1), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
+    return make
 
 
-def rednet38(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    stem: Stem = "imagenet",
-    fused: nn.FusedOption = "auto",
-    rng: Rng = None,
-    stem_kernel_size: int = 3,
-) -> RedNet:
-    """RedNet-38: 12,386,986 parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import rednet38
-    >>> sum(p.size for p in rednet38().parameters())
-    12386986
-    """
-    return RedNet((2, 3, 5, 2), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
-
-
-def rednet50(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    stem: Stem = "imagenet",
-    fused: nn.FusedOption = "auto",
-    rng: Rng = None,
-    stem_kernel_size: int = 3,
-) -> RedNet:
-    """RedNet-50: 15,540,806 parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import rednet50
-    >>> sum(p.size for p in rednet50().parameters())
-    15540806
-    """
-    return RedNet((3, 4, 6, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
-
-
-def rednet101(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    stem: Stem = "imagenet",
-    fused: nn.FusedOption = "auto",
-    rng: Rng = None,
-    stem_kernel_size: int = 3,
-) -> RedNet:
-    """RedNet-101: 25,652,950 parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import rednet101
-    >>> sum(p.size for p in rednet101().parameters())
-    25652950
-    """
-    return RedNet((3, 4, 23, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
-
-
-def rednet152(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    stem: Stem = "imagenet",
-    fused: nn.FusedOption = "auto",
-    rng: Rng = None,
-    stem_kernel_size: int = 3,
-) -> RedNet:
-    """RedNet-152: 33,984,582 parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import rednet152
-    >>> sum(p.size for p in rednet152().parameters())
-    33984582
-    """
-    return RedNet((3, 8, 36, 3), num_classes, in_channels, stem, fused, rng, stem_kernel_size)
+rednet26 = _of_depths(RedNet, "rednet26", (1, 2, 4, 1), 9_233_166)
+rednet38 = _of_depths(RedNet, "rednet38", (2, 3, 5, 2), 12_386_986)
+rednet50 = _of_depths(RedNet, "rednet50", (3, 4, 6, 3), 15_540_806)
+rednet101 = _of_depths(RedNet, "rednet101", (3, 4, 23, 3), 25_652_950)
+rednet152 = _of_depths(RedNet, "rednet152", (3, 8, 36, 3), 33_984_582)

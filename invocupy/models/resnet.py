@@ -1,15 +1,16 @@
-"""ResNet, and the blocks that it shares with RedNet. Names of the weights are torchvision's."""
+"""ResNet, and what RedNet shares with it. Names of the weights are torchvision's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
+from invocupy.autograd import Tensor
 from invocupy.geometry import integer
 
 Stem = Literal["imagenet", "cifar"]
@@ -20,25 +21,9 @@ STAGES = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around which x goes, too (He et al., arXiv 1512.03385, figure 5).
+    """Two 3x3 convolutions; x is added (He et al., arXiv 1512.03385, figure 5).
 
-    Parameters
-    ----------
-    channels : int
-        Of x.
-    width : int
-        Of the result.
-    stride : int
-        Of the first convolution.
-    rng : numpy.random.Generator
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.models.resnet import BasicBlock
-    >>> block = BasicBlock(8, 16, 2, np.random.default_rng(0))
-    >>> block(np.ones((1, 8, 7, 7), np.float32)).shape
-    (1, 16, 4, 4)
+    (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)).
     """
 
     expansion = 1
@@ -50,40 +35,17 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _shortcut(channels, width, stride, rng)
 
-    def forward(self, x: Any) -> Any:
-        """(N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride))."""
+    def forward(self, x: nn.Input) -> Tensor:
         y = self.bn1(self.conv1(x), relu=True)
         return self.bn2(self.conv2(y), residual=self.downsample(x), relu=True)
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution to fewer channels, a spatial layer, 1x1 convolution to four times as many.
+    """1x1 convolution, a spatial layer, 1x1 convolution to four times as many channels; x is added.
 
-    The spatial layer is what differs: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385,
-    figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255). It has the
-    block's stride.
-
-    Parameters
-    ----------
-    channels : int
-        Of x.
-    width : int
-        Inside; the result has four times as many channels.
-    stride : int
-        Of the spatial layer.
-    rng : numpy.random.Generator
-    spatial : Module, optional
-        (N, width, H, W) to (N, width, ceil(H/stride), ceil(W/stride)); ResNet's by default.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import nn
-    >>> from invocupy.models.resnet import Bottleneck
-    >>> layer = nn.Involution(16, 7, stride=2)
-    >>> block = Bottleneck(8, 16, 2, np.random.default_rng(0), layer)
-    >>> block(np.ones((1, 8, 7, 7), np.float32)).shape
-    (1, 64, 4, 4)
+    (N, channels, H, W) to (N, 4*width, ceil(H/stride), ceil(W/stride)). The spatial layer has the
+    block's stride: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385, figure 5), a 7x7
+    involution in RedNet (Li et al., arXiv 2103.06255).
     """
 
     expansion = 4
@@ -104,14 +66,45 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.downsample = _shortcut(channels, 4 * width, stride, rng)
 
-    def forward(self, x: Any) -> Any:
-        """(N, channels, H, W) to (N, 4*width, ceil(H/stride), ceil(W/stride))."""
+    def forward(self, x: nn.Input) -> Tensor:
         y = self.bn1(self.conv1(x), relu=True)
         y = self.bn2(self.conv2(y), relu=True)
         return self.bn3(self.conv3(y), residual=self.downsample(x), relu=True)
 
 
-class ResNet(nn.Module):
+class Staged(nn.Module):
+    """The part after the stem: four stages of residual blocks, the mean of each channel, ``fc``."""
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def add_stages(
+        self,
+        block: Callable[[int, int, int, np.random.Generator], BasicBlock | Bottleneck],
+        depths: Sequence[int],
+        num_classes: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Make the stages from ``block(channels, width, stride, rng)``."""
+        channels = 64
+        for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
+            blocks = []
+            for i in range(depth):
+                blocks.append(block(channels, width, 2 if stage > 1 and i == 0 else 1, rng))
+                channels = blocks[-1].expansion * width
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(channels, num_classes, rng=rng)
+
+    def classify(self, x: nn.Input) -> Tensor:
+        """What the stem gives to logits (N, num_classes)."""
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+        return self.fc(F.mean(x, axis=(2, 3)))
+
+
+class ResNet(Staged):
     """The convolution network: a stem, four stages of residual blocks, mean, linear map.
 
     torchvision's architecture (the stride in the 3x3 convolution), names and initial weights: for
@@ -159,18 +152,11 @@ class ResNet(nn.Module):
         self.conv1 = conv(in_channels, 64, 7 if large else 3, 2 if large else 1, rng)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        channels = 64
-        for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
-            blocks = []
-            for i in range(depth):
-                blocks.append(block(channels, width, 2 if stage > 1 and i == 0 else 1, rng))
-                channels = block.expansion * width
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(channels, num_classes, rng=rng)
+        self.add_stages(block, depths, num_classes, rng)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: nn.Input) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
-        return classify(self, self.maxpool(self.bn1(self.conv1(x), relu=True)))
+        return self.classify(self.maxpool(self.bn1(self.conv1(x), relu=True)))
 
 
 def resnet18(
@@ -222,19 +208,14 @@ def resnet50(
 
 
 def conv(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, rng: np.random.Generator
-) -> nn.Conv2d:
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, rng: np.random.Generator,
+    groups: int = 1,
+) -> nn.Conv2d:  # fmt: skip
     """A convolution without bias that keeps the size, divided by its stride."""
-    half = kernel_size // 2
     layer = nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride,
-        half,
-        bias=False,
+        in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False,
         rng=np.random.default_rng(0),
-    )
+    )  # fmt: skip
     draw_weight(layer, rng)
     return layer
 
@@ -246,14 +227,7 @@ def draw_weight(layer: nn.Conv2d, rng: np.random.Generator) -> None:
     layer.weight.data = rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
-def classify(model: Any, x: Any) -> Any:
-    """What all these networks do after the stem: four stages, the mean of each channel, ``fc``."""
-    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
-        x = stage(x)
-    return model.fc(F.mean(x, axis=(2, 3)))
-
-
-def check_sizes(num_classes: int, in_channels: int, stem: str) -> None:
+def check_sizes(num_classes: int, in_channels: int, stem: str = "cifar") -> None:
     """Refuse what no network can be built from."""
     integer("num_classes", num_classes, 1)
     integer("in_channels", in_channels, 1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
+from invocupy.arrays import Array
 from invocupy.autograd import Tensor, apply
 from invocupy.geometry import integer
 from invocupy.ops.block import involution_block
@@ -79,15 +80,16 @@ class SimpleBlock(nn.Module):
         """The norm after ``project``: ``signed_norm`` or ``project_norm``."""
         return self.signed_norm if self.signed else self.project_norm
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: nn.Input) -> Tensor:
         """(N, channels, H, W) to the same; x is added after the last ReLU."""
         if self._runs_as_one(x):
             return self._as_one(x)
         hidden = self.expand_norm(self.expand(x), relu=True)
         y = self.last_norm(self.project(self.involution(hidden)), relu=not self.signed)
-        return F.add(y, x)
+        out: Tensor = F.add(y, x)
+        return out
 
-    def _runs_as_one(self, x: Any) -> bool:
+    def _runs_as_one(self, x: nn.Input) -> bool:
         """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
         array = x.data if isinstance(x, Tensor) else x
         comm, training = self.expand_norm.comm, self.expand_norm.training
@@ -114,16 +116,16 @@ class SimpleBlock(nn.Module):
         )  # fmt: skip
         return [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
 
-    def _as_one(self, x: Any) -> Any:
+    def _as_one(self, x: nn.Input) -> Tensor:
         """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
         middle, norms = self.involution, self._norms()
         training = self.expand_norm.training
 
-        def observe(moments: tuple[Any, ...], count: Any) -> None:
+        def observe(moments: tuple[tuple[Array, Array], ...], count: int | Array) -> None:
             for norm, (mean, var) in zip(norms, moments, strict=True):
                 norm.observe(mean, var, count)
 
-        return apply(
+        out: Tensor = apply(
             involution_block,
             x,
             *self._weights(),
@@ -138,6 +140,7 @@ class SimpleBlock(nn.Module):
             relu=not self.signed,
             comm=self.expand_norm.comm,
         )
+        return out
 
 
 class SimpleModel(nn.Module):
@@ -244,7 +247,7 @@ class SimpleModel(nn.Module):
                 )
         super().load_state_dict(state, strict)
 
-    def logits(self, x: Any) -> Any:
+    def logits(self, x: nn.Input) -> Tensor:
         """(N, 3, height, width) to (N, num_classes), before the softmax."""
         shape = getattr(x, "shape", (0, *self.image))
         if len(shape) != 4 or tuple(shape[1:]) != self.image:
@@ -256,9 +259,10 @@ class SimpleModel(nn.Module):
             x = block(x)
         return self.head(F.flatten(x))
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: nn.Input) -> Tensor:
         """(N, 3, height, width) to class probabilities (N, num_classes)."""
-        return F.softmax(self.logits(x), axis=1)
+        probabilities: Tensor = F.softmax(self.logits(x), axis=1)
+        return probabilities
 
 
 def _said(names: Iterable[str], yes: str, no: str) -> bool | None:

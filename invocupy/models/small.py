@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
+from invocupy.autograd import Tensor
 from invocupy.geometry import integer
 from invocupy.models.rednet import involution, zero
-from invocupy.models.resnet import Rng, conv, draw_weight
+from invocupy.models.resnet import Rng, check_sizes, conv
 
 SPATIAL = ("involution", "convolution", "depthwise")
 
-_DEPTH = 2  # blocks a stage
 _SIZES = (7, 5, 3)  # of the kernels in the three stages: 16x16, 8x8 and 4x4 pixels
 
 
 class SmallBlock(nn.Module):
-    """1x1 convolution, spatial layer, 1x1 convolution, around which x goes, too.
+    """1x1 convolution, spatial layer, 1x1 convolution, each with norm and ReLU; x is added.
 
-    Each is followed by a norm, and those by a ReLU. Where the stride is not 1, x comes through an
-    average pool, so that no pixel is left out, and a 1x1 convolution.
-
-    Parameters
-    ----------
-    channels : int
-        Of x.
-    width : int
-        Inside, and of the result.
-    stride : int
-        Of the spatial layer.
-    kernel_size : int
-    spatial : "involution", "convolution" or "depthwise"
-    fused : bool or "auto"
-        See :class:`invocupy.nn.Involution`.
-    rng : numpy.random.Generator
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.models.small import SmallBlock
-    >>> block = SmallBlock(16, 32, 2, 5, "involution", "auto", np.random.default_rng(0))
-    >>> block(np.ones((1, 16, 7, 7), np.float32)).shape
-    (1, 32, 4, 4)
+    (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)). Where the stride is not 1, x
+    comes through an average pool, so that no pixel is left out, and a 1x1 convolution.
     """
 
     def __init__(
@@ -67,8 +43,7 @@ class SmallBlock(nn.Module):
                 nn.BatchNorm2d(width),
             )
 
-    def forward(self, x: Any) -> Any:
-        """(N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride))."""
+    def forward(self, x: nn.Input) -> Tensor:
         y = self.bn1(self.conv1(x), relu=True)
         y = self.bn2(self.spatial(y), relu=True)
         return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
@@ -132,8 +107,7 @@ class SmallNet(nn.Module):
             raise ValueError(
                 f"width must be at least 2, and with involution a multiple of 32, got {width}"
             )
-        integer("num_classes", num_classes, 1)
-        integer("in_channels", in_channels, 1)
+        check_sizes(num_classes, in_channels)
         rng = np.random.default_rng(rng)
         self.conv1 = conv(in_channels, width // 2, 3, 1, rng)
         self.bn1 = nn.BatchNorm2d(width // 2)
@@ -143,15 +117,14 @@ class SmallNet(nn.Module):
         self.bn3 = nn.BatchNorm2d(width)
         channels, blocks = width, []
         for stage, size in enumerate(_SIZES):
-            for i in range(_DEPTH):
-                stride = 2 if stage and not i else 1
+            for stride in (2 if stage else 1, 1):
                 wide = width << stage
                 blocks.append(SmallBlock(channels, wide, stride, size, spatial, fused, rng))
                 channels = wide
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, num_classes, rng=rng)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: nn.Input) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
         x = self.bn1(self.conv1(x), relu=True)
         x = self.bn2(self.conv2(x), relu=True)
@@ -168,11 +141,6 @@ def _spatial(
         return involution(channels, kernel_size, stride, fused, rng)
     if spatial == "convolution":
         return conv(channels, channels, 3, stride, rng)
-    half = kernel_size // 2
-    layer = nn.Conv2d(
-        channels, channels, kernel_size, stride, half, groups=channels, bias=False,
-        rng=np.random.default_rng(0),
-    )  # fmt: skip
-    draw_weight(layer, rng)
+    layer = conv(channels, channels, kernel_size, stride, rng, groups=channels)
     layer.weight.data *= np.float32(channels**0.5)  # each result comes from one channel only
     return layer

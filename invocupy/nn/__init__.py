@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from invocupy.nn.containers import Identity, ModuleList, Sequential
+from invocupy.nn.containers import ModuleList, Sequential
 from invocupy.nn.involution import FusedOption, Involution
 from invocupy.nn.layers import (
     AvgPool2d,
@@ -11,12 +11,13 @@ from invocupy.nn.layers import (
     CrossEntropyLoss,
     Flatten,
     GlobalAvgPool2d,
+    Identity,
     Linear,
     MaxPool2d,
     ReLU,
     Softmax,
 )
-from invocupy.nn.module import Buffer, Module, Parameter, keep_modes
+from invocupy.nn.module import Buffer, Input, Module, Parameter, keep_modes
 
 __all__ = [
     "AvgPool2d",
@@ -28,6 +29,7 @@ __all__ = [
     "FusedOption",
     "GlobalAvgPool2d",
     "Identity",
+    "Input",
     "Involution",
     "Linear",
     "MaxPool2d",

@@ -131,11 +131,3 @@ class Sequential(ModuleList):
         for module in self:
             x = module(x)
         return cast("Tensor", x)
-
-
-class Identity(Module):
-    """Returns its input."""
-
-    def forward(self, x: Any) -> Any:
-        """``x``."""
-        return x

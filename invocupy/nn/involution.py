@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +11,8 @@ from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrPair, integer, pair
-from invocupy.nn.containers import Identity
-from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d
-from invocupy.nn.module import Module
+from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Identity
+from invocupy.nn.module import Input, Module
 
 FusedOption = bool | Literal["auto"]
 
@@ -84,52 +84,50 @@ class Involution(Module):
         if not (isinstance(fused, bool) or fused == "auto"):
             raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
         self.kernel_size = pair("kernel_size", kernel_size, 1)
-        if self.kernel_size[0] % 2 == 0 or self.kernel_size[1] % 2 == 0:
+        if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
         self.groups = channels // channels_per_group
         self.fused = fused
         width = channels // reduction_ratio
-        taps = self.kernel_size[0] * self.kernel_size[1]
-        self.pool = (
-            Identity()
-            if self.stride == (1, 1)
-            else AvgPool2d(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
-        )
+        self.pool: Module = Identity()
+        if self.stride != (1, 1):
+            self.pool = AvgPool2d(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
         self.reduce = Conv2d(channels, width, 1, rng=rng)
         self.norm = BatchNorm2d(width)
-        self.span = Conv2d(width, taps * self.groups, 1, rng=rng)
+        self.span = Conv2d(width, math.prod(self.kernel_size) * self.groups, 1, rng=rng)
 
-    def features(self, x: Any) -> Any:
+    def features(self, x: Input) -> Tensor:
         """What the kernel is made from: (N, C, H, W) to (N, C/reduction_ratio, Ho, Wo)."""
         return self.norm(self.reduce(self.pool(x)), relu=True)
 
-    def kernel(self, x: Any) -> Any:
+    def kernel(self, x: Input) -> Tensor:
         """The kernel that the layer makes from x: (N, G, Kh, Kw, Ho, Wo)."""
-        return self._span(self.features(x))
+        return self._kernel(self.features(x))
 
-    def _span(self, features: Any) -> Any:
-        flat = self.span(features)
-        n, _, out_h, out_w = flat.shape
-        return F.reshape(flat, (n, self.groups, *self.kernel_size, out_h, out_w))
+    def _kernel(self, features: Tensor) -> Tensor:
+        n, _, h, w = features.shape
+        kernel: Tensor = F.reshape(self.span(features), (n, self.groups, *self.kernel_size, h, w))
+        return kernel
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
-        options = {"stride": self.stride, "dilation": self.dilation}
+        options: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation}
         features = self.features(x)
-        if not self._fuse(features):
-            return F.involution(x, self._span(features), **options)
-        weight = F.reshape(self.span.weight, self.span.weight.shape[:2])
-        size = self.kernel_size
-        return F.fused_involution(x, features, weight, self.span.bias, kernel_size=size, **options)
+        out: Tensor
+        if self._fuses(features):
+            weight = F.reshape(self.span.weight, self.span.weight.shape[:2])
+            options["kernel_size"] = self.kernel_size
+            out = F.fused_involution(x, features, weight, self.span.bias, **options)
+        else:
+            out = F.involution(x, self._kernel(features), **options)
+        return out
 
-    def _fuse(self, features: Any) -> bool:
+    def _fuses(self, features: Tensor) -> bool:
         if self.fused != "auto":
-            return bool(self.fused)
-        taps = self.kernel_size[0] * self.kernel_size[1]
+            return self.fused
         n, width, h, w = features.shape
         # Fused, the kernel is made again for the gradients: the more features, the dearer.
-        on_gpu = arrays.is_cupy(features.data if isinstance(features, Tensor) else features)
-        narrow = 0 if on_gpu else _NARROW[is_recording()]
-        large = n * h * w * self.groups * taps >= _LARGE_KERNEL
-        return bool(large or width <= narrow)
+        narrow = 0 if arrays.is_cupy(features.data) else _NARROW[is_recording()]
+        large = n * h * w * self.groups * math.prod(self.kernel_size) >= _LARGE_KERNEL
+        return large or width <= narrow

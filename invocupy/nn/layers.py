@@ -7,19 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
+from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor
 from invocupy.geometry import IntOrPair, Padding, integer, number, padding_pair, pair
-from invocupy.nn.module import Buffer, Module, Parameter
+from invocupy.nn.module import Buffer, Input, Module, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
 from invocupy.ops.ranks import Comm
+
+
+class Identity(Module):
+    """``x`` itself."""
+
+    def forward(self, x: Any) -> Any:
+        """Anything."""
+        return x
 
 
 class ReLU(Module):
     """``max(x, 0)``."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """Any shape."""
         return F.relu(x)
 
@@ -27,7 +35,7 @@ class ReLU(Module):
 class Flatten(Module):
     """All axes but the first joined into one."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """(N, ...) to (N, product of the rest)."""
         return F.flatten(x)
 
@@ -38,7 +46,7 @@ class Softmax(Module):
     def __init__(self, axis: int = 1) -> None:
         self.axis = axis
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """Any shape."""
         return F.softmax(x, self.axis)
 
@@ -51,7 +59,7 @@ class MaxPool2d(Module):
     ) -> None:
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
@@ -70,22 +78,16 @@ class AvgPool2d(Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
-        return F.avg_pool2d(
-            x,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            ceil_mode=self.ceil_mode,
-            count_include_pad=self.count_include_pad,
-        )
+        options = {"ceil_mode": self.ceil_mode, "count_include_pad": self.count_include_pad}
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **options)
 
 
 class GlobalAvgPool2d(Module):
     """The mean of each channel's image."""
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C)."""
         return F.mean(x, axis=(2, 3))
 
@@ -96,9 +98,10 @@ class CrossEntropyLoss(Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
-    def forward(self, logits: Any, labels: Any = None) -> Any:
-        """Logits (N, K) and integer labels (N,) to a scalar."""
-        return F.cross_entropy(logits, labels, self.label_smoothing)
+    def forward(self, logits: Input, labels: Input | None = None) -> Tensor:
+        """Logits (N, K) and integer labels (N,) to a scalar; an array for plain arrays."""
+        loss: Tensor = F.cross_entropy(logits, labels, self.label_smoothing)
+        return loss
 
 
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:
@@ -146,9 +149,10 @@ class Linear(Module):
         self.weight = _uniform(rng, (out_features, in_features), in_features)
         self.bias = _uniform(rng, (out_features,), in_features) if bias else None
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Tensor:
         """(N, in_features) to (N, out_features)."""
-        return F.linear(x, self.weight, self.bias)
+        out: Tensor = F.linear(x, self.weight, self.bias)
+        return out
 
 
 class Conv2d(Module):
@@ -191,10 +195,8 @@ class Conv2d(Module):
         rng: np.random.Generator | None = None,
     ) -> None:
         in_channels = integer("in_channels", in_channels, 1)
-        out_channels, groups = (
-            integer("out_channels", out_channels, 1),
-            integer("groups", groups, 1),
-        )
+        out_channels = integer("out_channels", out_channels, 1)
+        groups = integer("groups", groups, 1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
@@ -209,17 +211,13 @@ class Conv2d(Module):
         self.weight = _uniform(rng, shape, fan_in)
         self.bias = _uniform(rng, (out_channels,), fan_in) if bias else None
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Input) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        return F.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        out: Tensor = F.conv2d(
+            x, self.weight, self.bias,
+            stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups,
+        )  # fmt: skip
+        return out
 
 
 class BatchNorm2d(Module):
@@ -278,25 +276,25 @@ class BatchNorm2d(Module):
             value = number(name, value, 0, 1 if name == "momentum" else math.inf)
         super().__setattr__(name, value)
 
-    def forward(self, x: Any, residual: Any = None, relu: bool = False) -> Any:
+    def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
         """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""
         if x.ndim != 4 or x.shape[1] != len(self.weight):
             raise ValueError(f"x must be (N, {len(self.weight)}, H, W), got shape {x.shape}")
-        options = {"eps": self.eps, "residual": residual, "relu": relu}
-        if not self.training:
-            running = self.running_mean.data, self.running_var.data
-            return F.batch_norm(x, *running, self.weight, self.bias, **options)
-        if self.comm is None:
-            moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
-        else:
-            moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
-        self.observe(*moments)
-        arguments = (None, None, self.weight, self.bias, True)
-        return F.batch_norm(x, *arguments, moments=moments, comm=self.comm, **options)
+        options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
+        running = self.running_mean.data, self.running_var.data
+        if self.training:
+            if self.comm is None:
+                moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
+            else:
+                moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
+            self.observe(*moments)
+            options |= {"training": True, "moments": moments, "comm": self.comm}
+        out: Tensor = F.batch_norm(x, *running, self.weight, self.bias, **options)
+        return out
 
-    def observe(self, mean: Any, var: Any, count: Any) -> None:
+    def observe(self, mean: Array, var: Array, count: int | Array) -> None:
         """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
-        if not arrays.is_cupy(count) and count == 1:
+        if not is_cupy(count) and count == 1:
             raise ValueError("x must have more than one value a channel in training, got one")
         running = self.running_mean.data, self.running_var.data
         # New arrays: the old ones may be held by somebody.
