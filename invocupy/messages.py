@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 _LONGEST = 1000  # a message may quote a whole file
@@ -48,3 +49,17 @@ def kind_of(value: Any) -> str:
     ('int', 'the class int')
     """
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``": did you mean X?"`` with the known word nearest to another; empty if none is near.
+
+    Examples
+    --------
+    >>> did_you_mean("modle", ("model", "layers")), did_you_mean("colour", ("model", "layers"))
+    (': did you mean model?', '')
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, [*known], 1)
+    return f": did you mean {near[0]}?" if near else ""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from invocupy.cli.options import Commands, add_json, print_json, table
+from invocupy.cli.options import Commands, add_device, command, print_json, table
 
 _SHAPES = {  # name: (N, C, H, W), G, K
     "article's layer": ((32, 64, 32, 32), 4, 3),
@@ -24,20 +24,21 @@ Call = Callable[[], Any]
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "bench",
+        _run,
         help="time the operator and a training step on this machine",
         description="In float32, each row a median over rounds in which all variants take turns. "
         "Beside them what the machine can do: its copy bandwidth (arrays that stay in a cache may "
         "be faster) and a matrix product of its BLAS. "
         "PyTorch's usual form of involution (unfold) runs too where PyTorch is installed.",
     )
-    parser.set_defaults(command=_run)
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
+    add_device(parser)
     parser.add_argument(
-        "--seconds", metavar="X", type=float, default=1.0, help="for each timed variant (1)"
-    )
-    add_json(parser)
+        "--seconds", metavar="X", type=float, default=1.0,
+        help="for each timed variant (default %(default)s)",
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_json, check_out, is_stdout, path, print_json
+from invocupy.cli.options import Commands, check_out, command, is_stdout, path, print_json
 
 if TYPE_CHECKING:
     from invocupy.nn import Module
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "import",
+        _run,
         help="turn weights of other programs into safetensors",
         description="Reads safetensors, .npz, PyTorch's zip files (.pth) and Paddle's .pdparams "
         "without PyTorch or Paddle, and runs nothing that is in them. Names that are missing or "
         "left over are errors: exit code 65, and no file is written. In Python, "
         "invocupy.weights.import_state(model, invocupy.weights.read(FILE)) loads either file.",
     )
-    parser.set_defaults(command=_run)
     parser.add_argument("file", metavar="FILE", type=path)
     parser.add_argument(
         "--model", metavar="NAME", required=True,
@@ -44,19 +45,19 @@ def add(commands: Commands) -> None:
         help="accept names that are missing or left over, list them, and write the rest",
     )  # fmt: skip
     parser.add_argument("--out", metavar="F.safetensors", type=path, required=True)
-    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from invocupy import checkpoint
+    from invocupy.messages import did_you_mean
     from invocupy.models import NETWORKS, SimpleModel
     from invocupy.train import ConfigError
     from invocupy.weights import WeightsError, import_state, read
 
     networks: dict[str, Callable[..., Module]] = {"simple": SimpleModel, **NETWORKS}
     if arguments.model not in networks:
-        known = ", ".join(networks)
-        raise ConfigError(f"model must be one of {known}, got {arguments.model!r}")
+        known, near = ", ".join(networks), did_you_mean(arguments.model, networks)
+        raise ConfigError(f"model must be one of {known}, got {arguments.model!r}{near}")
     if arguments.head_relu is not None and arguments.model != "simple":
         raise ConfigError(f"--head-relu is for the simple model, got {arguments.model!r}")
     out = check_out(arguments.out)

@@ -8,19 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from invocupy.cli.options import Commands, add_json, print_json
+from invocupy.cli.options import Commands, command, print_json
 
 _WARM = ((7, 1), (7, 2))  # kernel size and stride of RedNet's involutions
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("info", help="versions, devices, and a check of the kernels")
-    parser.set_defaults(command=_run)
+    parser = command(commands, "info", _run, help="versions, devices, and a check of the kernels")
     parser.add_argument(
         "--warm", action="store_true", help="compile the usual kernels, and time it"
     )
-    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

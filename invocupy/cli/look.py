@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.options import (
     Commands,
-    add_json,
     add_run,
     bar,
     check_out,
+    command,
     is_stdout,
     path,
     print_json,
@@ -23,34 +23,32 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the two commands to the parser."""
-    plot = commands.add_parser(
+    plot = command(
+        commands,
         "plot",
+        _plot,
         help="write pictures of a run into its folder",
         description="Learning curves, confusion matrix, the most certain mistakes, and heat maps "
         "of the generated kernels, as PNG files in the run's folder. Needs matplotlib: "
         "pip install 'invocupy[plots]'.",
     )
-    plot.set_defaults(command=_plot)
-    report = commands.add_parser(
+    report = command(
+        commands,
         "report",
+        _report,
         help="write a page about a run: one HTML file that needs nothing else",
         description="Settings, curves, confusion matrix, samples, heat maps of the generated "
         "kernels, machine and versions in one HTML file, to open in any browser, offline.",
     )
-    report.set_defaults(command=_report)
     report.add_argument(
         "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
     )
     for parser in (plot, report):
         add_run(parser)
         parser.add_argument(
-            "--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie now"
-        )
-        parser.add_argument(
             "--involutions", metavar="N", type=int, nargs="+",
             help="whose kernels to show, counted from 0 (up to four, evenly over the depth)",
         )  # fmt: skip
-        add_json(parser)
 
 
 def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:

@@ -11,20 +11,54 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from invocupy.messages import did_you_mean
 from invocupy.paths import expand
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests flags, and adds those that take time to load when it is used."""
+
+    def __init__(
+        self, *given: Any, late: Callable[[Parser], None] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*given, **options)
+        self._late = late
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the base class, but what is not known is an error."""
+        late, self._late = self._late, None
+        if late is not None:
+            late(self)
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            near = did_you_mean(rest[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+        return found, rest
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """``argparse`` drops what it cannot write; help on a full disk is an error like others."""
+        if message and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """Where each command's module adds its own parser."""
 
 
-def path(text: str) -> str:
-    """A path on the command line with ``~`` expanded, which shells leave in ``--out=~/x``.
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], **options: Any
+) -> Parser:
+    """Add the parser of a command, with ``--json``; ``options`` are those of the parser."""
+    parser = commands.add_parser(name, **options)
+    parser.set_defaults(command=run)
+    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
+    return parser
 
-    Examples
-    --------
-    >>> path("~/run") == os.path.expanduser("~/run")
-    True
-    """
+
+def path(text: str) -> str:
+    """A path on the command line with ``~`` expanded, which shells leave in ``--out=~/x``."""
     if not text:
         raise argparse.ArgumentTypeError("a path cannot be empty")
     try:
@@ -33,11 +67,26 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
 
 
-def print_json(result: Any) -> None:
-    """Print strict JSON: NaN and infinities become null."""
-    from invocupy.checkpoint import strict
+def add_run(parser: Parser, data: bool = True) -> None:
+    """Add the run's folder, which of its checkpoints, the device, and the folder of the data."""
+    parser.add_argument("run", metavar="RUN", type=path, help="the run's folder")
+    parser.add_argument(
+        "--checkpoint", choices=("best", "last"), default="best",
+        help="that of the best epoch or of the last (default %(default)s)",
+    )  # fmt: skip
+    add_device(parser)
+    if data:
+        parser.add_argument(
+            "--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie now"
+        )
 
-    print(json.dumps(strict(result), allow_nan=False))
+
+def add_device(parser: Parser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", metavar="NAME", default="auto",
+        help="auto, cpu, cuda or cuda:i (default %(default)s)",
+    )  # fmt: skip
 
 
 def check_out(text: str | os.PathLike[str]) -> Path:
@@ -57,16 +106,11 @@ def is_stdout(out: Path) -> bool:
     return False
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``."""
-    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
+def print_json(result: Any) -> None:
+    """Print strict JSON: NaN and infinities become null."""
+    from invocupy.checkpoint import strict
 
-
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the run's folder, which of its checkpoints, and the device."""
-    parser.add_argument("run", metavar="RUN", type=path, help="the run's folder")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:i")
+    print(json.dumps(strict(result), allow_nan=False))
 
 
 @contextmanager

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from invocupy.cli.options import Commands, add_json, add_run, print_json, table
+from invocupy.cli.options import Commands, add_run, command, print_json, table
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "predict",
+        _run,
         help="ask a trained model about image files",
         description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
         "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
@@ -19,11 +21,11 @@ def add(commands: Commands) -> None:
         "answered. "
         "Needs Pillow: pip install 'invocupy[plots]'.",
     )
-    parser.set_defaults(command=_run)
-    add_run(parser)
+    add_run(parser, data=False)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
-    parser.add_argument("--top", metavar="N", type=int, default=3, help="classes shown (3)")
-    add_json(parser)
+    parser.add_argument(
+        "--top", metavar="N", type=int, default=3, help="classes shown (default %(default)s)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:

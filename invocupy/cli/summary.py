@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from invocupy.cli.options import Commands, add_json, print_json, table
+from invocupy.cli.options import Commands, command, print_json, table
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    command(
+        commands,
         "summary",
+        _run,
         help="layers, parameters, multiply-adds and memory of a run, without running it",
         argument_default=argparse.SUPPRESS,
+        late=add_settings,
         description="What the run that train would start with these flags costs.",
     )
-    parser.set_defaults(command=_run)
-    add_settings(parser)
-    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

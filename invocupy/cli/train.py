@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.look import write_plots
-from invocupy.cli.options import Commands, add_json, path, print_json
+from invocupy.cli.options import Commands, command, path, print_json
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser(
+    parser = command(
+        commands,
         "train",
+        _run,
         help="train a model",
         argument_default=argparse.SUPPRESS,
+        late=add_settings,
         description="Train a model; with no options a small SimpleModel on generated images. Under "
         "mpiexec or srun each process computes its share of every batch.",
     )
-    parser.set_defaults(command=_run)
-    add_settings(parser)
     parser.add_argument(
         "--out", metavar="DIR", type=path, help="the run's folder (new; by default runs/...)"
     )
@@ -46,7 +47,6 @@ def add(commands: Commands) -> None:
         "--plots", action=argparse.BooleanOptionalAction,
         help="write pictures at the end (as plot does; by default if matplotlib is installed)",
     )  # fmt: skip
-    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> int:

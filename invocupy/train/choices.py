@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from invocupy import data, models, nn, optim
-
-if TYPE_CHECKING:
-    from invocupy.train.config import Config
+from invocupy import data, models, optim
 
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -20,7 +17,7 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 class DataSet(NamedTuple):
     """What training knows of a data set: a row of ``DATASETS``."""
 
-    load: Callable[[Config, bool], Images]
+    load: Callable[[bool, int | None, str | None], Images]  # training set?, at most, folder
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -28,10 +25,21 @@ class DataSet(NamedTuple):
     sizes: tuple[int, int]  # images to train on and to test on, without a limit
 
 
-def _shapes10(config: Config, train: bool) -> Images:
+class Choice(NamedTuple):
+    """A function, and its arguments by the settings that give them."""
+
+    function: Callable[..., Any]
+    arguments: Mapping[str, str]
+
+    def of(self, config: object) -> Callable[..., Any]:
+        """The function with the arguments of these settings."""
+        given = {name: getattr(config, key) for key, name in self.arguments.items()}
+        return partial(self.function, **given)
+
+
+def _shapes10(train: bool, most: int | None, _: str | None) -> Images:
     # The set stays the same whatever the seed of the run, so that runs compare.
-    wanted = config.overfit or config.limit or 10_000
-    return data.shapes10(wanted, 0) if train else data.shapes10(1000, 0, False)
+    return data.shapes10(most or 10_000, 0) if train else data.shapes10(1000, 0, False)
 
 
 DATASETS = {
@@ -40,38 +48,24 @@ DATASETS = {
         (10_000, 1000),
     ),
     "cifar10": DataSet(
-        lambda config, train: data.cifar10(config.data_dir, train),
+        lambda train, _, folder: data.cifar10(folder, train),
         data.CIFAR10_CLASSES, data.CIFAR10_MEAN, data.CIFAR10_STD, "crop_flip",
         (50_000, 10_000),
     ),
 }  # fmt: skip
-
-
-def _network(make: Callable[..., nn.Module], config: Config, classes: int) -> nn.Module:
-    """With the stem for small images: those of both sets are 32x32."""
-    return make(num_classes=classes, stem="cifar", rng=config.seed)
-
-
-MODELS: dict[str, Callable[[Config, int], nn.Module]] = {
-    "simple": lambda config, classes: models.SimpleModel(
-        num_layers=config.layers,
-        num_classes=classes,
-        head_relu=config.head_relu,
-        signed=config.signed,
-        rng=config.seed,
-        recompute=config.recompute,
+MODELS = {
+    "simple": Choice(
+        models.SimpleModel,
+        {"layers": "num_layers"} | {k: k for k in ("head_relu", "signed", "recompute")},
     ),
-    "small": lambda config, classes: models.SmallNet(
-        config.spatial, config.width, num_classes=classes, rng=config.seed
-    ),
-    **{name: partial(_network, make) for name, make in models.NETWORKS.items()},
+    "small": Choice(models.SmallNet, {"spatial": "spatial", "width": "width"}),
+    # The images of both sets are 32x32.
+    **{name: Choice(partial(make, stem="cifar"), {}) for name, make in models.NETWORKS.items()},
 }
-SCHEDULES: dict[str, Callable[[Config, int, int], float]] = {
-    "constant": lambda config, step, total: optim.constant(step, total),
-    "step": lambda config, step, total: optim.step_decay(
-        step, total, config.milestones, config.drop
-    ),
-    "cosine": lambda config, step, total: optim.cosine(step, total),
-    "one_cycle": lambda config, step, total: optim.one_cycle(step, total),
+SCHEDULES = {
+    "constant": Choice(optim.constant, {}),
+    "step": Choice(optim.step_decay, {"milestones": "milestones", "drop": "factor"}),
+    "cosine": Choice(optim.cosine, {}),
+    "one_cycle": Choice(optim.one_cycle, {}),
 }
 AUGMENT = {"none": (), "crop_flip": (data.random_crop, data.random_flip)}

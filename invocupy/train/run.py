@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _LAST, _CONFIG, _MACHINE, _METRICS = (
     "last.safetensors", "config.json", "machine.json", "metrics.jsonl",
 )  # fmt: skip
 _FILES = (_LAST, "best.safetensors", _CONFIG, _MACHINE, _METRICS)
-_FREE_AT_RESUME = ("epochs", "patience", "accumulate", "recompute", "data_dir", "device")
+_FREE_AT_RESUME = {item.name for item in fields(Config) if item.metadata["free"]}
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 from invocupy import data, nn, optim
 from invocupy.arrays import require_cupy
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES, Images
 from invocupy.train.config import Config, ConfigError
+from invocupy.train.fields import DEVICE
 
 
 def load_data(config: Config, train: bool) -> Images:
@@ -38,9 +38,10 @@ def load_data(config: Config, train: bool) -> Images:
     >>> images.shape
     (20, 3, 32, 32)
     """
-    limit = config.overfit or config.limit
-    images, labels = DATASETS[config.dataset].load(config, train or bool(config.overfit))
-    return images[:limit], labels[:limit]
+    most = config.overfit or config.limit
+    load = DATASETS[config.dataset].load
+    images, labels = load(train or bool(config.overfit), most, config.data_dir)
+    return images[:most], labels[:most]
 
 
 def augmentation(config: Config) -> list[data.batches.Augment]:
@@ -88,7 +89,7 @@ def rate(config: Config, step: int, total: int) -> float:
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
     [0.025, 0.1, 0.1]
     """
-    schedule = partial(SCHEDULES[config.schedule], config)
+    schedule = SCHEDULES[config.schedule].of(config)
     return config.lr * optim.warm_up(schedule, step, total, config.warmup)
 
 
@@ -110,7 +111,9 @@ def build(config: Config) -> nn.Module:
     >>> type(build(Config(layers=1))).__name__
     'SimpleModel'
     """
-    return MODELS[config.model](config, len(DATASETS[config.dataset].classes))
+    classes = len(DATASETS[config.dataset].classes)
+    model: nn.Module = MODELS[config.model].of(config)(num_classes=classes, rng=config.seed)
+    return model
 
 
 def pick_device(device: str) -> str:
@@ -136,8 +139,8 @@ def pick_device(device: str) -> str:
     >>> pick_device("cpu")
     'cpu'
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,9})?", device):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:i, got {device[:40]!r}")
+    if not DEVICE.holds(device):
+        raise ConfigError(f"device must be {DEVICE.text}, got {device[:40]!r}")
     if device == "cpu":
         return device
     try:
