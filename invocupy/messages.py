@@ -61,5 +61,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     from difflib import get_close_matches
 
-    near = get_close_matches(word, [*known], 1)
+    near = get_close_matches(word, [*known], 1, cutoff=0.7)
     return f": did you mean {near[0]}?" if near else ""

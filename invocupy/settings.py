@@ -1,16 +1,39 @@
-"""Settings from environment variables: folders and the number of threads."""
+"""Settings from environment variables."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from invocupy.paths import expand
 
 
+class Variable(NamedTuple):
+    """What an environment variable sets, and what holds without it."""
+
+    sets: str
+    default: str
+
+
+VARIABLES = {
+    "INVOCUPY_DATA": Variable("folder of downloaded data", "the cache folder"),
+    "INVOCUPY_CACHE_DIR": Variable(
+        "folder of compiled CPU kernels; if empty, none are kept", "the cache folder"
+    ),
+    "INVOCUPY_NUM_THREADS": Variable("number of threads, an integer >= 1", "the idle cores"),
+    "INVOCUPY_CUDA_SYNC": Variable("1: wait after each CUDA kernel, to find one that fails", "0"),
+}
+
+
 class SettingError(ValueError):
     """An environment variable has an invalid value. The message names the variable and the rule."""
+
+
+def flag(name: str) -> bool:
+    """Whether a variable is ``1``."""
+    return os.environ.get(name) == "1"
 
 
 def folder(name: str) -> Path | None:
@@ -20,14 +43,6 @@ def folder(name: str) -> Path | None:
     ------
     SettingError
         If the home folder that ``~`` stands for is not known.
-
-    Examples
-    --------
-    >>> import os
-    >>> os.environ["INVOCUPY_EXAMPLE"] = "~/kernels"
-    >>> folder("INVOCUPY_EXAMPLE") == Path.home() / "kernels"
-    True
-    >>> del os.environ["INVOCUPY_EXAMPLE"]
     """
     given = os.environ.get(name)
     if not given:
@@ -39,20 +54,14 @@ def folder(name: str) -> Path | None:
 
 
 def cache_root() -> Path:
-    """The folder ``invocupy`` in the user's caches, for files that can be made or loaded again.
+    """The folder ``invocupy`` in the user's caches: ``$XDG_CACHE_HOME`` if absolute, or ~/.cache.
 
-    The caches are in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is unset or relative: the XDG
-    Base Directory Specification says to ignore relative values.
+    The XDG Base Directory Specification says to ignore relative values.
 
     Raises
     ------
     SettingError
         If it is not set and the home folder is not known.
-
-    Examples
-    --------
-    >>> cache_root().name
-    'invocupy'
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     if Path(given).is_absolute():
@@ -70,17 +79,6 @@ def number_of_threads() -> int | None:
     ------
     SettingError
         If it is not an integer >= 1.
-
-    Examples
-    --------
-    >>> import os
-    >>> os.environ["INVOCUPY_NUM_THREADS"] = "two"
-    >>> number_of_threads()
-    Traceback (most recent call last):
-    ...
-    invocupy.settings.SettingError: INVOCUPY_NUM_THREADS must be an integer >= 1, or empty for as
-    many as there are free cores, got 'two'
-    >>> del os.environ["INVOCUPY_NUM_THREADS"]
     """
     given = os.environ.get("INVOCUPY_NUM_THREADS", "")
     if not given.strip():

@@ -117,7 +117,8 @@ class Config:
         "schedule starts after them", at_least(0))
     label_smoothing: float = setting(0.0, _HOW, "in training, not in evaluation", within("[0, 1]"))
     ema: float = setting(0.0, _HOW, "average the weights, with a decay such as 0.999; 0 for none. "
-        "The exponential moving average is then what is evaluated and saved for use: ``average += (1 - d) * (weights - average)`` after each step, with ``d = "
+        "The exponential moving average is then what is evaluated and saved for use: "
+        "``average += (1 - d) * (weights - average)`` after each step, with ``d = "
         "min(ema, (1 + steps) / (10 + steps))``, so that the first steps fade", within("[0, 1)"))
     patience: int | None = setting(None, _HOW, "stop after N epochs without a higher test accuracy",
         at_least(1), free=True)
@@ -149,7 +150,8 @@ class Config:
         for item in fields(self):
             value = getattr(self, item.name)
             if rule := problem(item, value):
-                near = did_you_mean(str(value), item.metadata["choices"])
+                choices = item.metadata["choices"]
+                near = did_you_mean(value, choices) if isinstance(value, str) else ""
                 raise ConfigError(f"{item.name} must be {rule}, got {shown(value)}{near}")
         for name, right, rule in self._together():
             if not right:

@@ -138,6 +138,10 @@ def free_memory(device: str) -> int:
     ----------
     device : "cpu", "cuda" or "cuda:i"
 
+    Returns
+    -------
+    int
+
     Examples
     --------
     >>> from invocupy.train import free_memory

@@ -25,7 +25,6 @@ shows at the call that made it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from invocupy.arrays import is_cupy, on_device
+from invocupy.settings import flag
 
 Macros: TypeAlias = Mapping[str, str | int]
 Function: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]
@@ -111,7 +111,7 @@ def launch(
     function = compile(name, files, {**macros, "BLOCK": BLOCK, "INDEX": index})
     with on_device(args[0]):
         function((ceil_div(threads, BLOCK),), (BLOCK,), args)
-        if os.environ.get("INVOCUPY_CUDA_SYNC") == "1" and is_cupy(args[0]):
+        if flag("INVOCUPY_CUDA_SYNC") and is_cupy(args[0]):
             import cupy
 
             cupy.cuda.get_current_stream().synchronize()
