@@ -38,7 +38,8 @@ def add(commands: Commands) -> None:
         _report,
         help="write a page about a run: one HTML file that needs nothing else",
         description="Settings, curves, confusion matrix, samples, heat maps of the generated "
-        "kernels, machine and versions in one HTML file, to open in any browser, offline.",
+        "kernels, machine and versions in one HTML file, to open in any browser, offline. Needs "
+        "matplotlib: pip install 'invocupy[plots]'.",
     )
     report.add_argument(
         "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
@@ -61,11 +62,9 @@ def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from invocupy.report import draw, load_matplotlib
+    from invocupy.report import draw
 
-    load_matplotlib()  # before the work, not after it
-    files = draw(_gather(arguments), arguments.run)
-    return _say(arguments, files)
+    return _say(arguments, draw(_gather(arguments), arguments.run))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -79,8 +78,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _gather(arguments: argparse.Namespace) -> Findings:
-    from invocupy.report import gather
+    from invocupy.report import gather, load_matplotlib
 
+    load_matplotlib()  # before the work, not after it
     with bar("test images") as progress:
         return gather(
             arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,

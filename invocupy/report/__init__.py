@@ -1,7 +1,7 @@
 """A finished run, to look at: what it found, as pictures and as a page.
 
-``findings`` gathers it as arrays, ``figures`` draws them with matplotlib, ``page`` writes one HTML
-file that needs nothing else (``svg`` draws its curves, ``png`` its images).
+``findings`` gathers it as arrays, ``figures`` draws them with matplotlib, ``page`` puts the same
+pictures into one HTML file that needs nothing else.
 """
 
 from __future__ import annotations

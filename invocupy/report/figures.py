@@ -1,37 +1,71 @@
-"""Pictures of a run, drawn by matplotlib: files in its folder."""
+"""Pictures of a run, drawn by matplotlib: for PNG files in its folder, and for its page."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.checkpoint import write_atomically
 from invocupy.extras import require
-from invocupy.paths import expand
+from invocupy.paths import AnyPath, expand
 from invocupy.report.findings import Findings, Shots
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 BLUE, ORANGE = "#0072b2", "#d55e00"  # apart for all kinds of colour vision (Okabe and Ito)
+INK, SOFT, LINE = "#1c1f24", "#5c6470", "#dfe3e8"  # of text, of notes, of a grid
 _STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
+    "axes.edgecolor": SOFT,
+    "axes.grid": True,
     "axes.spines.right": False,
+    "axes.spines.top": False,
     "axes.titlesize": 11,
     "figure.dpi": 120,
+    "figure.titlesize": 12,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "grid.color": LINE,
+    "image.composite_image": False,
+    "image.interpolation": "none",
+    "lines.markersize": 4,
     "savefig.bbox": "tight",
-    "savefig.facecolor": "white",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "invocupy",  # the same file every time
+    "text.parse_math": False,  # names may have dollars
+    "text.usetex": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 _MARK = "invocupy"  # in the metadata of each picture; only files that have it are removed
 _GROUPS = 8  # shown of a layer
+_COLUMNS = 8  # of images
+_TILE = 0.92  # side of an image in units of its place
+_LONGEST = 20  # characters of a name
+_MISTAKES = "The most certain mistakes: the model's answer, and what it is"
 
 
-def draw(found: Findings, folder: str | os.PathLike[str]) -> list[Path]:
+class Picture(NamedTuple):
+    """A figure with what it shows, in words."""
+
+    name: str  # of its file
+    title: str
+    alt: str  # for those who cannot see it
+    figure: Figure
+
+
+def draw(found: Findings, folder: AnyPath) -> list[Path]:
     """Write curves, confusion matrix, worst mistakes and kernel heat maps as PNG files.
 
     Parameters
@@ -59,25 +93,23 @@ def draw(found: Findings, folder: str | os.PathLike[str]) -> list[Path]:
     'draw'
     """
     folder, files = expand(folder), []
-    with load_matplotlib().rc_context(_STYLE):
-        pictures = {"curves": _curves(found), "confusion": _confusion(found)}
-        if len(found.mistakes.labels):
-            pictures["mistakes"] = _mistakes(found)
-        if found.maps:
-            for i in range(len(found.mapped.labels)):
-                pictures[f"kernels-{i}"] = _kernels(found, i)
-        for name, figure in pictures.items():
+    with drawing():
+        for name, title, _, figure in pictures(found):
+            if name == "samples":
+                continue
             path, content = folder / f"{name}.png", BytesIO()
+            figure.suptitle(title, y=1.02, va="bottom")
             figure.savefig(content, format="png", metadata={"Software": _MARK})
             write_atomically(path, content.getvalue())
             files.append(path)
-    for old in folder.iterdir():
-        if old not in files and re.fullmatch(r"mistakes\.png|kernels-\d+\.png", old.name):
-            _remove_own(old)
+    for old in set(folder.iterdir()) - set(files):
+        named = re.fullmatch(r"mistakes\.png|kernels-\d+\.png", old.name) and old.is_file()
+        if named and f"Software\0{_MARK}".encode() in old.read_bytes()[:1000]:
+            old.unlink()
     return files
 
 
-def load_matplotlib() -> Any:
+def load_matplotlib() -> ModuleType:
     """Import matplotlib, also if MPLBACKEND names a notebook's backend that is not installed here.
 
     No backend is used in this module. A backend that exists is set as matplotlib itself does it.
@@ -101,7 +133,7 @@ def load_matplotlib() -> Any:
         return loaded
     backend = os.environ.pop("MPLBACKEND", None)
     try:
-        matplotlib = require("matplotlib", "matplotlib", "plots")
+        matplotlib: ModuleType = require("matplotlib", "matplotlib", "plots")
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
@@ -111,132 +143,171 @@ def load_matplotlib() -> Any:
     return matplotlib
 
 
-def _remove_own(path: Path) -> None:
-    """Remove a picture of an earlier call, but no file that this module has not written."""
-    if path.is_file() and f"Software\0{_MARK}".encode() in path.read_bytes()[:1000]:
-        path.unlink()
+@contextmanager
+def drawing() -> Iterator[None]:
+    """In this style, and quiet about letters that the font lacks."""
+    with load_matplotlib().rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
-def _figure(width: float, height: float) -> Any:
+def pictures(found: Findings) -> Iterator[Picture]:
+    """All that there is to see, one after another; within :func:`drawing`."""
+    yield _curves(found)
+    yield _confusion(found)
+    if len(found.mistakes.labels):
+        yield _shots(found, found.mistakes, "mistakes", _MISTAKES)
+    yield _shots(
+        found, found.samples, "samples", "Samples of the test set, with the model's answers"
+    )
+    if found.maps:
+        for number in range(len(found.mapped.labels)):
+            yield _kernels(found, number)
+
+
+def _figure(width: float, height: float) -> Figure:
     """A figure without pyplot, whose global state and windows nobody needs here."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def _curves(found: Findings) -> Any:
+def _curves(found: Findings) -> Picture:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     history = found.history
     epochs = [row["epoch"] for row in history]
-    figure = _figure(10, 3.6)
-    panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+    figure = _figure(11, 3.4)
+    losses, accuracies, rates = figure.subplots(1, 3)
     marker = "o" if len(epochs) <= 30 else None
-    for axes, what in zip(panels, ("loss", "accuracy"), strict=False):
-        for part, colour in (("train", BLUE), ("test", ORANGE)):
+    for axes, what in (losses, "loss"), (accuracies, "accuracy"):
+        for part, colour in ("train", BLUE), ("test", ORANGE):
             values = [np.nan if (v := row[f"{part}_{what}"]) is None else v for row in history]
-            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=part)
+            axes.plot(epochs, values, color=colour, marker=marker, label=part)
         axes.set_title(what)
         axes.legend(frameon=False)
-    panels[1].set_ylim(0, 1)
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracies.set_ylim(0, 1)
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     best = max(history, key=lambda row: row["test_accuracy"])
-    panels[1].annotate(
+    below = best["test_accuracy"] > 0.3
+    accuracies.annotate(
         f"best {best['test_accuracy']:.1%}", (best["epoch"], best["test_accuracy"]),
-        xytext=(0, -16 if best["test_accuracy"] > 0.3 else 16), textcoords="offset points",
-        ha="center", va="top" if best["test_accuracy"] > 0.3 else "bottom", color=ORANGE,
+        xytext=(0, -16 if below else 16), textcoords="offset points", ha="center",
+        va="top" if below else "bottom", color=ORANGE,
         arrowprops={"arrowstyle": "-", "color": ORANGE},
     )  # fmt: skip
-    panels[2].plot(epochs, [row["lr"] for row in history], color="0.3", marker=marker, markersize=4)
-    panels[2].set_title("learning rate at the epoch's end")
-    panels[2].set_ylim(bottom=0)
-    for axes in panels:
+    rates.plot(epochs, [row["lr"] for row in history], color=SOFT, marker=marker)
+    rates.set_title("learning rate at the epoch's end")
+    rates.set_ylim(bottom=0)
+    for axes in losses, accuracies, rates:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(epochs) <= 10:
             axes.set_xticks(epochs)
-        axes.grid(alpha=0.25)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    figure.suptitle(f"{found.name}: {found.config.model} on {found.config.dataset}")
-    return figure
+    return Picture(
+        "curves",
+        f"{_short(found.name)}: {found.config.model} on {found.config.dataset}",
+        f"Curves over {len(epochs)} epochs of loss and accuracy in training and test, and of the "
+        f"learning rate. The best test accuracy is {best['test_accuracy']:.2%}, in epoch "
+        f"{best['epoch']}.",
+        figure,
+    )
 
 
-def _confusion(found: Findings) -> Any:
-    counts, classes = found.confusion, found.classes
+def _confusion(found: Findings) -> Picture:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    counts = found.confusion
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.6 + 0.52 * len(classes)
+    names = [_short(name) for name in found.classes]
+    right = [f"{name}  {share:.0%}" for name, share in zip(names, shares.diagonal(), strict=True)]
+    side = 2.2 + 0.5 * len(names)
     figure = _figure(side + 0.6, side)
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(*counts.shape):
-        if counts[i, j]:
-            colour = "white" if shares[i, j] > 0.55 else "black"
-            axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
+    axes.grid(visible=False)
+    # from transparent, so that it is right on light and dark
+    blues = LinearSegmentedColormap.from_list("blues", [BLUE + "08", BLUE])
+    axes.imshow(shares, cmap=blues, vmin=0, vmax=1)
+    for i, j in np.argwhere(counts):
+        colour = "white" if shares[i, j] > 0.85 else INK
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), right)
     axes.set_xlabel("the model's answer")
-    axes.set_ylabel("true class")
+    axes.set_ylabel("true class, and the share of it that is right")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format="{x:.0%}", pad=0.02)
-    bar.set_label("share of the true class")
-    bar.outline.set_visible(False)
-    axes.set_title(f"{found.accuracy:.2%} of {found.images} test images are right")
-    return figure
+    return Picture(
+        "confusion",
+        f"{found.accuracy:.2%} of {found.images:,} test images are right",
+        f"Confusion matrix, counts of answers for each true class. Right are: {'; '.join(right)}.",
+        figure,
+    )
 
 
-def _mistakes(found: Findings) -> Any:
-    shots, columns = found.mistakes, 6
-    rows = -(-len(shots.labels) // columns)
-    figure = _figure(1.75 * columns, 2.15 * rows + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for i, axes in enumerate(panels.flat):
-        axes.axis("off")
-        if i < len(shots.labels):
-            _show(axes, shots, i)
-            answer = int(shots.probabilities[i].argmax())
-            axes.set_title(
-                f"says {found.classes[answer]} {shots.probabilities[i, answer]:.0%}\n"
-                f"is {found.classes[shots.labels[i]]}",
-                fontsize=9,
-            )
-    figure.suptitle("the most certain mistakes: the model's answer, and what it is")
-    return figure
+def _shots(found: Findings, shots: Shots, name: str, title: str) -> Picture:
+    """Images with the model's answers, those that are wrong in another colour and corrected."""
+    rows = -(-len(shots.labels) // _COLUMNS)
+    (figure, axes), texts = _canvas(_COLUMNS, 1.4 * rows), []
+    for i, (image, label, probabilities) in enumerate(zip(*shots, strict=True)):
+        x, y = i % _COLUMNS, 1.4 * (i // _COLUMNS)
+        _tile(axes, x, y, image.transpose(1, 2, 0))
+        answer = int(probabilities.argmax())
+        text = f"{_short(found.classes[answer])} {probabilities[answer]:.0%}"
+        wrong = answer != label
+        axes.text(x, y + 0.97, text, va="top", color=ORANGE if wrong else INK, fontsize=9)
+        if wrong:
+            truth = f"is {_short(found.classes[label])}"
+            axes.text(x, y + 1.13, truth, va="top", color=SOFT, fontsize=9)
+        texts.append(f"{text}, {truth}" if wrong else text)
+    return Picture(name, title, f"The model's answers: {'; '.join(texts)}.", figure)
 
 
-def _kernels(found: Findings, number: int) -> Any:
+def _kernels(found: Findings, number: int) -> Picture:
+    """What layers make over one image: for each of them a row, and in it a map for each group."""
     groups = min(max(heat.values.shape[1] for heat in found.maps), _GROUPS)
-    rows = len(found.maps)
-    figure = _figure(1.5 * (groups + 1) + 1.6, 1.6 * rows + 0.9)
-    panels = figure.subplots(rows, groups + 1, squeeze=False)
-    for line, heat in zip(panels, found.maps, strict=True):
-        values = heat.values[number]  # (G, Ho, Wo)
-        low, high = np.percentile(values[:groups], (1, 99))
-        for axes in line:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        _show(line[0], found.mapped, number)
-        line[0].set_ylabel(heat.layer.replace(".involution", "").replace(".", " "), fontsize=10)
-        for g, axes in enumerate(line[1:]):
-            if heat is found.maps[0]:
-                axes.set_title(f"group {g}", fontsize=10)
-            axes.set_box_aspect(1)
-            if g >= len(values):
-                continue
-            image = axes.imshow(
-                values[g], cmap="viridis", vmin=low, vmax=high, interpolation="nearest"
-            )
-        bar = figure.colorbar(image, ax=list(line), pad=0.01, aspect=12)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8)
-    label = found.classes[found.mapped.labels[number]]
-    figure.suptitle(f"kernels made over an image ({label}): sum of each kernel's values, by group")
-    return figure
+    figure, axes = _canvas(groups + 2, len(found.maps) + 0.2)
+    for g in range(groups):
+        axes.text(g + 1 + _TILE / 2, 0.15, f"group {g}", ha="center", va="bottom")
+    for row, heat in enumerate(found.maps):
+        y = row + 0.2
+        values = heat.values[number][:groups]  # (G, Ho, Wo)
+        low, high = np.percentile(values, (1, 99))
+        _tile(axes, 0, y, found.mapped.images[number].transpose(1, 2, 0))
+        name = heat.layer.replace(".involution", "").replace(".", " ")
+        axes.text(-0.06, y + _TILE / 2, name, rotation=90, ha="right", va="center")
+        for g, value in enumerate(values):
+            _tile(axes, g + 1, y, value, vmin=low, vmax=high)
+        _tile(axes, groups + 1, y, np.linspace(1, 0, 64)[:, None], 0.08)
+        for place, limit in (y, high), (y + _TILE, low):
+            va = "top" if limit is high else "bottom"
+            axes.text(groups + 1.12, place, f"{limit:.2g}", va=va, fontsize=8)
+    label = _short(found.classes[found.mapped.labels[number]])
+    return Picture(
+        f"kernels-{number}",
+        f"Kernels made over an image of {label}: the sum of each kernel's values, by group",
+        f"An image of {label}, and heat maps over it of the kernels of {len(found.maps)} layers.",
+        figure,
+    )
 
 
-def _show(axes: Any, shots: Shots, number: int) -> None:
-    axes.imshow(shots.images[number].transpose(1, 2, 0), interpolation="nearest")
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """Axes for tiles: without a frame, of so many units, the first place at the top left."""
+    figure = _figure(1.25 * width, 1.25 * height)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _tile(
+    axes: Axes, x: float, y: float, image: Array, width: float = _TILE, **colours: Any
+) -> None:
+    axes.imshow(image, extent=(x, x + width, y + _TILE, y), aspect="auto", **colours)
+
+
+def _short(name: str) -> str:
+    """A name that fits beside an image; fonts have no control characters and no surrogates."""
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

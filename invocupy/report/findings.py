@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import nn
-from invocupy.arrays import device_of, on_device, to_device
+from invocupy.arrays import Array, device_of, on_device, to_device
 from invocupy.autograd import no_grad
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
-from invocupy.paths import existing, expand
+from invocupy.paths import AnyPath, existing, expand
 from invocupy.train import (
     DATASETS,
     Config,
@@ -46,7 +46,7 @@ class Shots(NamedTuple):
     labels: NDArray[np.int64]  # (n,)
     probabilities: NDArray[np.float64]  # (n, K)
 
-    def take(self, index: Any) -> Shots:
+    def take(self, index: Array | slice) -> Shots:
         """Those of the given numbers."""
         return Shots(self.images[index], self.labels[index], self.probabilities[index])
 
@@ -76,7 +76,7 @@ class Findings(NamedTuple):
 
 
 def gather(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     *,
     which: str = "best",
     involutions: Sequence[int] | None = None,
@@ -124,37 +124,42 @@ def gather(
     config, model, history = load_run(folder, which)
     # what was stopped between saving the best and the last has an epoch more in the best
     history = max(load_run(folder, "last")[2], history, key=len)
-    if not history:
-        raise CheckpointError(f"{folder} has no whole epoch to show: resume the run")
-    _check_rows(folder, history)
-    about = _machine(folder / "machine.json")
-    config = replace(config, device=device)
-    if data_dir is not None:
-        config = replace(config, data_dir=data_dir)
+    _check(folder, history)
+    machine = _machine(folder / "machine.json")
+    data_dir = config.data_dir if data_dir is None else data_dir
+    config = replace(config, device=device, data_dir=data_dir)
     names = involution_layers(model, involutions)
     dataset = DATASETS[config.dataset]
+    mean, std, classes = dataset.mean, dataset.std, len(dataset.classes)
     model.to(pick_device(device))
     images, labels = load_data(config, train=False)
-    mean, std = dataset.mean, dataset.std
     probabilities = predict(model, images, mean=mean, std=std, progress=progress)
     answers = probabilities.argmax(axis=1)
-    classes = len(dataset.classes)
-    confusion = np.bincount(labels * classes + answers, minlength=classes**2)
     shots = Shots(images, labels, probabilities)
     certainty = np.where(answers != labels, probabilities.max(axis=1), -1.0)
     worst = np.argsort(-certainty, kind="stable")[: min(_SHOWN, int((certainty >= 0).sum()))]
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
     return Findings(
-        os.fsencode(Path(folder).resolve().name).decode(errors="replace"), config, history,
-        about,
-        dataset.classes, len(images), float((answers == labels).mean()),
-        confusion.reshape(classes, classes),
-        shots.take(_of_many_classes(labels, _SHOWN)), shots.take(worst),
-        mapped, heat_maps(model, mapped.images, names, mean=mean, std=std),
-    )  # fmt: skip
+        name=os.fsencode(folder.resolve().name).decode(errors="replace"),
+        config=config,
+        history=history,
+        machine=machine,
+        classes=dataset.classes,
+        images=len(images),
+        accuracy=float((answers == labels).mean()),
+        confusion=np.bincount(labels * classes + answers, minlength=classes**2).reshape(
+            -1, classes
+        ),
+        samples=shots.take(_of_many_classes(labels, _SHOWN)),
+        mistakes=shots.take(worst),
+        mapped=mapped,
+        maps=heat_maps(model, mapped.images, names, mean=mean, std=std),
+    )
 
 
-def _check_rows(folder: Path, history: list[dict[str, Any]]) -> None:
+def _check(folder: Path, history: list[dict[str, Any]]) -> None:
+    if not history:
+        raise CheckpointError(f"{folder} has no whole epoch to show: resume the run")
     for row in history:
         for name in _NUMBERS:
             value = row.get(name, "missing")
@@ -181,13 +186,7 @@ def _machine(path: Path) -> dict[str, Any]:
 
 
 def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) -> list[str]:
-    """Names of a model's involution layers: the given ones, or up to four evenly over the depth.
-
-    Raises
-    ------
-    invocupy.train.ConfigError
-        If there is no layer of that number.
-    """
+    """Names of a model's involution layers: the given ones, or up to four evenly over the depth."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Involution)]
     if numbers is None:
         count = min(_LAYERS, len(names))

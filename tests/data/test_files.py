@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
@@ -50,6 +51,53 @@ def tiff(path: Path, content: bytes, bits: int, photometric: int = 1, sample: in
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, values.get(tag, v)) for tag, v in entries)
     head = b"II*\0" + struct.pack("<IH", 8, len(entries))
     path.write_bytes(head + directory + bytes(4) + content)
+
+
+def save(path: Path, pixels: Any, **options: Any) -> str:
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+    return str(path)
+
+
+def test_files_are_read_as_they_look(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 32, 3))
+    whole = read_image(save(tmp_path / "a.png", pixels))
+    assert whole.dtype == np.uint8
+    assert whole.flags.c_contiguous
+    np.testing.assert_array_equal(whole, pixels.transpose(2, 0, 1))
+    # four pixels become one, and what lies beside the middle square is cut off
+    large = np.repeat(np.repeat(pixels, 2, 0), 2, 1)
+    wide = np.concatenate([np.zeros((64, 7, 3)), large, np.zeros((64, 7, 3))], axis=1)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "b.png", wide)), whole)
+    clear = np.concatenate([pixels, np.zeros((32, 32, 1))], axis=2)
+    assert (read_image(save(tmp_path / "c.png", clear)) == 255).all()
+    grey = read_image(save(tmp_path / "d.png", pixels[..., 0]))
+    np.testing.assert_array_equal(grey, np.stack([pixels[..., 0]] * 3))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = read_image(save(tmp_path / "e.png", pixels, exif=exif))
+    np.testing.assert_array_equal(turned, whole[:, ::-1, ::-1])
+    assert read_image(save(tmp_path / "f.png", pixels[:5, :9])).shape == (3, 32, 32)
+
+
+def test_files_that_are_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(tmp_path / "a.png", np.zeros((40, 40, 3)))
+    cut, text = tmp_path / "cut.png", tmp_path / "text.png"
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(
+        noise, "png"
+    )
+    cut.write_bytes(noise.getvalue()[:-2000])
+    text.write_text("no image")
+    for path in (cut, text, tmp_path, tmp_path / "none.png"):
+        with pytest.raises(DataError, match=f"{path} cannot be read as an image") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for pixels in (999, 500):  # a warning, then an error of Pillow's
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+        with pytest.raises(DataError, match="exceeds limit"):
+            read_image(good)
 
 
 def levels(white: int) -> Any:
