@@ -141,7 +141,40 @@ def fused_involution(
     return out
 
 
-class Involution(nn.Module):
+class _Layer(nn.Module):
+    """What both layers share: sizes, the pool before the generator, and what the kernel does."""
+
+    def __init__(
+        self, channels: int, kernel_size: int, reduction_ratio: int, channels_per_group: int,
+        stride: int, dilation: int, fused: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if channels < 1 or channels % channels_per_group:
+            raise ValueError(f"channels must be a multiple of {channels_per_group}, got {channels}")
+        if not 1 <= reduction_ratio <= channels:
+            raise ValueError(
+                f"reduction_ratio must be between 1 and {channels}, got {reduction_ratio}"
+            )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
+        self.fused = fused
+        self.pool: nn.Module = nn.Identity()
+        if stride != 1:
+            self.pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+
+    def _involve(self, x: Tensor, features: Tensor, span: nn.Conv2d) -> Tensor:
+        """Involution by the kernel that the 1x1 convolution ``span`` makes of the features."""
+        size, options = self.kernel_size, {"stride": self.stride, "dilation": self.dilation}
+        if self.fused:
+            weight = span.weight.flatten(1)
+            return fused_involution(x, features, weight, span.bias, kernel_size=size, **options)
+        # (N, G*K*K, Ho, Wo) to (N, G, K, K, Ho, Wo)
+        kernel = span(features).unflatten(1, (span.out_channels // size**2, size, size))
+        return involution(x, kernel, **options)
+
+
+class Involution(_Layer):
     """The article's layer, to stand where its PyTorch class stands in a model.
 
     ``kernel = weights1(relu(BN(weights0(x))))``. State dicts have the article's names, in which
@@ -156,8 +189,7 @@ class Involution(nn.Module):
         A multiple of ``channels_per_group``.
     kernel_size : int
         Odd; padding keeps the size.
-    reduction_ratio, channels_per_group : int
-    stride, dilation : int
+    reduction_ratio, channels_per_group, stride, dilation : int
     fused : bool
         Whether the kernel is made on the fly and never stored: less memory, and on a GPU a slower
         backward pass.
@@ -185,12 +217,9 @@ class Involution(nn.Module):
         dilation: int = 1,
         fused: bool = False,
     ) -> None:
-        super().__init__()
-        _check_channels(channels, kernel_size, reduction_ratio, channels_per_group)
-        self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
-        self.fused = fused
+        sizes = channels, kernel_size, reduction_ratio, channels_per_group
+        super().__init__(*sizes, stride, dilation, fused)
         width, groups = channels // reduction_ratio, channels // channels_per_group
-        self.pool = _pool(stride)
         self.weights0 = nn.Conv2d(channels, width, 1)
         self.BN = nn.BatchNorm2d(width)
         self.weights1 = nn.Conv2d(width, kernel_size**2 * groups, 1)
@@ -200,15 +229,16 @@ class Involution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
         features = torch.relu(self.BN(self.weights0(self.pool(x))))
-        return _span(x, features, self.weights1, self)
+        return self._involve(x, features, self.weights1)
 
 
-class RedNetInvolution(nn.Module):
+class RedNetInvolution(_Layer):
     """The layer of the paper's RedNet code, with its parameter names (``conv1.conv.weight``).
 
-    The same as :class:`Involution`, but its first convolution has no bias, and its initial weights
-    are the RedNet code's: normal, with variance 2 / fan-out, and biases of 0. At odd sizes with a
-    stride, where the original fails, the pool before the generator is in ceil mode.
+    :class:`Involution` with 16 channels a group and reduction 4, but its first convolution has no
+    bias, and its initial weights are the RedNet code's: normal, with variance 2 / fan-out, and
+    biases of 0. At odd sizes with a stride, where the original fails, the pool before the generator
+    is in ceil mode.
 
     Parameters
     ----------
@@ -237,17 +267,12 @@ class RedNetInvolution(nn.Module):
     def __init__(
         self, channels: int, kernel_size: int, stride: int = 1, fused: bool = False
     ) -> None:
-        super().__init__()
-        _check_channels(channels, kernel_size, 4, 16)
-        self.kernel_size, self.stride, self.dilation = kernel_size, stride, 1
-        self.fused = fused
-        width, taps = channels // 4, kernel_size**2 * (channels // 16)
-        self.pool = _pool(stride)
+        super().__init__(channels, kernel_size, 4, 16, stride, 1, fused)
+        width = channels // 4
         reduce = nn.Conv2d(channels, width, 1, bias=False)
-        self.conv1 = nn.Sequential(
-            OrderedDict(conv=reduce, bn=nn.BatchNorm2d(width), activate=nn.ReLU())
-        )
-        span = nn.Conv2d(width, taps, 1)
+        span = nn.Conv2d(width, kernel_size**2 * (channels // 16), 1)
+        first = {"conv": reduce, "bn": nn.BatchNorm2d(width), "activate": nn.ReLU()}
+        self.conv1 = nn.Sequential(OrderedDict(first))
         self.conv2 = nn.Sequential(OrderedDict(conv=span))
         for convolution in (reduce, span):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -255,7 +280,7 @@ class RedNetInvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
-        return _span(x, self.conv1(self.pool(x)), self.conv2.conv, self)
+        return self._involve(x, self.conv1(self.pool(x)), self.conv2.conv)
 
 
 _NAMES = {"weights0.": "kernel_generator.0.", "BN.": "kernel_generator.1.",
@@ -286,32 +311,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return bool(one.isclose(other.to(one.device), rtol=0, atol=0, equal_nan=True).all())
-
-
-def _check_channels(channels: int, kernel_size: int, reduction: int, per_group: int) -> None:
-    if channels < 1 or channels % per_group:
-        raise ValueError(f"channels must be a multiple of {per_group}, got {channels}")
-    if not 1 <= reduction <= channels:
-        raise ValueError(f"reduction_ratio must be between 1 and {channels}, got {reduction}")
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-
-
-def _pool(stride: int) -> nn.Module:
-    if stride == 1:
-        return nn.Identity()
-    return nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
-
-
-def _span(x: Tensor, features: Tensor, span: Any, layer: Any) -> Tensor:
-    """Involution by the kernel that the 1x1 convolution ``span`` makes of the features."""
-    size, options = layer.kernel_size, {"stride": layer.stride, "dilation": layer.dilation}
-    if layer.fused:
-        weight = span.weight.flatten(1)
-        return fused_involution(x, features, weight, span.bias, kernel_size=size, **options)
-    # (N, G*K*K, Ho, Wo) to (N, G, K, K, Ho, Wo)
-    kernel = span(features).unflatten(1, (span.out_channels // size**2, size, size))
-    return involution(x, kernel, **options)
 
 
 def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ of nested transforms meets them, eager or compiled. An empty ``padding`` stands 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,40 +24,50 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from invocupy import backends
-from invocupy.arrays import contiguous, require_cupy
+from invocupy.arrays import Array, contiguous, require_cupy
 from invocupy.geometry import Geometry, fused_geometry
 
-_Plan = tuple[Geometry, tuple[Sequence[int], ...]]  # and the shapes of the results
-_Options = Sequence[int]
+_Ints = Sequence[int]
+_Plan = tuple[Geometry, tuple[_Ints, ...]]  # and the shapes of the results
 _library = torch.library.Library("invocupy", "FRAGMENT")
+_plans: dict[Any, Callable[..., _Plan]] = {}
 
 
-def _operator(name: str, arguments: str, plan: Callable[..., _Plan], results: int = 1) -> Any:
-    """Define ``invocupy::<name>``: tensors, then numbers, to new tensors, by a backend function."""
-    backward, count = arguments.startswith("Tensor grad"), arguments.count("Tensor")
+def _operator(plan: Callable[..., _Plan]) -> Any:
+    """Define ``invocupy::<name of the plan>``: its tensors and numbers to new tensors.
+
+    The backend function of this name computes them, into arrays of the shapes of the plan.
+    """
+    name, parameters = plan.__name__, inspect.signature(plan).parameters.values()
+    tensors = [p.name for p in parameters if p.annotation == "Tensor"]
+    several = name == "fused_grad_span"
 
     def prepare(*args: Any) -> tuple[Geometry, tuple[Tensor, ...]]:
         g, shapes = plan(*args)
-        if backward and tuple(args[0].shape) != g.out_shape:
+        if tensors[0] == "grad" and tuple(args[0].shape) != g.out_shape:
             raise ValueError(f"grad must have shape {g.out_shape}, got {tuple(args[0].shape)}")
         return g, tuple(args[0].new_empty(shape) for shape in shapes)
 
     def fake(*args: Any) -> Any:
         made = prepare(*args)[1]
-        return made if results > 1 else made[0]
+        return made if several else made[0]
 
     def run(*args: Any) -> Any:
         g, made = prepare(*args)
-        _run(name, args[:count], g, made)
-        return made if results > 1 else made[0]
+        _run(name, args[: len(tensors)], g, made)
+        return made if several else made[0]
 
-    options = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
-    returned = "Tensor" if results == 1 else f"({', '.join(['Tensor'] * results)})"
-    schema = f"{name}({arguments}, {options}) -> {returned}"
+    numbers = [p.name for p in parameters if p.annotation != "Tensor"][:-1]
+    arguments = [f"Tensor {tensor}" for tensor in tensors]
+    arguments += [f"SymInt[] {n}" for n in (*numbers, "stride", "padding", "dilation")]
+    returned = "(Tensor, Tensor, Tensor)" if several else "Tensor"
+    schema = f"{name}({', '.join(arguments)}) -> {returned}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, torch._disable_dynamo(run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"invocupy::{name}", fake, lib=_library)
-    return getattr(torch.ops.invocupy, name).default
+    operator = getattr(torch.ops.invocupy, name).default
+    _plans[operator] = plan
+    return operator
 
 
 def _run(name: str, inputs: Sequence[Tensor], g: Geometry, results: Sequence[Tensor]) -> None:
@@ -78,7 +89,7 @@ def _run(name: str, inputs: Sequence[Tensor], g: Geometry, results: Sequence[Ten
 
 
 @contextmanager
-def _arrays(device: torch.device) -> Iterator[Callable[[Tensor], Any]]:
+def _arrays(device: torch.device) -> Iterator[Callable[[Tensor], Array]]:
     """A function that views tensors as arrays, where work on them joins PyTorch's on the device."""
     if device.type == "cpu":
         yield lambda tensor: contiguous(tensor.numpy(), None)
@@ -99,162 +110,65 @@ def _arrays(device: torch.device) -> Iterator[Callable[[Tensor], Any]]:
         yield view
 
 
-def _read(stride: _Options, padding: _Options, dilation: _Options) -> tuple[Any, Any, Any]:
-    return stride, padding or "same", dilation
+def _geometry(make: Callable[..., Geometry], *arguments: Any, options: Sequence[Any]) -> Geometry:
+    stride, padding, dilation = options
+    return make(*arguments, stride, padding or "same", dilation)
 
 
-def _plan(x: Tensor, kernel: Tensor, *options: _Options) -> _Plan:
-    g = Geometry.of(x.shape, kernel.shape, *_read(*options))
+@_operator
+def forward(x: Tensor, kernel: Tensor, *options: _Ints) -> _Plan:
+    g = _geometry(Geometry.of, x.shape, kernel.shape, options=options)
     return g, (g.out_shape,)
 
 
-def _plan_grad_x(grad: Tensor, kernel: Tensor, size: _Options, *options: _Options) -> _Plan:
-    g = Geometry.of((*grad.shape[:2], *size), kernel.shape, *_read(*options))
+@_operator
+def grad_x(grad: Tensor, kernel: Tensor, size: _Ints, *options: _Ints) -> _Plan:
+    g = _geometry(Geometry.of, (*grad.shape[:2], *size), kernel.shape, options=options)
     return g, (g.x_shape,)
 
 
-def _plan_grad_kernel(grad: Tensor, x: Tensor, sizes: _Options, *options: _Options) -> _Plan:
-    kernel_shape = (x.shape[0], *sizes, *grad.shape[2:])
-    g = Geometry.of(x.shape, kernel_shape, *_read(*options))
+@_operator
+def grad_kernel(grad: Tensor, x: Tensor, sizes: _Ints, *options: _Ints) -> _Plan:
+    kernel_shape = x.shape[0], *sizes, *grad.shape[2:]
+    g = _geometry(Geometry.of, x.shape, kernel_shape, options=options)
     return g, (g.kernel_shape,)
 
 
-def _plan_fused(
-    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: Any, *options: _Options
+@_operator
+def fused_forward(
+    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, kernel_size: _Ints, *options: _Ints
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, bias.shape
-    g = fused_geometry(*shapes, size, *_read(*options))
+    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
     return g, (g.out_shape,)
 
 
-def _plan_fused_grad_x(
-    grad: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    image: _Options,
-    size: Any,
-    *options: _Options,
-) -> _Plan:
-    shapes = (*grad.shape[:2], *image), features.shape, weight.shape, bias.shape
-    g = fused_geometry(*shapes, size, *_read(*options))
+@_operator
+def fused_grad_x(
+    grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
+    size: _Ints, kernel_size: _Ints, *options: _Ints,
+) -> _Plan:  # fmt: skip
+    shapes = (*grad.shape[:2], *size), features.shape, weight.shape, bias.shape
+    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
     return g, (g.x_shape,)
 
 
-def _plan_fused_grad_span(
-    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: Any, *options: _Options
+@_operator
+def fused_grad_span(
+    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, kernel_size: _Ints, *options: _Ints
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, None
-    g = fused_geometry(*shapes, size, *_read(*options))
+    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
     return g, (features.shape, weight.shape, weight.shape[:1])
-
-
-forward = _operator("forward", "Tensor x, Tensor kernel", _plan)
-grad_x = _operator("grad_x", "Tensor grad, Tensor kernel, SymInt[] size", _plan_grad_x)
-grad_kernel = _operator("grad_kernel", "Tensor grad, Tensor x, SymInt[] sizes", _plan_grad_kernel)
-fused_forward = _operator(
-    "fused_forward",
-    "Tensor x, Tensor features, Tensor weight, Tensor bias, SymInt[] kernel_size",
-    _plan_fused,
-)
-fused_grad_x = _operator(
-    "fused_grad_x",
-    "Tensor grad, Tensor features, Tensor weight, Tensor bias, SymInt[] size, SymInt[] kernel_size",
-    _plan_fused_grad_x,
-)
-fused_grad_span = _operator(
-    "fused_grad_span",
-    "Tensor grad, Tensor x, Tensor features, Tensor weight, SymInt[] kernel_size",
-    _plan_fused_grad_span,
-    results=3,
-)
-
-
-def _backward(ctx: Any, wanted: Sequence[bool], grad: Tensor) -> tuple[Any, ...]:
-    x, kernel = ctx.saved_tensors
-    want_x, want_kernel = wanted
-    return (
-        grad_x(grad, kernel, x.shape[2:], *ctx.options) if want_x else None,
-        grad_kernel(grad, x, kernel.shape[1:4], *ctx.options) if want_kernel else None,
-    )
-
-
-def _backward_of_grad_x(ctx: Any, wanted: Sequence[bool], u: Tensor) -> tuple[Any, ...]:
-    (grad, kernel), options = ctx.saved_tensors, ctx.options[1:]
-    want_grad, want_kernel = wanted
-    return (
-        forward(u, kernel, *options) if want_grad else None,
-        grad_kernel(grad, u, kernel.shape[1:4], *options) if want_kernel else None,
-    )
-
-
-def _backward_of_grad_kernel(ctx: Any, wanted: Sequence[bool], v: Tensor) -> tuple[Any, ...]:
-    (grad, x), options = ctx.saved_tensors, ctx.options[1:]
-    want_grad, want_x = wanted
-    return (
-        forward(x, v, *options) if want_grad else None,
-        grad_x(grad, v, x.shape[2:], *options) if want_x else None,
-    )
-
-
-def _fused_backward(ctx: Any, wanted: Sequence[bool], grad: Tensor) -> tuple[Any, ...]:
-    x, features, weight, bias = ctx.saved_tensors
-    want_x, *want_span = wanted
-    of_x = of_span = None
-    if want_x:
-        of_x = fused_grad_x(grad, features, weight, bias, x.shape[2:], *ctx.options)
-    if any(want_span):
-        of_span = fused_grad_span(grad, x, features, weight, *ctx.options)
-    return of_x, *(of_span or (None, None, None))
-
-
-def _kernel(features: Tensor, weight: Tensor, bias: Tensor, size: _Options) -> Tensor:
-    """The kernel (N, G, Kh, Kw, Ho, Wo) that the span makes of the features."""
-    flat = torch.einsum("kf,nfhw->nkhw", weight, features) + bias[:, None, None]
-    return flat.unflatten(1, (weight.shape[0] // (size[0] * size[1]), *size))
-
-
-def _formula(
-    x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: _Options, *options: _Options
-) -> Tensor:
-    _plan_fused(x, features, weight, bias, size, *options)  # raises
-    out: Tensor = forward(x, _kernel(features, weight, bias, size), *options)
-    return out
-
-
-def _formula_of_grad_x(
-    grad: Tensor,
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    image: _Options,
-    size: _Options,
-    *options: _Options,
-) -> Tensor:
-    _plan_fused_grad_x(grad, features, weight, bias, image, size, *options)
-    out: Tensor = grad_x(grad, _kernel(features, weight, bias, size), image, *options)
-    return out
-
-
-def _formula_of_grad_span(
-    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: _Options, *options: _Options
-) -> tuple[Tensor, ...]:
-    _plan_fused_grad_span(grad, x, features, weight, size, *options)
-    groups = weight.shape[0] // (size[0] * size[1])
-    flat = grad_kernel(grad, x, (groups, *size), *options).flatten(1, 3)
-    return (
-        torch.einsum("nkhw,kf->nfhw", flat, weight),
-        torch.einsum("nkhw,nfhw->kf", flat, features),
-        flat.sum((0, 2, 3)),
-    )
 
 
 def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any = None) -> None:
     """Register the derivatives of an operator of ``count`` tensors and its rule for ``vmap``.
 
-    Where it has a ``formula``, tangents come from that, and gradients too if ``backward`` is None.
-    Where it has none, it is linear in each tensor. The first ``batched`` tensors have the batch
-    axis of the results.
+    ``backward(wanted, grad, *arguments)`` gives the gradients of the tensors. Where the operator
+    has a ``formula``, tangents come from that, and gradients too if ``backward`` is None. Where it
+    has none, it is linear in each tensor. The first ``batched`` tensors have the batch axis of the
+    results.
     """
 
     def below(keyset: Any, *args: Any) -> Any:
@@ -277,8 +191,8 @@ def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any
         @staticmethod
         @torch._disable_dynamo
         def backward(ctx: Any, *grads: Any) -> Any:
-            wanted = ctx.needs_input_grad[1 : 1 + count]
-            return None, *backward(ctx, wanted, *grads), *(None for _ in ctx.options)
+            wanted, arguments = ctx.needs_input_grad[1:], (*ctx.saved_tensors, *ctx.options)
+            return None, *backward(wanted, *grads, *arguments), *(None for _ in ctx.options)
 
         @staticmethod
         def jvp(ctx: Any, _: Any, *given: Any) -> Any:
@@ -298,6 +212,7 @@ def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any
         forwards = any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in tensors)
         backwards = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if formula and (forwards or (backwards and not backward)):
+            _plans[operator](*args)  # raises
             return formula(*args)
         if not (forwards or backwards):
             return below(keyset, *args)
@@ -335,9 +250,70 @@ def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any
     torch.library.register_vmap(operator, batch, lib=_library)
 
 
-_derive(forward, 2, 2, _backward)
-_derive(grad_x, 2, 2, _backward_of_grad_x)
-_derive(grad_kernel, 2, 2, _backward_of_grad_kernel)
-_derive(fused_forward, 4, 2, _fused_backward, _formula)
-_derive(fused_grad_x, 4, 2, None, _formula_of_grad_x)
-_derive(fused_grad_span, 4, 0, None, _formula_of_grad_span)
+def _bilinear(operator: Any, of_first: Callable[..., Any], of_second: Callable[..., Any]) -> None:
+    """Derive an operator of two tensors by ``(grad, first, second, *options)`` to a gradient."""
+
+    def backward(wanted: Sequence[bool], grad: Tensor, *arguments: Any) -> tuple[Any, ...]:
+        arguments = grad, *arguments[:2], *arguments[-3:]
+        return (
+            of_first(*arguments) if wanted[0] else None,
+            of_second(*arguments) if wanted[1] else None,
+        )
+
+    _derive(operator, 2, 2, backward)
+
+
+_bilinear(
+    forward,
+    lambda grad, x, kernel, *options: grad_x(grad, kernel, x.shape[2:], *options),
+    lambda grad, x, kernel, *options: grad_kernel(grad, x, kernel.shape[1:4], *options),
+)
+_bilinear(
+    grad_x,
+    lambda u, grad, kernel, *options: forward(u, kernel, *options),
+    lambda u, grad, kernel, *options: grad_kernel(grad, u, kernel.shape[1:4], *options),
+)
+_bilinear(
+    grad_kernel,
+    lambda v, grad, x, *options: forward(x, v, *options),
+    lambda v, grad, x, *options: grad_x(grad, v, x.shape[2:], *options),
+)
+
+
+def _fused_backward(
+    wanted: Sequence[bool], grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, bias: Tensor,
+    *options: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    of_x = of_span = None
+    if wanted[0]:
+        of_x = fused_grad_x(grad, features, weight, bias, x.shape[2:], *options)
+    if any(wanted[1:4]):
+        of_span = fused_grad_span(grad, x, features, weight, *options)
+    return of_x, *(of_span or (None, None, None))
+
+
+def _kernel(features: Tensor, weight: Tensor, bias: Tensor, size: _Ints) -> Tensor:
+    """The kernel (N, G, Kh, Kw, Ho, Wo) that the span makes of the features."""
+    flat = torch.einsum("kf,nfhw->nkhw", weight, features) + bias[:, None, None]
+    return flat.unflatten(1, (weight.shape[0] // (size[0] * size[1]), *size))
+
+
+def _grad_span(
+    grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: _Ints, *options: _Ints
+) -> tuple[Tensor, ...]:
+    groups = weight.shape[0] // (size[0] * size[1])
+    flat = grad_kernel(grad, x, (groups, *size), *options).flatten(1, 3)
+    return (
+        torch.einsum("nkhw,kf->nfhw", flat, weight),
+        torch.einsum("nkhw,nfhw->kf", flat, features),
+        flat.sum((0, 2, 3)),
+    )
+
+
+_derive(fused_forward, 4, 2, _fused_backward, lambda x, features, weight, bias, size, *options: (
+    forward(x, _kernel(features, weight, bias, size), *options)
+))  # fmt: skip
+_derive(fused_grad_x, 4, 2, None, lambda grad, features, weight, bias, image, size, *options: (
+    grad_x(grad, _kernel(features, weight, bias, size), image, *options)
+))  # fmt: skip
+_derive(fused_grad_span, 4, 0, None, _grad_span)
