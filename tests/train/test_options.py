@@ -1,4 +1,4 @@
-"""What a run can be asked for: schedules, clipping, averages, parts of batches, hooks, files."""
+"""What a run can be asked for: schedules, clipping, parts of batches, hooks."""
 
 from __future__ import annotations
 
@@ -9,30 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from runs import PLAIN
 
-from invocupy import checkpoint, data, nn, optim
-from invocupy.cli import main
+from invocupy import data, nn, optim
 from invocupy.models import SimpleModel
 from invocupy.train import (
-    DATASETS,
     Config,
-    ConfigError,
     Evaluation,
     augmentation,
-    build,
-    evaluate,
     fit,
     load_data,
     load_run,
     loop,
     rate,
-    read_settings,
 )
 from invocupy.train.average import Average
-
-# no involution: nothing to compile; 2 epochs of 3 steps, the last one of 10 images
-TINY = Config(layers=0, epochs=2, batch_size=20, limit=50, device="cpu")
-
 
 # ------------------------------------------------------------------------- schedules and the update
 
@@ -109,11 +100,11 @@ def test_gradients_are_clipped_before_the_update() -> None:
     def note(model: nn.Module, sgd: optim.SGD) -> None:
         norms.append(float(np.sqrt(sum((p.grad**2).sum() for p in sgd.params))))
 
-    fit(replace(TINY, clip_norm=0.125), before_update=note)
+    fit(replace(PLAIN, clip_norm=0.125), before_update=note)
     assert len(norms) == 6
     np.testing.assert_allclose(norms, 0.125, rtol=1e-5)
     norms.clear()
-    fit(TINY, before_update=note)
+    fit(PLAIN, before_update=note)
     assert min(norms) > 0.125
 
 
@@ -136,7 +127,7 @@ def first_gradients(config: Config) -> dict[str, Any]:
 @pytest.mark.parametrize("parts", [2, 3, 7, 20])
 def test_parts_of_a_batch_make_the_gradient_of_the_whole(parts: int) -> None:
     """Also of the last batch, of 10 images, whose parts have other sizes."""
-    config = replace(TINY, epochs=1, lr=1e-6, label_smoothing=0.1)
+    config = replace(PLAIN, epochs=1, lr=1e-6, label_smoothing=0.1)
     whole, cut = first_gradients(config), first_gradients(replace(config, accumulate=parts))
     assert whole.keys() == cut.keys()
     for name, grad in whole.items():
@@ -146,7 +137,7 @@ def test_parts_of_a_batch_make_the_gradient_of_the_whole(parts: int) -> None:
 
 
 def test_parts_of_a_batch_report_the_same_losses() -> None:
-    config = replace(TINY, epochs=1)
+    config = replace(PLAIN, epochs=1)
     (one,), (cut,) = fit(config), fit(replace(config, accumulate=3))
     assert cut["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
     assert cut["train_accuracy"] == one["train_accuracy"]
@@ -155,57 +146,9 @@ def test_parts_of_a_batch_report_the_same_losses() -> None:
 
 def test_batch_norm_sees_the_parts() -> None:
     model = SimpleModel(num_layers=1, rng=0)
-    fit(replace(TINY, layers=1, epochs=1, accumulate=2), model=model)
+    fit(replace(PLAIN, layers=1, epochs=1, accumulate=2), model=model)
     tracked = {int(b) for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
     assert tracked == {2 + 2 + 1}  # the last batch of 10 images is one part of up to 10
-
-
-# ------------------------------------------------------------------------ averaged weights
-
-
-def test_averages_follow_the_formula_and_are_what_is_used(tmp_path: Path) -> None:
-    config = replace(TINY, layers=1, ema=0.5, lr=0.05)
-    model = build(config)
-    wanted = {name: array.astype(np.float64) for name, array in model.state_dict().items()}
-    count = 0
-
-    def take_in() -> None:
-        nonlocal count
-        count += 1
-        keep = min(0.5, (1 + count) / (10 + count))
-        for name, array in model.state_dict().items():
-            wanted[name] = wanted[name] * keep + array * (1 - keep)
-            if "num_batches" in name:
-                wanted[name] = array
-
-    history = fit(
-        config, tmp_path, model=model, progress=lambda now: take_in() if now.row is None else None
-    )
-    assert count == 6
-    _, averaged, _ = load_run(tmp_path, "last")
-    for name, array in averaged.state_dict().items():
-        np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-7, err_msg=name)
-        np.testing.assert_array_equal(array, model.state_dict()[name])  # what fit leaves
-    dataset = DATASETS[config.dataset]
-    test = load_data(config, train=False)
-    result = evaluate(averaged, *test, mean=dataset.mean, std=dataset.std)
-    assert result.loss == history[-1]["test_loss"]
-    arrays, _ = checkpoint.load(tmp_path / "last.safetensors")
-    apart = [
-        name for name in wanted
-        if not np.array_equal(arrays[f"model.{name}"], arrays[f"average.{name}"])
-    ]  # fmt: skip
-    assert len(apart) > len(wanted) / 2
-
-
-def test_averaging_does_not_change_the_training(tmp_path: Path) -> None:
-    fit(TINY, tmp_path / "plain")
-    fit(replace(TINY, ema=0.9), tmp_path / "averaged")
-    plain, averaged = (
-        checkpoint.load(tmp_path / name / "last.safetensors")[0] for name in ("plain", "averaged")
-    )
-    for name, array in plain.items():
-        np.testing.assert_array_equal(averaged[name], array)
 
 
 # ------------------------------------------------------------------------ early stopping
@@ -219,7 +162,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
 
 def test_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores(monkeypatch, 0.2, 0.4, 0.3, 0.4, 0.9)
-    config = replace(TINY, epochs=10, patience=2)
+    config = replace(PLAIN, epochs=10, patience=2)
     history = fit(config, tmp_path)
     assert [row["test_accuracy"] for row in history] == [0.2, 0.4, 0.3, 0.4]
     assert fit(config, tmp_path, resume=True) == history  # stopped is stopped
@@ -235,7 +178,7 @@ def test_after_epoch_adds_to_the_line_and_stops_the_run(tmp_path: Path) -> None:
         row["largest_weight"] = float(max(np.abs(p.data).max() for p in model.parameters()))
         return row["epoch"] == 2
 
-    history = fit(replace(TINY, epochs=5), tmp_path, after_epoch=note)
+    history = fit(replace(PLAIN, epochs=5), tmp_path, after_epoch=note)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == history
     assert [row["epoch"] for row in lines] == [1, 2]
@@ -275,7 +218,7 @@ def test_cutout_changes_the_training_data_only(monkeypatch: pytest.MonkeyPatch) 
             yield x, labels
 
     monkeypatch.setattr(data.Batches, "epoch", noted)
-    fit(replace(TINY, epochs=1, cutout=8))
+    fit(replace(PLAIN, epochs=1, cutout=8))
     assert len(seen) == 3 + 1
     assert seen.count(-1.0) == 1
 
@@ -283,68 +226,9 @@ def test_cutout_changes_the_training_data_only(monkeypatch: pytest.MonkeyPatch) 
 # ------------------------------------------------------------------------ settings files
 
 
-def test_settings_files(tmp_path: Path) -> None:
-    toml = tmp_path / "a.toml"
-    toml.write_text(
-        'layers = 0\nbatch-size = 8 # small\nmilestones = [0.1, 0.5]\ndataset="cifar10"'
-    )
-    settings = read_settings(toml)
-    assert Config(**settings) == Config(
-        layers=0, batch_size=8, milestones=(0.1, 0.5), dataset="cifar10"
-    )
-    saved = tmp_path / "config.json"
-    saved.write_text(TINY.to_json())
-    assert Config(**read_settings(saved)) == TINY
-    for text, words in (
-        ("layers", "must be TOML"),
-        ("colour = 1\nshape = 2", "a.toml has colour, shape, but only these settings exist: "),
-        ("[train]\nlayers = 1", "a.toml has train, but only"),
-    ):
-        toml.write_text(text)
-        with pytest.raises(ConfigError, match=words):
-            read_settings(toml)
-    saved.write_text("[]")
-    with pytest.raises(ConfigError, match="must be a JSON object"):
-        read_settings(saved)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_settings(tmp_path / "none.toml")
-
-
-def test_flags_win_over_smoke_and_smoke_over_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("a.toml").write_text('layers = 0\nepochs = 7\nbatch_size = 99\nlr = 0.5\ndevice = "cpu"')
-    arguments = ["train", "--config", "a.toml", "--smoke", "--lr", "0.001", "--json", "--out", "r"]
-    assert main(arguments) == 0
-    wanted = Config(layers=0, epochs=1, batch_size=16, limit=64, lr=0.001, device="cpu")
-    printed = json.loads(capsys.readouterr().out)["config"]
-    assert Config(**printed) == wanted == Config.from_json(Path("r/config.json").read_text())
-    assert main(["train", "--config", "none.toml"]) == 2
-    assert "config none.toml cannot be read" in capsys.readouterr().err
-    Path("a.toml").write_text("layers = 'two'")
-    assert main(["train", "--config", "a.toml"]) == 2
-    assert "layers must be of type int, got 'two'" in capsys.readouterr().err
-
-
-def test_runs_from_before_these_settings_are_read_and_go_on(tmp_path: Path) -> None:
-    fit(TINY, tmp_path)
-    later = {
-        "accumulate", "decay_biases", "clip_norm", "milestones", "drop", "ema", "patience",
-        "cutout", "overfit", "recompute",
-    }  # fmt: skip
-    for which in ("best", "last"):
-        path = tmp_path / f"{which}.safetensors"
-        arrays, info = checkpoint.load(path)
-        info["config"] = {k: v for k, v in info["config"].items() if k not in later}
-        checkpoint.save(path, arrays, info)
-    assert load_run(tmp_path)[0] == TINY
-    assert len(fit(replace(TINY, epochs=3, recompute=False), tmp_path, resume=True)) == 3
-
-
 @pytest.mark.gpu
 def test_all_options_on_the_gpu(tmp_path: Path) -> None:
-    config = replace(TINY, ema=0.9, clip_norm=1.0, accumulate=2, cutout=8, decay_biases=False)
+    config = replace(PLAIN, ema=0.9, clip_norm=1.0, accumulate=2, cutout=8, decay_biases=False)
     here, there = fit(config), fit(replace(config, device="cuda"), tmp_path)
     for one, other in zip(here, there, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
@@ -398,5 +282,5 @@ def test_clipping_and_averaging_read_nothing() -> None:
 
 def test_testing_is_told() -> None:
     seen: list[tuple[int, int]] = []
-    fit(replace(TINY, limit=600, epochs=1), testing=lambda *done: seen.append(done))
+    fit(replace(PLAIN, limit=600, epochs=1), testing=lambda *done: seen.append(done))
     assert seen == [(1, 3), (2, 3), (3, 3)]
