@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from invocupy.backends.cpu import threads
+from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.blocks import product_block
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
 
 _COPIED = 1 << 26  # bytes: more than a cache holds
@@ -21,30 +22,37 @@ _V = VECTOR_BYTES // 4
 _TURNS = 2000
 
 
+class _Multiply(NamedTuple):
+    block: int  # address of the micro-kernel
+    turns: int
+
+
+class _Copy(NamedTuple):
+    source: Any
+    target: Any
+
+
 @jit
-def _multiply(tasks: int, scratch: int, counter: int, block: int, turns: int) -> None:
+def _multiply(task: int, turn: int, scratch: int, words: int) -> None:
     """Multiply-adds of vectors that stay in L1."""
-    while next_task(counter) < tasks:
-        for _ in range(turns):
-            call(block, (64, scratch, 0, scratch, 0, scratch + 4096, 64))
+    call_ = read(words, _Multiply)
+    for _ in range(call_.turns):
+        call(call_.block, (64, scratch, 0, scratch, 0, scratch + 4096, 64))
 
 
 @jit
-def _copy(tasks: int, scratch: int, counter: int, source: int, target: int) -> None:
-    """A chunk after another."""
-    while True:
-        task = next_task(counter)
-        if task >= tasks:
-            return
-        start = task * _CHUNK
-        read, written = pointer(source + start, 64), pointer(target + start, 64)
-        for i in range(_CHUNK // 8):
-            written[i] = read[i]
+def _copy(task: int, turn: int, scratch: int, words: int) -> None:
+    """A chunk."""
+    call_, start = read(words, _Copy), task * _CHUNK
+    seen, written = pointer(call_.source + start, 64), pointer(call_.target + start, 64)
+    for i in range(_CHUNK // 8):
+        written[i] = seen[i]
 
 
 def spin(number: int, turns: int = _TURNS) -> None:
     """Keep ``number`` cores busy for some milliseconds: a core that slept is slow at first."""
-    launch(_multiply, 8 * number, 1 << 30, 1 << 16, product_block(_A, _B, 1, _V, 32), turns)
+    block = product_block(_A, _B, 1, _V, 32)
+    launch(_multiply, 8 * number, 1 << 30, 1 << 16, _Multiply(block, turns))
 
 
 def _best(call: Callable[[], Any], rounds: int = 7) -> float:
@@ -62,7 +70,7 @@ def measure(number: int) -> dict[str, float]:
     threads.set_num_threads(number)
     source, target = np.ones(_COPIED, np.uint8), np.zeros(_COPIED, np.uint8)
     spin(number)
-    copied = _best(lambda: launch(_copy, _COPIED // _CHUNK, _COPIED, 0, source, target))
+    copied = _best(lambda: launch(_copy, _COPIED // _CHUNK, _COPIED, 0, _Copy(source, target)))
     multiplied = _best(lambda: spin(number))
     threads.set_num_threads(before)
     products = 8 * number * _TURNS * 64 * _A * _B * _V

@@ -8,13 +8,15 @@ sizes alone: each segment of a plane by itself, segments and images then added b
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch, plus
+from invocupy.backends.cpu.access import plus, pointer, read
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.reference.batch_norm import coefficients as coefficients
 from invocupy.backends.reference.batch_norm import fold as fold
 from invocupy.backends.reference.batch_norm import running as running
@@ -22,6 +24,17 @@ from invocupy.backends.reference.batch_norm import running as running
 _ZERO = {32: np.float32(0), 64: np.float64(0)}  # an int would be compared in float64
 _SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a second look
 _TASK = 1 << 15  # elements a thread takes at least: two that walk side by side slow each other down
+
+
+_Moments = namedtuple("_Moments", "x parts channels pixels count each")
+
+_Forward = namedtuple("_Forward", "x scale shift added out channels pixels count each")
+
+
+_Sums = namedtuple("_Sums", "grad x out mean parts channels pixels count each")
+
+
+_Grad = namedtuple("_Grad", "grad x out a b c grad_x grad_residual channels pixels count each")
 
 
 def moments(x: Any, mean: Any, var: Any) -> None:
@@ -70,35 +83,33 @@ def _launch(kernel: Any, x: Any, arguments: tuple[Any, ...], arrays: int) -> Non
     pixels = height * width
     count = batch * channels * -(-pixels // _SEGMENT)
     each = -(-_TASK // min(pixels, _SEGMENT))
-    launch(kernel, -(-count // each), arrays * x.size, 0, *arguments, channels, pixels, count, each)
+    call = *arguments, channels, pixels, count, each
+    launch(kernel, -(-count // each), arrays * x.size, 0, call)
 
 
 @cache
 def _moments(bits: int) -> Any:
     @jit
-    def kernel(tasks, scratch, counter, x, parts, channels, pixels, count, each):
+    def body(task, turn, scratch, words):
+        x, parts, _, pixels, count, each = read(words, _Moments)
         x, parts = pointer(x, bits), pointer(parts, 64)
         segments = -(-pixels // _SEGMENT)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            for item in range(task * each, min(task * each + each, count)):
-                row, segment = divmod(item, segments)
-                first = row * pixels + segment * _SEGMENT
-                last = min(first + _SEGMENT, row * pixels + pixels)
-                total = 0.0
-                for i in range(first, last):
-                    total = plus(total, np.float64(x[i]))
-                mean = total / (last - first)
-                square = 0.0
-                for i in range(first, last):
-                    apart = np.float64(x[i]) - mean
-                    square = plus(square, apart * apart)
-                parts[item] = mean
-                parts[count + item] = square
+        for item in range(task * each, min(task * each + each, count)):
+            row, segment = divmod(item, segments)
+            first = row * pixels + segment * _SEGMENT
+            last = min(first + _SEGMENT, row * pixels + pixels)
+            total = 0.0
+            for i in range(first, last):
+                total = plus(total, np.float64(x[i]))
+            mean = total / (last - first)
+            square = 0.0
+            for i in range(first, last):
+                apart = np.float64(x[i]) - mean
+                square = plus(square, apart * apart)
+            parts[item] = mean
+            parts[count + item] = square
 
-    return kernel
+    return body
 
 
 @cache
@@ -106,27 +117,24 @@ def _forward(bits: int, residual: bool, relu: bool) -> Any:
     zero = _ZERO[bits]
 
     @jit
-    def kernel(tasks, scratch, counter, x, scale, shift, added, out, channels, pixels, count, each):
+    def body(task, turn, scratch, words):
+        x, scale, shift, added, out, channels, pixels, count, each = read(words, _Forward)
         x, added, out = pointer(x, bits), pointer(added, bits), pointer(out, bits)
         scale, shift = pointer(scale, bits), pointer(shift, bits)
         segments = -(-pixels // _SEGMENT)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            for item in range(task * each, min(task * each + each, count)):
-                row, segment = divmod(item, segments)
-                a, b = scale[row % channels], shift[row % channels]
-                first = row * pixels + segment * _SEGMENT
-                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                    y = a * x[i] + b
-                    if residual:
-                        y += added[i]
-                    if relu:
-                        y = zero if y <= zero else y  # NaN stays NaN
-                    out[i] = y
+        for item in range(task * each, min(task * each + each, count)):
+            row, segment = divmod(item, segments)
+            a, b = scale[row % channels], shift[row % channels]
+            first = row * pixels + segment * _SEGMENT
+            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                y = a * x[i] + b
+                if residual:
+                    y += added[i]
+                if relu:
+                    y = zero if y <= zero else y  # NaN stays NaN
+                out[i] = y
 
-    return kernel
+    return body
 
 
 @cache
@@ -134,29 +142,26 @@ def _grad_sums(bits: int, masked: bool) -> Any:
     zero = _ZERO[bits]
 
     @jit
-    def kernel(tasks, scratch, counter, grad, x, out, mean, parts, channels, pixels, count, each):
+    def body(task, turn, scratch, words):
+        grad, x, out, mean, parts, channels, pixels, count, each = read(words, _Sums)
         grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
         mean, parts = pointer(mean, bits), pointer(parts, 64)
         segments = -(-pixels // _SEGMENT)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            for item in range(task * each, min(task * each + each, count)):
-                row, segment = divmod(item, segments)
-                middle = np.float64(mean[row % channels])
-                first = row * pixels + segment * _SEGMENT
-                total = total_x = 0.0
-                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                    h = np.float64(grad[i])
-                    if masked:
-                        h = h if out[i] > zero else 0.0
-                    total = plus(total, h)
-                    total_x = plus(total_x, h * (np.float64(x[i]) - middle))
-                parts[item] = total
-                parts[count + item] = total_x
+        for item in range(task * each, min(task * each + each, count)):
+            row, segment = divmod(item, segments)
+            middle = np.float64(mean[row % channels])
+            first = row * pixels + segment * _SEGMENT
+            total = total_x = 0.0
+            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                h = np.float64(grad[i])
+                if masked:
+                    h = h if out[i] > zero else 0.0
+                total = plus(total, h)
+                total_x = plus(total_x, h * (np.float64(x[i]) - middle))
+            parts[item] = total
+            parts[count + item] = total_x
 
-    return kernel
+    return body
 
 
 @cache
@@ -164,29 +169,25 @@ def _grad_x(bits: int, masked: bool, residual: bool) -> Any:
     zero = _ZERO[bits]
 
     @jit
-    def kernel(
-        tasks, scratch, counter, grad, x, out, a, b, c, grad_x, grad_residual, channels, pixels,
-        count, each,
-    ):  # fmt: skip
+    def body(task, turn, scratch, words):
+        (
+            grad, x, out, a, b, c, grad_x, grad_residual, channels, pixels, count, each,
+        ) = read(words, _Grad)  # fmt: skip
         grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
         grad_x, grad_residual = pointer(grad_x, bits), pointer(grad_residual, bits)
         a, b, c = pointer(a, bits), pointer(b, bits), pointer(c, bits)
         segments = -(-pixels // _SEGMENT)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            for item in range(task * each, min(task * each + each, count)):
-                row, segment = divmod(item, segments)
-                k = row % channels
-                a_, b_, c_ = a[k], b[k], c[k]
-                first = row * pixels + segment * _SEGMENT
-                for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                    h = grad[i]
-                    if masked:
-                        h = h if out[i] > zero else zero
-                    grad_x[i] = a_ * h + b_ * x[i] + c_
-                    if residual:
-                        grad_residual[i] = h
+        for item in range(task * each, min(task * each + each, count)):
+            row, segment = divmod(item, segments)
+            k = row % channels
+            a_, b_, c_ = a[k], b[k], c[k]
+            first = row * pixels + segment * _SEGMENT
+            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
+                h = grad[i]
+                if masked:
+                    h = h if out[i] > zero else zero
+                grad_x[i] = a_ * h + b_ * x[i] + c_
+                if residual:
+                    grad_residual[i] = h
 
-    return kernel
+    return body

@@ -11,18 +11,19 @@ and used up at once.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.cpu.access import Record, address, pointer, read
 from invocupy.backends.cpu.blocks import gather_block
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pack import clear
-from invocupy.backends.cpu.planes import TILE, bands_of, planes, steps_of, unpacking, up
+from invocupy.backends.cpu.planes import TILE, Bands, bands_of, planes, steps_of, up
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import BYTES, ROWS, VECTORS, product
-from invocupy.backends.cpu.threads import address
 from invocupy.backends.cpu.vector import call
 from invocupy.backends.far import near_block
 from invocupy.backends.memory import empty
@@ -52,9 +53,12 @@ class _Job(NamedTuple):
     tasks: int
     sizes: _Sizes
     weights: int  # numbers, folded
-    tables: Fixed  # bands and sizes, micro-kernels, steps of the taps
+    tables: tuple[Any, ...]  # bands and sizes, micro-kernels, steps of the taps
     scratch: int  # bytes
     work: int
+
+
+_Forward = namedtuple("_Forward", "bands sizes code steps x weights relu out")
 
 
 def forward(
@@ -70,7 +74,8 @@ def forward(
         len(parameters[0]), *job.sizes, address(weights), *map(address, parameters),
         *map(address, moments), *map(float, eps),
     )  # fmt: skip
-    launch(_forward(bits), job.tasks, job.work, job.scratch, job.tables, x, weights, int(relu), out)
+    call = _Forward(*job.tables, x, weights, int(relu), out)
+    launch(_forward(bits), job.tasks, job.work, job.scratch, call)
 
 
 @lru_cache(maxsize=512)
@@ -85,11 +90,10 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
     number = 2 * inputs + sizes.feature_rows + g.channels + sizes.input_rows - inputs
     bands = bands_of(g, size, number, _TASKS)
     groups = np.arange(g.groups)[:, None] * inputs * bands.plane
-    tables = Fixed(
-        np.array([*bands, *sizes], np.int64),
-        np.array(
-            [gather_block(1, sizes.at_once, VECTORS, 0, 0, BYTES // size, 8 * size)], np.int64
-        ),
+    tables = (
+        Record(bands),
+        Record(sizes),
+        gather_block(1, sizes.at_once, VECTORS, 0, 0, BYTES // size, 8 * size),
         (groups + steps_of(g, size, bands)).ravel(),
     )
     tiles = (hidden + sizes.kernel_rows) * TILE
@@ -178,7 +182,7 @@ def _fold(bits: int) -> Any:
 
 @cache
 def _forward(bits: int) -> Any:
-    lay, read, size = planes(bits).lay, unpacking(_Sizes), bits // 8
+    lay, size = planes(bits).lay, bits // 8
     multiply, affine, rectified = product(bits, 0, 0), product(bits, 1, 0), product(bits, 1, 2)
     zero = np.dtype(f"f{size}").type(0)
     V, tile, vector = BYTES // size, TILE, BYTES
@@ -209,9 +213,9 @@ def _forward(bits: int) -> Any:
                     held[i] = passed[i] + (total[i] + shift)
 
     @jit
-    def kernel(tasks, scratch, counter, tables, x, weights, relu, out):
-        numbers, code, steps = tables
-        b, z = read(numbers)
+    def body(task, turn, scratch, words):
+        bands, sizes, code, steps, x, weights, relu, out = read(words, _Forward)
+        b, z = read(bands, Bands), read(sizes, _Sizes)
         reduce = weights + z.hidden * (z.inputs + 1) * size
         project = reduce + z.feature_rows * (z.hidden + 1) * size
         span = project + z.input_rows * z.hidden * size
@@ -224,40 +228,36 @@ def _forward(bits: int) -> Any:
         result = features + z.feature_rows * b.plane
         shares = result + z.inputs * b.plane
         inner = b.lead + b.halo * b.row
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            n, band = divmod(task, b.number)
-            start = b.height * band // b.number
-            rows = b.height * (band + 1) // b.number - start
-            image = n * z.inputs * b.pixels * size
-            lay(seen, x + image, z.inputs, start, rows, b)
-            top = max(b.halo - start, 0)
-            bottom = min(rows + 2 * b.halo, b.height - start + b.halo)
-            for at in range(b.lead + top * b.row, b.lead + bottom * b.row, tile):
-                rectified(z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
-                rectified(z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane)
-                for j in range(z.groups):
-                    multiply(
-                        depth, project + j * z.input_rows * depth * size, z.input_rows,
-                        hidden + j * depth * tile, tile, shares + j * z.inputs * b.plane + at,
-                        b.plane,
-                    )  # fmt: skip
-            between(shares, z.groups * z.inputs, top, bottom, b)
-            for at in range(inner, inner + rows * b.row, tile):
-                affine(z.features, span, z.kernel_rows, features + at, b.plane, taps, tile)
-                for p in range(0, z.inputs, P):
-                    c = min(p, z.inputs - P)
-                    call(code[0], (
-                        shares + c * b.plane + at, b.plane, vector, steps.ctypes.data, 8, z.taps,
-                        taps, tile, result + c * b.plane + at, b.plane, vector, V,
-                    ))  # fmt: skip
-            for c in range(z.inputs):
-                place = c * b.plane + inner
-                finish(
-                    out + image + (c * b.pixels + start * b.width) * size, result + place,
-                    seen + place, shifts[c], relu, rows, b,
+        n, band = divmod(task, b.number)
+        start = b.height * band // b.number
+        rows = b.height * (band + 1) // b.number - start
+        image = n * z.inputs * b.pixels * size
+        lay(seen, x + image, z.inputs, start, rows, b)
+        top = max(b.halo - start, 0)
+        bottom = min(rows + 2 * b.halo, b.height - start + b.halo)
+        for at in range(b.lead + top * b.row, b.lead + bottom * b.row, tile):
+            rectified(z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
+            rectified(z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane)
+            for j in range(z.groups):
+                multiply(
+                    depth, project + j * z.input_rows * depth * size, z.input_rows,
+                    hidden + j * depth * tile, tile, shares + j * z.inputs * b.plane + at,
+                    b.plane,
                 )  # fmt: skip
+        between(shares, z.groups * z.inputs, top, bottom, b)
+        for at in range(inner, inner + rows * b.row, tile):
+            affine(z.features, span, z.kernel_rows, features + at, b.plane, taps, tile)
+            for p in range(0, z.inputs, P):
+                c = min(p, z.inputs - P)
+                call(code, (
+                    shares + c * b.plane + at, b.plane, vector, steps, 8, z.taps,
+                    taps, tile, result + c * b.plane + at, b.plane, vector, V,
+                ))  # fmt: skip
+        for c in range(z.inputs):
+            place = c * b.plane + inner
+            finish(
+                out + image + (c * b.pixels + start * b.width) * size, result + place,
+                seen + place, shifts[c], relu, rows, b,
+            )  # fmt: skip
 
-    return kernel
+    return body

@@ -12,17 +12,19 @@ take the gradient of the kernel.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.blocks import contract_block, gather_block
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import Fixed, launch
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pack import clear
-from invocupy.backends.cpu.planes import bands_of, planes, steps_of, unpacking, up
+from invocupy.backends.cpu.planes import Bands, bands_of, planes, steps_of, up
 from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import (
     BYTES,
     COLUMNS,
@@ -64,10 +66,22 @@ class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     sizes: _Sizes
-    tables: Fixed  # bands and sizes, micro-kernels, steps of the taps forth and back, their planes
+    tables: tuple[
+        Any, ...
+    ]  # bands and sizes, micro-kernels, steps of the taps forth and back, their planes
     forward: int  # bytes of scratch
     backward: int
     work: int
+
+
+_Forward = namedtuple(
+    "_Forward", "bands sizes code shifts back places x z scale shift weight offset out"
+)
+_Backward = namedtuple(
+    "_Backward",
+    "bands sizes code shifts back places grad x z scale shift weight turned grad_x grad_z "
+    "sums parts",
+)
 
 
 @bounded("oooowwo", "o", same=True)
@@ -79,7 +93,7 @@ def forward(
     job = _job(g, x.itemsize, z.shape[1])
     launch(
         _forward(8 * x.itemsize), job.sizes.units, job.work, job.forward,
-        job.tables, x, z, scale, shift, packed(weight, bias), offset, out,
+        _Forward(*job.tables, x, z, scale, shift, packed(weight, bias), offset, out),
     )  # fmt: skip
 
 
@@ -95,8 +109,10 @@ def backward(
     sums = np.empty((parts, s.taps, s.features + 1), np.float64)
     launch(
         _backward(8 * x.itemsize), parts, 3 * job.work, job.backward,
-        job.tables, grad, x, z, scale, shift, packed(weight, bias),
-        packed(weight, turned=True), grad_x, grad_z, sums,
+        _Backward(
+            *job.tables, grad, x, z, scale, shift, packed(weight, bias),
+            packed(weight, turned=True), grad_x, grad_z, sums, parts,
+        ),
     )  # fmt: skip
     total = sums.sum(axis=0)
     grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]
@@ -122,8 +138,8 @@ def _job(g: Geometry, size: int, features: int) -> _Job:
         gather_block(1, sizes.at_once, VECTORS, 1, 0, V, bits),
         contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, 0, V, bits),
     )
-    tables = Fixed(
-        np.array([*bands, *sizes], np.int64), np.array(code, np.int64),
+    tables = (
+        Record(bands), Record(sizes), np.array(code, np.int64),
         (groups + shifts).ravel(), -shifts, np.arange(taps) * bands.plane,
     )  # fmt: skip
     ahead = (g.channels + each + feature_rows) * bands.plane + kernel_rows * _TILE
@@ -152,15 +168,18 @@ def _rectify(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     lay, unpack = planes(bits)
-    read, rectify, affine = unpacking(_Sizes), _rectify(bits), product(bits, 1, 0)
+    rectify, affine = _rectify(bits), product(bits, 1, 0)
     size = bits // 8
     V = BYTES // size
     tile, vector = _TILE, BYTES
 
     @jit
-    def kernel(tasks, scratch, counter, tables, x, z_, scale, shift, weight, offset, out):
-        numbers, code, shifts, _, _ = tables
-        b, z = read(numbers)
+    def body(task, turn, scratch, words):
+        (
+            bands, sizes, code, shifts, _, _, x, z_, scale, shift, weight, offset, out,
+        ) = read(words, _Forward)  # fmt: skip
+        code = pointer(code, -64)
+        b, z = read(bands, Bands), read(sizes, _Sizes)
         P = z.at_once
         taps = scratch
         seen = taps + z.kernel_rows * tile
@@ -168,38 +187,34 @@ def _forward(bits: int) -> Any:
         result = features + z.feature_rows * b.plane
         offsets = pointer(offset, bits)
         inner = b.lead + b.halo * b.row
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            n, band = divmod(task, b.number)
-            first = b.height * band // b.number
-            rows = b.height * (band + 1) // b.number - first
-            channels = z.groups * z.each
-            lay(seen, x + n * channels * b.pixels * size, channels, first, rows, b)
-            lay(features, z_ + n * z.features * b.pixels * size, z.features, first, rows, b)
-            rectify(features, scale, shift, z.features, b)
-            for at in range(inner, inner + rows * b.row, tile):
-                affine(z.features, weight, z.kernel_rows, features + at, b.plane, taps, tile)
-                for p in range(0, z.each, P):
-                    c = min(p, z.each - P)
-                    call(code[0], (
-                        seen + c * b.plane + at, b.plane, vector, shifts.ctypes.data, 8, z.taps,
-                        taps, tile, result + c * b.plane + at, b.plane, vector, V,
-                    ))  # fmt: skip
-            for o in range(z.each):
-                unpack(
-                    out + n * z.each * b.pixels * size, result + o * b.plane, o, first, rows,
-                    offsets[o], b,
-                )  # fmt: skip
+        n, band = divmod(task, b.number)
+        first = b.height * band // b.number
+        rows = b.height * (band + 1) // b.number - first
+        channels = z.groups * z.each
+        lay(seen, x + n * channels * b.pixels * size, channels, first, rows, b)
+        lay(features, z_ + n * z.features * b.pixels * size, z.features, first, rows, b)
+        rectify(features, scale, shift, z.features, b)
+        for at in range(inner, inner + rows * b.row, tile):
+            affine(z.features, weight, z.kernel_rows, features + at, b.plane, taps, tile)
+            for p in range(0, z.each, P):
+                c = min(p, z.each - P)
+                call(code[0], (
+                    seen + c * b.plane + at, b.plane, vector, shifts, 8, z.taps,
+                    taps, tile, result + c * b.plane + at, b.plane, vector, V,
+                ))  # fmt: skip
+        for o in range(z.each):
+            unpack(
+                out + n * z.each * b.pixels * size, result + o * b.plane, o, first, rows,
+                offsets[o], b,
+            )  # fmt: skip
 
-    return kernel
+    return body
 
 
 @cache
 def _backward(bits: int) -> Any:
     lay, unpack = planes(bits)
-    read, rectify = unpacking(_Sizes), _rectify(bits)
+    rectify = _rectify(bits)
     multiply, affine, size = product(bits, 0, 0), product(bits, 1, 0), bits // 8
     zero = np.dtype(f"f{size}").type(0)
     lanes_of = add_lanes(bits)
@@ -207,12 +222,13 @@ def _backward(bits: int) -> Any:
     tile, vector = _TILE, BYTES
 
     @jit
-    def kernel(
-        tasks, scratch, counter, tables, grad, x, z_, scale, shift, weight, turned, grad_x, grad_z,
-        parts,
-    ):  # fmt: skip
-        numbers, code, shifts, back, places = tables
-        b, z = read(numbers)
+    def body(task, turn, scratch, words):
+        (
+            bands, sizes, code, shifts, back, places, grad, x, z_, scale, shift, weight, turned,
+            grad_x, grad_z, sums_of, parts,
+        ) = read(words, _Backward)  # fmt: skip
+        code = pointer(code, -64)
+        b, z = read(bands, Bands), read(sizes, _Sizes)
         P, S = z.at_once, z.taps_at_once
         channels, each_tap = z.groups * z.each, z.taps // z.groups
         sums = scratch
@@ -223,75 +239,72 @@ def _backward(bits: int) -> Any:
         result = taps + max(z.kernel_rows, z.gradient_rows) * b.plane
         returned = result + channels * b.plane
         inner = b.lead + b.halo * b.row
-        while True:
-            part = next_task(counter)
-            if part >= tasks:
-                return
-            clear(sums, sums + z.sums)
-            for unit in range(z.units * part // tasks, z.units * (part + 1) // tasks):
-                n, band = divmod(unit, b.number)
-                first = b.height * band // b.number
-                rows = b.height * (band + 1) // b.number - first
-                image = n * b.pixels * size
-                end = inner + rows * b.row
-                lay(seen, x + image * channels, channels, first, rows, b)
-                lay(grads, grad + image * z.each, z.each, first, rows, b)
-                lay(features, z_ + image * z.features, z.features, first, rows, b)
-                rectify(features, scale, shift, z.features, b)
-                ones = pointer(features + z.features * b.plane, bits)
-                for i in range(b.plane // size):
-                    ones[i] = zero + 1
-                clear(features + (z.features + 1) * b.plane, taps)
-                # the kernel, also where only shifted positions look
-                for at in range(0, b.plane - tile + 1, tile):
-                    affine(
-                        z.features, weight, z.kernel_rows, features + at, b.plane, taps + at,
-                        b.plane,
-                    )  # fmt: skip
-                for j in range(z.groups):
-                    for at in range(inner, end, tile):
-                        for p in range(0, z.each, P):
-                            c = min(p, z.each - P)
-                            call(code[1], (
-                                grads + c * b.plane + at, b.plane, vector, back.ctypes.data, 8,
-                                each_tap, taps + j * each_tap * b.plane + at, b.plane,
-                                result + (j * z.each + c) * b.plane + at, b.plane, vector, V,
-                            ))  # fmt: skip
-                for c in range(channels):
-                    unpack(grad_x + image * channels, result + c * b.plane, c, first, rows, zero, b)
-                # the gradient of the kernel, in the place of the kernel
+        part = task
+        clear(sums, sums + z.sums)
+        for unit in range(z.units * part // parts, z.units * (part + 1) // parts):
+            n, band = divmod(unit, b.number)
+            first = b.height * band // b.number
+            rows = b.height * (band + 1) // b.number - first
+            image = n * b.pixels * size
+            end = inner + rows * b.row
+            lay(seen, x + image * channels, channels, first, rows, b)
+            lay(grads, grad + image * z.each, z.each, first, rows, b)
+            lay(features, z_ + image * z.features, z.features, first, rows, b)
+            rectify(features, scale, shift, z.features, b)
+            ones = pointer(features + z.features * b.plane, bits)
+            for i in range(b.plane // size):
+                ones[i] = zero + 1
+            clear(features + (z.features + 1) * b.plane, taps)
+            # the kernel, also where only shifted positions look
+            for at in range(0, b.plane - tile + 1, tile):
+                affine(
+                    z.features, weight, z.kernel_rows, features + at, b.plane, taps + at,
+                    b.plane,
+                )  # fmt: skip
+            for j in range(z.groups):
                 for at in range(inner, end, tile):
-                    for tap in range(0, z.taps, S):
-                        t = min(tap, z.taps - S)
-                        call(code[2], (
-                            z.each, grads + at, b.plane, vector, seen + at, b.plane, vector,
-                            shifts.ctypes.data + 8 * t, places.ctypes.data + 8 * t, 8, taps + at,
-                            0, vector, 0, V,
+                    for p in range(0, z.each, P):
+                        c = min(p, z.each - P)
+                        call(code[1], (
+                            grads + c * b.plane + at, b.plane, vector, back, 8,
+                            each_tap, taps + j * each_tap * b.plane + at, b.plane,
+                            result + (j * z.each + c) * b.plane + at, b.plane, vector, V,
                         ))  # fmt: skip
-                    multiply(
-                        z.taps, turned, z.span_rows, taps + at, b.plane, returned + at, b.plane,
+            for c in range(channels):
+                unpack(grad_x + image * channels, result + c * b.plane, c, first, rows, zero, b)
+            # the gradient of the kernel, in the place of the kernel
+            for at in range(inner, end, tile):
+                for tap in range(0, z.taps, S):
+                    t = min(tap, z.taps - S)
+                    call(code[2], (
+                        z.each, grads + at, b.plane, vector, seen + at, b.plane, vector,
+                        shifts + 8 * t, places + 8 * t, 8, taps + at,
+                        0, vector, 0, V,
+                    ))  # fmt: skip
+                multiply(
+                    z.taps, turned, z.span_rows, taps + at, b.plane, returned + at, b.plane,
+                )  # fmt: skip
+            for f in range(z.features):
+                start = b.lead + b.halo * b.row + f * b.plane
+                for r in range(rows):
+                    place = (f * b.pixels + (first + r) * b.width) * size
+                    held = pointer(grad_z + image * z.features + place, bits)
+                    given = pointer(returned + start + r * b.row, bits)
+                    passed = pointer(features + start + r * b.row, bits)
+                    for i in range(b.width):
+                        held[i] = given[i] if passed[i] > zero else zero
+            tiles = -(-(end - inner) // tile)
+            for t in range(z.taps):  # the next band's
+                clear(taps + t * b.plane + end, taps + t * b.plane + inner + tiles * tile)
+            for t in range(0, z.taps, A):
+                for f in range(0, z.feature_rows, B):
+                    correlate_block(
+                        tiles, tile, taps + t * b.plane + inner,
+                        features + f * b.plane + inner, b.plane,
+                        sums + (t * z.feature_rows + f) * vector, z.feature_rows * vector,
+                        A, B, R, V, bits,
                     )  # fmt: skip
-                for f in range(z.features):
-                    start = b.lead + b.halo * b.row + f * b.plane
-                    for r in range(rows):
-                        place = (f * b.pixels + (first + r) * b.width) * size
-                        held = pointer(grad_z + image * z.features + place, bits)
-                        given = pointer(returned + start + r * b.row, bits)
-                        passed = pointer(features + start + r * b.row, bits)
-                        for i in range(b.width):
-                            held[i] = given[i] if passed[i] > zero else zero
-                tiles = -(-(end - inner) // tile)
-                for t in range(z.taps):  # the next band's
-                    clear(taps + t * b.plane + end, taps + t * b.plane + inner + tiles * tile)
-                for t in range(0, z.taps, A):
-                    for f in range(0, z.feature_rows, B):
-                        correlate_block(
-                            tiles, tile, taps + t * b.plane + inner,
-                            features + f * b.plane + inner, b.plane,
-                            sums + (t * z.feature_rows + f) * vector, z.feature_rows * vector,
-                            A, B, R, V, bits,
-                        )  # fmt: skip
-            wide = z.features + 1
-            lanes_of(sums, z.taps, wide, z.feature_rows, parts + part * z.taps * wide * 8, wide)
+        wide = z.features + 1
+        lanes_of(sums, z.taps, wide, z.feature_rows, sums_of + part * z.taps * wide * 8, wide)
 
-    return kernel
+    return body

@@ -1,4 +1,4 @@
-"""The one door to Numba: how kernels are compiled and kept, and how they take addresses and tasks.
+"""The one door to Numba: how kernels are compiled and kept.
 
 Compiled kernels are kept in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; empty for
 nowhere). Numba's own cache is not used because it fails where there is no writable directory, fails
@@ -28,13 +28,11 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import types
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
-from numba.extending import intrinsic
 
 from invocupy import backends, settings
 from invocupy.backends.cpu.compiling import whole
@@ -103,66 +101,6 @@ def _machine_code(name: str, arguments: int, write: Callable[[Any, Any], None]) 
 
 
 _kept: list[Any] = []
-
-
-@intrinsic(prefer_literal=True)
-def pointer(typing: Any, address: Any, bits: Any) -> Any:
-    """The integer ``address`` as a pointer to floats, or with ``-bits`` integers, to be indexed.
-
-    Arrays come in by address: as arguments they would mean a compilation for each layout, and
-    another one for read-only arrays.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    kinds = {32: types.float32, 64: types.float64, -32: types.int32, -64: types.int64}
-    return types.CPointer(kinds[bits.literal_value])(types.int64, bits), codegen
-
-
-@intrinsic
-def add(typing: Any, address: Any, number: Any) -> Any:
-    """Add to the int64 at ``address``, which threads share; what it was before."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], ir.PointerType())
-        return builder.atomic_rmw("add", place, args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def load(typing: Any, address: Any) -> Any:
-    """The int64 at ``address``, which threads share."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], ir.PointerType())
-        return builder.load_atomic(place, "seq_cst", 8, typ=ir.IntType(64))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def store(typing: Any, address: Any, number: Any) -> Any:
-    """Set the int64 at ``address``, which threads share."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], ir.PointerType())
-        builder.atomic_rmw("xchg", place, args[1], "seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def next_task(typing: Any, counter: Any) -> Any:
-    """Take the next number from the int64 at address ``counter``, which all threads share."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], ir.PointerType())
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(types.int64), codegen
 
 
 class _Files(_Cache):

@@ -13,22 +13,13 @@ of its positions; a *tile* is R rows times one vector of V positions. Arrays com
 
 from __future__ import annotations
 
-from numba.np.unsafe.ndarray import to_fixed_tuple
-
+from invocupy.backends.cpu.access import pointer
 from invocupy.backends.cpu.blocks import pack_rows
-from invocupy.backends.cpu.jit import jit, pointer
-from invocupy.backends.cpu.plan import Sizes
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _WORDS = VECTOR_BYTES // 4
-_SIZES = len(Sizes._fields)
 _MOST = 1 << 30  # lanes are counted in 32 bits, columns of an image in 64
-
-
-@jit
-def unpack(numbers):
-    """The :class:`~.cpu_plan.Sizes` in an array: as a tuple they take longer to hand over."""
-    return Sizes(*to_fixed_tuple(numbers, _SIZES))
 
 
 @jit

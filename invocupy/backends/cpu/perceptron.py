@@ -9,15 +9,17 @@ every product is one of weights with rows, or of rows with rows summed over pixe
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from invocupy.backends.contract import Perceptron
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch, plus
+from invocupy.backends.cpu.access import Record, plus, pointer, read
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import (
     BYTES,
     COLUMNS,
@@ -51,13 +53,24 @@ class _Sizes(NamedTuple):
     back_rows: int
 
 
+_Covariance = namedtuple("_Covariance", "x mean parts channels pixels")
+_Forward = namedtuple("_Forward", "sizes x first dense grouped out out_grouped")
+_Backward = namedtuple(
+    "_Backward",
+    "sizes grad grad_grouped x first dense grouped back grad_x parts_dense parts_grouped "
+    "parts_first units parts",
+)
+
+
 def covariance(x: Any, mean: Any, out: Any) -> None:
     """Sums in float64, image by image."""
     batch, channels, pixels = x.shape
     parts = np.empty((batch, channels, channels), np.float64)
     center = np.asarray(mean, np.float64)
     work = x.size * channels
-    launch(_covariance(8 * x.itemsize), batch, work, 0, x, center, parts, channels, pixels)
+    launch(
+        _covariance(8 * x.itemsize), batch, work, 0, _Covariance(x, center, parts, channels, pixels)
+    )
     out[...] = parts.sum(axis=0) / (batch * pixels)
 
 
@@ -68,8 +81,11 @@ def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
-        rows * _ROW, z, x, packed(first, offset), packed(dense, bias),
-        packed(grouped, groups=groups), out, out_grouped,
+        rows * _ROW,
+        _Forward(
+            Record(z), x, packed(first, offset), packed(dense, bias),
+            packed(grouped, groups=groups), out, out_grouped,
+        ),
     )  # fmt: skip
 
 
@@ -93,9 +109,11 @@ def backward(
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
         vectors * BYTES + (rows * _TILES + z.back_rows) * _ROW,
-        z, grad, grad_grouped, x, packed(first, offset), packed(dense, turned=True),
-        packed(grouped, groups=groups, turned=True), packed(first, turned=True),
-        grad_x, sums_dense, sums_grouped, sums_first, units,
+        _Backward(
+            Record(z), grad, grad_grouped, x, packed(first, offset), packed(dense, turned=True),
+            packed(grouped, groups=groups, turned=True), packed(first, turned=True),
+            grad_x, sums_dense, sums_grouped, sums_first, units, parts,
+        ),
     )  # fmt: skip
     keep = _kept(len(weights.first), z)
     total = sums_dense.sum(axis=0)
@@ -151,25 +169,23 @@ def _tile(x: Any) -> int:
 @cache
 def _covariance(bits: int) -> Any:
     @jit
-    def kernel(tasks, scratch, counter, x, mean, parts, channels, pixels):
+    def body(task, turn, scratch, words):
+        x, mean, parts, channels, pixels = read(words, _Covariance)
         mean, parts = pointer(mean, 64), pointer(parts, 64)
         size = bits // 8
-        while True:
-            n = next_task(counter)
-            if n >= tasks:
-                return
-            for c in range(channels):
-                left = pointer(x + (n * channels + c) * pixels * size, bits)
-                for d in range(c + 1):
-                    right = pointer(x + (n * channels + d) * pixels * size, bits)
-                    total = 0.0
-                    for i in range(pixels):
-                        product = (np.float64(left[i]) - mean[c]) * (np.float64(right[i]) - mean[d])
-                        total = plus(total, product)
-                    parts[(n * channels + c) * channels + d] = total
-                    parts[(n * channels + d) * channels + c] = total
+        n = task
+        for c in range(channels):
+            left = pointer(x + (n * channels + c) * pixels * size, bits)
+            for d in range(c + 1):
+                right = pointer(x + (n * channels + d) * pixels * size, bits)
+                total = 0.0
+                for i in range(pixels):
+                    product = (np.float64(left[i]) - mean[c]) * (np.float64(right[i]) - mean[d])
+                    total = plus(total, product)
+                parts[(n * channels + c) * channels + d] = total
+                parts[(n * channels + d) * channels + c] = total
 
-    return kernel
+    return body
 
 
 class _Rows(NamedTuple):
@@ -229,36 +245,34 @@ def _forward(bits: int) -> Any:
     tile = _ROW // size
 
     @jit
-    def kernel(tasks, scratch, counter, z, x, first, dense, grouped, out, out_grouped):
+    def body(task, turn, scratch, words):
+        sizes, x, first, dense, grouped, out, out_grouped = read(words, _Forward)
+        z = read(sizes, _Sizes)
         inputs = scratch
         hidden = inputs + z.inputs * row
         outputs = hidden + z.hidden * row
         split = outputs + z.output_rows * row
         tiles, depth = -(-z.pixels // tile), z.hidden // z.groups
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            n, start = task // tiles, task % tiles * tile
-            count = min(tile, z.pixels - start)
-            for c in range(z.inputs):
-                pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-            rectified(z.inputs, first, z.hidden, inputs, row, hidden, row)
-            affine(z.hidden, dense, z.output_rows, hidden, row, outputs, row)
-            for g in range(z.groups):
-                multiply(
-                    depth, grouped + g * z.each_rows * depth * size, z.each_rows,
-                    hidden + g * depth * row, row, split + g * z.each_rows * row, row,
-                )  # fmt: skip
-            for f in range(z.outputs):
-                place = out + ((n * z.outputs + f) * z.pixels + start) * size
-                unpack(place, outputs + f * row, count)
-            for o in range(z.groups * z.each):
-                g, f = divmod(o, z.each)
-                place = out_grouped + ((n * z.groups * z.each + o) * z.pixels + start) * size
-                unpack(place, split + (g * z.each_rows + f) * row, count)
+        n, start = task // tiles, task % tiles * tile
+        count = min(tile, z.pixels - start)
+        for c in range(z.inputs):
+            pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
+        rectified(z.inputs, first, z.hidden, inputs, row, hidden, row)
+        affine(z.hidden, dense, z.output_rows, hidden, row, outputs, row)
+        for g in range(z.groups):
+            multiply(
+                depth, grouped + g * z.each_rows * depth * size, z.each_rows,
+                hidden + g * depth * row, row, split + g * z.each_rows * row, row,
+            )  # fmt: skip
+        for f in range(z.outputs):
+            place = out + ((n * z.outputs + f) * z.pixels + start) * size
+            unpack(place, outputs + f * row, count)
+        for o in range(z.groups * z.each):
+            g, f = divmod(o, z.each)
+            place = out_grouped + ((n * z.groups * z.each + o) * z.pixels + start) * size
+            unpack(place, split + (g * z.each_rows + f) * row, count)
 
-    return kernel
+    return body
 
 
 @cache
@@ -271,10 +285,12 @@ def _backward(bits: int) -> Any:
     zero = np.dtype(f"f{size}").type(0)
 
     @jit
-    def kernel(
-        tasks, scratch, counter, z, grad, grad_grouped, x, first, dense, grouped, back, grad_x,
-        parts_dense, parts_grouped, parts_first, units,
-    ):  # fmt: skip
+    def body(task, turn, scratch, words):
+        (
+            sizes, grad, grad_grouped, x, first, dense, grouped, back, grad_x, parts_dense,
+            parts_grouped, parts_first, units, parts,
+        ) = read(words, _Backward)  # fmt: skip
+        z = read(sizes, _Sizes)
         sums_dense = scratch
         sums_grouped = sums_dense + z.output_rows * z.hidden_rows * vector
         sums_first = sums_grouped + z.groups * z.each_rows * z.group_rows * vector
@@ -285,71 +301,68 @@ def _backward(bits: int) -> Any:
         split = outputs + z.output_rows * row
         grads = split + z.groups * z.each_rows * row
         step = (grads - inputs) + z.hidden_rows * row
-        for i in range(_TILES):
+        for i in range(_TILES if turn == 0 else 0):
             fill(inputs + i * step + z.inputs * row, tile, zero + 1)
             fill(hidden + i * step + z.hidden * row, tile, zero + 1)
         chunks, depth = -(-z.pixels // (_TILES * tile)), z.hidden // z.groups
-        while True:
-            part = next_task(counter)
-            if part >= tasks:
-                return
-            fill(sums_dense, (returned - sums_dense) // size, zero)
-            for unit in range(units * part // tasks, units * (part + 1) // tasks):
-                n, start = unit // chunks, unit % chunks * (_TILES * tile)
-                tiles = min(_TILES, -(-(z.pixels - start) // tile))
-                for i in range(tiles):
-                    at, count = i * step, min(tile, z.pixels - start - i * tile)
-                    pixel = start + i * tile
-                    for c in range(z.inputs):
-                        place = x + ((n * z.inputs + c) * z.pixels + pixel) * size
-                        pack(inputs + at + c * row, place, count)
-                    for f in range(z.outputs):
-                        place = grad + ((n * z.outputs + f) * z.pixels + pixel) * size
-                        pack(outputs + at + f * row, place, count)
-                    for o in range(z.groups * z.each):
-                        g, f = divmod(o, z.each)
-                        place = (n * z.groups * z.each + o) * z.pixels + pixel
-                        pack(
-                            split + at + (g * z.each_rows + f) * row,
-                            grad_grouped + place * size, count,
-                        )  # fmt: skip
-                    rectified(z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
-                    multiply(z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
-                    for g in range(z.groups):
-                        add_product(
-                            z.each, grouped + g * z.each * depth * size, depth,
-                            split + at + g * z.each_rows * row, row,
-                            grads + at + g * depth * row, row,
-                        )  # fmt: skip
-                    h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
-                    for k in range(z.hidden * tile):
-                        grad_h[k] = grad_h[k] if h[k] > zero else zero
-                    multiply(z.hidden, back, z.back_rows, grads + at, row, returned, row)
-                    for c in range(z.inputs):
-                        place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
-                        unpack(place, returned + c * row, count)
-                correlate(tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
-                for g in range(z.groups):
-                    correlate(
-                        tiles, step, split + g * z.each_rows * row, z.each_rows,
-                        hidden + g * depth * row, z.group_rows,
-                        sums_grouped + g * z.each_rows * z.group_rows * vector,
+        part = task
+        fill(sums_dense, (returned - sums_dense) // size, zero)
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            n, start = unit // chunks, unit % chunks * (_TILES * tile)
+            tiles = min(_TILES, -(-(z.pixels - start) // tile))
+            for i in range(tiles):
+                at, count = i * step, min(tile, z.pixels - start - i * tile)
+                pixel = start + i * tile
+                for c in range(z.inputs):
+                    place = x + ((n * z.inputs + c) * z.pixels + pixel) * size
+                    pack(inputs + at + c * row, place, count)
+                for f in range(z.outputs):
+                    place = grad + ((n * z.outputs + f) * z.pixels + pixel) * size
+                    pack(outputs + at + f * row, place, count)
+                for o in range(z.groups * z.each):
+                    g, f = divmod(o, z.each)
+                    place = (n * z.groups * z.each + o) * z.pixels + pixel
+                    pack(
+                        split + at + (g * z.each_rows + f) * row,
+                        grad_grouped + place * size, count,
                     )  # fmt: skip
-                correlate(tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
-            wide = z.hidden + 1
-            lanes_of(
-                sums_dense, z.outputs, wide, z.hidden_rows,
-                parts_dense + part * z.outputs * wide * 8, wide,
-            )  # fmt: skip
+                rectified(z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
+                multiply(z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
+                for g in range(z.groups):
+                    add_product(
+                        z.each, grouped + g * z.each * depth * size, depth,
+                        split + at + g * z.each_rows * row, row,
+                        grads + at + g * depth * row, row,
+                    )  # fmt: skip
+                h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
+                for k in range(z.hidden * tile):
+                    grad_h[k] = grad_h[k] if h[k] > zero else zero
+                multiply(z.hidden, back, z.back_rows, grads + at, row, returned, row)
+                for c in range(z.inputs):
+                    place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
+                    unpack(place, returned + c * row, count)
+            correlate(tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
             for g in range(z.groups):
-                lanes_of(
-                    sums_grouped + g * z.each_rows * z.group_rows * vector, z.each, depth,
-                    z.group_rows, parts_grouped + (part * z.each * z.hidden + g * depth) * 8,
-                    z.hidden,
+                correlate(
+                    tiles, step, split + g * z.each_rows * row, z.each_rows,
+                    hidden + g * depth * row, z.group_rows,
+                    sums_grouped + g * z.each_rows * z.group_rows * vector,
                 )  # fmt: skip
+            correlate(tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
+        wide = z.hidden + 1
+        lanes_of(
+            sums_dense, z.outputs, wide, z.hidden_rows,
+            parts_dense + part * z.outputs * wide * 8, wide,
+        )  # fmt: skip
+        for g in range(z.groups):
             lanes_of(
-                sums_first, z.hidden, z.inputs + 1, z.input_rows,
-                parts_first + part * z.hidden * (z.inputs + 1) * 8, z.inputs + 1,
+                sums_grouped + g * z.each_rows * z.group_rows * vector, z.each, depth,
+                z.group_rows, parts_grouped + (part * z.each * z.hidden + g * depth) * 8,
+                z.hidden,
             )  # fmt: skip
+        lanes_of(
+            sums_first, z.hidden, z.inputs + 1, z.input_rows,
+            parts_first + part * z.hidden * (z.inputs + 1) * 8, z.inputs + 1,
+        )  # fmt: skip
 
-    return kernel
+    return body

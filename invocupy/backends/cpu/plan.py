@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu import threads
+from invocupy.backends.cpu.access import address
 from invocupy.backends.cpu.blocks import take_even
 from invocupy.backends.cpu.vector import VECTOR_BYTES
 from invocupy.geometry import Geometry
@@ -29,8 +29,15 @@ _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
 ZERO = np.zeros(1, np.int64)
 
-# columns of the step table
-SEEN, KERNEL, ROW, COLUMN, TILE, STEP_FIELDS = range(6)
+
+class Step(NamedTuple):
+    """One row of the step table; in bytes, but for the shift of the kernel's position."""
+
+    seen: int  # from the first position to what the step sees in the packed source
+    kernel: int  # and to its kernel plane
+    row: int
+    column: int
+    tile: int  # to its part of a tile
 
 
 class Phase(NamedTuple):
@@ -47,6 +54,10 @@ class Phase(NamedTuple):
     high_row: int
     low_column: int
     high_column: int
+
+
+STEP, PHASE = 8 * len(Step._fields), 8 * len(Phase._fields)  # bytes of a row
+SEEN, KERNEL, TILE = (8 * Step._fields.index(name) for name in ("seen", "kernel", "tile"))
 
 
 class _Axis(NamedTuple):
@@ -67,9 +78,7 @@ class Plan:
     lanes, run, rows : int
         V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.blocks`.
     steps : array (steps, 5) of int64
-        Bytes from the first position to what the step sees in the packed source, and to its
-        kernel plane; shift of the kernel position in rows and columns; bytes to the step's part of
-        a tile.
+        See :class:`Step`.
     phases : array (phases, 11) of int64
         See :class:`Phase`.
     taps : array (steps * run,) of int64
@@ -168,6 +177,10 @@ class Sizes(NamedTuple):
     half: int = 0  # lanes of the last tile of a row where half a vector is enough for it
     each_time: int = 0  # taps and features in a product
     across: int = 0
+    steps: int = 0  # addresses of tables, and the number of their rows
+    step_count: int = 0
+    phases: int = 0
+    phase_count: int = 0
 
 
 @lru_cache(maxsize=512)
@@ -250,7 +263,7 @@ def plan(
                     kernel = (u * g.kernel_w + v) * g.out_h * g.out_w + shift_y * g.out_w + shift_x
                     tile = (len(steps) - start) * run * rows * lanes
                     steps.append(
-                        (
+                        Step(
                             seen_y * pitch + column * size,
                             kernel * size,
                             shift_y,
@@ -267,7 +280,7 @@ def plan(
                 max(shifts_x, default=0),
             ))  # fmt: skip
     return Plan(
-        lanes, run, rows, np.array(steps, np.int64).reshape(-1, STEP_FIELDS),
+        lanes, run, rows, np.array(steps, np.int64).reshape(-1, len(Step._fields)),
         np.array(phases, np.int64), np.array(taps, np.int64), len(across), bands, strips, row_step,
         column_step, column_phases, phase_width, halo_rows, pitch, plane,
     )  # fmt: skip
@@ -285,8 +298,10 @@ def sizes(g: Geometry, p: Plan, size: int) -> Sizes:
         column_phases=p.column_phases, phase_width=p.phase_width, halo_rows=p.halo_rows,
         pitch=p.pitch, plane=p.plane, pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, zero=threads.address(ZERO),
+        patch_size=0, zero=address(ZERO),
         take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
+        steps=address(p.steps), step_count=len(p.steps), phases=address(p.phases),
+        phase_count=len(p.phases),
     )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from invocupy.backends.cpu.access import pointer
 from invocupy.backends.cpu.blocks import pack_rows
-from invocupy.backends.cpu.jit import jit, pointer
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pack import clear
 from invocupy.backends.cpu.products import BYTES, VECTORS
 from invocupy.geometry import Geometry
@@ -66,20 +66,6 @@ def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
         -(-g.height // rows), g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size,
         lead * size, plane(rows),
     )  # fmt: skip
-
-
-@cache
-def unpacking(kind: Any) -> Any:
-    """Reads the bands, and a named tuple of integers after them, from an array."""
-    bands, others = len(Bands._fields), len(kind._fields)
-
-    @jit
-    def unpack(numbers):
-        return (
-            Bands(*to_fixed_tuple(numbers, bands)), kind(*to_fixed_tuple(numbers[bands:], others)),
-        )  # fmt: skip
-
-    return unpack
 
 
 def steps_of(g: Geometry, size: int, b: Bands) -> Any:

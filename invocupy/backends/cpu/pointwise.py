@@ -11,13 +11,15 @@ of one more channel, which is 1 everywhere.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch
+from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import (
     BYTES,
     ROWS,
@@ -32,6 +34,15 @@ _BLOCK = 128  # channels of each side in a task of the weight gradient
 _POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, at most
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
+
+
+_Forward = namedtuple("_Forward", "x weight out channels terms rows pixels chunk groups")
+
+_GradWeight = namedtuple(
+    "_GradWeight",
+    "left right sums left_channels rows right_channels columns pixels positions chunk units "
+    "parts height column_blocks width",
+)
 
 
 def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
@@ -55,7 +66,7 @@ def _multiply(order: Any, x: Any, out: Any) -> None:
     bytes_ = order.shape[1] * (chunk * x.itemsize + 64) + BYTES
     launch(
         _forward(8 * x.itemsize), chunks * groups, x.size * rows // 16, bytes_,
-        x, order, out, channels, order.shape[1], rows, pixels, chunk, groups,
+        _Forward(x, order, out, channels, order.shape[1], rows, pixels, chunk, groups),
     )  # fmt: skip
 
 
@@ -81,9 +92,11 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
     )
     launch(
         _grad_weight(8 * x.itemsize), parts * blocks, grad.size * columns // 16,
-        elements * x.itemsize, left[0], right[0], sums, left[0].shape[1], left[1],
-        right[0].shape[1], right[1], pixels, batch * pixels, chunk, units, row_blocks, height,
-        column_blocks, width,
+        elements * x.itemsize,
+        _GradWeight(
+            left[0], right[0], sums, left[0].shape[1], left[1], right[0].shape[1], right[1],
+            pixels, batch * pixels, chunk, units, parts, height, column_blocks, width,
+        ),
     )  # fmt: skip
     total = sums.sum(axis=0)
     if rows > columns:
@@ -107,46 +120,41 @@ def _forward(bits: int) -> Any:
     tile = R * V
 
     @jit
-    def kernel(
-        tasks, scratch, counter, x, weight, out, channels, terms, rows, pixels, chunk, groups
-    ):  # fmt: skip
+    def body(task, turn, scratch, words):
+        x, weight, out, channels, terms, rows, pixels, chunk, groups = read(words, _Forward)
         chunks = -(-pixels // chunk)
         plane = chunk * size + 64
-        if terms > channels:
+        if terms > channels and turn == 0:
             ones = pointer(scratch + channels * plane, bits)
             for i in range(chunk):
                 ones[i] = 1
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            task, group = divmod(task, groups)
-            n, first = task // chunks, task % chunks * chunk
-            count = min(chunk, pixels - first)
-            whole = count // tile * tile
-            source = x + (n * channels * pixels + first) * size
-            target = out + (n * rows * pixels + first) * size
-            for c in range(channels):
-                held = pointer(scratch + c * plane, bits)
-                seen = pointer(source + c * pixels * size, bits)
-                for i in range(count):
-                    held[i] = seen[i]
-            blocks = -(-rows // S)
-            for b in range(blocks * group // groups, blocks * (group + 1) // groups):
-                w, place = weight + b * terms * S * size, target + b * S * pixels * size
-                last = min(S, rows - b * S) - 1
-                for i in range(0, whole * size, tile * size):
-                    multiply_block(
-                        terms, w, S * size, scratch + i, plane, place + i, pixels * size,
-                        last, V, S, R, 0, 0, V, bits,
-                    )  # fmt: skip
-                for i in range(whole, count, V):
-                    multiply_block(
-                        terms, w, S * size, scratch + i * size, plane, place + i * size,
-                        pixels * size, last, min(V, count - i), S, 1, 0, 0, V, bits,
-                    )  # fmt: skip
+        task, group = divmod(task, groups)
+        n, first = task // chunks, task % chunks * chunk
+        count = min(chunk, pixels - first)
+        whole = count // tile * tile
+        source = x + (n * channels * pixels + first) * size
+        target = out + (n * rows * pixels + first) * size
+        for c in range(channels):
+            held = pointer(scratch + c * plane, bits)
+            seen = pointer(source + c * pixels * size, bits)
+            for i in range(count):
+                held[i] = seen[i]
+        blocks = -(-rows // S)
+        for b in range(blocks * group // groups, blocks * (group + 1) // groups):
+            w, place = weight + b * terms * S * size, target + b * S * pixels * size
+            last = min(S, rows - b * S) - 1
+            for i in range(0, whole * size, tile * size):
+                multiply_block(
+                    terms, w, S * size, scratch + i, plane, place + i, pixels * size,
+                    last, V, S, R, 0, 0, V, bits,
+                )  # fmt: skip
+            for i in range(whole, count, V):
+                multiply_block(
+                    terms, w, S * size, scratch + i * size, plane, place + i * size,
+                    pixels * size, last, min(V, count - i), S, 1, 0, 0, V, bits,
+                )  # fmt: skip
 
-    return kernel
+    return body
 
 
 @cache
@@ -156,7 +164,7 @@ def _grad_weight(bits: int) -> Any:
     vector = BYTES
 
     @jit
-    def turn(target, pitch, held, row, source, channels, pixels, first, count, start, width):
+    def transposed(target, pitch, held, row, source, channels, pixels, first, count, start, width):
         """``count`` positions from ``first`` on, a row of the target each, of the channels from
         ``start`` on; after the last one there are ones."""
         for group in range(start, start + width, V):
@@ -197,11 +205,11 @@ def _grad_weight(bits: int) -> Any:
     several, one = multiply_by(R), multiply_by(1)
 
     @jit
-    def kernel(
-        tasks, scratch, counter, left, right, sums, left_channels, rows, right_channels, columns,
-        pixels, positions, chunk, units, row_blocks, height, column_blocks, width,
-    ):  # fmt: skip
-        parts = tasks // (row_blocks * column_blocks)
+    def body(task, turn, scratch, words):
+        (
+            left, right, sums, left_channels, rows, right_channels, columns, pixels, positions,
+            chunk, units, parts, height, column_blocks, width,
+        ) = read(words, _GradWeight)  # fmt: skip
         # Rows of 4096 bytes would all lie in the same place of L1.
         left_row, right_row, row = (
             height * size + vector,
@@ -212,38 +220,32 @@ def _grad_weight(bits: int) -> Any:
         turned_right = turned_left + chunk * left_row
         held = turned_right + chunk * right_row
         total, out = pointer(scratch, bits), pointer(sums, 64)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            block, part = divmod(task, parts)
-            o, c = block // column_blocks * height, block % column_blocks * width
-            for i in range(height * right_row // size):
-                total[i] = 0
-            for unit in range(units * part // parts, units * (part + 1) // parts):
-                first = unit * chunk
-                count = min(chunk, positions - first)
-                turn(
-                    turned_left, left_row, held, row, left, left_channels, pixels, first, count, o,
-                    height,
-                )  # fmt: skip
-                turn(
-                    turned_right, right_row, held, row, right, right_channels, pixels, first,
-                    count, c, width,
-                )  # fmt: skip
-                j = 0
-                while j < width:
-                    source, target = turned_right + j * size, scratch + j * size
-                    if width - j >= R * V:
-                        several(count, turned_left, left_row, height, source, right_row, target)
-                        j += R * V
-                    else:
-                        one(count, turned_left, left_row, height, source, right_row, target)
-                        j += V
-            for i in range(min(height, rows - o)):
-                for j in range(min(width, columns - c)):
-                    out[(part * rows + o + i) * columns + c + j] = total[
-                        i * (right_row // size) + j
-                    ]
+        block, part = divmod(task, parts)
+        o, c = block // column_blocks * height, block % column_blocks * width
+        for i in range(height * right_row // size):
+            total[i] = 0
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            first = unit * chunk
+            count = min(chunk, positions - first)
+            transposed(
+                turned_left, left_row, held, row, left, left_channels, pixels, first, count, o,
+                height,
+            )  # fmt: skip
+            transposed(
+                turned_right, right_row, held, row, right, right_channels, pixels, first,
+                count, c, width,
+            )  # fmt: skip
+            j = 0
+            while j < width:
+                source, target = turned_right + j * size, scratch + j * size
+                if width - j >= R * V:
+                    several(count, turned_left, left_row, height, source, right_row, target)
+                    j += R * V
+                else:
+                    one(count, turned_left, left_row, height, source, right_row, target)
+                    j += V
+        for i in range(min(height, rows - o)):
+            for j in range(min(width, columns - c)):
+                out[(part * rows + o + i) * columns + c + j] = total[i * (right_row // size) + j]
 
-    return kernel
+    return body

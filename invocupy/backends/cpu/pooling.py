@@ -9,13 +9,19 @@ columns first, so that they need no such thing.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import launch
+from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import launch
+
+_Call = namedtuple(
+    "_Call", "first second third table height width rows columns down across row_step step top"
+)
 
 
 def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
@@ -57,8 +63,11 @@ def _launch(
     table = [np.maximum(low, 0), np.minimum(high, columns), first, first % step * each - low]
     launch(
         kernel, images * channels, x.size + out.size * size[0] * size[1] // 4,
-        (rows * each * step or width) * x.itemsize, *arrays, np.stack(table, axis=1), height, width,
-        *out.shape[2:], *size, row_step, step, top,
+        (rows * each * step or width) * x.itemsize,
+        _Call(
+            *arrays, np.stack(table, axis=1), height, width, *out.shape[2:], *size, row_step, step,
+            top,
+        ),
     )  # fmt: skip
 
 
@@ -69,42 +78,37 @@ def _max_pool(bits: int, index_bits: int) -> Any:
     least = {32: np.float32, 64: np.float64}[bits](-np.inf)
 
     @jit
-    def kernel(
-        tasks, scratch, counter, x, out, winner, table, height, width, rows, columns, down, across,
-        row_step, step, top,
-    ):  # fmt: skip
-        each = -(-width // step)  # columns of one remainder
-        held, table = pointer(scratch, bits), pointer(table, -64)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            plane = pointer(x + task * height * width * size, bits)
-            for y in range(height):
-                for phase in range(step):
-                    to = (y * step + phase) * each
-                    for k in range((width - phase + step - 1) // step):
-                        held[to + k] = plane[y * width + phase + k * step]
-            for i in range(rows):
-                place = (task * rows + i) * columns
-                best = pointer(out + place * size, bits)
-                where = pointer(winner + place * index_size, index_kind)
-                for j in range(columns):
-                    best[j] = least
-                    where[j] = -1
-                first = i * row_step - top
-                for y in range(max(first, 0), min(first + down, height)):
-                    for v in range(across):
-                        seen = y * step * each + table[v * 4 + 3]
-                        index = y * width + table[v * 4 + 2]
-                        for j in range(table[v * 4], table[v * 4 + 1]):
-                            value, before = held[seen + j], best[j]
-                            better = (value > before) | (where[j] < 0)
-                            better |= (value != value) & (before == before)
-                            best[j] = value if better else before
-                            where[j] = whole(index + j * step) if better else where[j]
+    def body(task, turn, scratch, words):
+        w = read(words, _Call)
+        x, out, winner = w.first, w.second, w.third
+        each = -(-w.width // w.step)  # w.columns of one remainder
+        held, table = pointer(scratch, bits), pointer(w.table, -64)
+        plane = pointer(x + task * w.height * w.width * size, bits)
+        for y in range(w.height):
+            for phase in range(w.step):
+                to = (y * w.step + phase) * each
+                for k in range((w.width - phase + w.step - 1) // w.step):
+                    held[to + k] = plane[y * w.width + phase + k * w.step]
+        for i in range(w.rows):
+            place = (task * w.rows + i) * w.columns
+            best = pointer(out + place * size, bits)
+            where = pointer(winner + place * index_size, index_kind)
+            for j in range(w.columns):
+                best[j] = least
+                where[j] = -1
+            first = i * w.row_step - w.top
+            for y in range(max(first, 0), min(first + w.down, w.height)):
+                for v in range(w.across):
+                    seen = y * w.step * each + table[v * 4 + 3]
+                    index = y * w.width + table[v * 4 + 2]
+                    for j in range(table[v * 4], table[v * 4 + 1]):
+                        value, before = held[seen + j], best[j]
+                        better = (value > before) | (where[j] < 0)
+                        better |= (value != value) & (before == before)
+                        best[j] = value if better else before
+                        where[j] = whole(index + j * w.step) if better else where[j]
 
-    return kernel
+    return body
 
 
 @cache
@@ -112,23 +116,18 @@ def _max_pool_grad(bits: int, index_bits: int) -> Any:
     size, index_size, index_kind = bits // 8, index_bits // 8, -index_bits
 
     @jit
-    def kernel(
-        tasks, scratch, counter, grad, winner, out, table, height, width, rows, columns, down,
-        across, row_step, step, top,
-    ):  # fmt: skip
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            total = pointer(out + task * height * width * size, bits)
-            for i in range(height * width):
-                total[i] = 0
-            share = pointer(grad + task * rows * columns * size, bits)
-            where = pointer(winner + task * rows * columns * index_size, index_kind)
-            for i in range(rows * columns):
-                total[where[i]] += share[i]
+    def body(task, turn, scratch, words):
+        w = read(words, _Call)
+        grad, winner, out = w.first, w.second, w.third
+        total = pointer(out + task * w.height * w.width * size, bits)
+        for i in range(w.height * w.width):
+            total[i] = 0
+        share = pointer(grad + task * w.rows * w.columns * size, bits)
+        where = pointer(winner + task * w.rows * w.columns * index_size, index_kind)
+        for i in range(w.rows * w.columns):
+            total[where[i]] += share[i]
 
-    return kernel
+    return body
 
 
 @cache
@@ -136,35 +135,33 @@ def _avg_pool(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel(
-        tasks, scratch, counter, x, scale, out, table, height, width, rows, columns, down, across,
-        row_step, step, top,
-    ):  # fmt: skip
-        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(table, -64)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            for i in range(rows):
-                first, last = max(i * row_step - top, 0), min(i * row_step - top + down, height)
-                seen = pointer(x + (task * height + first) * width * size, bits)
-                for k in range(width):
-                    held[k] = seen[k]
-                for y in range(first + 1, last):
-                    seen = pointer(x + (task * height + y) * width * size, bits)
-                    for k in range(width):
-                        held[k] += seen[k]
-                total = pointer(out + (task * rows + i) * columns * size, bits)
-                for j in range(columns):
-                    total[j] = 0
-                for v in range(across):
-                    offset = table[v * 4 + 2]
-                    for j in range(table[v * 4], table[v * 4 + 1]):
-                        total[j] += held[j * step + offset]
-                for j in range(columns):
-                    total[j] *= factor[i * columns + j]
+    def body(task, turn, scratch, words):
+        w = read(words, _Call)
+        x, scale, out = w.first, w.second, w.third
+        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(w.table, -64)
+        for i in range(w.rows):
+            first, last = (
+                max(i * w.row_step - w.top, 0),
+                min(i * w.row_step - w.top + w.down, w.height),
+            )
+            seen = pointer(x + (task * w.height + first) * w.width * size, bits)
+            for k in range(w.width):
+                held[k] = seen[k]
+            for y in range(first + 1, last):
+                seen = pointer(x + (task * w.height + y) * w.width * size, bits)
+                for k in range(w.width):
+                    held[k] += seen[k]
+            total = pointer(out + (task * w.rows + i) * w.columns * size, bits)
+            for j in range(w.columns):
+                total[j] = 0
+            for v in range(w.across):
+                offset = table[v * 4 + 2]
+                for j in range(table[v * 4], table[v * 4 + 1]):
+                    total[j] += held[j * w.step + offset]
+            for j in range(w.columns):
+                total[j] *= factor[i * w.columns + j]
 
-    return kernel
+    return body
 
 
 @cache
@@ -172,29 +169,24 @@ def _avg_pool_grad(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel(
-        tasks, scratch, counter, grad, scale, out, table, height, width, rows, columns, down,
-        across, row_step, step, top,
-    ):  # fmt: skip
-        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(table, -64)
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            total = pointer(out + task * height * width * size, bits)
-            for i in range(height * width):
-                total[i] = 0
-            for i in range(rows):
-                for k in range(width):
-                    held[k] = 0
-                share = pointer(grad + (task * rows + i) * columns * size, bits)
-                for v in range(across):
-                    offset = table[v * 4 + 2]
-                    for j in range(table[v * 4], table[v * 4 + 1]):
-                        held[j * step + offset] += share[j] * factor[i * columns + j]
-                first = i * row_step - top
-                for y in range(max(first, 0), min(first + down, height)):
-                    for k in range(width):
-                        total[y * width + k] += held[k]
+    def body(task, turn, scratch, words):
+        w = read(words, _Call)
+        grad, scale, out = w.first, w.second, w.third
+        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(w.table, -64)
+        total = pointer(out + task * w.height * w.width * size, bits)
+        for i in range(w.height * w.width):
+            total[i] = 0
+        for i in range(w.rows):
+            for k in range(w.width):
+                held[k] = 0
+            share = pointer(grad + (task * w.rows + i) * w.columns * size, bits)
+            for v in range(w.across):
+                offset = table[v * 4 + 2]
+                for j in range(table[v * 4], table[v * 4 + 1]):
+                    held[j * w.step + offset] += share[j] * factor[i * w.columns + j]
+            first = i * w.row_step - w.top
+            for y in range(max(first, 0), min(first + w.down, w.height)):
+                for k in range(w.width):
+                    total[y * w.width + k] += held[k]
 
-    return kernel
+    return body

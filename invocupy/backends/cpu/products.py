@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba.core.types import int64, void
 from numba.extending import intrinsic
 
-from invocupy.backends.cpu.jit import jit, pointer
-from invocupy.backends.cpu.threads import address
+from invocupy.backends.cpu.access import address, pointer
+from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.vector import VECTOR_BYTES, WIDE, Loop, Vectors
 from invocupy.backends.memory import empty
 

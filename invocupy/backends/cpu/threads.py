@@ -1,13 +1,10 @@
-"""How many threads a call may use, and where arrays are."""
+"""How many threads a call may use."""
 
 from __future__ import annotations
 
 import os
-from ctypes import addressof, c_char
 from functools import cache
 from pathlib import Path
-
-import numpy as np
 
 from invocupy.geometry import integer
 from invocupy.settings import number_of_threads
@@ -81,19 +78,6 @@ def free_cores(now: float, own: int) -> int:
             running = 0
         _busy = max(running - own, 0)
     return max(cores - 1 - _busy, 0)
-
-
-def address(array: np.ndarray) -> int:
-    """Where the elements begin."""
-    try:  # a quarter of the time of the general way, which counts in small operators
-        return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
-    except (TypeError, ValueError, BufferError):  # read-only or empty
-        pass
-    try:
-        return array.ctypes.data
-    except ImportError:  # the interpreter is closing
-        place: int = array.__array_interface__["data"][0]
-        return place
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pytest
 
-from invocupy.backends.cpu import launch, threads
+from invocupy.backends.cpu import pool, threads
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def same_bits(
     monkeypatch: pytest.MonkeyPatch, four_threads: None
 ) -> Callable[[Callable[[], Iterable[np.ndarray]]], None]:
     """Check that results do not depend on the number of threads, however small the work is."""
-    monkeypatch.setattr(launch, "GRAIN", 1)
+    monkeypatch.setattr(pool, "GRAIN", 1)
 
     def check(results: Callable[[], Iterable[np.ndarray]]) -> None:
         found = []

@@ -113,7 +113,7 @@ def test_the_digest_does_not_depend_on_the_process():
     from invocupy.backends.cpu import content, pool as workers, products, planes
     from invocupy.backends.reference import involution
     from invocupy.backends.cpu.involution.gather import gather
-    kernels = workers._lead, workers._help, products.product(32, 0, 1), planes.planes(64).lay
+    kernels = workers._lead, workers._serve, products.product(32, 0, 1), planes.planes(64).lay
     print([content.digest(kernel.py_func) for kernel in kernels])
     """
     orders = "pool pooling", "pooling convolution perceptron planes pool"

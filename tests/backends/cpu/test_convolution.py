@@ -165,10 +165,12 @@ def everything(g: Geometry, arrays: list[np.ndarray], make: Any) -> list[np.ndar
         ("grad_x", grad, weight, looks, grad_x),
         ("grad_weight", grad, x, looks, grad_weight, grad_bias),
     ):
-        job = workers._jobs[-1] if workers._jobs else workers._Job()  # what the next call gets
+        job = (
+            workers._resting[-1] if workers._resting else workers._Descriptor()
+        )  # what the next call gets
         job.scratch(1 << 20)
         job.room[:] = b"\xff" * len(job.room)  # NaN as float32
-        workers._jobs[:] = [job]
+        workers._resting[:] = [job]
         getattr(cpu, name)(*arguments)
     return results
 

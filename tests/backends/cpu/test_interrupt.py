@@ -12,25 +12,27 @@ CODE = """
 import contextvars, os, signal, sys, threading, time, weakref
 import numpy as np
 import invocupy
-from invocupy.backends.cpu import launch, pool as workers
-from invocupy.backends.cpu.jit import add, jit, load, next_task, store
+from collections import namedtuple
+from invocupy.backends.cpu import pool as workers
+from invocupy.backends.cpu.access import add, load, read, store
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import LONG, launch
+
+Wait = namedtuple("Wait", "done go")
 
 @jit
-def wait(tasks, scratch, counter, done, go):
+def wait(task, turn, scratch, words):
     '''Task 0 waits until it may go on; all count what they did.'''
-    while True:
-        task = next_task(counter)
-        if task >= tasks:
-            return
-        add(done, 1)
-        while task == 0 and load(go) == 0:
-            pass
+    call = read(words, Wait)
+    add(call.done, 1)
+    while task == 0 and load(call.go) == 0:
+        pass
 
 rng = np.random.default_rng(0)
 x, kernel = rng.standard_normal((1, 4, 40, 40)), rng.standard_normal((1, 2, 3, 3, 40, 40))
 right = invocupy.involution(x, kernel)
 done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
-launch.launch(wait, 3, launch.LONG + 1, 0, done, go)
+launch(wait, 3, LONG + 1, 0, Wait(done, go))
 assert done == 3
 
 class Stop(Exception):
@@ -56,15 +58,15 @@ for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stop)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
-        launch.launch(wait, 10**12, launch.LONG + 1, 0, done, go)
+        launch(wait, 10**12, LONG + 1, 0, Wait(done, go))
     except error:
         over = 1
     thread.join()
     assert over and go[0] and done[0] < 10**12, "returned before all threads had ended"
-    assert len(workers._jobs) == 1
+    assert len(workers._resting) == 1
     np.testing.assert_array_equal(invocupy.involution(x, kernel), right)
     done[0] = 0
-    launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+    launch(wait, 5, LONG + 1, 0, Wait(done, go))
     assert done == 5
 
 # signals so fast that the main thread gets no time to wait: what is written to stays
@@ -74,7 +76,7 @@ class Faster:
 
 workers.suppress, patient = Faster, workers.suppress
 for _ in range(3):
-    done, go, before = np.zeros(1, np.int64), np.zeros(1, np.int64), len(workers._jobs)
+    done, go, before = np.zeros(1, np.int64), np.zeros(1, np.int64), len(workers._resting)
     ends = weakref.ref(done)
     def kill(done=done):
         while done[0] < 1:
@@ -83,9 +85,9 @@ for _ in range(3):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        launch.launch(wait, 10**12, launch.LONG + 1, 0, done, go)
+        launch(wait, 10**12, LONG + 1, 0, Wait(done, go))
     except Stop:
-        assert len(workers._jobs) == before - 1  # another thread is at work with it
+        assert len(workers._resting) == before - 1  # another thread is at work with it
     thread.join()
     del done, kill, thread
     assert ends() is not None
@@ -93,7 +95,7 @@ for _ in range(3):
     go[0] = 1
     while ends() is not None:
         time.sleep(0.001)
-    assert len(workers._jobs) == 2
+    assert len(workers._resting) == 2
 workers.suppress = patient
 done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
 
@@ -110,12 +112,12 @@ def start(*given):  # a signal comes before the thread has begun
 signal.signal(signal.SIGTERM, busy)
 workers.start_new_thread, real = start, workers.start_new_thread
 try:
-    launch.launch(wait, 5, launch.LONG + 1, 0, done, go)
+    launch(wait, 5, LONG + 1, 0, Wait(done, go))
     raise AssertionError
 except Busy:
     pass
 workers.start_new_thread = real
-assert len(workers._jobs) == 2 and done == 0
+assert len(workers._resting) == 2 and done == 0
 
 # a handler that raises nothing changes nothing
 calls = []
@@ -123,12 +125,12 @@ signal.signal(signal.SIGTERM, lambda *given: calls.append(go.fill(1)))
 done[0] = go[0] = over = 0
 thread = threading.Thread(target=lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.SIGTERM)))
 thread.start()
-launch.launch(wait, 7, launch.LONG + 1, 0, done, go)
+launch(wait, 7, LONG + 1, 0, Wait(done, go))
 thread.join()
 assert done == 7 and len(calls) == 1
 
 # other threads get no signals and work themselves
-thread = threading.Thread(target=launch.launch, args=(wait, 5, launch.LONG + 1, 0, done, go))
+thread = threading.Thread(target=launch, args=(wait, 5, LONG + 1, 0, Wait(done, go)))
 done[0], go[0] = 0, 1
 thread.start()
 thread.join()
@@ -138,7 +140,7 @@ assert done == 5
 context = contextvars.copy_context()
 workers.start_new_thread = context.run  # raises RuntimeError, being in use
 done[0] = 0
-context.run(launch.launch, wait, 5, launch.LONG + 1, 0, done, go)
+context.run(launch, wait, 5, LONG + 1, 0, Wait(done, go))
 assert done == 5
 """
 

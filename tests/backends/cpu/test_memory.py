@@ -94,13 +94,13 @@ def test_a_single_backward_pass_keeps_no_more_than_the_limit(pool: Any) -> None:
 def test_release_memory_gives_everything_back(pool: Any) -> None:
     array, alive = take(2 * MB)
     del array
-    job = workers._Job()
+    job = workers._Descriptor()
     job.scratch(MB)
-    workers._jobs.append(job)
+    workers._resting.append(job)
     invocupy.release_memory()
     assert alive() is None
     assert pool.count() == 0
-    assert all(len(job.room) == 0 for job in workers._jobs)
+    assert all(len(job.room) == 0 for job in workers._resting)
     result = invocupy.involution(np.ones((1, 1, 300, 300)), np.ones((1, 1, 1, 1, 300, 300)))
     assert (result == 1).all()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from processes import INVOLUTION, script
 
 from invocupy.backends.cpu import pointwise, threads
 from invocupy.backends.cpu import pool as workers
-from invocupy.backends.cpu.jit import add, jit, load, next_task, pointer
-from invocupy.backends.cpu.launch import GRAIN, launch
+from invocupy.backends.cpu.access import add, load, pointer, read
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import GRAIN, launch
 
 
 def test_number_of_threads():
@@ -74,34 +76,35 @@ def test_busy_cores_are_left_alone_unless_told(monkeypatch):
     for told in (False, True):
         threads.set_num_threads(4 if told else None)
         here = np.zeros(2, np.int64)
-        launch(meet, 2, 1 << 30, 0, here, 1 << 32 if told else 10)
+        launch(meet, 2, 1 << 30, 0, Meet(here, 2, 1 << 32 if told else 10))
         assert here.tolist() == ([2, 2] if told else [2, 1])
     threads.set_num_threads(None)
 
 
+Meet = namedtuple("Meet", "here tasks looks")
+Count = namedtuple("Count", "done")
+Touch = namedtuple("Touch", "size")
+
+
 @jit
-def meet(tasks, scratch, counter, here, turns):
+def meet(task, turn, scratch, words):
     """Each task waits for all others, and says if they came."""
-    while next_task(counter) < tasks:
-        add(here, 1)
-        for _ in range(turns):
-            if load(here) >= tasks:
-                add(here + 8, 1)
-                break
+    call = read(words, Meet)
+    add(call.here, 1)
+    for _ in range(call.looks):
+        if load(call.here) >= call.tasks:
+            add(call.here + 8, 1)
+            break
 
 
 @jit
-def count(tasks, scratch, counter, done):
+def count(task, turn, scratch, words):
     """How often each task was done, and by threads with how much scratch memory in common."""
-    own = pointer(scratch, -64)
-    while True:
-        task = next_task(counter)
-        if task >= tasks:
-            return
-        own[0] = task
-        add(done + 8 * task, 1)
-        if own[0] != task:
-            add(done + 8 * task, 1 << 32)
+    own, done = pointer(scratch, -64), read(words, Count).done
+    own[0] = task
+    add(done + 8 * task, 1)
+    if own[0] != task:
+        add(done + 8 * task, 1 << 32)
 
 
 def asleep():
@@ -112,7 +115,7 @@ def test_helpers_work_at_the_same_time_awake_or_asleep(four_threads):
     for _ in range(2):
         for _ in range(3):
             here = np.zeros(2, np.int64)
-            launch(meet, 4, 1 << 30, 0, here, 1 << 32)
+            launch(meet, 4, 1 << 30, 0, Meet(here, 4, 1 << 32))
             assert here.tolist() == [4, 4]
         until = time.monotonic() + 60
         while asleep() < workers._workers and time.monotonic() < until:
@@ -127,14 +130,12 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
         rng = np.random.default_rng(seed)
         for _ in range(300):
             done = np.zeros(rng.integers(2, 9), np.int64)
-            launch(count, len(done), 1 << 30, 8, done)
+            launch(count, len(done), 1 << 30, 8, Count(done))
             if (done != 1).any():
                 wrong.append(done)
 
     wrong = []
-    callers = [
-        threading.Thread(target=caller, args=(seed,)) for seed in range(2 * workers._CALLERS)
-    ]
+    callers = [threading.Thread(target=caller, args=(seed,)) for seed in range(2 * workers._SLOTS)]
     for worker in callers:
         worker.start()
     for worker in callers:
@@ -143,12 +144,12 @@ def test_every_task_is_done_once_whoever_calls(four_threads):
 
 
 def test_a_small_job_wakes_nobody(four_threads):
-    launch(count, 8, 1 << 30, 8, np.zeros(8, np.int64))
+    launch(count, 8, 1 << 30, 8, Count(np.zeros(8, np.int64)))
     while asleep() < workers._workers:
         time.sleep(0.01)
     time.sleep(0.01)  # soon after another one they are woken for any job
     done = np.zeros(1000, np.int64)
-    launch(count, len(done), 4 * GRAIN, 8, done)
+    launch(count, len(done), 4 * GRAIN, 8, Count(done))
     assert (done == 1).all()
     assert asleep() == workers._workers
 
@@ -160,7 +161,7 @@ def test_works_where_no_thread_can_start(four_threads, monkeypatch):
     workers._reset()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     done = np.zeros(8, np.int64)
-    launch(count, len(done), 1 << 30, 8, done)
+    launch(count, len(done), 1 << 30, 8, Count(done))
     assert (done == 1).all()
 
 
@@ -216,34 +217,33 @@ def test_two_threads_that_want_the_last_job(monkeypatch: pytest.MonkeyPatch) -> 
         def pop(self, index: Any = -1) -> Any:
             raise IndexError
 
-    monkeypatch.setattr(workers, "_jobs", Lost())
+    monkeypatch.setattr(workers, "_resting", Lost())
     x, weight = draw(0, "float32", (1, 3, 5), (2, 3))
     (result,) = filled(pointwise.forward, [x, weight, None], (1, 2, 5), dtype="float32")
     np.testing.assert_allclose(result, weight @ x, rtol=1e-5)
 
 
 @jit
-def touch(tasks: Any, scratch: Any, counter: Any, size: Any) -> None:
-    while next_task(counter) < tasks:
-        held = pointer(scratch, -64)
-        for i in range(size // 8):
-            held[i] = i
+def touch(task, turn, scratch, words):
+    held = pointer(scratch, -64)
+    for i in range(read(words, Touch).size // 8):
+        held[i] = i
 
 
 def test_large_scratch_is_not_kept() -> None:
     for size, kept in ((1 << 16, True), (workers._KEPT + 1, False), (1 << 16, True)):
-        workers._jobs.clear()
-        launch(touch, 1, 1, size, size)
-        (job,) = workers._jobs
+        workers._resting.clear()
+        launch(touch, 1, 1, size, Touch(size))
+        (job,) = workers._resting
         assert (len(job.room) > 0) == kept
 
 
 def test_scratch_that_cannot_be_had_leaves_the_job_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    workers._jobs.clear()
+    workers._resting.clear()
     with pytest.raises(MemoryError):
-        launch(touch, 1, 1, 1 << 60, 8)
-    assert len(workers._jobs) == 1
-    launch(touch, 1, 1, 64, 64)
-    assert len(workers._jobs) == 1
+        launch(touch, 1, 1, 1 << 60, Touch(8))
+    assert len(workers._resting) == 1
+    launch(touch, 1, 1, 64, Touch(64))
+    assert len(workers._resting) == 1

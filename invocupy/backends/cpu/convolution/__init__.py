@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.backends.cpu.access import Record
 from invocupy.backends.cpu.convolution import depthwise as cpu_depthwise
 from invocupy.backends.cpu.convolution import tiles as cpu_tiles
 from invocupy.backends.cpu.convolution.blocks import correlate, take
 from invocupy.backends.cpu.convolution.tiles import COUNT, MARK, START, TERM, TERMS, View
-from invocupy.backends.cpu.launch import launch
 from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import BYTES, COLUMNS, ROWS, VECTORS
 from invocupy.backends.windows import Pair
 
@@ -91,10 +92,12 @@ def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> Non
     launch(
         cpu_tiles.grad_weight(bits), groups * bands * strips * parts, grad.size * columns // 16,
         (height + width) * (chunk * TERM + 64) + TERMS * MARK,
-        _view(grad, positions, (1, 1), 1), _columns([(0, 0, 0)], positions[1], (1, 1)),
-        _view(x, positions, window[0], len(taps)), _columns(taps, x.shape[3], window[0]), blocks,
-        len(blocks), grad, x, sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups, rows,
-        channels, columns, tiles, chunk, units, parts, bands, height, width, strips,
+        cpu_tiles.GradWeight(
+            _view(grad, positions, (1, 1), 1), _columns([(0, 0, 0)], positions[1], (1, 1)),
+            _view(x, positions, window[0], len(taps)), _columns(taps, x.shape[3], window[0]),
+            blocks, len(blocks), grad, x, sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups,
+            rows, channels, columns, tiles, chunk, units, parts, bands, height, width, strips,
+        ),
     )  # fmt: skip
     total = sums.sum(axis=0)[:, :rows]
     out.reshape(groups, rows, -1)[...] = total[..., places]
@@ -123,8 +126,10 @@ def _multiply(
     matrix = np.empty((groups, -(-rows // ROWS), terms, ROWS), x.dtype)
     launch(
         cpu_tiles.order(bits), groups * matrix.shape[1], matrix.size, 0,
-        table, blocks, len(blocks), weight, bias, matrix, rows, terms, weight.size // groups,
-        *strides,
+        cpu_tiles.Order(
+            table, blocks, len(blocks), weight, bias, matrix, rows, terms, weight.size // groups,
+            *strides,
+        ),
     )  # fmt: skip
     tiles = _tiles(len(x), positions, x.itemsize)
     chunk = max(min(tiles * groups // _TASKS, _CHUNK), 1)
@@ -135,9 +140,11 @@ def _multiply(
         cpu_tiles.forward(bits), groups * chunks * shares,
         len(x) * positions[0] * positions[1] * matrix.size // 16,
         (TERMS + 1 + rows) * TERM + TERMS * MARK,
-        _view(x, positions, steps, len(taps)), table, blocks, len(blocks), x, matrix, out, groups,
-        channels, terms, rows, height * width, first[0] * width + first[1],
-        out_steps[0] * width, out_steps[1], tiles, chunk, chunks, shares,
+        cpu_tiles.Forward(
+            _view(x, positions, steps, len(taps)), table, blocks, len(blocks), x, matrix, out,
+            groups, channels, terms, rows, height * width, first[0] * width + first[1],
+            out_steps[0] * width, out_steps[1], tiles, chunk, chunks, shares,
+        ),
     )  # fmt: skip
 
 
@@ -151,11 +158,11 @@ def _tiles(images: int, positions: Pair, itemsize: int) -> int:
     return -(-images * positions[0] * positions[1] // (TERM // itemsize))
 
 
-def _view(x: Any, positions: Pair, steps: Pair, taps: int) -> View:
+def _view(x: Any, positions: Pair, steps: Pair, taps: int) -> Record:
     V, bits = BYTES // x.itemsize, 8 * x.itemsize
     code, code_to_keep = (take(steps[1], keep, int(taps == 1), V, bits) for keep in (0, 1))
     images, channels, height, width = x.shape
-    return View(images, channels, height, width, *positions, *steps, code, code_to_keep)
+    return Record(View(images, channels, height, width, *positions, *steps, code, code_to_keep))
 
 
 def _columns(taps: Any, width: int, steps: Pair) -> Any:

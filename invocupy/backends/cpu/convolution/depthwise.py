@@ -9,18 +9,20 @@ each tap, and each row of it that is loaded serves all rows of results that see 
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.blocks import interleave_block
 from invocupy.backends.cpu.convolution.blocks import correlate_taps, spread_taps
-from invocupy.backends.cpu.jit import jit, next_task, pointer
-from invocupy.backends.cpu.launch import Fixed, launch
-from invocupy.backends.cpu.pack import aligning, pack, unpack
-from invocupy.backends.cpu.plan import SEEN, STEP_FIELDS, Phase, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pack import aligning, pack
+from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
 from invocupy.backends.far import bounded_windows
 from invocupy.geometry import Geometry
@@ -29,16 +31,17 @@ _CHANNELS = 8  # in a task at most
 _ROWS = 8  # of results in registers
 _GRAD_ROWS = 4  # of the gradient
 _BUDGET = 192 << 10  # bytes of packed planes in a task: a part of a core's second-level cache
-_STEP = 8 * STEP_FIELDS  # bytes from one step to the next in the table
-_SEEN = 8 * SEEN
-_ROWS_OF, _OUT = Phase._fields.index("rows"), Phase._fields.index("out")
+
+
+Gather = namedtuple("Gather", "sizes source weight bias out code interleave")
+Correlate = namedtuple("Correlate", "sizes grad x sums code code_of_one together parts")
 
 
 class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     plan: Plan
-    tables: Fixed  # the sizes as an array, and the plan's tables
+    sizes: Record
     blocks: int  # of channels and positions of an image
     scratch: int
     work: int
@@ -70,7 +73,7 @@ def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> Non
     code = [correlate_taps(together, p.run, rows, p.lanes, bits) for rows in (p.rows, 1)]
     launch(
         _correlate(bits), job.blocks * parts, job.work, job.scratch,
-        job.tables, grad, x, sums, *code, together, parts,
+        Correlate(job.sizes, grad, x, sums, *code, together, parts),
     )  # fmt: skip
     out.reshape(len(out), taps)[:, p.taps] = sums.sum(axis=(0, 1))
     if grad_bias is not None:
@@ -92,10 +95,12 @@ def _gather(source: Any, weight: Any, bias: Any, g: Geometry, backward: bool, ou
     job, bits = _gather_job(g, source.itemsize, backward), 8 * source.itemsize
     p = job.plan
     launch(
-        _gathering(bits), job.blocks * g.batch, job.work, job.scratch, job.tables, source,
+        _gathering(bits), job.blocks * g.batch, job.work, job.scratch,
+        Gather(job.sizes, source,
         weight.reshape(len(weight), -1).take(p.taps, axis=1), bias, out,
         spread_taps(p.run, p.rows, p.lanes, bits),
         interleave_block(p.interleaved, p.rows, p.lanes, bits),
+        ),
     )  # fmt: skip
 
 
@@ -111,21 +116,19 @@ def _gather_job(g: Geometry, size: int, backward: bool) -> _Job:
         )  # fmt: skip
     blocks = g.groups * p.bands * p.strips
     patch = p.interleaved * p.rows * VECTOR_BYTES
-    return _job(g, p, z, (p.phases, p.steps), blocks, patch)
+    return _job(g, p, z, blocks, patch)
 
 
 @lru_cache(maxsize=512)
 def _correlate_job(g: Geometry, size: int) -> _Job:
     p = plan(g, size, backward=False, rows=_GRAD_ROWS, budget=_BUDGET, halves=False)
     more = g.channels_per_group * len(p.taps) * VECTOR_BYTES
-    return _job(g, p, sizes(g, p, size), (p.steps,), g.groups * p.bands * p.strips, more)
+    return _job(g, p, sizes(g, p, size), g.groups * p.bands * p.strips, more)
 
 
-def _job(
-    g: Geometry, p: Plan, z: Sizes, tables: tuple[Any, ...], blocks: int, more: int
-) -> _Job:  # fmt: skip
+def _job(g: Geometry, p: Plan, z: Sizes, blocks: int, more: int) -> _Job:
     work = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
-    return _Job(p, Fixed(np.array(z, np.int64), *tables), blocks, z.packed_size + more, work // 8)
+    return _Job(p, Record(z), blocks, z.packed_size + more, work // 8)
 
 
 @cache
@@ -134,68 +137,66 @@ def _gathering(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel(tasks, scratch, counter, tables, source, weight, bias, out, code, interleave):
-        numbers, phases, steps = tables
-        z = unpack(numbers)
+    def body(task, turn, scratch, words):
+        sizes, source, weight, bias, out, code, interleave = read(words, Gather)
+        z = read(sizes, Sizes)
+        widest = read(z.phases, Phase)
         V, M, R, S = z.lanes, z.run, z.rows, z.interleaved
         patch = scratch + z.packed_size
-        taps, line = steps.shape[0] * M * size, z.row_step * z.pitch
-        fresh = True
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            task, strip = divmod(task, z.strips)
-            image, band = divmod(task, z.bands)
-            _, _, rows, columns, top, left, _, _, _, _, _ = phases[0]
-            a0, a1 = rows * band // z.bands, rows * (band + 1) // z.bands
-            b0, b1 = columns * strip // z.strips, columns * (strip + 1) // z.strips
-            top, left = top + a0 * z.row_step, left + b0 * z.column_step
-            packed = scratch + aligning(left, z, size)
-            pack(
-                source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
-            )  # fmt: skip
-            fresh = z.strips > 1
-            lanes = min(V, b1 - b0)
-            for c in range(z.channels):
-                channel = image % z.groups * z.channels + c
-                for phase in range(0, phases.shape[0], S):
-                    end = min(a1, phases[phase, _ROWS_OF])
-                    target = (image * z.channels + c) * z.out_plane + phases[phase, _OUT]
-                    for a in range(a0, end, R):
-                        row = min(a, end - R)
-                        for b in range(b0, b1, V):
-                            column = max(min(b, b1 - V), b0)
-                            seen = packed + c * z.plane + (row - a0) * line + (column - b0) * size
-                            place = target + row * z.out_row_step + column * z.out_step
-                            to = out + place * size
-                            for s in range(S):
-                                first, count = phases[phase + s, 0], phases[phase + s, 1]
-                                table = steps.ctypes.data + first * _STEP + _SEEN
-                                given = weight + channel * taps + first * M * size
-                                if z.direct:
-                                    call(code, (
-                                        seen, line, table, _STEP, count, given,
-                                        bias + channel * size, to, z.out_row_step * size, lanes,
-                                    ))  # fmt: skip
-                                elif count > 0:
-                                    call(code, (
-                                        seen, line, table, _STEP, count, given,
-                                        bias + channel * size, patch + s * R * V * size, V * size,
-                                        V,
-                                    ))  # fmt: skip
-                                else:  # no tap reaches this phase
-                                    values = pointer(patch + s * R * V * size, bits)
-                                    for j in range(R * V):
-                                        values[j] = 0
-                            if not z.direct:
-                                call(interleave, (
-                                    patch, 1, to, 0, z.out_row_step * size,
-                                    min(S * V, z.out_width - column * z.out_step),
+        taps, line = z.step_count * M * size, z.row_step * z.pitch
+        fresh = turn == 0 or z.strips > 1
+        task, strip = divmod(task, z.strips)
+        image, band = divmod(task, z.bands)
+        a0, a1 = widest.rows * band // z.bands, widest.rows * (band + 1) // z.bands
+        b0 = widest.columns * strip // z.strips
+        b1 = widest.columns * (strip + 1) // z.strips
+        top, left = widest.top + a0 * z.row_step, widest.left + b0 * z.column_step
+        packed = scratch + aligning(left, z, size)
+        pack(
+            source + image * z.channels * z.height * z.width * size, z.channels, top, left,
+            (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
+        )  # fmt: skip
+        lanes = min(V, b1 - b0)
+        for c in range(z.channels):
+            channel = image % z.groups * z.channels + c
+            for phase in range(0, z.phase_count, S):
+                row_of = read(z.phases + phase * PHASE, Phase)
+                end = min(a1, row_of.rows)
+                target = (image * z.channels + c) * z.out_plane + row_of.out
+                for a in range(a0, end, R):
+                    row = min(a, end - R)
+                    for b in range(b0, b1, V):
+                        column = max(min(b, b1 - V), b0)
+                        seen = packed + c * z.plane + (row - a0) * line + (column - b0) * size
+                        place = target + row * z.out_row_step + column * z.out_step
+                        to = out + place * size
+                        for s in range(S):
+                            own = read(z.phases + (phase + s) * PHASE, Phase)
+                            first, count = own.first_step, own.steps
+                            table = z.steps + first * STEP + SEEN
+                            given = weight + channel * taps + first * M * size
+                            if z.direct:
+                                call(code, (
+                                    seen, line, table, STEP, count, given,
+                                    bias + channel * size, to, z.out_row_step * size, lanes,
                                 ))  # fmt: skip
+                            elif count > 0:
+                                call(code, (
+                                    seen, line, table, STEP, count, given,
+                                    bias + channel * size, patch + s * R * V * size, V * size,
+                                    V,
+                                ))  # fmt: skip
+                            else:  # no tap reaches this phase
+                                values = pointer(patch + s * R * V * size, bits)
+                                for j in range(R * V):
+                                    values[j] = 0
+                        if not z.direct:
+                            call(interleave, (
+                                patch, 1, to, 0, z.out_row_step * size,
+                                min(S * V, z.out_width - column * z.out_step),
+                            ))  # fmt: skip
 
-    return kernel
+    return body
 
 
 @cache
@@ -204,57 +205,51 @@ def _correlate(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel(
-        tasks, scratch, counter, tables, grad, x, sums, code, code_of_one, together, parts
-    ):  # fmt: skip
-        numbers, steps = tables
-        z = unpack(numbers)
+    def body(task, turn, scratch, words):
+        sizes, grad, x, sums, code, code_of_one, together, parts = read(words, Correlate)
+        z = read(sizes, Sizes)
         V, M, R = z.lanes, z.run, z.rows
-        taps, line = steps.shape[0] * M, z.row_step * z.pitch
+        taps, line = z.step_count * M, z.row_step * z.pitch
         held = scratch + z.packed_size
         lanes, out = pointer(held, bits), pointer(sums, 64)
-        table = steps.ctypes.data + _SEEN
-        fresh = True
-        while True:
-            task = next_task(counter)
-            if task >= tasks:
-                return
-            task, part = divmod(task, parts)
-            group, block = divmod(task, z.bands * z.strips)
-            band, strip = divmod(block, z.strips)
-            a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
-            b0 = z.kernel_columns * strip // z.strips
-            columns = z.kernel_columns * (strip + 1) // z.strips - b0
-            top, left = a0 * z.row_step - z.pad_rows, b0 * z.column_step - z.pad_columns
-            packed = scratch + aligning(left, z, size)
-            for i in range(z.channels * taps * V):
-                lanes[i] = 0
-            for n in range(z.images * part // parts, z.images * (part + 1) // parts):
-                image = n * z.groups + group
-                pack(
-                    x + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                    (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
-                )  # fmt: skip
-                fresh = z.strips > 1
-                for c in range(z.channels):
-                    here = grad + ((image * z.channels + c) * z.out_plane + b0) * size
-                    a = a0
-                    while a < a1:
-                        whole = a + R <= a1
-                        for s in range(0, steps.shape[0], together):
-                            call(code if whole else code_of_one, (
-                                packed + c * z.plane + (a - a0) * line, line, table + s * _STEP,
-                                _STEP, here + a * z.kernel_columns * size, z.kernel_columns * size,
-                                columns, held + (c * taps + s * M) * V * size,
-                            ))  # fmt: skip
-                        a += R if whole else 1
+        table = z.steps + SEEN
+        fresh = turn == 0 or z.strips > 1
+        task, part = divmod(task, parts)
+        group, block = divmod(task, z.bands * z.strips)
+        band, strip = divmod(block, z.strips)
+        a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
+        b0 = z.kernel_columns * strip // z.strips
+        columns = z.kernel_columns * (strip + 1) // z.strips - b0
+        top, left = a0 * z.row_step - z.pad_rows, b0 * z.column_step - z.pad_columns
+        packed = scratch + aligning(left, z, size)
+        for i in range(z.channels * taps * V):
+            lanes[i] = 0
+        for n in range(z.images * part // parts, z.images * (part + 1) // parts):
+            image = n * z.groups + group
+            pack(
+                x + image * z.channels * z.height * z.width * size, z.channels, top, left,
+                (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
+            )  # fmt: skip
+            fresh = z.strips > 1
             for c in range(z.channels):
-                for t in range(taps):
-                    total = 0.0
-                    for v in range(V):
-                        total += lanes[(c * taps + t) * V + v]
-                    channel = group * z.channels + c
-                    place = (part * z.bands * z.strips + block) * z.groups * z.channels + channel
-                    out[place * taps + t] = total
+                here = grad + ((image * z.channels + c) * z.out_plane + b0) * size
+                a = a0
+                while a < a1:
+                    whole = a + R <= a1
+                    for s in range(0, z.step_count, together):
+                        call(code if whole else code_of_one, (
+                            packed + c * z.plane + (a - a0) * line, line, table + s * STEP,
+                            STEP, here + a * z.kernel_columns * size, z.kernel_columns * size,
+                            columns, held + (c * taps + s * M) * V * size,
+                        ))  # fmt: skip
+                    a += R if whole else 1
+        for c in range(z.channels):
+            for t in range(taps):
+                total = 0.0
+                for v in range(V):
+                    total += lanes[(c * taps + t) * V + v]
+                channel = group * z.channels + c
+                place = (part * z.bands * z.strips + block) * z.groups * z.channels + channel
+                out[place * taps + t] = total
 
-    return kernel
+    return body

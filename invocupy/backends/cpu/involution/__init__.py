@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.backends.cpu.access import Record
 from invocupy.backends.cpu.blocks import (
     contract_block,
     copy_block,
@@ -25,8 +26,8 @@ from invocupy.backends.cpu.blocks import (
 )
 from invocupy.backends.cpu.involution import correlate as cpu_correlate
 from invocupy.backends.cpu.involution import gather as cpu_gather
-from invocupy.backends.cpu.launch import Fixed, launch
 from invocupy.backends.cpu.plan import ZERO, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
@@ -47,7 +48,9 @@ class _Job(NamedTuple):
     kernel: Any
     plan: Plan
     sizes: Sizes
-    tables: Fixed  # the sizes as an array, addresses of micro-kernels, the plan's tables
+    call: Any  # the type of its record
+    record: Record  # of the sizes
+    code: Any  # addresses of micro-kernels
     tasks: int
     scratch: int
     work: int
@@ -113,7 +116,7 @@ def fused_grad_span(
     blocks = blocks.reshape(g.groups, taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
     shape = _up(taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
     parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
-    _run(job, grad, x, features, blocks, grad_features, parts)
+    _run(job, grad, x, features, blocks, grad_features, parts, job.tasks)
     total = parts[:, :, :taps, : number + 1].sum(axis=0)
     grad_weight.reshape(g.groups, taps, number)[:, order] = total[..., :-1]
     grad_bias.reshape(g.groups, taps)[:, order] = total[..., -1]
@@ -139,7 +142,8 @@ def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
 
 
 def _run(job: _Job, *arrays: Any) -> None:
-    launch(job.kernel, job.tasks, job.work, job.scratch, job.tables, *arrays)
+    call = job.call(job.record, job.code, *arrays)
+    launch(job.kernel, job.tasks, job.work, job.scratch, call)
 
 
 @lru_cache(maxsize=512)
@@ -185,7 +189,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
         code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_gather.gather(bits, bool(features))
-    return _job(g, kernel, p, z, code, (p.phases, p.steps), tasks)
+    return _job(g, kernel, cpu_gather.Gather, p, z, code, tasks)
 
 
 @lru_cache(maxsize=512)
@@ -206,7 +210,7 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_correlate.correlate(8 * size)
     code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
-    return _job(g, kernel, p, z, code, (p.steps,), tasks)
+    return _job(g, kernel, cpu_correlate.Correlate, p, z, code, tasks)
 
 
 def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
@@ -244,7 +248,8 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
     code[cpu_correlate.STORE] = store_lanes(V, bits)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
-    return _job(g, cpu_correlate.span_gradients(bits), p, z, code, (p.steps,), tasks)
+    kernel = cpu_correlate.span_gradients(bits)
+    return _job(g, kernel, cpu_correlate.SpanGradients, p, z, code, tasks)
 
 
 def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
@@ -261,14 +266,13 @@ def _together(p: Plan) -> int:
 
 
 def _job(
-    g: Geometry, kernel: Any, p: Plan, z: Sizes, code: list[int], tables: tuple[Any, ...],
-    tasks: int,
+    g: Geometry, kernel: Any, call: Any, p: Plan, z: Sizes, code: list[int], tasks: int
 ) -> _Job:  # fmt: skip
     scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
     work = products * (1 + z.features // z.channels)
-    fixed = Fixed(np.array(z, np.int64), np.array(code, np.int64), *tables)
-    return _Job(kernel, p, z, fixed, tasks, scratch, work // _GRAIN)
+    codes = np.array(code, np.int64)
+    return _Job(kernel, p, z, call, Record(z), codes, tasks, scratch, work // _GRAIN)
 
 
 def _past(g: Geometry, p: Plan, size: int, width: int) -> int:

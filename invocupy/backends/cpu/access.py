@@ -1,0 +1,141 @@
+"""How compiled code gets at memory: records of a call, pointers, and integers that threads share.
+
+Arrays come in by address: as arguments they would mean a compilation for each layout, and another
+one for read-only arrays.
+"""
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from ctypes import addressof, c_char
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_WORD = ir.IntType(64)
+
+
+def address(array: np.ndarray) -> int:
+    """Where the elements begin."""
+    try:  # a quarter of the time of the general way, which counts in small operators
+        return addressof(c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError, BufferError):  # read-only or empty
+        pass
+    try:
+        return array.ctypes.data
+    except ImportError:  # the interpreter is closing
+        place: int = array.__array_interface__["data"][0]
+        return place
+
+
+class Record:
+    """A NamedTuple of integers and arrays as compiled code reads it, made once for many calls.
+
+    Its integers, and the addresses of its arrays, stand in memory one after another. Another record
+    holds its address.
+    """
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self.values = values  # whose arrays are so kept
+        self.array = np.array(words_of(values), np.int64)
+        self.address = address(self.array)
+
+
+def words_of(values: tuple[Any, ...]) -> list[int]:
+    """Integers as they are; arrays and records by address, None as 0."""
+    words = []
+    for value in values:
+        if isinstance(value, np.ndarray):
+            words.append(address(value))
+        elif isinstance(value, Record):
+            words.append(value.address)
+        else:
+            words.append(value or 0)
+    return words
+
+
+@intrinsic
+def read(typing: Any, words: Any, kind: Any) -> Any:
+    """The NamedTuple ``kind`` of the int64s at the address ``words``."""
+    count = len(kind.instance_class._fields)
+    result = types.NamedUniTuple(types.int64, count, kind.instance_class)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places = (builder.add(args[0], ir.Constant(_WORD, 8 * i)) for i in range(count))
+        pointers = [builder.inttoptr(place, ir.PointerType()) for place in places]
+        return context.make_tuple(builder, result, [builder.load(p, typ=_WORD) for p in pointers])
+
+    return result(words, kind), codegen
+
+
+@intrinsic(prefer_literal=True)
+def pointer(typing: Any, address: Any, bits: Any) -> Any:
+    """The integer ``address`` as a pointer to floats, or with ``-bits`` integers, to be indexed."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    kinds = {32: types.float32, 64: types.float64, -32: types.int32, -64: types.int64}
+    return types.CPointer(kinds[bits.literal_value])(types.int64, bits), codegen
+
+
+@intrinsic
+def add(typing: Any, address: Any, number: Any) -> Any:
+    """Add to the int64 at ``address``, which threads share; what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.atomic_rmw("add", place, args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def load(typing: Any, address: Any) -> Any:
+    """The int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        return builder.load_atomic(place, "seq_cst", 8, typ=_WORD)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store(typing: Any, address: Any, number: Any) -> Any:
+    """Set the int64 at ``address``, which threads share."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.PointerType())
+        builder.atomic_rmw("xchg", place, args[1], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_body(typing: Any, function: Any, task: Any, turn: Any, scratch: Any, words: Any) -> Any:
+    """Call what Numba has compiled for four int64s, at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # where compiled functions put their result and their exception: these have neither
+        unused = [cgutils.alloca_once(builder, _WORD) for _ in range(2)]
+        kind = ir.FunctionType(ir.IntType(32), [ir.PointerType()] * 2 + [_WORD] * 4)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [*unused, *args[1:]])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def plus(typing: Any, a: Any, b: Any) -> Any:
+    """``a + b``, of which the compiler may reorder a sum: lanes of vectors, in a fixed order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=("reassoc",))
+
+    return a(a, a), codegen
