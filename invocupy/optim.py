@@ -1,4 +1,7 @@
-"""Stochastic gradient descent, clipping, and learning-rate schedules as functions of the step."""
+"""Stochastic gradient descent, clipping, and learning-rate schedules.
+
+A schedule gives the factor of the learning rate at a step (from 0) of a run of ``total`` steps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import converted, namespace, on_device, to_device
+from invocupy.arrays import Array, converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.geometry import number
 
@@ -71,7 +74,7 @@ class SGD:
         if nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum > 0")
         self.nesterov, self.decay_biases = nesterov, decay_biases
-        self.velocities: list[Any] = [None] * len(self.params)
+        self.velocities: list[Array | None] = [None] * len(self.params)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("lr", "momentum", "weight_decay"):
@@ -93,17 +96,16 @@ class SGD:
         """
         moving: dict[Any, list[int]] = {}
         for i, (parameter, velocity) in enumerate(zip(self.params, self.velocities, strict=True)):
-            if parameter.grad is not None:
-                for kind, array in (("grad", parameter.grad), ("velocity", velocity)):
-                    if array is not None and (
-                        array.shape != parameter.data.shape or array.dtype != parameter.data.dtype
-                    ):
-                        raise ValueError(
-                            f"{kind} of parameter {i} must have its shape and dtype, "
-                            f"{parameter.data.shape} {parameter.data.dtype}, "
-                            f"got {array.shape} {array.dtype}"
-                        )
-                moving.setdefault(backends.of("sgd", parameter.data), []).append(i)
+            if parameter.grad is None:
+                continue
+            data = parameter.data
+            for kind, array in (("grad", parameter.grad), ("velocity", velocity)):
+                if array is not None and (array.shape, array.dtype) != (data.shape, data.dtype):
+                    raise ValueError(
+                        f"{kind} of parameter {i} must have its shape and dtype, "
+                        f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
+                    )
+            moving.setdefault(backends.of("sgd", data), []).append(i)
         for backend, chosen in moving.items():
             params = [self.params[i] for i in chosen]
             arrays, velocities = backend.update(
@@ -118,14 +120,11 @@ class SGD:
             for i, array, velocity in zip(chosen, arrays, velocities, strict=True):
                 self.params[i].data, self.velocities[i] = array, velocity
 
-    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+    def state_dict(self) -> dict[str, Array]:
         """Copies of the velocities as NumPy arrays: the only state of steps besides the parameters.
 
-        Returns
-        -------
-        dict of str to array
-            ``"velocities.3"`` is that of the parameter number 3; there is none before its first
-            step with a momentum. ``lr`` and the other options are not included.
+        ``"velocities.3"`` is that of the parameter number 3; there is none before its first step
+        with a momentum. ``lr`` and the other options are not included.
 
         Examples
         --------
@@ -148,11 +147,7 @@ class SGD:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the velocities of :meth:`state_dict`; nothing changes if one is wrong.
 
-        Parameters
-        ----------
-        state : mapping of str to array
-            Of the parameters' shapes; dtypes are converted. Parameters that it does not name have
-            no velocity then.
+        Dtypes are converted. Parameters that ``state`` does not name have no velocity then.
 
         Raises
         ------
@@ -166,21 +161,19 @@ class SGD:
             raise TypeError(
                 f"state must be a mapping of names to arrays, got {type(state).__name__}"
             )
-        places = {f"velocities.{i}": i for i in range(len(self.params))}
-        found: list[Any] = [None] * len(self.params)
-        problems = [f"{name}: left over" for name in state if name not in places]
-        for name, i in places.items():
-            if name in state:
-                try:
-                    found[i] = converted(state[name], self.params[i].data)
-                except ValueError as error:
-                    problems.append(f"{name}: {error}")
-                else:
-                    if not namespace(found[i]).isfinite(found[i]).all():
-                        problems.append(f"{name}: NaN or infinite")
+        own = {f"velocities.{i}": parameter.data for i, parameter in enumerate(self.params)}
+        found = dict.fromkeys(own)
+        problems = [f"{name}: left over" for name in state if name not in own]
+        for name in filter(state.__contains__, own):
+            try:
+                found[name] = converted(state[name], own[name])
+                if not namespace(found[name]).isfinite(found[name]).all():
+                    raise ValueError("NaN or infinite")
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
         if problems:
             raise ValueError("state does not fit the parameters: " + "; ".join(problems))
-        self.velocities = found
+        self.velocities = list(found.values())
 
 
 def _tensors(params: Any) -> list[Tensor]:
@@ -213,18 +206,8 @@ def _tensors(params: Any) -> list[Tensor]:
 
 
 def constant(step: int, total: int) -> float:
-    """The factor 1 at every step.
+    """1 at every step.
 
-    Parameters
-    ----------
-    step, total : int
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> from invocupy import optim
     >>> optim.constant(3, 10)
     1.0
@@ -235,23 +218,10 @@ def constant(step: int, total: int) -> float:
 def step_decay(
     step: int, total: int, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1
 ) -> float:
-    """A factor that is multiplied by ``factor`` at each milestone.
+    """1, multiplied by ``factor`` at each of the ``milestones``, which are shares of the run.
 
-    Parameters
-    ----------
-    step, total : int
-    milestones
-        Shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385, section
-        4.2 (to the rounding of its epochs).
-    factor : float
+    The default is that of He et al., arXiv 1512.03385, section 4.2 (to the rounding of its epochs).
 
-    Returns
-    -------
-    float
-        To multiply the learning rate with.
-
-    Examples
-    --------
     >>> from invocupy import optim
     >>> [round(optim.step_decay(step, 4), 3) for step in range(4)]
     [1.0, 1.0, 0.1, 0.01]
@@ -260,22 +230,8 @@ def step_decay(
 
 
 def cosine(step: int, total: int) -> float:
-    """A factor that falls from 1 to 0 along half a cosine.
+    """From 1 to 0 along half a cosine: ``(1 + cos(pi * step / total)) / 2``.
 
-    Parameters
-    ----------
-    step : int
-        From 0.
-    total : int
-        Steps of the whole run.
-
-    Returns
-    -------
-    float
-        In [0, 1], to multiply the learning rate with.
-
-    Examples
-    --------
     >>> from invocupy import optim
     >>> [round(optim.cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
@@ -284,22 +240,8 @@ def cosine(step: int, total: int) -> float:
 
 
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
-    """A factor that rises from ``start`` to 1 in a share ``rise`` of the run, then falls to 0.
+    """From ``start`` to 1 in a share ``rise`` of the run, then to 0, both along half a cosine.
 
-    Both ways along half a cosine.
-
-    Parameters
-    ----------
-    step, total : int
-    rise, start : float
-
-    Returns
-    -------
-    float
-        In [0, 1], to multiply the learning rate with.
-
-    Examples
-    --------
     >>> from invocupy import optim
     >>> [round(optim.one_cycle(step, 10), 2) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
@@ -312,30 +254,21 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
 
 
 def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup: int) -> float:
-    """A schedule after ``warmup`` steps in which the factor rises linearly to its first value.
+    """``schedule`` after ``warmup`` steps in which the factor rises linearly to its first value.
 
-    Parameters
-    ----------
-    schedule : callable
-        ``schedule(step, total)``: any of this module; it gets the steps after the warm-up.
-    step, total, warmup : int
+    The schedule gets the steps after the warm-up: ``schedule(step - warmup, total - warmup)``.
 
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> from invocupy import optim
     >>> [round(optim.warm_up(optim.cosine, step, 6, 2), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
+    rest = max(total - warmup, 1)
     if step < warmup:
-        return schedule(0, max(total - warmup, 1)) * (step + 1) / warmup
-    return schedule(step - warmup, max(total - warmup, 1))
+        return schedule(0, rest) * (step + 1) / warmup
+    return schedule(step - warmup, rest)
 
 
-def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
+def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
 
     ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
@@ -379,7 +312,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Any:
     xp = namespace(held[0].grad)
     with on_device(held[0].grad):
         squares = [xp.square(p.grad, dtype=np.float64).sum() for p in held]
-        norm = xp.sqrt(xp.stack(squares).sum())
+        norm: Array = xp.sqrt(xp.stack(squares).sum())
         factor = xp.minimum(1.0, limit / (norm + 1e-6))
         for parameter in held:
             parameter.grad = parameter.grad * factor.astype(parameter.grad.dtype)

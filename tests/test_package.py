@@ -205,8 +205,10 @@ def lacking(item: Any) -> list[str]:
     if not text or inspect.isclass(item):
         return [] if text else ["a docstring"]
     wanted = [">>>"]
-    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
-    brief = item.__module__ == "invocupy.functional.basic" and "Raises" not in text
+    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all, and
+    # for numbers made from numbers.
+    numbers = item.__module__ == "invocupy.optim" and item.__annotations__["return"] == "float"
+    brief = (item.__module__ == "invocupy.functional.basic" and "Raises" not in text) or numbers
     if inspect.signature(item).parameters and not brief:
         wanted.append("Parameters\n")
         if inspect.signature(item).return_annotation not in (None, "None"):
