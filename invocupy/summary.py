@@ -17,14 +17,17 @@ import numpy as np
 
 from invocupy import backends, nn, optim
 from invocupy import functional as F  # noqa: N812
-from invocupy.arrays import device_of, is_cupy, namespace, on_device, to_device
+from invocupy.arrays import Array, device_of, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.backends import memory
 
 Shape = tuple[int, ...]
 
-Phases = tuple[Callable[[Any, Any], None], ...]
+Phases = tuple[Callable[[Array, Array], None], ...]
 """The parts of a step, which take a batch and its labels."""
+
+Counter = tuple[Callable[[], object], Callable[[], int]]
+"""Begin to count; the highest count since, in bytes."""
 
 _SIZES = 8, 24  # images of the two runs that the memory of any other number follows from
 
@@ -110,8 +113,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
 
         return noted
 
-    device = device_of(_like(model))
-    x = to_device(np.zeros((1, *shape), np.float32), device)
+    x = to_device(np.zeros((1, *shape), np.float32), device_of(_like(model)))
     with _dry(model, training=False), no_grad(), ExitStack() as undo:
         for name, module in modules.items():
             undo.callback(vars(module).update, dict(vars(module)))
@@ -121,16 +123,13 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
             module.forward = note(name, module, module.forward)
         model(x)
 
-    def below(name: str) -> Iterator[str]:
-        yield from (n for n in modules if n == name or not name or n.startswith(f"{name}."))
-
     return [
         Layer(
             name,
             type(module).__name__,
             shapes.get(name, ()),
             sum(parameter.size for parameter in module.parameters()),
-            sum(own[inner] for inner in below(name)),
+            sum(own[n] for n in modules if not name or f"{n}.".startswith(f"{name}.")),
         )
         for name, module in modules.items()
     ]
@@ -139,7 +138,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
 def training_memory(
     model: nn.Module, shape: Shape = (3, 32, 32), **options: float | bool
 ) -> StepMemory:
-    """The memory of training steps of :class:`invocupy.optim.SGD`.
+    """The memory of training steps of :class:`invocupy.optim.SGD`, of which ``options`` are.
 
     Parameters
     ----------
@@ -147,8 +146,6 @@ def training_memory(
         Not changed; on the device that is to be asked about.
     shape : tuple of int
         Of one image, (C, H, W).
-    **options
-        Of :class:`invocupy.optim.SGD`.
 
     Returns
     -------
@@ -168,7 +165,7 @@ def training_memory(
     def prepare() -> Phases:
         sgd = optim.SGD(model.parameters(), 1e-3, **options)  # type: ignore[arg-type]
 
-        def gradients(x: Any, labels: Any) -> None:
+        def gradients(x: Array, labels: Array) -> None:
             sgd.zero_grad()
             F.cross_entropy(_logits(model, Tensor(x)), labels).backward()
 
@@ -183,10 +180,8 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
 
     Parameters
     ----------
-    model : Module
-        Not changed; on the device that is to be asked about.
-    shape : tuple of int
-        Of one image, (C, H, W).
+    model, shape
+        As in :func:`training_memory`.
 
     Returns
     -------
@@ -201,13 +196,12 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
     True
     """
 
-    def forward(x: Any, labels: Any) -> None:
+    def forward(x: Array, labels: Array) -> None:
         F.cross_entropy(_logits(model, x), labels)
 
     with _dry(model, training=False), no_grad():
         step = _measure(model, shape, lambda: (forward,))
-    weights = sum(array.nbytes for array in model.state_dict().values())
-    return step.plus(weights)
+    return step.plus(sum(array.nbytes for array in model.state_dict().values()))
 
 
 def _macs(module: nn.Module, result: Shape) -> int:
@@ -221,12 +215,12 @@ def _macs(module: nn.Module, result: Shape) -> int:
     return 0
 
 
-def _like(model: nn.Module) -> Any:
+def _like(model: nn.Module) -> Array:
     """An array on the device of the model; a NumPy array if it has no parameters."""
     return next((parameter.data for parameter in model.parameters()), np.zeros(0))
 
 
-def _logits(model: nn.Module, x: Any) -> Any:
+def _logits(model: nn.Module, x: nn.Input) -> Any:
     return getattr(model, "logits", model)(x)
 
 
@@ -235,9 +229,11 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
     """Backends do nothing; afterwards the model is as it was."""
     state = [(holder, holder.data) for _, holder in model.named_state()]
     grads = [(p, p.grad) for p in model.parameters()]
-    device = on_device(_like(model))
     try:
-        with nn.keep_modes(model), backends.dry_run(), np.errstate(all="ignore"), device:
+        with (
+            nn.keep_modes(model), backends.dry_run(), np.errstate(all="ignore"),
+            on_device(_like(model)),
+        ):  # fmt: skip
             model.train(training)
             yield
     finally:
@@ -252,38 +248,35 @@ def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> S
 
     A run before them, which is not counted, loads the modules that the first one needs.
     """
-    _, *runs = (_peaks(model, shape, prepare, images) for images in (_SIZES[0], *_SIZES))
+    few, many = _SIZES
+    _, *runs = (_peaks(model, shape, prepare, images) for images in (few, few, many))
     lines = []
     for small, large in zip(*runs, strict=True):
-        per_image = max(-(-(large - small) // (_SIZES[1] - _SIZES[0])), 0)
-        lines.append((max(small - _SIZES[0] * per_image, 0), per_image))
+        per_image = max(-(-(large - small) // (many - few)), 0)
+        lines.append((max(small - few * per_image, 0), per_image))
     return StepMemory(tuple(lines))
 
 
 def _peaks(model: nn.Module, shape: Shape, prepare: Callable[[], Phases], images: int) -> list[int]:
     """Bytes that each phase of the second step adds to what was there before the first one."""
     like = _like(model)
-    count = _in_a_pool if is_cupy(like) else _traced
-    with count(like) as (begin, peak):
+    xp = namespace(like)
+    found: list[int] = []
+    with _counting_in_a_pool(xp) if is_cupy(like) else _counting() as (begin, peak):
         phases = prepare()
-        found: list[int] = []
         for _ in range(2):
             found.clear()
-            xp = namespace(like)
             x, labels = xp.zeros((images, *shape), np.float32), xp.zeros(images, np.int64)
             for phase in phases:
                 begin()
                 phase(x, labels)
                 found.append(peak())
-        return found
-
-
-Counter = tuple[Callable[[], object], Callable[[], int]]
-"""Begin to count; the highest count since."""
+    return found
 
 
 @contextmanager
-def _traced(_: Any) -> Iterator[Counter]:
+def _counting() -> Iterator[Counter]:
+    """Of Python's and NumPy's memory."""
     memory.release_memory()
     started = tracemalloc.is_tracing()
     if not started:
@@ -298,9 +291,8 @@ def _traced(_: Any) -> Iterator[Counter]:
 
 
 @contextmanager
-def _in_a_pool(like: Any) -> Iterator[Counter]:
-    """A pool of its own: what it had to take from the device since it was last tidied up."""
-    cuda = namespace(like).cuda
-    pool = cuda.MemoryPool()
-    with cuda.using_allocator(pool.malloc):
+def _counting_in_a_pool(cupy: Any) -> Iterator[Counter]:
+    """Of a pool of its own: what it had to take from the device since it was last tidied up."""
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
         yield pool.free_all_blocks, lambda: int(pool.total_bytes())
