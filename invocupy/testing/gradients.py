@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.arrays import FLOATS, is_cupy, namespace, to_device
+from invocupy.arrays import FLOATS, Array, is_cupy, namespace, to_device
 from invocupy.autograd import Tensor
 from invocupy.ops.basic import Result
 from invocupy.testing.layouts import lay_out
@@ -62,16 +62,13 @@ def gradcheck(
         raise TypeError(f"function must return a Tensor, got {type(value).__name__}")
     cotangent = namespace(value.data).asarray(_away_from_zero(rng, value.shape))
     value.backward(cotangent)
-
-    def evaluate(moved: list[Any]) -> Any:
-        return function(*(Tensor(a) if _is_floating(a) else a for a in moved)).data
-
-    for i, operand in enumerate(operands):
-        if isinstance(operand, Tensor):
-            gradient = operand.data * 0 if operand.grad is None else operand.grad
-            _compare(
-                f"gradient of argument {i}", evaluate, doubles, i, gradient, cotangent, rng, rtol
-            )
+    slopes = _Slopes(
+        lambda moved: function(*(Tensor(a) if _is_floating(a) else a for a in moved)).data,
+        doubles, cotangent, rng, rtol,
+    )  # fmt: skip
+    for i in _floating(doubles):
+        gradient = operands[i].data * 0 if operands[i].grad is None else operands[i].grad
+        slopes.compare(f"gradient of argument {i}", i, gradient)
 
 
 def check_partials(
@@ -113,108 +110,92 @@ def check_partials(
     rng = np.random.default_rng(seed)
     before = [_bytes(array) for array in arrays]
     value, partials = op(*arrays, **options)
-    xp = namespace(value)
     _require(len(partials) == len(arrays), f"{len(partials)} partials for {len(arrays)} arguments")
-    drawn = xp.asarray(_away_from_zero(rng, value.shape))
+    drawn = namespace(value).asarray(_away_from_zero(rng, value.shape))
     grad = drawn.astype(value.dtype)
     before += [_bytes(value), _bytes(grad)]
     for i in _floating(arrays):
         first = _contract(i, partials[i], grad, arrays, value)
-        again = partials[i](grad)
-        _require(
-            bool((again == first).all()), f"partial {i} gives another result when called again"
-        )
+        again = (partials[i](grad) == first).all()
+        _require(again, f"partial {i} gives another result when called again")
     after = [_bytes(array) for array in (*arrays, value, grad)]
     names = (*(f"argument {i}" for i in range(len(arrays))), "the value", "the gradient")
     for name, old, new in zip(names, before, after, strict=True):
         _require(old == new, f"{name} was written to")
 
-    doubles = [_double(array) for array in arrays]
-    _, partials = op(*map(_widen, arrays), **options)
+    wide = [a.astype(np.float64, copy=False) if _is_floating(a) else a for a in arrays]
+    _, partials = op(*wide, **options)  # in the same layout where they are in float64 already
     grad = lay_out(drawn, "negative strides") if drawn.ndim else drawn
-
-    def evaluate(moved: list[Any]) -> Any:
-        return op(*moved, **options)[0]
-
+    doubles = [_double(array) for array in arrays]
+    slopes = _Slopes(lambda moved: op(*moved, **options)[0], doubles, drawn, rng, rtol)
     for i in _floating(arrays):
         first = partials[i](grad).copy()
-        _compare(f"partial {i}", evaluate, doubles, i, first, drawn, rng, rtol)
+        slopes.compare(f"partial {i}", i, first)
         grad[...] = -grad  # a caller may fill its array again
-        _require(
-            bool((partials[i](grad) == -first).all()),
-            f"partial {i} gives the result of what its gradient held before",
-        )
+        again = (partials[i](grad) == -first).all()
+        _require(again, f"partial {i} gives the result of what its gradient held before")
         grad[...] = -grad
 
 
-def _contract(i: int, partial: Any, grad: Any, arrays: Sequence[Any], value: Any) -> Any:
+def _contract(i: int, partial: Any, grad: Array, arrays: Sequence[Any], value: Array) -> Array:
     """What partial ``i`` gives (a copy), which must be a proper array in memory of its own."""
-    xp, array = namespace(value), arrays[i]
-    result = partial(grad)
+    array, shared = arrays[i], namespace(value).may_share_memory
+    result: Array = partial(grad)
     _require(type(result) is type(array), f"partial {i} gives a {type(result).__name__}")
-    _require(
-        result.shape == array.shape,
-        f"partial {i} has shape {result.shape}, its argument {array.shape}",
-    )
-    _require(
-        result.dtype == array.dtype.newbyteorder("="),
-        f"partial {i} has dtype {result.dtype}, its argument {array.dtype}",
-    )
+    for name, found, wanted in (
+        ("shape", result.shape, array.shape),
+        ("dtype", result.dtype, array.dtype.newbyteorder("=")),
+    ):
+        _require(found == wanted, f"partial {i} has {name} {found}, its argument {wanted}")
     for j in _floating(arrays):
-        _require(
-            not xp.may_share_memory(result, arrays[j]),
-            f"partial {i} gives the memory of argument {j}",
-        )
+        _require(not shared(result, arrays[j]), f"partial {i} gives the memory of argument {j}")
     copy = result.copy()
-    if not xp.may_share_memory(result, grad):
-        _require(
-            not xp.may_share_memory(result, value), f"partial {i} gives the memory of the value"
-        )
+    if not shared(result, grad):
+        _require(not shared(result, value), f"partial {i} gives the memory of the value")
         if is_cupy(result) or result.flags.writeable:
-            result[...] = xp.nan  # if the operator keeps this array, its next answer shows it
+            result[...] = np.nan  # if the operator keeps this array, its next answer shows it
     return copy
 
 
-def _compare(
-    what: str,
-    evaluate: Callable[[list[Any]], Any],
-    arrays: list[Any],
-    index: int,
-    gradient: Any,
-    cotangent: Any,
-    rng: np.random.Generator,
-    rtol: float,
-) -> None:
-    """``<gradient, d>`` against the slope of ``<cotangent, evaluate>`` along two directions d."""
-    array, xp = arrays[index], namespace(arrays[index])
-    level = float(abs(cotangent * evaluate(arrays)).sum())
-    first, second = (xp.asarray(_away_from_zero(rng, array.shape)) for _ in range(2))
-    signs = xp.sign(gradient)
-    for direction in (xp.where(signs == 0, first, abs(first) * signs), second):
+class _Slopes(NamedTuple):
+    """Gradients against differences of ``<cotangent, evaluate(arrays)>``."""
 
-        def along(steps: int, direction: Any = direction) -> float:
-            moved = array + steps * _STEP * direction
-            value = evaluate([*arrays[:index], moved, *arrays[index + 1 :]])
-            return float((cotangent * value).sum())
+    evaluate: Callable[[list[Any]], Array]
+    arrays: list[Any]
+    cotangent: Array
+    rng: np.random.Generator
+    rtol: float
 
-        low2, low, middle, high, high2 = (along(steps) for steps in range(-2, 3))
-        numeric = (8 * (high - low) - (high2 - low2)) / (12 * _STEP)
-        analytic = float((gradient * direction).sum())
-        scale = float(abs(gradient * direction).sum())
-        third = high2 - 2 * high + 2 * low - low2
-        fourth = high2 - 4 * high + 6 * middle - 4 * low + low2
-        if max(abs(third), abs(fourth)) / _STEP > _BEND * (scale + abs(numeric)) + _NOISE * level:
-            raise ValueError(
-                f"{what}: the function has a kink near the arrays: draw them elsewhere"
+    def compare(self, what: str, index: int, gradient: Array) -> None:
+        """``<gradient, d>`` against the slope along two directions d of one array."""
+        array, xp = self.arrays[index], namespace(self.arrays[index])
+        noise = _NOISE * float(abs(self.cotangent * self.evaluate(self.arrays)).sum())
+        first, second = (xp.asarray(_away_from_zero(self.rng, array.shape)) for _ in range(2))
+        signs = xp.sign(gradient)
+        for direction in (xp.where(signs == 0, first, abs(first) * signs), second):
+            values = []
+            for steps in range(-2, 3):
+                moved = [*self.arrays]
+                moved[index] = array + steps * _STEP * direction
+                values.append(float((self.cotangent * self.evaluate(moved)).sum()))
+            low2, low, middle, high, high2 = values
+            numeric = (8 * (high - low) - (high2 - low2)) / (12 * _STEP)
+            analytic = float((gradient * direction).sum())
+            scale = float(abs(gradient * direction).sum())
+            third = high2 - 2 * high + 2 * low - low2
+            fourth = high2 - 4 * high + 6 * middle - 4 * low + low2
+            if max(abs(third), abs(fourth)) / _STEP > _BEND * (scale + abs(numeric)) + noise:
+                raise ValueError(
+                    f"{what}: the function has a kink near the arrays: draw them elsewhere"
+                )
+            _require(
+                abs(numeric - analytic) <= self.rtol * scale + noise,
+                f"{what} is wrong: {analytic!r} along a random direction, "
+                f"but the function's slope is {numeric!r}",
             )
-        _require(
-            abs(numeric - analytic) <= rtol * scale + _NOISE * level,
-            f"{what} is wrong: {analytic!r} along a random direction, "
-            f"but the function's slope is {numeric!r}",
-        )
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: object, message: str) -> None:
     """An assertion that ``python -O`` keeps."""
     if not holds:
         raise AssertionError(message)
@@ -230,11 +211,6 @@ def _is_floating(array: Any) -> bool:
 
 def _floating(arrays: Sequence[Any]) -> Iterator[int]:
     return (i for i, array in enumerate(arrays) if _is_floating(array))
-
-
-def _widen(array: Any) -> Any:
-    """In float64, in the same layout where it is in float64 already; no array: as it is."""
-    return array.astype(np.float64, copy=False) if _is_floating(array) else array
 
 
 def _double(array: Any) -> Any:
