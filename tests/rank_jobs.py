@@ -88,7 +88,7 @@ def trained(case: str, comm: Comm | None) -> tuple[dict[str, NDArray[Any]], list
     def mean_of_means(run: Any, x: Any, labels: Any, images: int) -> Any:
         found = right(run, x, labels, images)
         for parameter in run.optimiser.params:
-            parameter.grad *= images / (run.comm.size * len(x))
+            parameter.grad *= images / (run.replica.comm.size * len(x))
         return found
 
     if wrong and comm is not None:

@@ -18,22 +18,21 @@ _LAYERS, _BATCH = 10, 32
 _ROUNDS = 5
 _LONGEST = 3600  # seconds
 _COPIED = 1 << 27  # bytes: far beyond the caches
+_RATES = {"gb_s": "GB/s", "gflop_s": "GFLOP/s", "images_per_second": "images/s"}
 
 Call = Callable[[], Any]
+Row = dict[str, Any]
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands,
-        "bench",
-        _run,
-        help="time the operator and a training step on this machine",
+        commands, "bench", _run, help="time the operator and a training step on this machine",
         description="In float32, each row a median over rounds in which all variants take turns. "
-        "Beside them what the machine can do: its copy bandwidth (arrays that stay in a cache may "
-        "be faster) and a matrix product of its BLAS. "
-        "PyTorch's usual form of involution (unfold) runs too where PyTorch is installed.",
-    )
+        "Next to them the machine's copy bandwidth (arrays that stay in a cache may be faster) and "
+        "a matrix product of its BLAS. PyTorch's usual form of involution (unfold) runs too where "
+        "PyTorch is installed.",
+    )  # fmt: skip
     add_device(parser)
     parser.add_argument(
         "--seconds", metavar="X", type=float, default=1.0,
@@ -47,29 +46,23 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy import machine
     from invocupy.train import ConfigError, pick_device
 
-    if not 0 < arguments.seconds <= _LONGEST:
+    seconds = arguments.seconds
+    if not 0 < seconds <= _LONGEST:
         raise ConfigError(
-            f"seconds must be a finite number above 0 and at most {_LONGEST}, "
-            f"got {arguments.seconds}"
+            f"seconds must be a finite number above 0 and at most {_LONGEST}, got {seconds}"
         )
     device = pick_device(arguments.device)
-    rows: list[dict[str, Any]] = []
-    jobs: dict[str, Callable[[str], list[dict[str, Any]]]] = {
-        "machine": lambda where: _machine(where, arguments.seconds),
-        **{
-            name: lambda where, name=name: _operator(where, name, arguments.seconds)  # type: ignore[misc]
-            for name in _SHAPES
-        },
-        "network": lambda where: _network(where, arguments.seconds),
-    }
-    with tqdm(jobs.items(), leave=False, disable=None, file=sys.stderr) as bar:
-        for name, job in bar:
+    rows: list[Row] = []
+    with tqdm(["machine", *_SHAPES, "network"], leave=False, disable=None, file=sys.stderr) as bar:
+        for name in bar:
             bar.set_description(name)
-            rows += job(device)
-    copy = rows[0]["gb_s"]
+            if name in _SHAPES:
+                rows += _operator(device, name, seconds)
+            else:
+                rows += (_machine if name == "machine" else _network)(device, seconds)
     for row in rows[2:]:
         if "gb_s" in row:
-            row["of_copy"] = row["gb_s"] / copy
+            row["of_copy"] = row["gb_s"] / rows[0]["gb_s"]
     about = machine.describe()
     if arguments.json:
         print_json({"machine": about, "device": device, "rows": rows})
@@ -77,63 +70,43 @@ def _run(arguments: argparse.Namespace) -> int:
     name = about["devices"].get(device) or next(iter(about["devices"].values()))
     print(f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n")
     cells = [("what", "ms", "20 to 80 %", "rate", "of the copy")]
-    cells += [
-        (
-            f"{row['what']}, {row['who']}" if row["who"] else row["what"],
-            f"{row['ms']:.3g}", f"{row['low']:.3g} to {row['high']:.3g}", _rate(row),
-            f"{row['of_copy']:.0%}" if "of_copy" in row else "",
-        )
-        for row in rows
-    ]  # fmt: skip
+    for row in rows:
+        rates = [f"{row[key]:,.0f} {unit}" for key, unit in _RATES.items() if key in row]
+        share = f"{row['of_copy']:.0%}" if "of_copy" in row else ""
+        what = ", ".join(filter(None, (row["what"], row["who"])))
+        spread = f"{row['low']:.3g} to {row['high']:.3g}"
+        cells.append((what, f"{row['ms']:.3g}", spread, *(rates or [""]), share))
     print(table(cells, "<>>>>"))
     return 0
-
-
-def _rate(row: dict[str, Any]) -> str:
-    for key, unit in (
-        ("gb_s", "GB/s"), ("gflop_s", "GFLOP/s"), ("images_per_second", "images/s"),
-    ):  # fmt: skip
-        if key in row:
-            return f"{row[key]:,.0f} {unit}"
-    return ""
 
 
 def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, dict[str, float]]:
     """Milliseconds a call, by name: median and quantiles over rounds in which all take turns."""
     import numpy as np
 
-    if device == "cpu":
-        finish: Call = lambda: None  # noqa: E731
-    else:
+    if device != "cpu":
         import cupy
 
-        finish = cupy.cuda.get_current_stream().synchronize
-    repeats = {}
-    for name, call in calls.items():
-        call()  # compiles
-        finish()
+    def once(call: Call, repeats: int) -> float:
         start = time.perf_counter()
-        call()
-        finish()
-        once = max(time.perf_counter() - start, 1e-7)
-        repeats[name] = max(round(seconds / _ROUNDS / once), 1)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(repeats):
+            call()
+        if device != "cpu":
+            cupy.cuda.get_current_stream().synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    repeats, times = {}, dict[str, list[float]]()
+    for name, call in calls.items():
+        once(call, 1)  # compiles
+        repeats[name] = max(round(seconds / _ROUNDS / max(once(call, 1), 1e-7)), 1)
     for _ in range(_ROUNDS):
         for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            finish()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
-    return {
-        name: dict(
-            zip(("low", "ms", "high"), np.quantile(t, (0.2, 0.5, 0.8)).tolist(), strict=True)
-        )
-        for name, t in times.items()
-    }
+            times.setdefault(name, []).append(once(call, repeats[name]) * 1e3)
+    quantiles = {name: np.quantile(t, (0.2, 0.5, 0.8)).tolist() for name, t in times.items()}
+    return {name: dict(zip(("low", "ms", "high"), q, strict=True)) for name, q in quantiles.items()}
 
 
-def _machine(device: str, seconds: float) -> list[dict[str, Any]]:
+def _machine(device: str, seconds: float) -> list[Row]:
     """The copy bandwidth, reading and writing, with all threads; a product of 1024 x 1024."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -154,18 +127,17 @@ def _machine(device: str, seconds: float) -> list[dict[str, Any]]:
             "copy": (lambda: list(pool.map(lambda piece: xp.copyto(*piece), pieces)))
             if device == "cpu"
             else (lambda: xp.copyto(target, source)),
-            "matrix product": lambda: matrix @ matrix,
+            "product": lambda: matrix @ matrix,
         }
-        found = _timed(calls, device, seconds)
-    copy, product = found["copy"], found["matrix product"]
+        copy, product = _timed(calls, device, seconds).values()
+    copied, flops = 2 * _COPIED / copy["ms"] / 1e6, 2 * 1024**3 / product["ms"] / 1e6
     return [
-        {"what": "copy", "who": "", **copy, "gb_s": 2 * _COPIED / copy["ms"] / 1e6},
-        {"what": "matrix product, 1024", "who": "", **product,
-         "gflop_s": 2 * 1024**3 / product["ms"] / 1e6},
-    ]  # fmt: skip
+        {"what": "copy", "who": "", **copy, "gb_s": copied},
+        {"what": "matrix product, 1024", "who": "", **product, "gflop_s": flops},
+    ]
 
 
-def _operator(device: str, name: str, seconds: float) -> list[dict[str, Any]]:
+def _operator(device: str, name: str, seconds: float) -> list[Row]:
     """Forward, and both gradients, of one shape."""
     import numpy as np
 
@@ -193,12 +165,13 @@ def _operator(device: str, name: str, seconds: float) -> list[dict[str, Any]]:
         ("gradients", backward, 3 * x.nbytes + 2 * kernel.nbytes),
     ):
         for who, times in _timed(calls, device, seconds).items():
-            row = {"what": f"{name}, {what}", "who": who, **times}
-            rows.append(row | {"gb_s": moved / times["ms"] / 1e6} if who == "invocupy" else row)
+            rows.append({"what": f"{name}, {what}", "who": who, **times})
+            if who == "invocupy":
+                rows[-1]["gb_s"] = moved / times["ms"] / 1e6
     return rows
 
 
-def _network(device: str, seconds: float) -> list[dict[str, Any]]:
+def _network(device: str, seconds: float) -> list[Row]:
     """A training step and an evaluation of the article's network."""
     import numpy as np
 
@@ -223,7 +196,7 @@ def _network(device: str, seconds: float) -> list[dict[str, Any]]:
 
     rows = []
     for what, call in (("training step", step), ("evaluation", evaluate)):
-        (times,) = _timed({what: call}, device, seconds).values()
+        times = _timed({what: call}, device, seconds)[what]
         name = f"SimpleModel, {_LAYERS} blocks, {_BATCH} images, {what}"
         rate = _BATCH / times["ms"] * 1e3
         rows.append({"what": name, "who": "invocupy", **times, "images_per_second": rate})

@@ -26,47 +26,19 @@ class Comm(Protocol):
     device: str
 
     def allgather(self, array: Any) -> Any:
-        """A small array of each rank, of one shape and dtype, as a new one in the order of ranks.
-
-        Parameters
-        ----------
-        array : array, any shape and dtype
-            On ``device``.
-
-        Returns
-        -------
-        array
-            Of one axis more, in front: the ranks.
-        """
+        """A small array of each rank, of one shape and dtype, as a new one (ranks, *shape)."""
 
     def allreduce_sum(self, buffer: Any) -> None:
         """Replace an array by its sum over the ranks, the same bits on all of them.
 
-        Parameters
-        ----------
-        buffer : float32, float64 or int64 array (n,)
-            On ``device``, C-contiguous.
+        It is float32, float64 or int64, C-contiguous, of one axis.
         """
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """Replace an array by that of one rank.
-
-        Parameters
-        ----------
-        array : array, any shape and dtype
-            On ``device``, C-contiguous.
-        root : int
-            The rank.
-        """
+        """Replace a C-contiguous array by that of one rank."""
 
     def exchange(self, value: Any) -> list[Any]:
-        """A small value of each rank, in rank order.
-
-        Parameters
-        ----------
-        value
-            What JSON can hold. Floats keep their bits; tuples become lists.
-        """
+        """A small value of each rank, in rank order, as JSON holds it: tuples become lists."""
 
 
 class Single:
@@ -172,19 +144,16 @@ def agree(comm: Comm, **values: Any) -> None:
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     if len(set(comm.exchange(digest))) == 1:
         return
-    rows = comm.exchange(texts)
-    for rank, row in enumerate(rows):
-        for name in sorted(rows[0].keys() | row.keys()):
-            first, other = rows[0].get(name), row.get(name)
-            if first != other:
+    first, *others = comm.exchange(texts)
+    for rank, row in enumerate(others, 1):
+        for name in sorted(first.keys() | row.keys()):
+            mine, other = (texts.get(name, "nothing") for texts in (first, row))
+            if mine != other:
+                mine, other = (t if len(t) < 60 else f"{t[:57]}..." for t in (mine, other))
                 raise LaunchError(
-                    f"{name} differs between ranks: {_short(first)} on rank 0, {_short(other)} on "
-                    f"rank {rank}: start all ranks with the same settings, files and version"
+                    f"{name} differs between ranks: {mine} on rank 0, {other} on rank {rank}: "
+                    "start all ranks with the same settings, files and version"
                 )
-
-
-def _short(text: str | None) -> str:
-    return "nothing" if text is None else text if len(text) < 60 else f"{text[:57]}..."
 
 
 @contextmanager

@@ -39,15 +39,8 @@ class PeerError(RuntimeError):
 def abort_all(text: str, code: int, quiet: bool = False) -> None:
     """Write to standard error; on one of several ranks end all of them with an exit code.
 
-    All ranks may fail at once and in the same way: then rank 0 speaks for them.
-
-    Parameters
-    ----------
-    text : str
-        Lines, or nothing; on several ranks each begins with the rank.
-    code : int
-    quiet : bool
-        Leave the word to another rank, which has failed and knows more.
+    All ranks may fail at once and in the same way: then rank 0 writes for them. If ``quiet``,
+    another rank has failed and knows more.
     """
     time.sleep(5 * _GRACE if quiet else 0 if is_root() else _GRACE)
     if _watch is None:
@@ -60,13 +53,7 @@ def abort_all(text: str, code: int, quiet: bool = False) -> None:
 class Watch:
     """Ends all ranks when this one waits too long, and this one when its launcher is gone.
 
-    Parameters
-    ----------
-    rank : int
-    timeout : float
-        Seconds that a wait may last.
-    abort : callable
-        Ends all ranks with an exit code.
+    ``abort`` ends all ranks with an exit code; a wait may last ``timeout`` seconds.
     """
 
     def __init__(self, rank: int, timeout: float, abort: Callable[[int], object]) -> None:

@@ -52,24 +52,24 @@ class MPI:
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
 
     def allgather(self, array: Any) -> Any:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         array = np.asarray(array, order="C")
         result = np.empty((self.size, *array.shape), array.dtype)
         self.watch.wait("allgather", self._world.Allgather, _bytes(array), _bytes(result))
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         self.watch.wait(
             "allreduce_sum", self._world.Allreduce, self._mpi.IN_PLACE, buffer, self._mpi.SUM
         )
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         self.watch.wait("broadcast", self._world.Bcast, _bytes(array), root)
 
     def exchange(self, value: Any) -> list[Any]:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         return self._exchange(self._world, value)
 
     def exchange_locally(self, value: Any) -> list[Any]:

@@ -56,7 +56,7 @@ class NCCL:
         control.watch.clocks.append(self._behind)
 
     def allgather(self, array: Any) -> Any:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         cupy = self._cupy
         array = cupy.ascontiguousarray(array).reshape(array.shape)
         result = cupy.empty((self.size, *array.shape), array.dtype)
@@ -66,7 +66,7 @@ class NCCL:
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         _check(buffer)
         dtype = getattr(self._nccl, f"NCCL_{buffer.dtype.name.upper()}")
         place = buffer.data.ptr
@@ -76,7 +76,7 @@ class NCCL:
         self._marks.append(mark)
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """As :class:`Comm` says."""
+        """As in :class:`Comm`."""
         _check(array)
         place = array.data.ptr
         self._ranks.broadcast(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from invocupy import data, nn
 from invocupy import functional as F  # noqa: N812
-from invocupy.arrays import device_of, namespace, on_device, to_device
+from invocupy.arrays import Array, device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.distributed import Comm, Single, share
 from invocupy.messages import kind_of
@@ -76,39 +76,31 @@ def evaluate(
     >>> result.confusion.sum(), result.confusion.shape
     (np.int64(30), (10, 10))
     """
-    check_model(model)
-    if not len(images):
-        raise ValueError("images must hold at least one image, got none")
     comm = Single() if comm is None else comm
-    device = device_of(next((p.data for p in model.parameters()), images))
-    count = len(images)
-    images, labels = (
-        to_device(array[slice(*share(len(array), comm))], device) for array in (images, labels)
-    )
-    batches = data.Batches(images, labels, batch_size, shuffle=False, mean=mean, std=std)
     answers, total, classes = [], 0.0, 0
-    with nn.keep_modes(model), no_grad(), on_device(images):
-        model.eval()
-        for step, (x, answer) in enumerate(batches.epoch(0), 1):
-            logits = _scores(model, x)
-            # A sum on the device: nothing waits for it before the end.
-            total = total + F.cross_entropy(logits, answer).data.astype(np.float64) * len(x)
-            answers.append(logits.data.argmax(axis=1))
-            classes = logits.shape[1]
-            if progress is not None:
-                progress(step, len(batches))
-        # Of no images there are no answers, as many as labels.
-        given = to_device(namespace(images).concatenate(answers or [labels]), "cpu")
+
+    def take(scores: Tensor, answer: Array) -> None:
+        nonlocal total, classes
+        # A sum on the device: nothing waits for it before the end.
+        total = total + F.cross_entropy(scores, answer).data.astype(np.float64) * len(scores)
+        answers.append(scores.data.argmax(axis=1))
+        classes = scores.shape[1]
+
+    options = {"mean": mean, "std": std, "batch_size": batch_size}
+    mine = _forward(model, images, labels, comm, take, progress, **options)
+    with on_device(mine):  # of no images there are no answers, as many as labels
+        given = to_device(namespace(mine).concatenate(answers or [mine]), "cpu")
     sums, widths = zip(*comm.exchange([float(total), classes]), strict=True)
     classes = max(widths)  # a rank without images has seen none
-    pairs = np.asarray(to_device(labels, "cpu"), np.int64) * classes + given
+    pairs = np.asarray(to_device(mine, "cpu"), np.int64) * classes + given
     counts = np.bincount(pairs, minlength=classes**2)
     if comm.size > 1:
         counts = to_device(counts, comm.device)
         comm.allreduce_sum(counts)
         counts = to_device(counts, "cpu")
     confusion = counts.reshape(classes, classes)
-    return Evaluation(sum(sums) / count, int(np.trace(confusion)) / count, confusion)
+    right = int(np.trace(confusion))
+    return Evaluation(sum(sums) / len(images), right / len(images), confusion)
 
 
 def predict(
@@ -151,20 +143,12 @@ def predict(
     >>> predict(model, images, mean=SHAPES10_MEAN, std=SHAPES10_STD).sum(axis=1).round(6)
     array([1., 1., 1., 1., 1.])
     """
-    check_model(model)
-    if not len(images):
-        raise ValueError("images must hold at least one image, got none")
-    device = device_of(next((p.data for p in model.parameters()), images))
-    images = to_device(images, device)
-    nothing = to_device(np.zeros(len(images), np.int64), device)
-    batches = data.Batches(images, nothing, batch_size, shuffle=False, mean=mean, std=std)
-    found = []
-    with nn.keep_modes(model), no_grad(), on_device(images):
-        model.eval()
-        for step, (x, _) in enumerate(batches.epoch(0), 1):
-            found.append(_scores(model, x).data)
-            if progress is not None:
-                progress(step, len(batches))
+    found: list[Array] = []
+    options = {"mean": mean, "std": std, "batch_size": batch_size}
+    _forward(
+        model, images, np.zeros(len(images), np.int64), Single(),
+        lambda scores, _: found.append(scores.data), progress, **options,
+    )  # fmt: skip
     logits = np.concatenate([to_device(scores, "cpu") for scores in found]).astype(np.float64)
     return np.asarray(F.softmax(logits, 1))
 
@@ -175,15 +159,37 @@ def check_model(model: Any) -> None:
         raise TypeError(f"model must be a module such as nn.Sequential(...), got {kind_of(model)}")
 
 
-def _scores(model: nn.Module, x: Any) -> Tensor:
-    """:func:`logits_of` as a Tensor; ValueError for another shape than one row an image."""
-    scores = Tensor(logits_of(model, x))
-    if scores.ndim != 2 or len(scores) != len(x) or not scores.size:
-        raise ValueError(
-            f"model must give scores (N, K) for N images, got shape {scores.shape} for {len(x)}: "
-            "let forward, or a method logits, return one row of K numbers for each image"
-        )
-    return scores
+def _forward(
+    model: nn.Module, images: Array, labels: Array, comm: Comm,
+    take: Callable[[Tensor, Array], None], progress: Callable[[int, int], None] | None,
+    **options: Any,
+) -> Array:  # fmt: skip
+    """Hand the scores and labels of each batch of this rank's share to a function; the labels.
+
+    The model is in evaluation mode; ``options`` are those of the batches.
+    """
+    check_model(model)
+    if not len(images):
+        raise ValueError("images must hold at least one image, got none")
+    device = device_of(next((p.data for p in model.parameters()), images))
+    images, labels = (
+        to_device(array[slice(*share(len(array), comm))], device) for array in (images, labels)
+    )
+    batches = data.Batches(images, labels, shuffle=False, **options)
+    with nn.keep_modes(model), no_grad(), on_device(images):
+        model.eval()
+        for step, (x, answers) in enumerate(batches.epoch(0), 1):
+            scores = Tensor(logits_of(model, x))
+            if scores.ndim != 2 or len(scores) != len(x) or not scores.size:
+                raise ValueError(
+                    f"model must give scores (N, K) for N images, got shape {scores.shape} for "
+                    f"{len(x)}: let forward, or a method logits, return one row of K numbers for "
+                    "each image"
+                )
+            take(scores, answers)
+            if progress is not None:
+                progress(step, len(batches))
+    return labels
 
 
 def logits_of(model: nn.Module, x: Any) -> Any:

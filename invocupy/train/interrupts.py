@@ -24,9 +24,8 @@ class Interrupted(KeyboardInterrupt):
 class Asked:
     """Whether a signal has asked the training to stop, and which one came first."""
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.since = 0.0
+    signal: int | None = None
+    since = 0.0
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -43,13 +42,11 @@ def interrupts(grace: float) -> Iterator[Asked]:
     asked = Asked()
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {n: signal.getsignal(n) for n in (signal.SIGINT, *_POLITE)}
-        # others were switched off by the parent process, or are handled by the caller
-        before = {
-            n: handler
-            for n, handler in before.items()
-            if (callable(handler) if n == signal.SIGINT else handler == signal.SIG_DFL)
-        }
+        for number in (signal.SIGINT, *_POLITE):
+            handler = signal.getsignal(number)
+            # others were switched off by the parent process, or are handled by the caller
+            if callable(handler) if number == signal.SIGINT else handler == signal.SIG_DFL:
+                before[number] = handler
 
     def note(number: int, frame: Any) -> None:
         if asked.signal is None:

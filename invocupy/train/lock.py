@@ -22,23 +22,11 @@ _held: set[int] = set()  # descriptors
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A context that holds the lock of a folder: no other process or call can take it.
+    """A context that holds the lock of a folder; ConfigError if another process or call has it.
 
     The lock is ``flock`` on the file ``.invocupy.lock``, which names the process that holds it and
     is removed at the end. A killed process leaves the file, but not the lock. Systems and file
     systems without ``flock`` have no lock.
-
-    Parameters
-    ----------
-    folder
-        It must exist.
-
-    Raises
-    ------
-    ConfigError
-        If the folder is locked. The message names the process that holds the lock.
-    OSError
-        If the file cannot be made.
     """
     path = folder / NAME
     descriptor = _take(path) if fcntl is not None else None

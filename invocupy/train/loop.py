@@ -6,31 +6,28 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from invocupy import checkpoint, data, nn, optim
 from invocupy import functional as F  # noqa: N812
-from invocupy._version import __version__
-from invocupy.arrays import is_cupy, namespace, on_device, to_device
+from invocupy.arrays import Array, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
-from invocupy.distributed import Comm, Single, agree, synchronise, together
+from invocupy.distributed import Comm
 from invocupy.paths import expand
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
-from invocupy.train.config import Config, ConfigError
+from invocupy.train.config import Config
 from invocupy.train.evaluation import check_model, evaluate, logits_of
-from invocupy.train.interrupts import Interrupted, interrupts
+from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
-from invocupy.train.replica import Message, average_norms, digest, norms_apart, parts, rows
+from invocupy.train.replica import replica_of
 from invocupy.train.run import Row, Run, check_folder
-from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
+from invocupy.train.setup import augmentation, build, load_data, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
-_ONE_CTRL_C = 1.0  # seconds in which launchers may hand on one Ctrl-C more than once
 
 
 class Progress(NamedTuple):
@@ -62,16 +59,14 @@ def fit(
     ----------
     config : Config
     out : path, optional
-        The run's folder, made if need be: ``config.json``, ``machine.json`` (versions and devices),
-        ``metrics.jsonl`` (a line an epoch),
+        The run's folder, made if need be; without it nothing is written. It gets ``config.json``,
+        ``machine.json`` (versions and devices), ``metrics.jsonl`` (a line an epoch),
         ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
-        (of the highest test accuracy). One process at a time trains in a folder; others may read
-        it. Without it nothing is written.
+        (of the highest test accuracy). One process at a time trains in it; others may read it.
     resume : bool
-        Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for
-        ``epochs``, ``patience``, ``accumulate``, ``recompute``, ``data_dir`` and ``device``. With
-        more epochs the schedule is that of the longer run, from the next step on. A ``model`` of
-        your own has to be given again.
+        Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for the
+        settings marked * on the page of settings. With more epochs the schedule is that of the
+        longer run, from the next step on. A ``model`` of your own has to be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
@@ -92,9 +87,9 @@ def fit(
     comm : communicator, optional
         On each of several ranks (:mod:`invocupy.distributed`) that call this function together,
         with the same settings: each computes its share of every batch, and the result is that of a
-        single process to rounding. Rank 0 alone writes to ``out``, and alone reads it to resume,
-        also what another number of ranks has written. Each calls its own functions; a run stops if
-        ``after_epoch`` returns True on one of them, and the line is that of rank 0.
+        single process to rounding. Rank 0 alone reads and writes ``out``. Each calls its own
+        functions; a run stops if ``after_epoch`` returns True on one of them, and the line is that
+        of rank 0.
 
     Returns
     -------
@@ -113,14 +108,10 @@ def fit(
         If ``out`` holds a run already or another process trains there, ``config`` contradicts the
         run to resume (told before data is downloaded), the device is missing, or a step would not
         fit into its memory (not checked for a ``model`` of your own).
-    invocupy.checkpoint.CheckpointError
-        If there is no whole checkpoint to resume from.
-    invocupy.data.DataError, invocupy.data.DownloadError
-        As :func:`invocupy.data.cifar10`.
-    invocupy.distributed.LaunchError
-        If settings or models differ between ranks.
-    invocupy.distributed.PeerError
-        If rank 0 could not write its files, on the others.
+    invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
+        If there is no whole checkpoint to resume from, or no data.
+    invocupy.distributed.LaunchError, invocupy.distributed.PeerError
+        If settings or models differ between ranks, or another rank failed.
     RuntimeError
         If ranks have come to different weights, which only a fault can bring about.
     NonFiniteLoss
@@ -136,50 +127,30 @@ def fit(
     >>> history = fit(Config(layers=1, epochs=2, limit=20, batch_size=10, device="cpu"))
     >>> [(row["epoch"], row["step"]) for row in history]
     [(1, 2), (2, 4)]
-
-    Hooks are plain functions; this one stops the run at the first epoch that is good enough:
-
-    >>> def good_enough(model, row):
-    ...     return row["test_accuracy"] >= 0.0
-    >>> config = Config(layers=1, epochs=9, limit=20, batch_size=10, device="cpu")
-    >>> len(fit(config, after_epoch=good_enough))
-    1
     """
     if not isinstance(config, Config):
         raise TypeError(f"config must be a Config, got {type(config).__name__}: Config(**settings)")
     if model is not None:
         check_model(model)
-    hooks = {"progress": progress, "before_update": before_update, "after_epoch": after_epoch}
-    for name, hook in {**hooks, "testing": testing}.items():
+    hooks = _Hooks(progress, before_update, after_epoch, testing)
+    for name, hook in hooks._asdict().items():
         if hook is not None and not callable(hook):
             raise TypeError(f"{name} must be a function, got {type(hook).__name__}")
-    if comm is None or comm.size == 1:
-        comm = Single(pick_device(config.device))
-    elif config.device not in ("auto", comm.device.partition(":")[0]):
-        raise ConfigError(
-            f"device is {config.device}, but the ranks compute on {comm.device}: give the "
-            "communicator that invocupy.distributed.with_gpus makes for that device"
-        )
-    dataset, device, first = DATASETS[config.dataset], comm.device, comm.rank == 0
-    own = model is not None
-    model = build(config) if model is None else model
-    model.to(device)
-    folder = None if out is None or not first else expand(out)
-    shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
-    agree(comm, version=__version__, **asdict(config), resume=resume, parameters=shapes)
-    with together(comm):  # before data is downloaded
+    replica, own = replica_of(comm, config), model is not None
+    device = replica.comm.device
+    model = (build(config) if model is None else model).to(device)
+    folder = None if out is None or not replica.is_root else expand(out)
+    replica.check(model, resume)
+    with replica.together():  # before data is downloaded
         if folder is not None:
             check_folder(config, folder, resume, model if own else None)
-    for turn in (first, not first):  # rank 0 first: it may have to download them
-        with together(comm):
-            if turn:
-                sets = [load_data(config, train) for train in (True, False)]
+    sets = replica.root_first(lambda: [load_data(config, train) for train in (True, False)])
     images, labels, *test = (to_device(array, device) for pair in sets for array in pair)
-    part = -(-config.batch_size // config.accumulate)
+    dataset = DATASETS[config.dataset]
+    style: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
     batches = data.Batches(
-        images, labels, config.batch_size,
-        seed=config.seed, augment=augmentation(config), mean=dataset.mean, std=dataset.std,
-        rows=None if comm.size == 1 else lambda count: rows(count, part, comm),
+        images, labels, config.batch_size, seed=config.seed, augment=augmentation(config),
+        rows=replica.rows(), **style,
     )  # fmt: skip
     optimiser = optim.SGD(
         model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov,
@@ -187,80 +158,94 @@ def fit(
     )  # fmt: skip
     if not own:
         needs = estimate(config, model)._replace(data=0)
-        sharing = comm.local_size if device == "cpu" else 1
-        check_memory(config, needs, free_memory(device) // sharing, comm.size)
+        sharing = replica.comm.local_size if device == "cpu" else 1
+        check_memory(config, needs, free_memory(device) // sharing, replica.comm.size)
     average = Average(model, config.ema) if config.ema else None
-    run = Run(config, folder, model, optimiser, len(batches), average, comm)
-
-    grace = 0.0 if comm.size == 1 else _ONE_CTRL_C
+    run = Run(config, folder, model, optimiser, len(batches), average, replica)
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     with (
-        ExitStack() as held, interrupts(grace) as asked, on_device(images),
+        ExitStack() as held, interrupts(replica.grace) as asked, on_device(images),
         np.errstate(all="ignore"), nn.keep_modes(model),
     ):  # fmt: skip
-        with together(comm):
+        with replica.together():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(folder))
                 if not resume:  # another process may have been faster
                     check_folder(config, folder, resume)
-            if resume and first:
-                run.restore()
             run.begin(resume)
         run.spread()
-        if not model.training:
-            model.train()
-        frozen = [module for module in model.modules() if not module.training]
+        _train(run, batches, test, hooks, asked, style)
+    if average:
+        average.put_into(model)
+    return run.state.history
 
-        def tested(*batches: int) -> None:
-            if testing is not None:
-                testing(*batches)
-            if comm.size == 1 and asked():  # several ranks stop together, when all are through
-                raise _Pause
 
-        if comm.size > 1 and config.sync_norm:
-            synchronise(model, comm)
-        try:
-            stop = False
-            while run.state.epoch < config.epochs and not (stop or run.stalled()):
+class _Hooks(NamedTuple):
+    """The functions that were given to :func:`fit`."""
+
+    progress: Callable[[Progress], None] | None
+    before_update: Callable[[nn.Module, optim.SGD], object] | None
+    after_epoch: Callable[[nn.Module, Row], object] | None
+    testing: Callable[[int, int], object] | None
+
+
+class _Pause(Exception):  # noqa: N818
+    """A signal has asked to end, and the run stands between two steps."""
+
+
+def _train(
+    run: Run, batches: data.Batches, test: list[Array], hooks: _Hooks, asked: Asked,
+    style: dict[str, Any],
+) -> None:  # fmt: skip
+    """Do the epochs that are left."""
+    model, replica = run.model, run.replica
+    if not model.training:
+        model.train()
+    frozen = [module for module in model.modules() if not module.training]
+
+    def tested(*done: int) -> None:
+        if hooks.testing is not None:
+            hooks.testing(*done)
+        if replica.stops(asked()):
+            raise _Pause
+
+    try:
+        stop = pause = False
+        with replica.norms(model):
+            while run.state.epoch < run.config.epochs and not (stop or run.stalled()):
                 if not model.training:  # a function given to fit has left it so
                     model.train()
                     for module in frozen:
                         module.training = False
-                _train_epoch(run, batches, progress, before_update, asked)
-                average_norms(run)
-                with average.used_by(model) if average else nullcontext():
+                _train_epoch(run, batches, hooks, asked)
+                run.average_norms()
+                with run.average.used_by(model) if run.average else nullcontext():
                     result = evaluate(
-                        model, *test, mean=dataset.mean, std=dataset.std,
-                        batch_size=EVALUATION_BATCH, progress=tested, comm=comm,
+                        model, *test, batch_size=EVALUATION_BATCH, progress=tested,
+                        comm=replica.comm, **style,
                     )  # fmt: skip
-                    row = run.row(result, _rate(run, run.steps - 1))
-                    if after_epoch is not None:
-                        answer = after_epoch(model, row)
+                    row = run.row(result)
+                    if hooks.after_epoch is not None:
+                        answer = hooks.after_epoch(model, row)
                         stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
                         row = checkpoint.strict(row)
-                if comm.size > 1:
-                    row, stop = _agreed(run, row, stop, asked())
-                with together(comm):
+                row, stop, pause = replica.same(model, row, stop, asked())
+                if pause:
+                    raise _Pause
+                with replica.together():
                     run.end_epoch(row)
-                if progress is not None:
+                if hooks.progress is not None:
                     means = row["train_loss"], row["train_accuracy"]
-                    now = run.state.epoch, config.epochs, run.steps, run.steps
-                    progress(Progress(*now, *means, row))
-        except _Pause:
-            average_norms(run)
-            with together(comm):
-                run.save("last")
-            number = run.state.epoch * run.steps + run.state.step
-            end = Interrupted(f"interrupted in epoch {run.state.epoch + 1} after step {number}")
-            end.signal = asked.signal or end.signal
-            raise end from None
-        finally:
-            if comm.size > 1:
-                synchronise(model, None)
-    if average:
-        average.put_into(model)
-    return run.state.history
+                    now = run.state.epoch, run.config.epochs, run.steps, run.steps
+                    hooks.progress(Progress(*now, *means, row))
+    except _Pause:
+        run.average_norms()
+        with replica.together():
+            run.save("last")
+        end = Interrupted(f"interrupted in epoch {run.state.epoch + 1} after step {run.done}")
+        end.signal = asked.signal or end.signal
+        raise end from None
 
 
 class _Step(NamedTuple):
@@ -270,70 +255,60 @@ class _Step(NamedTuple):
     numbers: tuple[Any, ...]  # loss, correct answers; on several ranks: how many shall stop
 
 
-def _train_epoch(
-    run: Run,
-    batches: data.Batches,
-    progress: Callable[[Progress], None] | None,
-    before_update: Callable[[nn.Module, optim.SGD], object] | None,
-    asked: Callable[[], bool],
-) -> None:
+def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -> None:
     """Do the steps of the current epoch that are left."""
-    model, optimiser, state, comm = run.model, run.optimiser, run.state, run.comm
-    message = Message(optimiser.params, 3, comm) if comm.size > 1 else None
+    model, optimiser, state, config = run.model, run.optimiser, run.state, run.config
     unread: list[_Step] = []
     clock = time.perf_counter()
     for x, labels in batches.epoch(state.epoch, state.step):
-        optimiser.lr = _rate(run, state.step)
+        optimiser.lr = rate(config, run.done, config.epochs * run.steps)
         optimiser.zero_grad()
         images = min(batches.batch_size, len(batches.images) - state.step * batches.batch_size)
         numbers = _gradients(run, x, labels, images)
-        if message is not None:
-            numbers = tuple(message.sum(*numbers, asked()))
+        numbers = run.replica.reduce(optimiser.params, numbers, asked())
         unread.append(_Step(images, numbers))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.
         stop = False
         if not is_cupy(x) or state.step % _READ_EVERY == 0 or state.step == run.steps:
             stop = _read(run, unread)
-        if run.config.clip_norm is not None:
-            optim.clip_by_norm(optimiser.params, run.config.clip_norm)
-        if before_update is not None:
-            before_update(model, optimiser)
+        if config.clip_norm is not None:
+            optim.clip_by_norm(optimiser.params, config.clip_norm)
+        if hooks.before_update is not None:
+            hooks.before_update(model, optimiser)
         optimiser.step()
         if run.average is not None:
-            run.average.update(model, state.epoch * run.steps + state.step)
+            run.average.update(model, run.done)
         now = time.perf_counter()
         state.seconds += now - clock
         clock = now
-        if progress is not None:
-            epochs = state.epoch + 1, run.config.epochs
+        if hooks.progress is not None:
             means = state.loss / max(state.images, 1), state.correct / max(state.images, 1)
-            progress(Progress(*epochs, state.step, run.steps, *means, None))
-        if stop or (message is None and asked()):
+            epochs = state.epoch + 1, config.epochs
+            hooks.progress(Progress(*epochs, state.step, run.steps, *means, None))
+        if stop or run.replica.stops(asked()):
             _read(run, unread)
             raise _Pause
 
 
-def _gradients(run: Run, x: Any, labels: Any, images: int) -> tuple[Any, Any]:
+def _gradients(run: Run, x: Array, labels: Array, images: int) -> tuple[Any, Any]:
     """Leave the gradients of this rank's share of a batch in the parameters; loss, correct answers.
 
     ``images`` is the size of the batch: each image counts by 1 / images, wherever it is computed.
     In as many parts as the settings say.
     """
-    size = -(-run.config.batch_size // run.config.accumulate)
     loss_sum, correct_sum, start = 0.0, 0, 0
-    for part in parts(images, size, run.comm):
+    for part in run.replica.split(images):
         end = start + part.last - part.first
         share, answers = x[start:end], labels[start:end]
-        counts = run.comm.rank == 0 or not part.alone
-        with norms_apart(run) if part.alone else nullcontext():
+        with run.replica.norms_apart(run.model) if part.shared else nullcontext():
             logits = logits_of(run.model, Tensor(share))
             loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
-            if len(share) < images or not counts:
-                loss = loss * (counts * len(share) / images)
+            if len(share) < images or not part.counts:
+                loss = loss * (part.counts * len(share) / images)
             loss.backward()
         loss_sum = loss_sum + loss.data
-        if counts:
+        if part.counts:
             correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
         del logits, loss  # their graph's memory serves the next part
         start = end
@@ -361,32 +336,3 @@ def _read(run: Run, unread: list[_Step]) -> bool:
         run.state.correct += int(correct)
     unread.clear()
     return any(map(any, stops))
-
-
-def _agreed(run: Run, row: Row, stop: bool, asked: bool) -> tuple[Row, bool]:
-    """The epoch's line and whether the run stops, as all ranks see it.
-
-    Raises RuntimeError if their weights differ, and _Pause if one of them was asked to stop.
-    """
-    mine = {"weights": digest(run.model), "stop": stop, "asked": asked}
-    answers = run.comm.exchange({**mine, "row": row if run.comm.rank == 0 else None})
-    for rank, answer in enumerate(answers):
-        if answer["weights"] != answers[0]["weights"]:
-            raise RuntimeError(
-                f"the weights of rank {rank} are not those of rank 0 after epoch "
-                f"{run.state.epoch + 1}: a function given to fit changes the model on some ranks "
-                "only, or a machine computes wrong numbers"
-            )
-    if any(answer["asked"] for answer in answers):
-        raise _Pause
-    return answers[0]["row"], any(answer["stop"] for answer in answers)
-
-
-def _rate(run: Run, step: int) -> float:
-    """The learning rate in a step of the current epoch."""
-    total = run.config.epochs * run.steps
-    return rate(run.config, run.state.epoch * run.steps + step, total)
-
-
-class _Pause(Exception):  # noqa: N818
-    """A signal has asked to end, and the run stands between two steps."""

@@ -1,69 +1,223 @@
-"""A step of training that several ranks do together: shares of a batch, one message, one weight."""
+"""A copy of the training in a process: one that is alone, or one of several ranks.
+
+The loop asks its :class:`Replica` for whatever ranks do together; alone that is the identity.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import nn
-from invocupy.arrays import namespace, on_device, to_device
+from invocupy._version import __version__
+from invocupy.arrays import Array, namespace, on_device, to_device
 from invocupy.autograd import Tensor
-from invocupy.distributed import Comm, share, synchronise
-from invocupy.train.run import Run
+from invocupy.distributed import Comm, Single, agree, share, synchronise, together
+from invocupy.train.config import Config, ConfigError
+from invocupy.train.setup import pick_device
 
+T = TypeVar("T")
 _ALIGNED = 64  # elements: kernels may load several at a time
 
 
 class Part(NamedTuple):
-    """The rows of a batch that this rank takes through the model at a time."""
+    """The rows of a batch that this process takes through the model at a time."""
 
     first: int  # within the batch
     last: int
-    alone: bool  # whether all ranks take them, and only those of rank 0 count
+    shared: bool  # whether all ranks take the same rows
+    counts: bool  # whether these are the ones that count
 
 
-def parts(count: int, size: int, comm: Comm) -> list[Part]:
-    """How a rank cuts a batch of ``count`` images that all ranks take in parts of ``size``.
+class Replica:
+    """The process that trains alone: nothing is sent, and it stops when it is asked to."""
 
-    A part is cut over the ranks, as batch norm sees it whole. One with fewer images than ranks is
-    taken by all of them, each for itself: a rank without images could not follow the others.
+    grace = 0.0  # seconds in which launchers may hand on one Ctrl-C more than once
 
-    Examples
-    --------
-    >>> from invocupy.distributed import Single
-    >>> [tuple(part) for part in parts(10, 4, Single())]
-    [(0, 4, False), (4, 8, False), (8, 10, False)]
-    """
-    found = []
-    for start in range(0, count, size):
-        images = min(size, count - start)
-        alone = images < comm.size
-        first, last = (0, images) if alone else share(images, comm)
-        found.append(Part(start + first, start + last, alone))
-    return found
+    def __init__(self, comm: Comm, config: Config) -> None:
+        self.comm, self.config = comm, config
+        self.is_root = comm.rank == 0
+        self.part = -(-config.batch_size // config.accumulate)  # images of a batch at a time
+
+    def together(self) -> AbstractContextManager[None]:
+        """A context in which one rank may fail alone: at its end all go on or none."""
+        return nullcontext()
+
+    def check(self, model: nn.Module, resume: bool) -> None:
+        """Refuse ranks with other settings, versions or shapes of parameters."""
+
+    def root_first(self, function: Callable[[], T]) -> T:
+        """The result of a function that rank 0 calls before the others, as it may download."""
+        return function()
+
+    def from_root(self, value: T) -> T:
+        """A small value of rank 0, as JSON holds it."""
+        return value
+
+    def broadcast(self, array: Array) -> Array:
+        """The array of rank 0."""
+        return array
+
+    def rows(self) -> Callable[[int], NDArray[np.int64]] | None:
+        """Which rows of a batch this rank needs, given their number; None for all of them."""
+        return None
+
+    def split(self, images: int) -> list[Part]:
+        """How this process takes a batch of so many images through the model.
+
+        A part is cut over the ranks, as batch norm sees it whole. One with fewer images than ranks
+        is taken by all of them, each for itself: a rank without images could not follow the others.
+        """
+        found = []
+        for start in range(0, images, self.part):
+            count = min(self.part, images - start)
+            shared = count < self.comm.size
+            first, last = (0, count) if shared else share(count, self.comm)
+            found.append(Part(start + first, start + last, shared, self.is_root or not shared))
+        return found
+
+    def reduce(
+        self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
+    ) -> tuple[Any, ...]:
+        """Numbers, and the gradients of parameters, summed; whether some rank is asked to stop."""
+        return numbers
+
+    def stops(self, asked: bool) -> bool:
+        """Whether to stop at once; ranks stop together, by what :meth:`reduce` has summed."""
+        return asked
+
+    def norms(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which batch norms see the batches of all ranks, if they shall."""
+        return nullcontext()
+
+    def norms_apart(self, model: nn.Module) -> AbstractContextManager[None]:
+        """A context in which batch norms see what this rank computes."""
+        return nullcontext()
+
+    def average_norms(self, model: nn.Module, averages: MutableMapping[str, Array]) -> None:
+        """Average the running statistics over the ranks where each has its own."""
+
+    def same(
+        self, model: nn.Module, row: dict[str, Any], stop: bool, asked: bool
+    ) -> tuple[dict[str, Any], bool, bool]:
+        """The epoch's line, whether the run ends and whether it pauses, as all ranks see it."""
+        return row, stop, False
 
 
-def rows(count: int, size: int, comm: Comm) -> NDArray[np.int64]:
-    """The positions of the rows of all :func:`parts`, in their order."""
-    return np.concatenate([np.arange(p.first, p.last) for p in parts(count, size, comm)])
+class Ranks(Replica):
+    """One of several ranks."""
+
+    grace = 1.0
+
+    def __init__(self, comm: Comm, config: Config) -> None:
+        super().__init__(comm, config)
+        self._message: Message | None = None
+
+    def together(self) -> AbstractContextManager[None]:
+        return together(self.comm)
+
+    def check(self, model: nn.Module, resume: bool) -> None:
+        shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
+        settings = asdict(self.config)
+        agree(self.comm, version=__version__, **settings, resume=resume, parameters=shapes)
+
+    def root_first(self, function: Callable[[], T]) -> T:
+        for turn in (self.is_root, not self.is_root):
+            with self.together():
+                if turn:
+                    found = function()
+        return found
+
+    def from_root(self, value: T) -> T:
+        found: T = self.comm.exchange(value if self.is_root else None)[0]
+        return found
+
+    def broadcast(self, array: Array) -> Array:
+        # A copy: the array may be held by somebody.
+        with on_device(array):
+            copy: Array = namespace(array).array(array, order="C")
+            self.comm.broadcast(copy)
+        return copy
+
+    def rows(self) -> Callable[[int], NDArray[np.int64]]:
+        return lambda count: np.concatenate([np.arange(p.first, p.last) for p in self.split(count)])
+
+    def reduce(
+        self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
+    ) -> tuple[Any, ...]:
+        if self._message is None:
+            self._message = Message(params, len(numbers) + 1, self.comm)
+        return tuple(self._message.sum(*numbers, asked))
+
+    def stops(self, asked: bool) -> bool:
+        return False
+
+    @contextmanager
+    def norms(self, model: nn.Module) -> Iterator[None]:
+        synchronise(model, self.comm if self.config.sync_norm else None)
+        try:
+            yield
+        finally:
+            synchronise(model, None)
+
+    @contextmanager
+    def norms_apart(self, model: nn.Module) -> Iterator[None]:
+        synchronise(model, None)
+        try:
+            yield
+        finally:
+            synchronise(model, self.comm if self.config.sync_norm else None)
+
+    def average_norms(self, model: nn.Module, averages: MutableMapping[str, Array]) -> None:
+        if self.config.sync_norm:
+            return
+        for name, holder in model.named_state():
+            if isinstance(holder, nn.Buffer) and holder.data.dtype.kind == "f":
+                holder.data = self._mean(holder.data)
+                if name in averages:
+                    averages[name] = self._mean(averages[name])
+
+    def _mean(self, array: Any) -> Any:
+        with on_device(array):
+            mean = self.comm.allgather(array).mean(axis=0, dtype=np.float64)
+            return mean.astype(array.dtype)
+
+    def same(
+        self, model: nn.Module, row: dict[str, Any], stop: bool, asked: bool
+    ) -> tuple[dict[str, Any], bool, bool]:
+        digest = hashlib.sha256()
+        for array in model.state_dict().values():
+            digest.update(array.tobytes())
+        mine = {"weights": digest.hexdigest(), "stop": stop, "asked": asked}
+        answers = self.comm.exchange({**mine, "row": row if self.is_root else None})
+        root: Mapping[str, Any] = answers[0]
+        for rank, answer in enumerate(answers):
+            if answer["weights"] != root["weights"]:
+                raise RuntimeError(
+                    f"the weights of rank {rank} are not those of rank 0 after epoch "
+                    f"{root['row']['epoch']}: a function given to fit changes the model on some "
+                    "ranks only, or a machine computes wrong numbers"
+                )
+        ends, pauses = (any(answer[key] for answer in answers) for key in ("stop", "asked"))
+        return root["row"], ends, pauses
 
 
-@contextmanager
-def norms_apart(run: Run) -> Iterator[None]:
-    """Within it batch norm sees what this rank computes, whatever the run's norms see else."""
-    if not run.config.sync_norm:
-        yield
-        return
-    synchronise(run.model, None)
-    try:
-        yield
-    finally:
-        synchronise(run.model, run.comm)
+def replica_of(comm: Comm | None, config: Config) -> Replica:
+    """The replica of this process; ConfigError if the ranks' device is not that of the settings."""
+    if comm is None or comm.size == 1:
+        return Replica(Single(pick_device(config.device)), config)
+    if config.device not in ("auto", comm.device.partition(":")[0]):
+        raise ConfigError(
+            f"device is {config.device}, but the ranks compute on {comm.device}: give the "
+            "communicator that invocupy.distributed.with_gpus makes for that device"
+        )
+    return Ranks(comm, config)
 
 
 class Message:
@@ -71,17 +225,9 @@ class Message:
 
     A gradient that is missing on some ranks counts as zero there; one that is missing on all of
     them stays missing.
-
-    Parameters
-    ----------
-    params : list of Parameter
-        On one device.
-    numbers : int
-        How many.
-    comm : communicator
     """
 
-    def __init__(self, params: list[Tensor], numbers: int, comm: Comm) -> None:
+    def __init__(self, params: Sequence[Tensor], numbers: int, comm: Comm) -> None:
         self.params, self.comm, self.places = params, comm, []
         # Behind the numbers, on how many ranks each parameter has a gradient.
         self.counts = slice(numbers, numbers + len(params))
@@ -115,28 +261,3 @@ class Message:
                     total = self.buffer[place].reshape(parameter.shape)
                     parameter.grad = total.astype(parameter.dtype, copy=False)
             return self.buffer[: len(numbers)].copy()
-
-
-def average_norms(run: Run) -> None:
-    """Average the running statistics over the ranks where each has its own."""
-    if run.comm.size == 1 or run.config.sync_norm:
-        return
-    averages = run.average.arrays if run.average is not None else {}
-    for name, holder in run.model.named_state():
-        if isinstance(holder, nn.Buffer) and holder.data.dtype.kind == "f":
-            holder.data = _mean(holder.data, run.comm)
-            if name in averages:
-                averages[name] = _mean(averages[name], run.comm)
-
-
-def _mean(array: Any, comm: Comm) -> Any:
-    with on_device(array):
-        return comm.allgather(array).mean(axis=0, dtype=np.float64).astype(array.dtype)
-
-
-def digest(model: nn.Module) -> str:
-    """Of all parameters and buffers, to the bit."""
-    found = hashlib.sha256()
-    for array in model.state_dict().values():
-        found.update(array.tobytes())
-    return found.hexdigest()

@@ -14,14 +14,14 @@ import numpy as np
 
 from invocupy import checkpoint, machine, nn, optim
 from invocupy._version import __version__
-from invocupy.arrays import device_of, namespace, on_device, to_device
+from invocupy.arrays import device_of, namespace, to_device
 from invocupy.checkpoint import CheckpointError
-from invocupy.distributed import Comm, Single
 from invocupy.paths import expand
 from invocupy.train.average import Average
 from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import Evaluation
-from invocupy.train.setup import build
+from invocupy.train.replica import Replica
+from invocupy.train.setup import build, rate
 
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``: names to numbers."""
@@ -116,11 +116,18 @@ class Run:
     optimiser: optim.SGD
     steps: int  # an epoch
     average: Average | None
-    comm: Comm = field(default_factory=Single)
+    replica: Replica
     state: State = field(default_factory=State)
 
+    @property
+    def done(self) -> int:
+        """Steps, of the whole run."""
+        return self.state.epoch * self.steps + self.state.step
+
     def begin(self, resume: bool) -> None:
-        """Write the folder's files. The checkpoint is the first: a run that has one goes on."""
+        """Restore and write the folder's files, the checkpoint first: who has one goes on."""
+        if resume and self.replica.is_root:
+            self.restore()
         if self.folder is None:
             return
         checkpoint.sweep(self.folder, _FILES)
@@ -128,7 +135,7 @@ class Run:
             if not resume:
                 self.save("last")
             checkpoint.write_atomically(self.folder / _CONFIG, self.config.to_json().encode())
-            about = {**machine.describe(), "ranks": self.comm.size}
+            about = {**machine.describe(), "ranks": self.replica.comm.size}
             text = json.dumps(about, indent=2) + "\n"
             checkpoint.write_atomically(self.folder / _MACHINE, text.encode())
             self._write_metrics()
@@ -154,29 +161,23 @@ class Run:
 
     def spread(self) -> None:
         """Let all ranks stand where rank 0 does, with its bits."""
-        comm, sgd = self.comm, self.optimiser
-        if comm.size == 1:
-            return
+        sgd, replica = self.optimiser, self.replica
         moving = [velocity is not None for velocity in sgd.velocities]
-        state, moving = comm.exchange([asdict(self.state), moving])[0]
+        state, moving = replica.from_root((asdict(self.state), moving))
         self.state = State(**state)
-
-        def of_rank_0(array: Any) -> Any:
-            # A copy: the array may be held by somebody.
-            with on_device(array):
-                array = namespace(array).array(array, order="C")
-                comm.broadcast(array)
-            return array
-
         for _, holder in self.model.named_state():
-            holder.data = of_rank_0(holder.data)
+            holder.data = replica.broadcast(holder.data)
         sgd.velocities = [
-            of_rank_0(p.data if velocity is None else velocity) if moves else None
+            replica.broadcast(p.data if velocity is None else velocity) if moves else None
             for p, velocity, moves in zip(sgd.params, sgd.velocities, moving, strict=True)
         ]
         if self.average is not None:
             arrays = self.average.arrays
-            self.average.arrays = {name: of_rank_0(array) for name, array in arrays.items()}
+            self.average.arrays = {name: replica.broadcast(arrays[name]) for name in arrays}
+
+    def average_norms(self) -> None:
+        """Average the running statistics over the ranks where each has its own."""
+        self.replica.average_norms(self.model, self.average.arrays if self.average else {})
 
     def save(self, which: str) -> None:
         """Write a checkpoint, ``"last"`` or ``"best"``."""
@@ -197,9 +198,9 @@ class Run:
         }
         checkpoint.save(self.folder / f"{which}.safetensors", arrays, info)
 
-    def row(self, result: Evaluation, lr: float) -> Row:
+    def row(self, result: Evaluation) -> Row:
         """The line of the epoch whose steps are done."""
-        state = self.state
+        state, total = self.state, self.config.epochs * self.steps
         return {
             "epoch": state.epoch + 1,
             "step": (state.epoch + 1) * self.steps,
@@ -209,7 +210,7 @@ class Run:
             "test_accuracy": result.accuracy,
             "seconds": state.seconds,
             "images_per_second": state.images / max(state.seconds, 1e-9),
-            "lr": lr,
+            "lr": rate(self.config, (state.epoch + 1) * self.steps - 1, total),
         }
 
     def end_epoch(self, row: Row) -> None:
@@ -261,11 +262,6 @@ def check_folder(
     """Refuse a folder in which the run cannot begin, or not go on with these settings.
 
     ``model`` is that of the caller, where it is not built from the settings.
-
-    Raises
-    ------
-    ConfigError, invocupy.checkpoint.CheckpointError
-        As :func:`invocupy.train.fit`.
     """
     if resume:
         to_resume(config, folder, model=model)
@@ -294,21 +290,9 @@ def _was_never_begun(folder: Path, there: list[str]) -> bool:
 def to_resume(
     config: Config, folder: Path, steps: int | None = None, model: nn.Module | None = None
 ) -> Saved:
-    """The last checkpoint of a run that can go on with these settings.
+    """The last checkpoint of a run that can go on with these settings; else ConfigError.
 
-    Parameters
-    ----------
-    config : Config
-    folder
-    steps : int, optional
-        In an epoch of the data, once that is read.
-    model : Module, optional
-        What is trained, if it is not built from the settings; not changed.
-
-    Raises
-    ------
-    ConfigError
-        If the settings are not those of the run.
+    ``steps`` are those of an epoch, once its data is read; ``model`` as in :func:`check_folder`.
     """
     saved = _read(folder / _LAST, model)
     its, state = asdict(saved[0]), saved[1]

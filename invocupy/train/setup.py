@@ -84,7 +84,6 @@ def rate(config: Config, step: int, total: int) -> float:
 
     Examples
     --------
-    >>> from invocupy.train import Config, rate
     >>> config = Config(lr=0.1, schedule="constant", warmup=4)
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
     [0.025, 0.1, 0.1]

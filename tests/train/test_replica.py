@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -25,9 +24,9 @@ from invocupy.train import (
     estimate,
     fit,
     load_data,
-    loop,
+    replica,
 )
-from invocupy.train.replica import Message, parts, rows
+from invocupy.train.replica import Message, Ranks
 
 
 def test_shares_of_a_batch() -> None:
@@ -36,11 +35,13 @@ def test_shares_of_a_batch() -> None:
         comms = [SimpleNamespace(rank=rank, size=ranks) for rank in range(ranks)]
         for count in range(1, 23):
             for size in (1, 4, 7, count):
-                cut = [parts(count, size, comm) for comm in comms]
-                wanted = [rows(count, size, comm).tolist() for comm in comms]
+                config = replace(PLAIN, batch_size=size, accumulate=1)
+                copies = [Ranks(comm, config) for comm in comms]
+                cut = [copy.split(count) for copy in copies]
+                wanted = [copy.rows()(count).tolist() for copy in copies]
                 for same in zip(*cut, strict=True):
                     of = sorted(i for part in same for i in range(part.first, part.last))
-                    times = ranks if same[0].alone else 1
+                    times = ranks if same[0].shared else 1
                     assert of == sorted(list(range(of[0], of[-1] + 1)) * times)
                     assert all(part.last > part.first for part in same)
                 assert {i for some in wanted for i in some} == set(range(count))
@@ -54,7 +55,7 @@ def test_ranks_augment_their_own_rows_as_one_process_would() -> None:
         found: list[dict[int, Any]] = [{} for _ in whole]
         for rank in range(ranks):
             comm: Any = SimpleNamespace(rank=rank, size=ranks)
-            wanted = partial(rows, size=3, comm=comm)
+            wanted = Ranks(comm, replace(PLAIN, batch_size=3)).rows()
             mine = Batches(images, labels, 7, rows=wanted, **options).epoch(2, 1)
             for step, (x, y) in enumerate(mine):
                 numbers = wanted(len(whole[step][0]))
@@ -74,7 +75,7 @@ def test_the_device_is_that_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(device)
         raise ConfigError("stop here")
 
-    monkeypatch.setattr(loop, "pick_device", pick)
+    monkeypatch.setattr(replica, "pick_device", pick)
     two: Any = SimpleNamespace(size=2, device="cpu")
     for comm, words in (
         (None, "stop here"),
