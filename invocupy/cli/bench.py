@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     name = about["devices"].get(device) or next(iter(about["devices"].values()))
     print(f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n")
-    cells = [("what", "ms", "20 to 80 %", "rate", "of the copy")]
+    cells: list[tuple[str, ...]] = [("what", "ms", "20 to 80 %", "rate", "of the copy")]
     for row in rows:
         rates = [f"{row[key]:,.0f} {unit}" for key, unit in _RATES.items() if key in row]
         share = f"{row['of_copy']:.0%}" if "of_copy" in row else ""
