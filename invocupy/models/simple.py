@@ -24,10 +24,8 @@ class SimpleBlock(nn.Module):
 
     Parameters
     ----------
-    channels : int
-        Of the stream between blocks.
-    hidden_channels : int
-        Inside; a multiple of 16.
+    channels, hidden_channels : int
+        Of the stream between blocks, and inside: a multiple of 16.
     fused : bool or "auto"
         False runs layer by layer. Otherwise the whole block is one operator on the CPU, several
         times faster and with a fraction of the memory; on the GPU see
@@ -154,11 +152,8 @@ class SimpleModel(nn.Module):
     ----------
     height, width : int
         Of the images, in pixels.
-    hidden_channels : int
-        Inside each block; a multiple of 16.
-    num_layers : int
-        Blocks.
-    num_classes : int
+    hidden_channels, num_layers, num_classes : int
+        ``num_layers`` blocks, of ``hidden_channels`` inside: a multiple of 16.
     head_relu : bool
         Whether a ReLU follows the first and the second dense layer, as in the article. Without
         them the three layers are one linear map.

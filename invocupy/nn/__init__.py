@@ -17,7 +17,8 @@ from invocupy.nn.layers import (
     ReLU,
     Softmax,
 )
-from invocupy.nn.module import Buffer, Input, Module, Parameter, keep_modes
+from invocupy.nn.module import Input, Module, keep_modes
+from invocupy.nn.parameter import Buffer, Parameter
 
 __all__ = [
     "AvgPool2d",

@@ -31,14 +31,10 @@ class Involution(Module):
 
     Parameters
     ----------
-    channels : int
-        A multiple of ``channels_per_group`` and at least ``reduction_ratio``.
-    kernel_size : int or pair
-        Odd; padding keeps the size.
-    reduction_ratio : int
-    channels_per_group : int
-        G = channels / channels_per_group.
-    stride, dilation : int or pair
+    channels, reduction_ratio, channels_per_group : int
+        The groups are G = channels / channels_per_group.
+    kernel_size, stride, dilation : int or pair
+        The kernel size is odd; padding keeps the size of the image.
     fused : bool or "auto"
         Whether ``span`` and involution run as one, which never stores the kernel; ``"auto"``
         takes it where it is faster or the kernel would be large.

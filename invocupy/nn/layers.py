@@ -11,7 +11,8 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor
 from invocupy.geometry import IntOrPair, Padding, integer, number, padding_pair, pair
-from invocupy.nn.module import Buffer, Input, Module, Parameter
+from invocupy.nn.module import Input, Module
+from invocupy.nn.parameter import Buffer, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
 from invocupy.ops.ranks import Comm
 
@@ -52,7 +53,7 @@ class Softmax(Module):
 
 
 class MaxPool2d(Module):
-    """:func:`invocupy.functional.max_pool2d` as a layer."""
+    """:func:`invocupy.functional.max_pool2d`."""
 
     def __init__(
         self, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
@@ -65,16 +66,12 @@ class MaxPool2d(Module):
 
 
 class AvgPool2d(Module):
-    """:func:`invocupy.functional.avg_pool2d` as a layer."""
+    """:func:`invocupy.functional.avg_pool2d`."""
 
     def __init__(
-        self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair | None = None,
-        padding: IntOrPair = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-    ) -> None:
+        self, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True,
+    ) -> None:  # fmt: skip
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
@@ -93,7 +90,7 @@ class GlobalAvgPool2d(Module):
 
 
 class CrossEntropyLoss(Module):
-    """:func:`invocupy.functional.cross_entropy` as a layer; takes logits."""
+    """:func:`invocupy.functional.cross_entropy` of logits."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
@@ -109,20 +106,14 @@ def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: in
     if not (rng is None or isinstance(rng, np.random.Generator)):
         raise TypeError(f"rng must be a numpy.random.Generator, got {rng!r}: use default_rng(seed)")
     bound = 1 / math.sqrt(fan_in)
-    rng = np.random.default_rng() if rng is None else rng
-    return Parameter(rng.uniform(-bound, bound, shape).astype(np.float32))
+    drawn = np.random.default_rng(rng).uniform(-bound, bound, shape)
+    return Parameter(drawn.astype(np.float32))
 
 
 class Linear(Module):
     """``x @ weight.T + bias``.
 
-    Parameters
-    ----------
-    in_features, out_features : int
-        At least 1.
-    bias : bool
-    rng : numpy.random.Generator, optional
-        Where the initial weights are drawn from, uniform in ±1/sqrt(in_features).
+    Initial weights and biases are drawn from ``rng``, uniform in ±1/sqrt(in_features).
 
     Raises
     ------
@@ -158,16 +149,7 @@ class Linear(Module):
 class Conv2d(Module):
     """:func:`invocupy.functional.conv2d` with its weights.
 
-    Parameters
-    ----------
-    in_channels, out_channels : int
-    kernel_size, stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
-    groups : int
-        Divides both channel counts.
-    bias : bool
-    rng : numpy.random.Generator, optional
-        Where the initial weights are drawn from, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
+    Initial weights and biases are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
 
     Raises
     ------
@@ -231,10 +213,8 @@ class BatchNorm2d(Module):
     ----------
     num_features : int
         Channels, at least 1.
-    eps : float
-        At least 0.
-    momentum : float
-        In [0, 1]. PyTorch's None, a cumulative average, does not exist here.
+    eps, momentum : float
+        At least 0; in [0, 1]. PyTorch's None, a cumulative average, does not exist here.
 
     Attributes
     ----------

@@ -11,16 +11,17 @@ from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from types import MappingProxyType, MemberDescriptorType, SimpleNamespace
 from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from invocupy import arrays
 from invocupy.arrays import Array
 from invocupy.autograd import Tensor
 from invocupy.messages import kind_of
+from invocupy.nn.parameter import Buffer, Parameter
 
 Input: TypeAlias = Tensor | Array
 """What a layer takes. One with parameters gives a Tensor, one without gives what it got."""
@@ -38,39 +39,6 @@ class _Forward(Protocol[_Inputs, _Output]):
 
 def _undefined(module: Module, *inputs: Any, **options: Any) -> Any:
     raise NotImplementedError(f"{type(module).__name__} must define forward(x)")
-
-
-class Parameter(Tensor):
-    """A trainable Tensor of a module: always a leaf that requires a gradient.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import nn
-    >>> nn.Parameter(np.zeros(3)).requires_grad
-    True
-    """
-
-    __slots__ = ()
-
-    def __init__(self, data: ArrayLike) -> None:
-        super().__init__(data, requires_grad=True)
-
-
-class Buffer:
-    """A named array of a module that is saved but not trained, such as running statistics.
-
-    Parameters
-    ----------
-    data : array
-    least : float, optional
-        The smallest value that ``load_state_dict`` accepts; NaN is then refused, too.
-    """
-
-    __slots__ = ("data", "least")
-
-    def __init__(self, data: Array, least: float | None = None) -> None:
-        self.data, self.least = data, least
 
 
 class Module:
@@ -207,14 +175,13 @@ class Module:
 
         ``remove_duplicate=False`` gives one that has several names under each of them.
         """
-        walk = self._walk()
-        return _once(walk) if remove_duplicate else walk
-
-    def _walk(self) -> Iterator[tuple[str, Module]]:
-        yield "", self
-        for name, child in self.named_children(remove_duplicate=False):
-            for path, module in child._walk():
-                yield f"{name}.{path}" if path else name, module
+        below = (
+            (f"{name}.{path}" if path else name, module)
+            for name, child in self.named_children(remove_duplicate=False)
+            for path, module in child.named_modules(remove_duplicate=False)
+        )
+        every = chain([("", self)], below)
+        return _once(every) if remove_duplicate else every
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
@@ -242,7 +209,7 @@ class Module:
 
     def _named(self, *kinds: type) -> Iterator[tuple[str, Any]]:
         """Attributes of these kinds; containers that have got modules since are refused."""
-        for path, module in self._walk():
+        for path, module in self.named_modules(remove_duplicate=False):
             for name, value in vars(module).items():
                 if isinstance(value, kinds):
                     yield f"{path}.{name}" if path else name, value
@@ -282,27 +249,20 @@ class Module:
                 "first, with invocupy.weights or invocupy.checkpoint.load"
             )
         own = dict(self.named_state())
+        problems = [f"{name}: missing" for name in own if name not in state] if strict else []
         taken: dict[int, tuple[str, Parameter | Buffer, Array]] = {}
-        problems = []
-        for name, holder in own.items():
-            if name not in state:
-                problems += [f"{name}: missing"] if strict else []
-                continue
-            given = state[name]
+        for name in filter(state.__contains__, own):
+            holder, given = own[name], state[name]
+            given = given.data if isinstance(given, Tensor) else given
             try:
-                array = arrays.converted(
-                    given.data if isinstance(given, Tensor) else given,
-                    holder.data,
-                    getattr(holder, "least", None),
-                )
+                array = arrays.converted(given, holder.data, getattr(holder, "least", None))
+                first, _, before = taken.setdefault(id(holder), (name, holder, array))
+                if before is not array and not np.array_equal(
+                    arrays.readable(before), arrays.readable(array), equal_nan=True
+                ):
+                    raise ValueError(f"not equal to {first}, with which it is shared")
             except ValueError as error:
                 problems.append(f"{name}: {error}")
-                continue
-            first, _, before = taken.setdefault(id(holder), (name, holder, array))
-            if before is not array and not np.array_equal(
-                arrays.readable(before), arrays.readable(array), equal_nan=True
-            ):
-                problems.append(f"{name}: not equal to {first}, with which it is shared")
         if strict:
             problems += [f"{name}: left over" for name in state if name not in own]
         if problems:
@@ -350,6 +310,13 @@ _STATE = (Parameter, Buffer, Module)
 _MAPPINGS = (dict, UserDict, MappingProxyType)
 _MUTABLE = (list, set, deque, UserList, *_MAPPINGS)
 _CONTAINERS = (*_MUTABLE, tuple, frozenset, partial, SimpleNamespace, np.ndarray)
+_CONTENTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
+    (_MAPPINGS, lambda mapping: [*mapping, *mapping.values()]),
+    (partial, lambda call: [call.func, *call.args, *call.keywords.values()]),
+    (SimpleNamespace, lambda space: vars(space).values()),
+    (np.ndarray, lambda array: array.flat if array.dtype.kind == "O" else ()),
+    (_CONTAINERS, list),
+)
 
 
 def _members(value: Any) -> list[Any]:
@@ -362,21 +329,8 @@ def _members(value: Any) -> list[Any]:
             found.append(value)
         elif isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
-            left += _contents(value)
+            left += next(inside for kind, inside in _CONTENTS if isinstance(value, kind))(value)
     return found
-
-
-def _contents(value: Any) -> Iterable[Any]:
-    """What one of the containers holds directly."""
-    if isinstance(value, _MAPPINGS):
-        return [*value, *value.values()]
-    if isinstance(value, partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, SimpleNamespace):
-        return vars(value).values()
-    if isinstance(value, np.ndarray):
-        return value.flat if value.dtype.kind == "O" else ()
-    return [*value]
 
 
 def _mode(value: Any) -> bool:
