@@ -5,7 +5,7 @@ described in Li et al., CVPR 2021, arXiv 2103.06255.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invocupy import functional, reference
 from invocupy._version import __version__
@@ -14,7 +14,7 @@ from invocupy.autograd import Tensor, no_grad
 from invocupy.backends.memory import release_memory
 from invocupy.functional import fused_involution, involution
 from invocupy.geometry import Geometry
-from invocupy.ops import fused_involution_backward, involution_backward
+from invocupy.ops.involution import fused_involution_backward, involution_backward
 
 __all__ = [
     "Geometry", "Tensor", "__version__", "functional", "fused_involution",
@@ -27,11 +27,24 @@ _SUBMODULES = (
 )  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """Submodules load when first named, so that ``import invocupy`` stays light."""
-    if name in _SUBMODULES:
-        return importlib.import_module(f"invocupy.{name}")
-    raise AttributeError(f"module 'invocupy' has no attribute {name!r}")
+if TYPE_CHECKING:
+    from invocupy import checkpoint as checkpoint
+    from invocupy import data as data
+    from invocupy import models as models
+    from invocupy import nn as nn
+    from invocupy import optim as optim
+    from invocupy import report as report
+    from invocupy import summary as summary
+    from invocupy import testing as testing
+    from invocupy import train as train
+    from invocupy import weights as weights
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Submodules load when first named, so that ``import invocupy`` stays light."""
+        if name in _SUBMODULES:
+            return importlib.import_module(f"invocupy.{name}")
+        raise AttributeError(f"module 'invocupy' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,8 @@ from invocupy.messages import one_line
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """An array of NumPy or CuPy, which has no types of its own."""
+ArrayLike: TypeAlias = Array | np.generic | float
+"""What takes part in elementwise arithmetic: an array or a number."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
@@ -150,7 +152,7 @@ def contiguous(array: Any, dtype: Any) -> Any:
     return np.require(array, dtype, ["C_CONTIGUOUS", "ALIGNED"]).view(np.ndarray)
 
 
-def native(array: Any, like: Any) -> Any:
+def cast_like(array: Array, like: Any) -> Array:
     """``array`` in the dtype of ``like``, in the machine's byte order; itself if it is so."""
     if array.dtype == like.dtype and array.dtype.isnative:  # nearly always, and much faster
         return array

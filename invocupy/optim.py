@@ -315,5 +315,6 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
         norm: Array = xp.sqrt(xp.stack(squares).sum())
         factor = xp.minimum(1.0, limit / (norm + 1e-6))
         for parameter in held:
-            parameter.grad = parameter.grad * factor.astype(parameter.grad.dtype)
+            grad: Any = parameter.grad
+            parameter.grad = grad * factor.astype(grad.dtype)
     return norm

@@ -10,40 +10,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from invocupy import arrays, ops
+from invocupy import arrays
+from invocupy.arrays import Array
 from invocupy.autograd.recording import is_recording
 
-_UFUNCS: dict[Any, Any] = {
-    np.add: ops.add,
-    np.subtract: ops.subtract,
-    np.multiply: ops.multiply,
-    np.divide: ops.divide,
-    np.power: ops.power,
-    np.matmul: ops.matmul,
-    np.maximum: ops.maximum,
-    np.negative: ops.negative,
-    np.absolute: ops.absolute,
-    np.exp: ops.exp,
-    np.log: ops.log,
-    np.sqrt: ops.sqrt,
-    np.tanh: ops.tanh,
-}
-_FUNCTIONS: dict[Any, Any] = {  # with the name of the second argument
-    np.sum: (ops.sum, "axis"),
-    np.mean: (ops.mean, "axis"),
-    np.max: (ops.max, "axis"),
-    np.amax: (ops.max, "axis"),
-    np.reshape: (ops.reshape, "shape"),
-    np.transpose: (ops.transpose, "axes"),
-    np.concatenate: (ops.concatenate, "axis"),
-}
+if TYPE_CHECKING:
+    from invocupy.autograd.methods import Methods  # operators and methods, which lift adds
+else:
+    Methods = object
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""The public functions of operators, by the functions of NumPy that they are."""
 _CONSTANT = {np.zeros_like, np.ones_like, np.empty_like}
 _WRITING = {np.copyto, np.put, np.place, np.putmask, np.put_along_axis}
-_OPTIONS = {"axis", "keepdims", "shape", "axes"}
+# What options are called here, by their names in NumPy.
+_OPTIONS = {name: name for name in ("axis", "keepdims", "shape", "axes", "min", "max")}
+_OPTIONS |= {"a_min": "min", "a_max": "max"}
+_THREE = {np.clip, np.where}  # of whose arguments the first three are known here, not two
 
 
 class _Ufuncs:
@@ -61,27 +48,28 @@ def _both(ufunc: Any) -> tuple[Any, Any]:
     return lambda self, other: ufunc(self, other), lambda self, other: ufunc(other, self)
 
 
-class ArrayLike:
+class Protocols(Methods):
     """The base of Tensor, which has the attributes below."""
 
     __slots__ = ()
     __array_ufunc__ = _Ufuncs()
     __hash__ = object.__hash__  # by identity, whatever == compares
 
-    data: Any
+    data: Array
     requires_grad: bool
     item: Callable[[], Any]
-    _apply: Callable[..., Any]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
         return np.array(arrays.to_device(self.data, "cpu"), dtype=dtype, copy=copy)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
-        if function in _FUNCTIONS and 1 <= len(inputs) <= 2 and options.keys() <= _OPTIONS:
-            op, second = _FUNCTIONS[function]
-            operands = inputs[0] if function is np.concatenate else inputs[:1]
-            named = {second: inputs[1]} if len(inputs) == 2 else {}
-            return self._apply(op, *operands, **named, **options)
+        known = 1 <= len(inputs) <= (3 if function in _THREE else 2)
+        if function is np.where:
+            known = len(inputs) == 3
+            inputs = _condition(inputs[0]), *inputs[1:]
+        if function in FUNCTIONS and known and options.keys() <= _OPTIONS.keys():
+            options = {_OPTIONS[name]: value for name, value in options.items()}
+            return FUNCTIONS[function](*inputs, **options)
         return _on_values(function, function in _WRITING, function, inputs, options)
 
     def __eq__(self, other: object) -> Any:
@@ -177,13 +165,20 @@ class ArrayLike:
         return self.item()
 
 
+def _condition(given: Any) -> Any:
+    """What numpy.where takes as its condition, as an array of truth values."""
+    if isinstance(given, Protocols) or arrays.is_cupy(given):
+        return given
+    return np.asarray(given).astype(bool)
+
+
 def _arrays(*operands: Any) -> tuple[Any, ...]:
-    return tuple(item.data if isinstance(item, ArrayLike) else item for item in operands)
+    return tuple(item.data if isinstance(item, Protocols) else item for item in operands)
 
 
-def _call_ufunc(tensor: ArrayLike, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
-    if method == "__call__" and ufunc in _UFUNCS and not options:
-        return tensor._apply(_UFUNCS[ufunc], *operands)
+def _call_ufunc(tensor: Protocols, ufunc: Any, method: str, *operands: Any, **options: Any) -> Any:
+    if method == "__call__" and ufunc in FUNCTIONS and not options:
+        return FUNCTIONS[ufunc](*operands)
     writes = method == "at" or options.get("out") is not None
     return _on_values(ufunc, writes, getattr(ufunc, method), operands, options)
 
@@ -192,7 +187,7 @@ def _on_values(
     function: Any, writes: bool, call: Callable[..., Any], inputs: Any, options: Any
 ) -> Any:
     """Run ``call`` on the arrays of the Tensors; TypeError if a gradient would be lost."""
-    tensors: list[ArrayLike] = []
+    tensors: list[Protocols] = []
     inputs, options = _values(inputs, tensors), _values(options, tensors)
     differentiable = is_recording() and any(tensor.requires_grad for tensor in tensors)
     if not differentiable or function in _CONSTANT:
@@ -207,9 +202,9 @@ def _on_values(
     )
 
 
-def _values(value: Any, tensors: list[ArrayLike]) -> Any:
+def _values(value: Any, tensors: list[Protocols]) -> Any:
     """``value`` with read-only arrays in place of Tensors, which are added to ``tensors``."""
-    if isinstance(value, ArrayLike):
+    if isinstance(value, Protocols):
         tensors.append(value)
         array = value.data
         if isinstance(array, np.ndarray):

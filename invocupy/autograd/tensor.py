@@ -6,21 +6,24 @@ import inspect
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from invocupy import arrays, ops
-from invocupy.autograd.protocols import ArrayLike
+from invocupy import arrays
+from invocupy.arrays import Array
+from invocupy.autograd.protocols import Protocols
 from invocupy.autograd.recording import is_recording
 from invocupy.backends import memory
 from invocupy.ops import memo
-from invocupy.ops.basic import Axis, Partial, Result
+from invocupy.ops.declaration import Result, Vjp
+from invocupy.ops.shapes import getitem, reshape, transpose
 
+Sizes: TypeAlias = int | tuple[int, ...]
 _serials = count()
 
 
-class Tensor(ArrayLike):
+class Tensor(Protocols):
     """An array with the operators that made it, so that gradients can flow back.
 
     Comparisons give plain arrays, since they have no gradient; as keys, Tensors are told apart by
@@ -75,7 +78,7 @@ class Tensor(ArrayLike):
                 "data holds Tensors, whose gradients would be lost: "
                 "join them with functional.concatenate, or take the .item() or .numpy() of each"
             )
-        self.data: Any = data if arrays.is_cupy(data) else np.asarray(data)
+        self.data: Array = data if arrays.is_cupy(data) else np.asarray(data)
         if self.data is not data and self.data.dtype.kind == "O":
             raise TypeError(f"data must hold numbers, got {type(data).__name__}")
         if requires_grad and self.data.dtype.name not in arrays.FLOATS:
@@ -84,8 +87,8 @@ class Tensor(ArrayLike):
                 "convert the data with .astype('float32')"
             )
         self.requires_grad = requires_grad
-        self.grad: Any = None
-        self._parents: tuple[tuple[Tensor, Partial], ...] = ()
+        self.grad: Array | None = None
+        self._parents: tuple[tuple[Tensor, Vjp], ...] = ()
         self._serial = next(_serials)
 
     def __copy__(self) -> Any:
@@ -116,25 +119,24 @@ class Tensor(ArrayLike):
         return shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype[Any]:
         """The dtype of the array."""
         return self.data.dtype
 
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return int(self.data.ndim)
+        return self.data.ndim
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(self.data.size)
+        return self.data.size
 
     @property
     def T(self) -> Tensor:  # noqa: N802
         """The axes reversed."""
-        transposed: Tensor = self.transpose()
-        return transposed
+        return self.transpose()
 
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
@@ -184,9 +186,9 @@ class Tensor(ArrayLike):
                 tensor, grad, own = pending.pop(-heappop(newest_first))
                 if grad.dtype is not tensor.data.dtype and arrays.wide(tensor.data.dtype):
                     grad = grad.astype(tensor.data.dtype)  # a sum, see below
-                memo.current.set((grad, {}))  # for the partials of this tensor alone
-                for parent, partial in tensor._parents:
-                    share = memory.patiently(partial, grad)
+                memo.current.set((grad, {}))  # for the vjps of this tensor alone
+                for parent, vjp in tensor._parents:
+                    share = memory.patiently(vjp, grad)
                     serial = parent._serial
                     if serial in pending:
                         # Not in place: the two shares may be views of other arrays.
@@ -224,10 +226,6 @@ class Tensor(ArrayLike):
         """The array as NumPy's; copied from the GPU if it is there."""
         return arrays.to_device(self.data, "cpu")  # type: ignore[no-any-return]
 
-    @staticmethod
-    def _apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
-        return apply(op, *operands, **options)
-
     def item(self) -> Any:
         """The single element as a Python number; waits for the GPU if it is there."""
         return self.data.item()
@@ -235,106 +233,31 @@ class Tensor(ArrayLike):
     def __repr__(self) -> str:
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
-    def __add__(self, other: Any) -> Any:
-        return apply(ops.add, self, other)
+    def __getitem__(self, index: Any) -> Tensor:
+        result: Tensor = apply(getitem, self, index=_plain_index(index, self.data))
+        return result
 
-    def __radd__(self, other: Any) -> Any:
-        return apply(ops.add, other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return apply(ops.subtract, self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return apply(ops.subtract, other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return apply(ops.multiply, self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return apply(ops.multiply, other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return apply(ops.divide, self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return apply(ops.divide, other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return apply(ops.power, self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return apply(ops.power, other, self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return apply(ops.matmul, self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return apply(ops.matmul, other, self)
-
-    def __neg__(self) -> Any:
-        return apply(ops.negative, self)
-
-    def __abs__(self) -> Any:
-        return apply(ops.absolute, self)
-
-    def __getitem__(self, index: Any) -> Any:
-        return apply(ops.getitem, self, index=_plain_index(index, self.data))
-
-    def sum(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The sum over ``axis`` (all axes by default)."""
-        return apply(ops.sum, self, axis=axis, keepdims=keepdims)
-
-    def mean(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The mean over ``axis`` (all axes by default)."""
-        return apply(ops.mean, self, axis=axis, keepdims=keepdims)
-
-    def max(self, axis: Axis = None, keepdims: bool = False) -> Any:
-        """The largest value over ``axis``; equal ones share the gradient evenly."""
-        return apply(ops.max, self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: Any) -> Any:
+    def reshape(self, *shape: Sizes) -> Tensor:
         """The same elements in another shape, given as integers or one tuple."""
-        return apply(ops.reshape, self, shape=_flat(shape))
+        result: Tensor = apply(reshape, self, shape=_flat(shape))
+        return result
 
-    def flatten(self, start: int = 0) -> Any:
+    def flatten(self, start: int = 0) -> Tensor:
         """All axes from ``start`` on joined into one."""
         joined = int(np.prod(self.shape[start:], dtype=np.int64))
         return self.reshape(*self.shape[:start], joined)
 
-    def transpose(self, *axes: Any) -> Any:
+    def transpose(self, *axes: Sizes) -> Tensor:
         """The axes in another order (reversed by default), given as integers or one tuple."""
-        return apply(ops.transpose, self, axes=_flat(axes) or None)
-
-    def exp(self) -> Any:
-        """``e ** x``."""
-        return apply(ops.exp, self)
-
-    def log(self) -> Any:
-        """The natural logarithm."""
-        return apply(ops.log, self)
-
-    def sqrt(self) -> Any:
-        """The square root."""
-        return apply(ops.sqrt, self)
-
-    def tanh(self) -> Any:
-        """The hyperbolic tangent."""
-        return apply(ops.tanh, self)
-
-    def relu(self) -> Any:
-        """``max(x, 0)``."""
-        return apply(ops.relu, self)
-
-    def abs(self) -> Any:
-        """``|x|``."""
-        return apply(ops.absolute, self)
+        result: Tensor = apply(transpose, self, axes=_flat(axes) or None)
+        return result
 
 
 def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     """Run an operator of :mod:`invocupy.ops` on Tensors, or on plain arrays.
 
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
-    partials of those operands that require a gradient.
+    vjps of those operands that require a gradient.
     """
     tensors = [isinstance(operand, Tensor) for operand in operands]
     plain: list[Any] = []
@@ -344,15 +267,18 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
         elif type(operand) is not np.ndarray:  # which nearly all are
             operand = _plain(op, operands, len(plain))
         plain.append(operand)
-    value, partials = memory.patiently(op, *plain, **options)
-    if True not in tensors:
+    recording = True in tensors
+    if recording and options.get("out") is not None:
+        raise TypeError("out works with plain arrays only: the tape may still need its old content")
+    value, vjps = memory.patiently(op, *plain, **options)
+    if not recording:
         return value
     result = Tensor(value)
     if is_recording():
         result._parents = tuple(
             [
-                (operand, partial)
-                for operand, tensor, partial in zip(operands, tensors, partials, strict=True)
+                (operand, vjp)
+                for operand, tensor, vjp in zip(operands, tensors, vjps, strict=True)
                 if tensor and operand.requires_grad
             ]
         )

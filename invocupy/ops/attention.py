@@ -11,34 +11,67 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from invocupy import backends
-from invocupy.arrays import check, contiguous, namespace, native, on_device
-from invocupy.backends import memory
+import numpy as np
+
+from invocupy.arrays import Array, cast_like, check, contiguous, namespace, on_device
 from invocupy.geometry import Geometry, IntOrPair, integer, pair
-from invocupy.ops.basic import Result, total
-from invocupy.ops.convolution import working_dtypes
+from invocupy.ops.call import Call, Shape, given, working_dtypes
+from invocupy.ops.declaration import Result, op
 from invocupy.ops.memo import once
+from invocupy.ops.reductions import total
 
 
+@op()
 def local_self_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    positions: Any = None,
+    query: Array,
+    key: Array,
+    value: Array,
+    positions: Array | None = None,
     *,
     kernel_size: IntOrPair,
     heads: int = 1,
     dilation: IntOrPair = 1,
 ) -> Result:
-    """``out[n,c,i,j] = sum_uv softmax_uv(scores[n,h,u,v,i,j]) * value[n,c,i+u*dh-ph,j+v*dw-pw]``.
+    """Attention of each pixel to its neighbours: an involution with weights from pairs of pixels.
 
-    ``scores[n,h,u,v,i,j] = query[n,h,:,i,j] . (key[n,h,:,i+u*dh-ph,j+v*dw-pw] +
-    positions[h,u,v,:]) / sqrt(D)``, over neighbours inside the image only.
+    ``out[n,c,i,j] = sum_uv A[n,h,u,v,i,j] * value[n, c, i+u*dh-ph, j+v*dw-pw]``, h the head of c,
+    ``A = softmax_uv(query[n,h,:,i,j] . (key[n,h,:,i+u*dh-ph,j+v*dw-pw] + positions[h,u,v,:]) /
+    sqrt(D))`` (Ramachandran et al., arXiv 1906.05909, but divided by ``sqrt(D)``). Neighbours
+    outside of the image have no weight. With keys of zero it is :func:`involution` whose kernel is
+    the softmax of a 1x1 convolution of the query.
+
+    Parameters
+    ----------
+    query, key : array or Tensor (N, heads*D, H, W), float
+    value : array or Tensor (N, C, H, W), float
+        ``heads`` divides C; channel c uses head ``c // (C // heads)``.
+    positions : array or Tensor (heads, Kh, Kw, D), optional
+        What is added to the key of each neighbour.
+    kernel_size : int or pair
+        Odd: the neighbours.
+    heads : int
+    dilation : int or pair
+
+    Returns
+    -------
+    array or Tensor (N, C, H, W)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`involution`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
+    >>> F.local_self_attention(nothing, nothing, x, kernel_size=(1, 3))[0, 0]
+    array([[1.5, 2. , 3. , 3.5]])
     """
-    given = {} if positions is None else {"positions": positions}
-    _check(query, key, value, heads, given)
+    _check(query, key, value, heads, **given(positions=positions))
     size = pair("kernel_size", kernel_size, 1)
-    (n, _, h, w), depth = query.shape, query.shape[1] // heads
+    (n, _, h, w), taps, depth = query.shape, size[0] * size[1], query.shape[1] // heads
     kernel_shape = (n, heads, *size, h, w)
     seen = Geometry.of(query.shape, kernel_shape, 1, "same", dilation)
     summed = Geometry.of(value.shape, kernel_shape, 1, "same", dilation)
@@ -47,86 +80,94 @@ def local_self_attention(
             f"positions must be (heads, Kh, Kw, channels of a head), {(heads, *size, depth)}, "
             f"got {positions.shape}"
         )
-    xp = namespace(query)
-    dtype, work = working_dtypes(query, key, value, positions)
-    q, k, v = (contiguous(array, work) for array in (query, key, value))
-    taps = size[0] * size[1]
-    if positions is not None:
-        r = contiguous(positions, work).reshape(heads, taps, depth)
-    scale = work.type(1 / math.sqrt(depth)) if depth else work.type(0)
-    backend = backends.of("involution", query)
+    call, xp = Call("involution", query, key, value, positions), namespace(query)
+    q, k, v, r = call.inputs
+    scale = _scale(depth, call.work)
 
-    def run(name: str, first: Any, second: Any, g: Geometry, shape: Any) -> Any:
-        result = memory.empty(shape, work, query)
-        if first.size and second.size and result.size:
-            getattr(backend, name)(first, second, g, result)
-        else:
-            result[...] = 0
-        return result
-
-    def pixels(array: Any, each: int) -> Any:
-        """(N, heads, channels of a head or taps, H*W)."""
-        return array.reshape(n, heads, each, h * w)
+    def run(name: str, first: Array, second: Array, g: Geometry, shape: Shape) -> Any:
+        return call.run(name, (first, second), (g,), shape)[0]
 
     with on_device(query):
+        flat_q = q.reshape(n, heads, depth, h * w)
         weights = run("grad_kernel", q, k, seen, kernel_shape)
         if positions is not None:
-            weights += (r @ pixels(q, depth)).reshape(kernel_shape)
+            r = r.reshape(heads, taps, depth)
+            weights += (r @ flat_q).reshape(kernel_shape)
         weights *= scale
-        weights += xp.where(_inside(seen, xp), work.type(0), work.type(-xp.inf))
-        weights -= weights.max(axis=(2, 3), keepdims=True)
-        xp.exp(weights, out=weights)
-        weights /= total(weights, (2, 3), keepdims=True)
-        out = run("forward", v, weights, summed, value.shape).astype(dtype, copy=False)
+        weights += xp.where(_inside(seen, xp), call.work.type(0), call.work.type(-xp.inf))
+        _softmax(weights, (2, 3))
+        out = run("forward", v, weights, summed, value.shape).astype(call.dtype, copy=False)
 
     @once
-    def grad_scores(grad: Any) -> Any:
+    def grad_scores(grad: Array) -> Any:
         """Gradient of what is scaled: (N, heads, Kh, Kw, H, W)."""
-        result = run("grad_kernel", contiguous(grad, work), v, summed, kernel_shape)
-        result *= weights
-        result -= weights * total(result, (2, 3), keepdims=True)
-        result *= scale
-        return result
+        result = run("grad_kernel", contiguous(grad, call.work), v, summed, kernel_shape)
+        return _softmax_grad(result, weights, (2, 3), scale)
 
-    def grad_query(grad: Any) -> Any:
+    def grad_query(grad: Array) -> Array:
         with on_device(query):
             scores = grad_scores(grad)
             result = run("forward", k, scores, seen, query.shape)
             if positions is not None:
-                result += (r.swapaxes(-1, -2) @ pixels(scores, taps)).reshape(query.shape)
-            return native(result, query)
+                flat = scores.reshape(n, heads, taps, h * w)
+                result += (r.swapaxes(-1, -2) @ flat).reshape(query.shape)
+            return cast_like(result, query)
 
-    def grad_key(grad: Any) -> Any:
+    def grad_key(grad: Array) -> Array:
         with on_device(query):
-            return native(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
+            return cast_like(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
 
-    def grad_value(grad: Any) -> Any:
-        with on_device(query):
-            return native(
-                run("grad_x", contiguous(grad, work), weights, summed, value.shape), value
-            )
+    def grad_value(grad: Array) -> Array:
+        return call.gradients("grad_x", grad, (weights,), (summed,), value)[0]
 
-    def grad_positions(grad: Any) -> Any:
+    def grad_positions(grad: Array) -> Array:
         with on_device(query):
+            flat = grad_scores(grad).reshape(n, heads, taps, h * w)
             # (N, heads, taps, H*W) @ (N, heads, H*W, D), summed over the batch
-            result = total(pixels(grad_scores(grad), taps) @ pixels(q, depth).swapaxes(-1, -2), 0)
-            return native(result.reshape(positions.shape), positions)
+            result = total(flat @ flat_q.swapaxes(-1, -2), 0)
+            return cast_like(result.reshape(heads, *size, depth), positions)
 
     return out, (grad_query, grad_key, grad_value, grad_positions)
 
 
-def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Result:
-    """``out[n,c,p] = sum_q softmax_q(query[n,h,:,p] . key[n,h,:,q] / sqrt(D)) * value[n,c,q]``.
+@op()
+def self_attention(query: Array, key: Array, value: Array, *, heads: int = 1) -> Result:
+    """Attention of each pixel to all pixels.
 
-    p and q over all pixels: (N, heads, H*W, H*W) weights are stored.
+    ``out[n,c,p] = sum_q softmax_q(query[n,h,:,p] . key[n,h,:,q] / sqrt(D)) * value[n,c,q]``, h the
+    head of c, p and q over all H*W pixels (Vaswani et al., arXiv 1706.03762, eq. 1). Stores
+    ``heads * (H*W)**2`` weights an image: for comparison, not for large images.
+
+    Parameters
+    ----------
+    query, key : array or Tensor (N, heads*D, H, W), float
+    value : array or Tensor (N, C, H, W), float
+        ``heads`` divides C.
+    heads : int
+
+    Returns
+    -------
+    array or Tensor (N, C, H, W)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`involution`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
+    >>> F.self_attention(nothing, nothing, x)[0, 0]
+    array([[2.5, 2.5, 2.5, 2.5]])
     """
-    _check(query, key, value, heads, {})
+    _check(query, key, value, heads)
     n, channels, h, w = query.shape
     dtype, work = working_dtypes(query, key, value)
-    depth, xp = channels // heads, namespace(query)
-    scale = work.type(1 / math.sqrt(depth)) if depth else work.type(0)
+    scale = _scale(channels // heads, work)
 
-    def pixels(array: Any) -> Any:
+    def pixels(array: Array) -> Any:
         """(N, heads, channels of a head, H*W)."""
         return contiguous(array, work).reshape(n, heads, array.shape[1] // heads, h * w)
 
@@ -134,38 +175,51 @@ def self_attention(query: Any, key: Any, value: Any, *, heads: int = 1) -> Resul
         q, k, v = pixels(query), pixels(key), pixels(value)
         weights = q.swapaxes(-1, -2) @ k  # (N, heads, H*W, H*W): of pixel p, for pixel q
         weights *= scale
-        if weights.size:
-            weights -= weights.max(axis=-1, keepdims=True)
-        xp.exp(weights, out=weights)
-        weights /= total(weights, -1, keepdims=True)
+        _softmax(weights, (3,))
         out = (v @ weights.swapaxes(-1, -2)).reshape(value.shape).astype(dtype, copy=False)
 
     @once
-    def grad_scores(grad: Any) -> Any:
+    def grad_scores(grad: Array) -> Any:
         """Gradient of what is scaled: (N, heads, H*W, H*W)."""
-        result = pixels(grad).swapaxes(-1, -2) @ v
-        result *= weights
-        result -= weights * total(result, -1, keepdims=True)
-        result *= scale
-        return result
+        return _softmax_grad(pixels(grad).swapaxes(-1, -2) @ v, weights, (3,), scale)
 
-    def grad_query(grad: Any) -> Any:
+    def grad_query(grad: Array) -> Array:
         with on_device(query):
             result = k @ grad_scores(grad).swapaxes(-1, -2)
-            return native(result.reshape(query.shape), query)
+            return cast_like(result.reshape(query.shape), query)
 
-    def grad_key(grad: Any) -> Any:
+    def grad_key(grad: Array) -> Array:
         with on_device(query):
-            return native((q @ grad_scores(grad)).reshape(key.shape), key)
+            return cast_like((q @ grad_scores(grad)).reshape(key.shape), key)
 
-    def grad_value(grad: Any) -> Any:
+    def grad_value(grad: Array) -> Array:
         with on_device(query):
-            return native((pixels(grad) @ weights).reshape(value.shape), value)
+            return cast_like((pixels(grad) @ weights).reshape(value.shape), value)
 
     return out, (grad_query, grad_key, grad_value)
 
 
-def _check(query: Any, key: Any, value: Any, heads: int, more: dict[str, Any]) -> None:
+def _scale(depth: int, work: np.dtype[Any]) -> Any:
+    return work.type(1 / math.sqrt(depth)) if depth else work.type(0)
+
+
+def _softmax(scores: Any, axes: Shape) -> None:
+    """In place."""
+    if scores.size:
+        scores -= scores.max(axis=axes, keepdims=True)
+    namespace(scores).exp(scores, out=scores)
+    scores /= total(scores, axes, keepdims=True)
+
+
+def _softmax_grad(grad: Any, weights: Array, axes: Shape, scale: Any) -> Any:
+    """The gradient of the scores before scaling, in place of that of their softmax."""
+    grad *= weights
+    grad -= weights * total(grad, axes, keepdims=True)
+    grad *= scale
+    return grad
+
+
+def _check(query: Array, key: Array, value: Array, heads: int, **more: Array) -> None:
     check(query=query, key=key, value=value, **more)
     for name, array in {"query": query, "key": key, "value": value}.items():
         if array.ndim != 4:

@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import contiguous, is_cupy, namespace, native, on_device
+from invocupy.arrays import cast_like, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.contract import Perceptron
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
-from invocupy.ops.basic import Result
+from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each
 from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, add_up, merge
@@ -142,9 +142,9 @@ def involution_block(
     operands, gradients = (x, *parameters), each(block.backward)
 
     def gradient(i: int, grad: Any) -> Any:
-        return native(gradients(grad, i).reshape(operands[i].shape), operands[i])
+        return cast_like(gradients(grad, i).reshape(operands[i].shape), operands[i])
 
-    return native(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
+    return cast_like(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
 
 
 class _Block:

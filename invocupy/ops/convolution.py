@@ -1,4 +1,4 @@
-"""Convolution and linear map: shapes and dtypes; what there is to compute is the backends'."""
+"""Linear maps and convolution: shapes; what there is to compute is the backends'."""
 
 from __future__ import annotations
 
@@ -6,21 +6,69 @@ from typing import Any
 
 import numpy as np
 
-from invocupy import backends
-from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device, wide
-from invocupy.backends.memory import empty
-from invocupy.backends.windows import Pair
-from invocupy.geometry import IntOrPair, integer, padding_pair, pair
-from invocupy.ops.basic import Result, total
+from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device, wide
+from invocupy.geometry import IntOrPair, Padding, integer, padding_pair, pair
+from invocupy.ops.call import Call, given, working_dtypes
+from invocupy.ops.declaration import Result, op
+from invocupy.ops.elementwise import unbroadcast
 from invocupy.ops.memo import each
+from invocupy.ops.reductions import total
 from invocupy.ops.windows import out_size
 
 _ROWS = 1024  # of a product that is summed in one go
 
 
-def linear(x: Any, weight: Any, bias: Any = None) -> Result:
-    """``x @ weight.T + bias``: x (N, I), weight (O, I), bias (O,)."""
-    check(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+@op(np.matmul, methods="__matmul__ __rmatmul__")
+def matmul(a: Array, b: Array) -> Result:
+    """``a @ b`` for 2 or more dimensions, broadcast over the leading ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.matmul(np.ones((1, 2)), np.ones((2, 1)))
+    array([[2.]])
+    """
+    if a.ndim < 2 or b.ndim < 2:
+        raise ValueError(
+            f"a and b must have 2 or more dimensions, got shapes {a.shape} and {b.shape}: "
+            "reshape vectors to (1, n) or (n, 1)"
+        )
+    return a @ b, (
+        lambda grad: unbroadcast(grad @ b.swapaxes(-1, -2), a),
+        lambda grad: unbroadcast(a.swapaxes(-1, -2) @ grad, b),
+    )
+
+
+@op()
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
+    """``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, I), float
+    weight : array or Tensor (O, I), float
+    bias : array or Tensor (O,), optional
+
+    Returns
+    -------
+    array or Tensor (N, O)
+
+    Raises
+    ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
+    ValueError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.linear(np.ones((1, 3)), np.ones((2, 3)), np.array([0.0, 1.0]))
+    array([[3., 4.]])
+    """
+    check(x=x, weight=weight, **given(bias=bias))
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
@@ -29,22 +77,22 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Result:
     value = _product(weight, x.T, bias).T
     dtype, _ = working_dtypes(x, weight, bias)
 
-    def grad_x(grad: Any) -> Any:
+    def grad_x(grad: Array) -> Array:
         with on_device(x):
-            return native(_product(grad, weight), x)
+            return cast_like(_product(grad, weight), x)
 
-    def grad_weight(grad: Any) -> Any:
+    def grad_weight(grad: Array) -> Array:
         with on_device(x):
-            return native(_over_rows(grad, x), weight)
+            return cast_like(_over_rows(grad, x), weight)
 
-    def grad_bias(grad: Any) -> Any:
+    def grad_bias(grad: Array) -> Array:
         with on_device(x):
-            return native(total(grad, 0), bias)
+            return cast_like(total(grad, 0), bias)
 
     return contiguous(value, dtype), (grad_x, grad_weight, grad_bias)
 
 
-def _over_rows(grad: Any, x: Any) -> Any:
+def _over_rows(grad: Array, x: Array) -> Any:
     """``grad.T @ x``, in blocks of rows, since the rounding errors of one long sum would add up."""
     result = _product(grad[:_ROWS].T, x[:_ROWS])
     if len(x) > _ROWS:
@@ -54,30 +102,20 @@ def _over_rows(grad: Any, x: Any) -> Any:
     return result
 
 
-def _product(a: Any, b: Any, offset: Any = None) -> Any:
-    """``a @ b + offset[:, None]``, in the type that it is computed in.
+def _product(a: Array, b: Array, offset: Array | None = None) -> Any:
+    """``a @ b + offset[:, None]``, in the dtype that it is computed in.
 
-    b is one image, and a the weights, of a 1x1 convolution.
-
-    Not BLAS, on the CPU: its threads and ours would wait for each other's cores.
+    b is one image, and a the weights, of a 1x1 convolution. Not BLAS, on the CPU: its threads and
+    ours would wait for each other's cores.
     """
-    _, work = working_dtypes(a, b, offset)
-    value = empty((1, a.shape[0], b.shape[1]), work, b)
-    _forward(contiguous(b, work)[None], contiguous(a, work), offset, value)
-    return value[0]
+    call = Call("pointwise", b, a, offset)
+    image, matrix, bias = call.inputs
+    shape = (1, len(a), b.shape[1])
+    fill = 0 if bias is None else bias[:, None]
+    return call.run("forward", (image[None], matrix, bias), (), shape, fill=fill)[0][0]
 
 
-def _forward(x: Any, weight: Any, bias: Any, value: Any) -> None:
-    """:func:`invocupy.backends.reference.pointwise` forward, also where there is nothing to sum."""
-    with on_device(x):
-        offset = None if bias is None else contiguous(bias, x.dtype)
-        if x.size and value.size:
-            backends.of("pointwise", x).forward(x, weight, offset, value)
-        else:
-            value[...] = 0 if offset is None else offset[:, None]
-
-
-def _check_bias(bias: Any, weight: Any) -> None:
+def _check_bias(bias: Array | None, weight: Array) -> None:
     """The backends take it to be as long as weight: they would read past the end of a shorter."""
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
@@ -85,134 +123,121 @@ def _check_bias(bias: Any, weight: Any) -> None:
         )
 
 
-def working_dtypes(*given: Any) -> tuple[Any, Any]:
-    """The dtype of the result, and what the backend computes in."""
-    arrays = [array for array in given if array is not None]
-    first = arrays[0].dtype
-    if (
-        first.char in "fd"
-        and first.isnative
-        and [a.dtype for a in arrays].count(first) == len(arrays)
-    ):
-        return first, first  # nearly always, and much faster
-    dtype = np.result_type(*(array.dtype for array in arrays)).newbyteorder("=")
-    half_on_cpu = dtype == np.float16 and not is_cupy(arrays[0])
-    return dtype, np.dtype(np.float32) if half_on_cpu else dtype
-
-
+@op()
 def conv2d(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
     *,
     stride: IntOrPair = 1,
-    padding: Any = 0,
+    padding: Padding = 0,
     dilation: IntOrPair = 1,
     groups: int = 1,
 ) -> Result:
-    """``out[n,o,i,j] = bias[o] + sum_cuv weight[o,c,u,v] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]``."""
-    check(x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    """2-D convolution (a correlation, as in every network library).
+
+    ``out[n,o,i,j] = bias[o] + sum_{c,u,v} weight[o,c,u,v] * x[n,c, i*sh+u*dh-ph, j*sw+v*dw-pw]``,
+    c over the channels of the group of o.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, H, W), float
+    weight : array or Tensor (O, C/groups, Kh, Kw), float
+    bias : array or Tensor (O,), optional
+    stride, dilation : int or pair
+    padding : int, pair, "same" or "valid"
+    groups : int
+
+    Returns
+    -------
+    array or Tensor (N, O, Ho, Wo)
+
+    Raises
+    ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
+    ValueError
+        For shapes or options that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.conv2d(np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3)), padding=1)[0, 0]
+    array([[ 8., 12.,  8.],
+           [12., 18., 12.],
+           [ 8., 12.,  8.]])
+    """
+    check(x=x, weight=weight, **given(bias=bias))
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(
             f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), "
             f"got {x.shape} and {weight.shape}"
         )
-    _, c, h, w = x.shape
-    o, c_group, kernel_h, kernel_w = weight.shape
+    c, (o, c_group, *size) = x.shape[1], weight.shape
     groups = integer("groups", groups, 1)
     if c % groups or o % groups or c // groups != c_group:
         raise ValueError(
             f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
             f"C must be {c_group} * groups and O a multiple of groups"
         )
-    if kernel_h < 1 or kernel_w < 1:
+    if min(size) < 1:
         raise ValueError(f"weight must have at least one tap, got shape {weight.shape}")
     _check_bias(bias, weight)
+    taps = size[0], size[1]
     strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
-    out_h, out_w = out_size((h, w), (kernel_h, kernel_w), strides, pads, dilations)
-    if (kernel_h, kernel_w, groups, *pads) == (1, 1, 1, 0, 0) and (
+    pads = padding_pair(padding, taps, dilations)
+    out = out_size(x.shape[2:], taps, strides, pads, dilations)
+    if (*taps, groups, *pads) == (1, 1, 1, 0, 0) and (
         strides == (1, 1) or is_cupy(x)  # there, the pixels that are kept are copied
     ):
         return _pointwise(x, weight, bias, strides)
-    dtype, work = working_dtypes(x, weight, bias)
-    seen, taps, window = contiguous(x, work), contiguous(weight, work), (strides, pads, dilations)
-    backend = backends.of("convolution", x)
-    value = empty((len(x), o, out_h, out_w), work, x)
-    summing = bool(x.size and weight.size and value.size)
-    with on_device(x):
-        if summing:
-            offset = None if bias is None else contiguous(bias, work)
-            backend.forward(seen, taps, offset, window, value)
-        else:
-            value[...] = 0 if bias is None else bias[:, None, None]
-
-    def grad_x(grad: Any) -> Any:
-        result = empty(x.shape, work, x)
-        with on_device(x):
-            if summing:
-                backend.grad_x(contiguous(grad, work), taps, window, result)
-            else:
-                result[...] = 0
-        return native(result, x)
+    call, window = Call("convolution", x, weight, bias), (strides, pads, dilations)
+    image, kernel, offset = call.inputs
+    fill = 0 if offset is None else offset[:, None, None]
+    value = call.value("forward", (window,), (len(x), o, *out), fill=fill)
 
     @each
-    def parameters(grad: Any) -> tuple[Any, Any]:
-        with on_device(x):
-            make = namespace(x).empty if summing else namespace(x).zeros
-            results = make(weight.shape, work), None if bias is None else make(o, work)
-            if summing:
-                backend.grad_weight(contiguous(grad, work), seen, window, *results)
-        return results
+    def parameters(grad: Array) -> list[Any]:
+        return call.gradients("grad_weight", grad, (image,), (window,), weight, bias)
 
-    return value.astype(dtype, copy=False), (
-        grad_x,
-        lambda grad: native(parameters(grad, 0), weight),
-        lambda grad: native(parameters(grad, 1), bias),
+    return value, (
+        lambda grad: call.gradients("grad_x", grad, (kernel,), (window,), x)[0],
+        lambda grad: parameters(grad, 0),
+        lambda grad: parameters(grad, 1),
     )
 
 
-def _pointwise(x: Any, weight: Any, bias: Any, strides: Pair) -> Result:
+def _pointwise(x: Array, weight: Array, bias: Array | None, strides: tuple[int, int]) -> Result:
     """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
-    dtype, work = working_dtypes(x, weight, bias)
     seen = x[:, :, :: strides[0], :: strides[1]]
-    n, c, out_h, out_w = seen.shape
-    o = weight.shape[0]
-    flat = contiguous(seen, work).reshape(n, c, out_h * out_w)
-    matrix = contiguous(weight, work).reshape(o, c)
-    value = empty((n, o, out_h * out_w), work, x)
-    _forward(flat, matrix, bias, value)
-    summing = bool(flat.size and value.size)
-    backend = backends.of("pointwise", x)
+    call = Call("pointwise", seen, weight[:, :, 0, 0], bias)
+    n, c, *out = seen.shape
+    image, matrix, offset = call.inputs
+    call.inputs[0] = image = image.reshape(n, c, out[0] * out[1])
+    shape = n, len(weight), image.shape[2]
+    value = call.value("forward", (), shape, fill=0 if offset is None else offset[:, None])
 
-    def flat_grad(grad: Any) -> Any:
-        return contiguous(grad, work).reshape(value.shape)
+    def flat(grad: Array) -> Any:
+        return contiguous(grad, call.work).reshape(shape)
 
-    def grad_x(grad: Any) -> Any:
-        result = empty(seen.shape, work, x)
+    def grad_x(grad: Array) -> Array:
+        (pixels,) = call.gradients("grad_x", flat(grad), (matrix,), (), image)
         with on_device(x):
-            if summing:
-                backend.grad_x(flat_grad(grad), matrix, result.reshape(flat.shape))
-            else:
-                result[...] = 0
-            result = native(result, x)
+            result: Array = cast_like(pixels, x).reshape(seen.shape)
             if strides == (1, 1):
                 return result
-            whole = namespace(x).zeros(x.shape, result.dtype)
+            whole: Array = namespace(x).zeros(x.shape, result.dtype)
             whole[:, :, :: strides[0], :: strides[1]] = result
             return whole
 
     @each
-    def parameters(grad: Any) -> tuple[Any, Any]:
-        with on_device(x):
-            make = namespace(x).empty if summing else namespace(x).zeros
-            results = make(weight.shape, work), None if bias is None else make(o, work)
-            if summing:
-                backend.grad_weight(flat_grad(grad), flat, results[0].reshape(o, c), results[1])
-        return results
+    def parameters(grad: Array) -> list[Any]:
+        grads = call.gradients("grad_weight", flat(grad), (image,), (), matrix, bias)
+        return [cast_like(grads[0], weight).reshape(weight.shape), grads[1]]
 
-    return value.reshape(n, o, out_h, out_w).astype(dtype, copy=False), (
+    return value.reshape(n, len(weight), *out), (
         grad_x,
-        lambda grad: native(parameters(grad, 0), weight),
-        lambda grad: native(parameters(grad, 1), bias),
+        lambda grad: parameters(grad, 0),
+        lambda grad: parameters(grad, 1),
     )

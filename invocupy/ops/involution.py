@@ -1,68 +1,85 @@
-"""Involution and its fused form: checks, promotion, layouts; the work is in the backends."""
+"""Involution and its fused form: checks and shapes; the work is in the backends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
-import numpy as np
-
-from invocupy import backends
-from invocupy.arrays import check, check_out, contiguous, is_cupy, namespace, native, on_device
-from invocupy.backends import memory
+from invocupy.arrays import Array, check, check_out, namespace, on_device
 from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
-from invocupy.ops.basic import Result
-from invocupy.ops.memo import each
+from invocupy.ops.call import Call, given
+from invocupy.ops.declaration import Result, Vjp, op
+from invocupy.ops.memo import each, sharing
 
 
+@op()
 def involution(
-    x: Any,
-    kernel: Any,
+    x: Array,
+    kernel: Array,
     *,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Result:
-    """``sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``."""
+    """Involution: a convolution whose kernel differs at each pixel and is shared by channels.
+
+    ``out[n,c,i,j] = sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
+    with zero outside ``x``; a correlation, without a flip (Li et al., CVPR 2021, arXiv 2103.06255,
+    eq. 4). ``Ho = floor((H + 2*ph - dh*(Kh-1) - 1) / sh) + 1``, and so ``Wo``.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, H, W)
+        float32 or float64; float16 too (computed in float32 on the CPU), and bfloat16 on the GPU.
+        Any strides, any byte order; never written to.
+    kernel : array or Tensor (N, G, Kh, Kw, Ho, Wo)
+        The kernel of each output pixel. G divides C; channel c uses group ``c // (C // G)``.
+    stride, dilation : int or pair
+    padding : int, pair, "same" or "valid"
+        Zeros around ``x``. ``"same"`` is ``dilation*(K-1)//2`` on each side, for odd K.
+    out : array (N, C, Ho, Wo), optional
+        Where to put the result: exact shape, dtype and library, apart from the inputs' memory.
+        Plain arrays only.
+
+    Returns
+    -------
+    array or Tensor (N, C, Ho, Wo)
+        New and C-contiguous (or ``out``), of the promoted dtype, on the device of ``x``.
+
+    Raises
+    ------
+    TypeError
+        For anything but floating NumPy or CuPy arrays (and Tensors), a masked array, or a mix of
+        libraries.
+    ValueError
+        For shapes or options that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import invocupy
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> box = np.ones((1, 1, 3, 3, 3, 3))
+    >>> invocupy.involution(x, box)[0, 0]
+    array([[ 8., 15., 12.],
+           [21., 36., 27.],
+           [20., 33., 24.]])
+    """
     check(x=x, kernel=kernel)
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
-    dtype, work = _dtypes(x, kernel)
+    call, vjps = _involution(x, kernel, g)
     if out is not None:
-        check_out(out, g.out_shape, dtype, x=x, kernel=kernel)
-    wide_x, wide_kernel = contiguous(x, work), contiguous(kernel, work)
-    backend = backends.of("involution", x)
-
-    with on_device(x):
-        value = _result(out, g.out_shape, dtype, work, x)
-        _run(backend.forward, (wide_x, wide_kernel), g, (value,))
-        value = _finish(value, out, dtype)
-
-    def grad_x(grad: Any) -> Any:
-        with on_device(x):
-            result = memory.empty(g.x_shape, work, x)
-            _run(backend.grad_x, (contiguous(grad, work), wide_kernel), g, (result,))
-            return native(result, x)
-
-    def grad_kernel(grad: Any) -> Any:
-        with on_device(x):
-            result = memory.empty(g.kernel_shape, work, x)
-            _run(backend.grad_kernel, (contiguous(grad, work), wide_x), g, (result,))
-            return native(result, kernel)
-
-    return value, (grad_x, grad_kernel)
+        check_out(out, g.out_shape, call.dtype, x=x, kernel=kernel)
+    return call.value("forward", (g,), g.out_shape, out), vjps
 
 
 def involution_backward(
-    grad_out: Any,
-    x: Any,
-    kernel: Any,
+    grad_out: Array,
+    x: Array,
+    kernel: Array,
     *,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """Both gradients of :func:`invocupy.involution`, without computing its value.
 
     ``grad_x[n,c,p,q] = sum kernel[n, c//(C/G), u, v, i, j] * grad_out[n, c, i, j]`` over the taps
@@ -102,83 +119,93 @@ def involution_backward(
     check(grad_out=grad_out, x=x, kernel=kernel)
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
     g.check_grad(grad_out)
-    _, work = _dtypes(x, kernel)
-    backend = backends.of("involution", x)
-    grad = contiguous(grad_out, work)
-    with on_device(x):
-        grad_x = memory.empty(g.x_shape, work, x)
-        grad_kernel = memory.empty(g.kernel_shape, work, x)
-        _run(backend.grad_x, (grad, contiguous(kernel, work)), g, (grad_x,))
-        _run(backend.grad_kernel, (grad, contiguous(x, work)), g, (grad_kernel,))
-        return (
-            native(grad_x, x),
-            native(grad_kernel, kernel),
-        )
+    _, (grad_x, grad_kernel) = _involution(x, kernel, g)
+    return grad_x(grad_out), grad_kernel(grad_out)
 
 
+def _involution(x: Array, kernel: Array, g: Geometry) -> tuple[Call, tuple[Vjp, Vjp]]:
+    call = Call("involution", x, kernel)
+    seen, taps = call.inputs
+    return call, (
+        lambda grad: call.gradients("grad_x", grad, (taps,), (g,), x)[0],
+        lambda grad: call.gradients("grad_kernel", grad, (seen,), (g,), kernel)[0],
+    )
+
+
+@op()
 def fused_involution(
-    x: Any,
-    features: Any,
-    span_weight: Any,
-    span_bias: Any = None,
+    x: Array,
+    features: Array,
+    span_weight: Array,
+    span_bias: Array | None = None,
     *,
     kernel_size: IntOrPair,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-    out: Any = None,
+    out: Array | None = None,
 ) -> Result:
-    """:func:`involution`, ``kernel = span_weight @ features + span_bias``, never stored whole."""
-    inputs = _fused_inputs(x, features, span_weight, span_bias)
+    """Involution whose kernel is made on the fly by a 1x1 convolution, and never stored whole.
+
+    Equals :func:`involution` with
+    ``kernel = einsum("kf,nfhw->nkhw", span_weight, features) + span_bias`` reshaped to
+    (N, G, Kh, Kw, Ho, Wo): the last step of the paper's kernel generator (arXiv 2103.06255,
+    algorithm 1). The whole kernel would be ``G*Kh*Kw/C`` times the size of ``x``; neither this
+    function nor its gradients ever hold it.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, H, W), float
+    features : array or Tensor (N, F, Ho, Wo), float
+        What the kernel is made from, F values for each output pixel.
+    span_weight : array or Tensor (G*Kh*Kw, F), float
+        Row ``g*Kh*Kw + u*Kw + v`` makes tap (u, v) of group g.
+    span_bias : array or Tensor (G*Kh*Kw,), float, optional
+    kernel_size : int or pair
+    stride, padding, dilation, out
+        As in :func:`involution`.
+
+    Returns
+    -------
+    array or Tensor (N, C, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`involution`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import invocupy
+    >>> x, features = np.ones((1, 2, 4, 4)), np.ones((1, 3, 4, 4))
+    >>> float(invocupy.fused_involution(x, features, np.ones((9, 3)), kernel_size=3)[0, 0, 1, 1])
+    27.0
+    """
+    inputs = given(x=x, features=features, span_weight=span_weight, span_bias=span_bias)
     check(**inputs)
     g = fused_geometry(
         x.shape, features.shape, span_weight.shape, None if span_bias is None else span_bias.shape,
         kernel_size, stride, padding, dilation,
     )  # fmt: skip
-    dtype, work = _dtypes(*inputs.values())
+    call, vjps = _fused(x, features, span_weight, span_bias, g)
     if out is not None:
-        check_out(out, g.out_shape, dtype, **inputs)
-    backend = backends.of("involution", x)
-    wide_x, wide_features, weight, bias = _fused_operands(inputs, work)
-
-    with on_device(x):
-        value = _result(out, g.out_shape, dtype, work, x)
-        _run(backend.fused_forward, (wide_x, wide_features, weight, bias), g, (value,))
-        value = _finish(value, out, dtype)
-
-    def grad_x(grad: Any) -> Any:
-        with on_device(x):
-            result = memory.empty(g.x_shape, work, x)
-            operands = (contiguous(grad, work), wide_features, weight, bias)
-            _run(backend.fused_grad_x, operands, g, (result,))
-            return native(result, x)
-
-    @each
-    def span(grad: Any) -> Any:
-        with on_device(x):
-            operands = contiguous(grad, work), wide_x, wide_features, weight
-            return _span_gradients(backend, *operands, g)
-
-    return value, (
-        grad_x,
-        lambda grad: native(span(grad, 0), features),
-        lambda grad: native(span(grad, 1), span_weight),
-        lambda grad: native(span(grad, 2), span_bias),
-    )
+        check_out(out, g.out_shape, call.dtype, **inputs)
+    return call.value("fused_forward", (g,), g.out_shape, out), vjps
 
 
 def fused_involution_backward(
-    grad_out: Any,
-    x: Any,
-    features: Any,
-    span_weight: Any,
-    span_bias: Any = None,
+    grad_out: Array,
+    x: Array,
+    features: Array,
+    span_weight: Array,
+    span_bias: Array | None = None,
     *,
     kernel_size: IntOrPair,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Array, Array, Array, Array | None]:
     """All gradients of :func:`invocupy.fused_involution`, without computing its value.
 
     The gradient of the generated kernel, as in :func:`invocupy.involution_backward`, is pushed
@@ -213,80 +240,36 @@ def fused_involution_backward(
     >>> [None if grad is None else grad.shape for grad in grads]
     [(1, 2, 4, 4), (1, 3, 4, 4), (9, 3), None]
     """
-    inputs = _fused_inputs(x, features, span_weight, span_bias)
+    inputs = given(x=x, features=features, span_weight=span_weight, span_bias=span_bias)
     check(grad_out=grad_out, **inputs)
     g = fused_geometry(
         x.shape, features.shape, span_weight.shape, None if span_bias is None else span_bias.shape,
         kernel_size, stride, padding, dilation,
     )  # fmt: skip
     g.check_grad(grad_out)
-    _, work = _dtypes(*inputs.values())
-    backend = backends.of("involution", x)
-    wide_x, wide_features, weight, bias = _fused_operands(inputs, work)
-    grad = contiguous(grad_out, work)
-    with on_device(x):
-        grad_x = memory.empty(g.x_shape, work, x)
-        _run(backend.fused_grad_x, (grad, wide_features, weight, bias), g, (grad_x,))
-        span = _span_gradients(backend, grad, wide_x, wide_features, weight, g)
-        gradients = [
-            native(result, like)
-            for result, like in zip((grad_x, *span), inputs.values(), strict=False)
-        ]
-    if span_bias is None:
-        gradients.append(None)
-    return gradients[0], gradients[1], gradients[2], gradients[3]
+    _, vjps = _fused(x, features, span_weight, span_bias, g)
+    with sharing(grad_out):
+        grads = [vjp(grad_out) for vjp in vjps]
+    return grads[0], grads[1], grads[2], None if span_bias is None else grads[3]
 
 
-def _fused_inputs(x: Any, features: Any, span_weight: Any, span_bias: Any) -> dict[str, Any]:
-    inputs = {"x": x, "features": features, "span_weight": span_weight}
-    return inputs if span_bias is None else {**inputs, "span_bias": span_bias}
+def _fused(
+    x: Array, features: Array, weight: Array, bias: Array | None, g: Geometry
+) -> tuple[Call, tuple[Vjp, ...]]:
+    call = Call("involution", x, features, weight, bias)
+    if bias is None:
+        with on_device(x):
+            bias = call.inputs[3] = namespace(x).zeros(len(weight), call.work)
+    seen, *span = call.inputs
+    like = features, weight, bias
 
+    @each
+    def grads(grad: Array) -> list[Array]:
+        return call.gradients("fused_grad_span", grad, (seen, *span[:2]), (g,), *like)
 
-def _fused_operands(inputs: dict[str, Any], work: Any) -> tuple[Any, Any, Any, Any]:
-    x, features, weight, *bias = (contiguous(array, work) for array in inputs.values())
-    with on_device(x):
-        return x, features, weight, bias[0] if bias else namespace(x).zeros(len(weight), work)
-
-
-def _span_gradients(
-    backend: Any, grad: Any, x: Any, features: Any, weight: Any, g: Geometry
-) -> tuple[Any, ...]:
-    shapes = features.shape, weight.shape, weight.shape[:1]
-    results = tuple(memory.empty(shape, x.dtype, x) for shape in shapes)
-    _run(backend.fused_grad_span, (grad, x, features, weight), g, results)
-    return results
-
-
-def _dtypes(*inputs: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """The dtype of the result, by NumPy's promotion, and the one that the backend computes in."""
-    return _promoted(is_cupy(inputs[0]), *(array.dtype for array in inputs))
-
-
-@cache
-def _promoted(on_gpu: bool, *given: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    dtype = np.result_type(*given).newbyteorder("=")
-    return dtype, np.dtype(np.float32) if dtype == np.float16 and not on_gpu else dtype
-
-
-def _result(out: Any, shape: tuple[int, ...], dtype: Any, work: Any, x: Any) -> Any:
-    """``out`` itself where the backend can write into it, else a new array."""
-    if out is not None and work == dtype and contiguous(out, work) is out:
-        return out
-    return memory.empty(shape, work, x)
-
-
-def _finish(value: Any, out: Any, dtype: Any) -> Any:
-    if out is None:
-        return value.astype(dtype, copy=False)
-    if value is not out:
-        out[...] = value
-    return out
-
-
-def _run(function: Callable[..., None], inputs: Any, g: Geometry, results: Any) -> None:
-    """Call a backend; where nothing is summed, because something is empty, the result is zero."""
-    if all(array.size for array in inputs):
-        function(*inputs, g, *results)
-    else:
-        for result in results:
-            result[...] = 0
+    return call, (
+        lambda grad: call.gradients("fused_grad_x", grad, span, (g,), x)[0],
+        lambda grad: grads(grad, 0),
+        lambda grad: grads(grad, 1),
+        lambda grad: grads(grad, 2),
+    )

@@ -10,40 +10,119 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import is_cupy, namespace, wide
+from invocupy.arrays import Array, is_cupy, namespace, wide
 from invocupy.geometry import number
-from invocupy.ops.basic import Result, check_some, total
+from invocupy.ops.declaration import Result, no_gradient, op
+from invocupy.ops.reductions import check_some, total
 
 
-def softmax(x: Any, axis: int = -1) -> Result:
-    """``exp(x) / sum exp(x)``."""
+@op()
+def softmax(x: Array, axis: int = -1) -> Result:
+    """``exp(x) / sum(exp(x))`` along ``axis``, shifted by the maximum so that nothing overflows.
+
+    An entry of -inf gets 0. Where all entries are -inf the result is NaN.
+
+    Parameters
+    ----------
+    x : array or Tensor, float
+    axis : int
+
+    Returns
+    -------
+    array or Tensor, shape of ``x``
+
+    Raises
+    ------
+    ValueError
+        If ``x`` has no entries along ``axis``, or no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.softmax(np.array([[1000.0, 1000.0]]))
+    array([[0.5, 0.5]])
+    """
     shifted = _shifted(x, axis)
     exact = namespace(x).exp(shifted)
     exact /= total(exact, axis, keepdims=True)
     value = _as(x, exact)
 
-    def partial(grad: Any) -> Any:
+    def vjp(grad: Array) -> Any:
         share = grad * value
         return _as(x, value * (grad - total(share, axis, keepdims=True)))
 
-    return value, (partial,)
+    return value, (vjp,)
 
 
-def log_softmax(x: Any, axis: int = -1) -> Result:
-    """``x - log sum exp(x)``."""
+@op()
+def log_softmax(x: Array, axis: int = -1) -> Result:
+    """The logarithm of :func:`softmax`, without its underflow.
+
+    An entry of -inf stays -inf. Where all entries are -inf the result is NaN.
+
+    Parameters
+    ----------
+    x : array or Tensor, float
+    axis : int
+
+    Returns
+    -------
+    array or Tensor, shape of ``x``
+
+    Raises
+    ------
+    ValueError
+        If ``x`` has no entries along ``axis``, or no such axis.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.log_softmax(np.array([[0.0, 1000.0]]))
+    array([[-1000.,     0.]])
+    """
     value = _as(x, _log_softmax(x, axis))
 
-    def partial(grad: Any) -> Any:
+    def vjp(grad: Array) -> Any:
         return _as(x, grad - namespace(x).exp(value) * total(grad, axis, keepdims=True))
 
-    return value, (partial,)
+    return value, (vjp,)
 
 
-def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> Result:
-    """The mean over the batch of ``-sum_k target[k] * log_softmax(logits)[k]``.
+@op()
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Result:
+    """The mean over the batch of the cross-entropy between labels and softmax(logits).
 
-    ``target`` is 1 at the label, blended with the uniform distribution by ``label_smoothing``.
-    Classes whose target is 0 are left out.
+    ``-sum_k target[k] * log_softmax(logits)[k]`` with ``target`` one at the label, blended with
+    the uniform distribution by ``label_smoothing``; a class whose target is 0 is left out, also if
+    its logit is -inf. It takes *logits*: a softmax before it would be a second one.
+
+    Parameters
+    ----------
+    logits : array or Tensor (N, K), float
+    labels : integer array (N,)
+        In [0, K); checked for NumPy arrays, not for CuPy's (that would wait for the GPU).
+    label_smoothing : float
+        In [0, 1].
+
+    Returns
+    -------
+    array or Tensor ()
+
+    Raises
+    ------
+    TypeError
+        For labels that are no array of the library of ``logits``.
+    ValueError
+        For shapes, labels or a smoothing that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> round(float(F.cross_entropy(np.zeros((2, 4)), np.array([0, 3]))), 4)  # log 4
+    1.3863
     """
     xp = namespace(logits)
     if not isinstance(labels, xp.ndarray):
@@ -73,19 +152,16 @@ def cross_entropy(logits: Any, labels: Any, *, label_smoothing: float = 0.0) -> 
         each -= off * log_p.sum(axis=1)
     value = _as(logits, xp.asarray(each.sum() / max(count, 1)))
 
-    def partial(grad: Any) -> Any:
+    def vjp(grad: Array) -> Any:
         result = xp.exp(log_p) - off
         result[rows, labels] -= 1.0 - smoothing
         result *= grad.astype(wide(grad.dtype) or grad.dtype, copy=False) / max(count, 1)
         return _as(logits, result)
 
-    def no_partial(grad: Any) -> Any:
-        raise TypeError("labels have no gradient")
-
-    return value, (partial, no_partial)
+    return value, (vjp, no_gradient("labels"))
 
 
-def _shifted(x: Any, axis: int) -> Any:
+def _shifted(x: Array, axis: int) -> Any:
     """``x - max(x)``, in float32 for half types."""
     check_some(x, axis)
     x = x.astype(wide(x.dtype) or x.dtype, copy=False)
@@ -93,13 +169,13 @@ def _shifted(x: Any, axis: int) -> Any:
         return x - x.max(axis=axis, keepdims=True)
 
 
-def _log_softmax(x: Any, axis: int) -> Any:
+def _log_softmax(x: Array, axis: int) -> Any:
     xp = namespace(x)
     shifted = _shifted(x, axis)
     return shifted - xp.log(total(xp.exp(shifted), axis, keepdims=True))
 
 
-def _as(x: Any, value: Any) -> Any:
+def _as(x: Array, value: Any) -> Any:
     """``value`` in the dtype of ``x`` for half types; -inf for the logarithms past its range."""
     if not wide(x.dtype):
         return value

@@ -1,6 +1,6 @@
-"""Work that several partials of one operator have in common.
+"""Work that several vjps of one operator have in common.
 
-A partial that is called by itself computes all that it needs. Within :func:`sharing` the partials
+A vjp that is called by itself computes all that it needs. Within :func:`sharing` the vjps
 of an operator are called for one gradient, and what they have in common is computed once. Nothing
 is remembered after that, so a gradient array may be filled again and passed to another call.
 """
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-# The gradient that partials get now, and the results computed from it, by function.
+# The gradient that vjps get now, and the results computed from it, by function.
 Shared = tuple[Any, dict[Any, Any]]
 current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
 
 @contextmanager
 def sharing(grad: Any) -> Iterator[None]:
-    """A context in which partials that get this very ``grad`` do their common work once.
+    """A context in which vjps that get this very ``grad`` do their common work once.
 
     Examples
     --------

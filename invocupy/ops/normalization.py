@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import check, contiguous, is_cupy, namespace, native, on_device
+from invocupy.arrays import cast_like, check, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.reference import batch_norm as reference
 from invocupy.geometry import number
-from invocupy.ops.basic import Result
+from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each, once
 from invocupy.ops.ranks import Comm, add_up, merge
 
@@ -191,11 +191,11 @@ def batch_norm(
                 backend.grad_x(wide_grad, wide, masks, scale, b, c, result, split)
         return result, split
 
-    return native(value, x), (
-        lambda grad: native(taken(grad, 0), x),
+    return cast_like(value, x), (
+        lambda grad: cast_like(taken(grad, 0), x),
         lambda grad: sums(grad)[1].astype(weight.dtype),
         lambda grad: sums(grad)[0].astype(bias.dtype),
-        lambda grad: native(taken(grad, 1) if relu else grad, residual),
+        lambda grad: cast_like(taken(grad, 1) if relu else grad, residual),
     )
 
 

@@ -2,54 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from invocupy import backends
-from invocupy.arrays import check, contiguous, namespace, on_device, wide
+from invocupy.arrays import Array, check, namespace, on_device, wide
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Pair, within
 from invocupy.geometry import IntOrPair, pair
-from invocupy.ops.basic import Result
-from invocupy.ops.convolution import working_dtypes
+from invocupy.ops.call import Call
+from invocupy.ops.declaration import Result, op
 from invocupy.ops.windows import out_size
 
+Window = tuple[Pair, Pair, Pair]
 
+
+@op()
 def max_pool2d(
-    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+    x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
 ) -> Result:
-    """The largest value in each window; the gradient goes to the first one of equal values."""
-    size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
-    out = out_size(x.shape[2:], size, strides, pads, (1, 1))
+    """The largest value of each window; padding never wins, the first of equal values does.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, H, W), float
+    kernel_size : int or pair
+    stride : int or pair, optional
+        ``kernel_size`` by default.
+    padding : int or pair
+        At most half of ``kernel_size``.
+
+    Returns
+    -------
+    array or Tensor (N, C, Ho, Wo)
+
+    Raises
+    ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
+    ValueError
+        For shapes or options that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
+    """
+    window = _window(x, kernel_size, stride, padding)
+    out = out_size(x.shape[2:], *window, (1, 1))
     window = within(window, x.shape[2:], out)
-    dtype, work = working_dtypes(x)
-    backend = backends.of("pooling", x)
-    value = empty((*x.shape[:2], *out), work, x)
+    call, shape = Call("pooling", x), (*x.shape[:2], *out)
     # A pixel of the plane: four bytes for each, where they are enough.
     index = "int32" if x.shape[2] * x.shape[3] < 1 << 31 else "int64"
-    winner = empty(value.shape, index, x)
-    seeing = bool(x.size and value.size)  # of an empty plane, windows see padding only
-    with on_device(x):
-        if seeing:
-            backend.max_pool(contiguous(x, work), window, value, winner)
-        else:
-            value[...] = -np.inf
+    winner = empty(shape, index, x)
+    # Of an empty plane, windows see padding only.
+    value, _ = call.run("max_pool", call.inputs, (window,), shape, winner, fill=-np.inf)
 
-    def partial(grad: Any) -> Any:
-        result = empty(x.shape, work, x)
-        with on_device(x):
-            if seeing:
-                backend.max_pool_grad(contiguous(grad, work), winner, window, result)
-            else:
-                result[...] = 0
-        return result.astype(dtype, copy=False)
+    def vjp(grad: Array) -> Array:
+        return call.gradients("max_pool_grad", grad, (), (winner, window), x)[0]
 
-    return value.astype(dtype, copy=False), (partial,)
+    return value.astype(call.dtype, copy=False), (vjp,)
 
 
+@op()
 def avg_pool2d(
-    x: Any,
+    x: Array,
     kernel_size: IntOrPair,
     stride: IntOrPair | None = None,
     padding: IntOrPair = 0,
@@ -57,36 +75,58 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Result:
-    """The mean of each window; PyTorch's rules for ``ceil_mode`` and ``count_include_pad``."""
-    size, strides, pads = window = _pool_options(x, kernel_size, stride, padding)
+    """The mean of each window.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, H, W), float
+    kernel_size : int or pair
+    stride : int or pair, optional
+        ``kernel_size`` by default.
+    padding : int or pair
+        At most half of ``kernel_size``.
+    ceil_mode : bool
+        Also take the last, partial window of an axis; only its valid pixels count.
+    count_include_pad : bool
+        Whether the padding's zeros count in the mean.
+
+    Returns
+    -------
+    array or Tensor (N, C, Ho, Wo)
+
+    Raises
+    ------
+    TypeError
+        For arguments that are no arrays of a floating dtype.
+    ValueError
+        For shapes or options that do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.avg_pool2d(np.arange(9.0).reshape(1, 1, 3, 3), 2, ceil_mode=True)[0, 0]
+    array([[2. , 3.5],
+           [6.5, 8. ]])
+    """
+    given = size, strides, pads = _window(x, kernel_size, stride, padding)
     sizes = x.shape[2:]
     out = out_size(sizes, size, strides, pads, (1, 1), ceil_mode)
-    window = within(window, sizes, out)
-    dtype, work = working_dtypes(x)
-    backend = backends.of("pooling", x)
-    value = empty((*x.shape[:2], *out), work, x)
+    window = within(given, sizes, out)
+    call = Call("pooling", x)
     with on_device(x):
-        counts = [
-            namespace(x).asarray(_counted(*options, count_include_pad), dtype=wide(work) or work)
-            for options in zip(out, size, strides, pads, sizes, strict=True)
-        ]
-        scale = 1 / (counts[0][:, None] * counts[1][None, :])
-        seeing = bool(x.size and value.size)
-        if seeing:
-            backend.avg_pool(contiguous(x, work), scale, window, value)
-        else:
-            value[...] = 0 * scale
+        rows, columns = (
+            namespace(x).asarray(_counted(*axis, count_include_pad), wide(call.work) or call.work)
+            for axis in zip(out, size, strides, pads, sizes, strict=True)
+        )
+        scale = 1 / (rows[:, None] * columns[None, :])
+        empty = 0 * scale
+    value = call.value("avg_pool", (scale, window), (*x.shape[:2], *out), fill=empty)
 
-    def partial(grad: Any) -> Any:
-        result = empty(x.shape, work, x)
-        with on_device(x):
-            if seeing:
-                backend.avg_pool_grad(contiguous(grad, work), scale, window, result)
-            else:
-                result[...] = 0
-        return result.astype(dtype, copy=False)
+    def vjp(grad: Array) -> Array:
+        return call.gradients("avg_pool_grad", grad, (), (scale, window), x)[0]
 
-    return value.astype(dtype, copy=False), (partial,)
+    return value, (vjp,)
 
 
 def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: bool) -> list[int]:
@@ -96,9 +136,10 @@ def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: b
     return [min(start + kernel, high) - max(start, low) for start in starts]
 
 
-def _pool_options(
-    x: Any, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
-) -> tuple[Pair, Pair, Pair]:
+def _window(
+    x: Array, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
+) -> Window:
+    """Size, stride and padding."""
     check(x=x)
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x.shape}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from invocupy.backends.windows import Pair
 from invocupy.geometry import output_size
 
 
 def out_size(
-    sizes: Any, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool = False
+    sizes: tuple[int, ...],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    ceil_mode: bool = False,
 ) -> Pair:
     """Outputs along both axes; PyTorch's rule for ``ceil_mode``."""
     result = []

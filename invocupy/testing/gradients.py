@@ -9,7 +9,7 @@ import numpy as np
 
 from invocupy.arrays import FLOATS, Array, is_cupy, namespace, to_device
 from invocupy.autograd import Tensor
-from invocupy.ops.basic import Result
+from invocupy.ops.declaration import Result
 from invocupy.testing.layouts import lay_out
 
 _STEP = 1e-4  # differences of order h^4: truncation near 1e-16, rounding near 1e-12 of the value

@@ -77,7 +77,8 @@ def evaluate(
     (np.int64(30), (10, 10))
     """
     comm = Single() if comm is None else comm
-    answers, total, classes = [], 0.0, 0
+    total: Any = 0.0
+    answers, classes = [], 0
 
     def take(scores: Tensor, answer: Array) -> None:
         nonlocal total, classes

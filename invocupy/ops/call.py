@@ -1,0 +1,99 @@
+"""What operators with a backend have in common: dtypes, layouts, results, and empty arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from invocupy import backends
+from invocupy.arrays import Array, cast_like, contiguous, is_cupy, on_device
+from invocupy.backends.memory import empty
+
+Shape = tuple[int, ...]
+
+
+class Call:
+    """One call of an operator: what its value and all of its gradients start from.
+
+    ``inputs`` are the operands as backends take them: contiguous, in the dtype ``work``, which is
+    the ``dtype`` of the result but for float16 on the CPU.
+    """
+
+    __slots__ = ("backend", "dtype", "inputs", "like", "work")
+
+    def __init__(self, op: str, x: Array, *others: Array | None) -> None:
+        self.like, self.backend = x, backends.of(op, x)
+        self.dtype, self.work = working_dtypes(x, *others)
+        self.inputs: list[Any] = [
+            None if array is None else contiguous(array, self.work) for array in (x, *others)
+        ]
+
+    def run(
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        options: Sequence[Any],
+        *results: Any,
+        fill: Any = 0,
+    ) -> list[Any]:
+        """Let the backend fill ``results``, new where a shape is given; ``fill`` if one is empty.
+
+        Then there is nothing to sum, and no backend needs to know empty arrays.
+        """
+        with on_device(self.like):
+            made = [empty(r, self.work, self.like) if type(r) is tuple else r for r in results]
+            if all(array is None or array.size for array in (*inputs, *made)):
+                getattr(self.backend, name)(*inputs, *options, *made)
+            else:
+                for result in made:
+                    if result is not None and result.dtype == self.work:
+                        result[...] = fill
+        return made
+
+    def value(
+        self, name: str, options: Sequence[Any], shape: Shape, out: Any = None, fill: Any = 0
+    ) -> Any:
+        """The result of the operator; in ``out`` if that is given."""
+        within = out is not None and self.work == self.dtype and contiguous(out, self.work) is out
+        (result,) = self.run(name, self.inputs, options, out if within else shape, fill=fill)
+        with on_device(self.like):
+            if out is None:
+                return result.astype(self.dtype, copy=False)
+            if not within:
+                out[...] = result
+            return out
+
+    def gradients(
+        self, name: str, grad: Array, inputs: Sequence[Any], options: Sequence[Any], *like: Any
+    ) -> list[Array]:
+        """What the backend makes of ``grad`` and ``inputs``, in shape and dtype as ``like``."""
+        shapes = [None if array is None else array.shape for array in like]
+        made = self.run(name, (contiguous(grad, self.work), *inputs), options, *shapes)
+        with on_device(self.like):
+            return [
+                result if array is None else cast_like(result, array)
+                for result, array in zip(made, like, strict=True)
+            ]
+
+
+def given(**arrays: Array | None) -> dict[str, Array]:
+    """Those of the optional arguments that were given, by name."""
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def working_dtypes(*operands: Array | None) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """The dtype of the result, by NumPy's promotion, and what the backend computes in."""
+    dtypes = [array.dtype for array in operands if array is not None]
+    first = dtypes[0]
+    if first.char in "fd" and first.isnative and dtypes.count(first) == len(dtypes):
+        return first, first  # nearly always, and much faster
+    return _promoted(is_cupy(operands[0]), *dtypes)
+
+
+@cache
+def _promoted(on_gpu: bool, *dtypes: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    dtype = np.result_type(*dtypes).newbyteorder("=")
+    return dtype, np.dtype(np.float32) if dtype == np.float16 and not on_gpu else dtype
