@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from invocupy.arrays import check, check_out, contiguous, namespace, on_device
+from invocupy.arrays import Array, check, check_out, contiguous, namespace, on_device
 from invocupy.backends.reference import involution as _reference
 from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
 
 
 def involution(
-    x: Any,
-    kernel: Any,
+    x: Array,
+    kernel: Array,
     *,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-    out: Any = None,
-) -> Any:
+    out: Array | None = None,
+) -> Array:
     """Involution, as :func:`invocupy.involution`, by a loop over the taps.
 
     ``out[n,c,i,j] = sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
@@ -68,14 +68,14 @@ def involution(
 
 
 def involution_backward(
-    grad_out: Any,
-    x: Any,
-    kernel: Any,
+    grad_out: Array,
+    x: Array,
+    kernel: Array,
     *,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-) -> tuple[Any, Any]:
+) -> tuple[Array, Array]:
     """Both gradients of :func:`involution`.
 
     ``grad_x`` is the transpose of involution in ``x``;
@@ -122,17 +122,17 @@ def involution_backward(
 
 
 def fused_involution(
-    x: Any,
-    features: Any,
-    span_weight: Any,
-    span_bias: Any = None,
+    x: Array,
+    features: Array,
+    span_weight: Array,
+    span_bias: Array | None = None,
     *,
     kernel_size: IntOrPair,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-    out: Any = None,
-) -> Any:
+    out: Array | None = None,
+) -> Array:
     """:func:`involution` whose kernel a 1x1 convolution makes from ``features``.
 
     ``kernel = einsum("kf,nfhw->nkhw", span_weight, features) + span_bias``.
@@ -183,17 +183,17 @@ def fused_involution(
 
 
 def fused_involution_backward(
-    grad_out: Any,
-    x: Any,
-    features: Any,
-    span_weight: Any,
-    span_bias: Any = None,
+    grad_out: Array,
+    x: Array,
+    features: Array,
+    span_weight: Array,
+    span_bias: Array | None = None,
     *,
     kernel_size: IntOrPair,
     stride: IntOrPair = 1,
     padding: Padding = "same",
     dilation: IntOrPair = 1,
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Array, Array, Array, Array | None]:
     """All gradients of :func:`fused_involution`.
 
     Those of :func:`involution_backward`, pushed through the span.

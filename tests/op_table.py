@@ -90,6 +90,11 @@ def labels(count: int, classes: int) -> Draw:
     return lambda rng: rng.integers(0, classes, count)
 
 
+def flags(*shape: int) -> Draw:
+    """True and false."""
+    return lambda rng: rng.permuted(np.arange(int(np.prod(shape))) % 2 == 0).reshape(shape)
+
+
 def _train_norm(x: Any, *others: Any, **options: Any) -> Any:
     mean, var = ops.batch_moments(x)
     return ops.batch_norm(x, *others, mean=mean, var=var, training=True, **options)
@@ -133,6 +138,14 @@ ROWS = [
     Row("power", [3.0, normal(2, 3)], variant="of number"),
     Row("maximum", [away(2, 3), small(3)]),
     Row("maximum", [away(2, 3), 0.0], variant="number"),
+    Row("minimum", [away(2, 3), small(3)]),
+    Row("minimum", [0.0, away(2, 3)], variant="of number"),
+    Row("clip", [distinct(2, 3), small(3), positive(2, 1)]),
+    Row("clip", [distinct(2, 3), -0.5, 1.5], variant="numbers"),
+    Row("clip", [distinct(2, 3), None, 0.5], variant="from above"),
+    Row("clip", [distinct(2, 3), 0.5, None], variant="from below"),
+    Row("where", [flags(2, 1, 3), normal(2, 3), normal(3)]),
+    Row("where", [flags(2, 3), 1.0, normal(2, 3)], variant="number"),
     Row("matmul", [normal(2, 3), normal(3, 4)]),
     Row("matmul", [normal(5, 2, 3), normal(3, 4)], variant="stretched"),
     Row("negative", [normal(2, 3)]),
@@ -141,6 +154,7 @@ ROWS = [
     Row("log", [positive(2, 3)]),
     Row("sqrt", [positive(2, 3)]),
     Row("tanh", [normal(2, 3)]),
+    Row("sigmoid", [normal(2, 3)]),
     Row("relu", [away(2, 3)]),
     Row("sum", [normal(2, 3, 4)]),
     Row("sum", [normal(2, 3, 4)], {"axis": (0, -1)}, variant="axes"),

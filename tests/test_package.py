@@ -208,7 +208,7 @@ def lacking(item: Any) -> list[str]:
     # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all, and
     # for numbers made from numbers.
     numbers = item.__module__ == "invocupy.optim" and item.__annotations__["return"] == "float"
-    brief = (item.__module__ == "invocupy.functional.basic" and "Raises" not in text) or numbers
+    brief = (item.__module__ == "invocupy.functional" and "Raises" not in text) or numbers
     if inspect.signature(item).parameters and not brief:
         wanted.append("Parameters\n")
         if inspect.signature(item).return_annotation not in (None, "None"):

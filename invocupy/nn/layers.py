@@ -95,10 +95,9 @@ class CrossEntropyLoss(Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
-    def forward(self, logits: Input, labels: Input | None = None) -> Tensor:
+    def forward(self, logits: Input, labels: Any = None) -> Any:
         """Logits (N, K) and integer labels (N,) to a scalar; an array for plain arrays."""
-        loss: Tensor = F.cross_entropy(logits, labels, self.label_smoothing)
-        return loss
+        return F.cross_entropy(logits, labels, self.label_smoothing)
 
 
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:

@@ -49,6 +49,9 @@ def test_operators_without_a_gradient_are_refused_where_it_is_lost(act: Any) -> 
         lambda x: np.concatenate((np.ones((1, 4)), x)), lambda x: np.add(x, 1.0),
         lambda x: np.subtract(np.ones(4), x), lambda x: np.multiply(x, x),
         lambda x: np.divide(1.0, x), lambda x: np.power(x, 3), lambda x: np.maximum(x, 0.6),
+        lambda x: np.minimum(x, 0.6), lambda x: np.where(np.arange(4) > 1, x, 0.0),
+        lambda x: np.where([True, False, 1, 0], 2.0, x), lambda x: np.clip(x, 0.4, 0.9),
+        lambda x: np.clip(x, a_min=0.4, a_max=None), lambda x: np.clip(np.ones(4), x, 2.0),
         lambda x: np.matmul(x, np.ones((4, 2))), lambda x: np.ones((2, 2)) @ x,
         lambda x: np.arange(4.0) * x, lambda x: np.float64(3) / x,
     ],
@@ -67,9 +70,8 @@ def test_functions_of_numpy_keep_the_gradient(function: Callable[..., Any]) -> N
 
 REFUSED: list[Callable[..., Any]] = [
     lambda x: np.stack([x, x]),
-    lambda x: np.where([True, False], x, 0),
     lambda x: np.sin(x),
-    lambda x: np.clip(x, 0, 1),
+    lambda x: np.clip(x, 0, 1, out=np.empty(2)),
     lambda x: np.linalg.norm(x),
     lambda x: np.dot(x, x),
     lambda x: np.einsum("i->", x),

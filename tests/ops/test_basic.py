@@ -11,7 +11,7 @@ from bounds import host
 
 from invocupy import Tensor
 from invocupy import functional as F  # noqa: N812
-from invocupy.ops.basic import total
+from invocupy.ops.reductions import total
 
 LONG: list[tuple[tuple[int, ...], Any]] = [
     ((200_000, 3), 0),
@@ -208,3 +208,82 @@ def test_what_does_not_win_gets_no_part_of_an_infinite_gradient(xp: ModuleType) 
     x = leaf(xp.asarray([[1.0, 3.0], [2.0, 0.0]]))
     F.max(x, axis=0).backward(seed)
     assert host(x.grad).tolist() == [[0, 1], [np.inf, 0]]
+
+
+# ---------------------------------------------------------------------------- choosing
+
+
+def gradients(function: Any, *arrays: Any) -> list[Any]:
+    tensors = [Tensor(np.array(array, float), requires_grad=True) for array in arrays]
+    function(*tensors).sum().backward()
+    return [None if t.grad is None else t.grad.tolist() for t in tensors]
+
+
+def test_equal_values_share_the_gradient() -> None:
+    assert gradients(F.minimum, [1, 2, 3], [3, 2, 1]) == [[1, 0.5, 0], [0, 0.5, 1]]
+    assert gradients(F.maximum, [1, 2, 3], [3, 2, 1]) == [[0, 0.5, 1], [1, 0.5, 0]]
+    assert gradients(F.clip, [-1, 0, 0.5, 1, 2], 0, 1) == [[0, 0.5, 1, 0.5, 0], 1.5, 1.5]
+    assert gradients(lambda x: x.clip(0, 1), [-1, 0, 0.5, 1, 2]) == [[0, 0.5, 1, 0.5, 0]]
+    assert gradients(lambda x: x.clip(max=1), [0, 1, 2]) == [[1, 0.5, 0]]
+
+
+def test_clip_holds_values_as_numpy_does() -> None:
+    x = np.array([[-np.inf, -1.0, 0.5], [2.0, np.inf, np.nan]], np.float32)
+    for bounds in (
+        (0, 1),
+        (None, 0.5),
+        (0.5, None),
+        (np.float64(0), 1),
+        (np.zeros(3), np.ones((2, 1))),
+    ):
+        expected = np.clip(x, *bounds)
+        if not isinstance(bounds[0], np.ndarray):
+            expected = expected.astype(np.float32)  # numbers do not widen
+        found = F.clip(x, *bounds)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+    assert F.clip(x, np.full(3, 2.0), 1.0)[0].tolist() == [1, 1, 1]  # max wins, as in NumPy
+    assert F.clip(x, max=0, min=-1)[0].tolist() == [-1, -1, 0]
+
+
+def test_clip_refuses_bounds_that_exclude_all() -> None:
+    with pytest.raises(ValueError, match="min must be at most max, got 2 and 1"):
+        F.clip(np.ones(2), 2, 1)
+    with pytest.raises(ValueError, match="min and max are both missing: give at least one"):
+        Tensor(np.ones(2)).clip()
+    with pytest.raises(TypeError, match="min must be a NumPy or CuPy array, got list"):
+        F.clip(np.ones(2), [0, 1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_sigmoid_is_exact_at_both_ends(dtype: str) -> None:
+    x = Tensor(
+        np.array([-np.inf, -1e4, -11, 0, 11, 1e4, np.inf, np.nan], dtype), requires_grad=True
+    )
+    with np.errstate(all="raise", under="ignore"):
+        y = x.sigmoid()
+        y.backward(np.ones(x.shape, dtype))
+    small = 1 / (1 + np.exp(11.0))
+    expected = np.array([0, 0, small, 0.5, 1 - small, 1, 1, np.nan])
+    slopes = np.array([0, 0, small * (1 - small), 0.25, small * (1 - small), 0, 0, np.nan])
+    unit = np.finfo(dtype).eps / 2
+    # exp, the sum, the power or the quotient, the product, and the rounding to the dtype
+    np.testing.assert_allclose(y.data, expected, rtol=8 * unit, atol=0)
+    assert x.grad is not None
+    # 2**-25 is half of the smallest step of float16 below its normal numbers
+    np.testing.assert_allclose(x.grad, slopes, rtol=8 * unit, atol=2.0**-25 * (dtype == "float16"))
+    assert y.dtype == x.grad.dtype == dtype
+
+
+def test_where_takes_each_value_from_one_side(xp: ModuleType) -> None:
+    condition = xp.asarray([[True], [False]])
+    x, y = (Tensor(xp.asarray(a, "float32"), requires_grad=True) for a in ([1.0, 2.0], [[np.inf]]))
+    chosen = F.where(condition, x, y)
+    assert host(chosen).tolist() == [[1, 2], [np.inf, np.inf]]
+    chosen.backward(xp.asarray([[3.0, 4.0], [5.0, 6.0]], "float32"))
+    assert host(x.grad).tolist() == [3, 4]
+    assert host(y.grad).tolist() == [[11]]
+    assert F.where(condition, x, 0.0).dtype == "float32"
+    assert F.where(Tensor(condition), 1.0, x).requires_grad
+    with pytest.raises(TypeError, match="condition must be a bool array, got float32: compare it"):
+        F.where(x, x, y)
