@@ -67,7 +67,8 @@ def gradcheck(
         doubles, cotangent, rng, rtol,
     )  # fmt: skip
     for i in _floating(doubles):
-        gradient = operands[i].data * 0 if operands[i].grad is None else operands[i].grad
+        found = operands[i].grad
+        gradient = operands[i].data * 0 if found is None else found
         slopes.compare(f"gradient of argument {i}", i, gradient)
 
 
