@@ -8,7 +8,8 @@ from functools import wraps
 from typing import Any
 
 from invocupy.autograd import protocols
-from invocupy.autograd.tensor import Tensor, apply
+from invocupy.autograd.methods import Methods
+from invocupy.autograd.tensor import apply
 from invocupy.ops import OPS
 from invocupy.ops.declaration import Result
 
@@ -78,4 +79,4 @@ for _name, (_op, _numpy, _methods) in OPS.items():
     protocols.FUNCTIONS.update(dict.fromkeys(_numpy, _function))
     for _method in _methods:
         reflects = _method.startswith("__r")
-        setattr(Tensor, _method, _reflected(_function) if reflects else _function)
+        setattr(Methods, _method, _reflected(_function) if reflects else _function)

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from invocupy import arrays
 from invocupy.arrays import Array
+from invocupy.autograd.methods import Methods
 from invocupy.autograd.recording import is_recording
-
-if TYPE_CHECKING:
-    from invocupy.autograd.methods import Methods  # operators and methods, which lift adds
-else:
-    Methods = object
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 """The public functions of operators, by the functions of NumPy that they are."""
