@@ -10,7 +10,7 @@ import numpy as np
 
 from invocupy.backends.cpu import threads
 from invocupy.backends.cpu.access import pointer, read
-from invocupy.backends.cpu.blocks import product_block
+from invocupy.backends.cpu.contract import ELEMENTS, dot
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
@@ -37,7 +37,7 @@ def _multiply(task: int, turn: int, scratch: int, words: int) -> None:
     """Multiply-adds of vectors that stay in L1."""
     call_ = read(words, _Multiply)
     for _ in range(call_.turns):
-        call(call_.block, (64, scratch, 0, scratch, 0, scratch + 4096, 64))
+        call(call_.block, (64, scratch, 0, 0, scratch, 0, 0, scratch + 4096, 64, 1))
 
 
 @jit
@@ -51,7 +51,7 @@ def _copy(task: int, turn: int, scratch: int, words: int) -> None:
 
 def spin(number: int, turns: int = _TURNS) -> None:
     """Keep ``number`` cores busy for some milliseconds: a core that slept is slow at first."""
-    block = product_block(_A, _B, 1, _V, 32)
+    block = dot(_A, _B, 1, ELEMENTS, _V, 32)
     launch(_multiply, 8 * number, 1 << 30, 1 << 16, _Multiply(block, turns))
 
 

@@ -23,6 +23,9 @@ VARIABLES = {
         "folder of compiled CPU kernels; if empty, none are kept", "the cache folder"
     ),
     "INVOCUPY_NUM_THREADS": Variable("number of threads, an integer >= 1", "the idle cores"),
+    "INVOCUPY_CHECKED": Variable(
+        "1: CPU kernels compare each address with the memory of their call", "0"
+    ),
     "INVOCUPY_CUDA_SYNC": Variable("1: wait after each CUDA kernel, to find one that fails", "0"),
 }
 

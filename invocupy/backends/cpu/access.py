@@ -7,6 +7,7 @@ one for read-only arrays.
 
 from __future__ import annotations
 
+import operator
 from ctypes import addressof, c_char
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+from invocupy.backends.cpu.checking import CHECKED, checked
 
 _WORD = ir.IntType(64)
 
@@ -80,7 +83,34 @@ def pointer(typing: Any, address: Any, bits: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     kinds = {32: types.float32, 64: types.float64, -32: types.int32, -64: types.int64}
-    return types.CPointer(kinds[bits.literal_value])(types.int64, bits), codegen
+    kind = _Checked if CHECKED else types.CPointer
+    return kind(kinds[bits.literal_value])(types.int64, bits), codegen
+
+
+class _Checked(types.CPointer):
+    """A pointer whose accesses are compared with the ranges of the launch."""
+
+
+def _element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """A pointer to the element."""
+    size = ir.Constant(_WORD, signature.args[0].dtype.bitwidth // 8)
+    place = builder.add(builder.ptrtoint(args[0], _WORD), builder.mul(args[1], size))
+    return builder.inttoptr(checked(builder, place, size), args[0].type)
+
+
+def _get(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    place = _element(context, builder, signature, args)
+    return builder.load(place, typ=context.get_value_type(signature.return_type))
+
+
+def _set(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.store(args[2], _element(context, builder, signature, args))
+
+
+if CHECKED:
+    register_model(_Checked)(models.PointerModel)
+    lower_builtin(operator.getitem, _Checked, types.Integer)(_get)
+    lower_builtin(operator.setitem, _Checked, types.Integer, types.Any)(_set)
 
 
 @intrinsic

@@ -18,13 +18,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu.access import Record, address, pointer, read
-from invocupy.backends.cpu.blocks import gather_block
+from invocupy.backends.cpu.contract import (
+    BIAS,
+    MR,
+    NEAR,
+    NR,
+    RELU,
+    STORE,
+    ZERO,
+    multiply,
+    product,
+    taps,
+)
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import clear
+from invocupy.backends.cpu.move import clear
 from invocupy.backends.cpu.planes import TILE, Bands, bands_of, planes, steps_of, up
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.products import BYTES, ROWS, VECTORS, product
-from invocupy.backends.cpu.vector import call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 from invocupy.backends.far import near_block
 from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry
@@ -37,7 +47,7 @@ class _Sizes(NamedTuple):
     """Channels; and their rows, filled up to whole blocks of products."""
 
     inputs: int
-    hidden: int  # a multiple of ROWS in each group
+    hidden: int  # a multiple of MR in each group
     features: int
     groups: int
     taps: int  # of all groups
@@ -45,6 +55,10 @@ class _Sizes(NamedTuple):
     feature_rows: int
     kernel_rows: int
     at_once: int  # channels of a group in one micro-kernel
+    multiply: int  # addresses of micro-kernels
+    affine: int
+    rectified: int
+    gather: int
 
 
 class _Job(NamedTuple):
@@ -58,7 +72,7 @@ class _Job(NamedTuple):
     work: int
 
 
-_Forward = namedtuple("_Forward", "bands sizes code steps x weights relu out")
+_Forward = namedtuple("_Forward", "bands sizes steps x weights relu out")
 
 
 def forward(
@@ -71,7 +85,7 @@ def forward(
     job = _job(g, x.itemsize, len(parameters[0]), len(parameters[4]))
     weights = empty((job.weights,), x.dtype, x)
     _fold(bits)(
-        len(parameters[0]), *job.sizes, address(weights), *map(address, parameters),
+        len(parameters[0]), *job.sizes[:9], address(weights), *map(address, parameters),
         *map(address, moments), *map(float, eps),
     )  # fmt: skip
     call = _Forward(*job.tables, x, weights, int(relu), out)
@@ -80,11 +94,17 @@ def forward(
 
 @lru_cache(maxsize=512)
 def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
-    inputs, taps = g.channels_per_group, g.groups * g.kernel_h * g.kernel_w
-    hidden = g.groups * up(hidden // g.groups, ROWS)
+    inputs, tap_number = g.channels_per_group, g.groups * g.kernel_h * g.kernel_w
+    hidden = g.groups * up(hidden // g.groups, MR)
+    V = VECTOR_BYTES // size
     sizes = _Sizes(
-        inputs, hidden, features, g.groups, taps, up(inputs, ROWS), up(features, ROWS),
-        up(taps, ROWS), min(inputs, _CHANNELS),
+        inputs, hidden, features, g.groups, tap_number, up(inputs, MR), up(features, MR),
+        up(tap_number, MR), min(inputs, _CHANNELS),
+        *(
+            multiply(MR, NR, *way, V, 8 * size)
+            for way in ((ZERO, STORE), (BIAS, STORE), (BIAS, RELU))
+        ),
+        taps(1, min(inputs, _CHANNELS), NR, 0, 0, NEAR, V, 8 * size),
     )  # fmt: skip
     # x, features, shares, results; a last block of a group's shares runs into the next group
     number = 2 * inputs + sizes.feature_rows + g.channels + sizes.input_rows - inputs
@@ -93,11 +113,15 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
     tables = (
         Record(bands),
         Record(sizes),
-        gather_block(1, sizes.at_once, VECTORS, 0, 0, BYTES // size, 8 * size),
         (groups + steps_of(g, size, bands)).ravel(),
     )
     tiles = (hidden + sizes.kernel_rows) * TILE
-    work = g.batch * bands.pixels * (hidden * (inputs + features) + taps * (features + inputs)) // 8
+    work = (
+        g.batch
+        * bands.pixels
+        * (hidden * (inputs + features) + tap_number * (features + inputs))
+        // 8
+    )
     weights = (
         hidden * (inputs + 1) + sizes.feature_rows * (hidden + 1) + sizes.input_rows * hidden
         + sizes.kernel_rows * (features + 1) + inputs
@@ -109,7 +133,7 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
 
 @cache
 def _fold(bits: int) -> Any:
-    M = ROWS
+    M = MR
 
     @jit
     def norm(c, bias, scale, shift, mean, var, eps):
@@ -183,9 +207,9 @@ def _fold(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     lay, size = planes(bits).lay, bits // 8
-    multiply, affine, rectified = product(bits, 0, 0), product(bits, 1, 0), product(bits, 1, 2)
+    linear, affine = product(bits, 0), product(bits, 1)
     zero = np.dtype(f"f{size}").type(0)
-    V, tile, vector = BYTES // size, TILE, BYTES
+    V, tile, vector = VECTOR_BYTES // size, TILE, VECTOR_BYTES
 
     @jit
     def between(place, channels, first, last, b):
@@ -214,7 +238,7 @@ def _forward(bits: int) -> Any:
 
     @jit
     def body(task, turn, scratch, words):
-        bands, sizes, code, steps, x, weights, relu, out = read(words, _Forward)
+        bands, sizes, steps, x, weights, relu, out = read(words, _Forward)
         b, z = read(bands, Bands), read(sizes, _Sizes)
         reduce = weights + z.hidden * (z.inputs + 1) * size
         project = reduce + z.feature_rows * (z.hidden + 1) * size
@@ -236,22 +260,24 @@ def _forward(bits: int) -> Any:
         top = max(b.halo - start, 0)
         bottom = min(rows + 2 * b.halo, b.height - start + b.halo)
         for at in range(b.lead + top * b.row, b.lead + bottom * b.row, tile):
-            rectified(z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
-            rectified(z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane)
+            affine(z.rectified, z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
+            affine(
+                z.rectified, z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane
+            )
             for j in range(z.groups):
-                multiply(
-                    depth, project + j * z.input_rows * depth * size, z.input_rows,
+                linear(
+                    z.multiply, depth, project + j * z.input_rows * depth * size, z.input_rows,
                     hidden + j * depth * tile, tile, shares + j * z.inputs * b.plane + at,
                     b.plane,
                 )  # fmt: skip
         between(shares, z.groups * z.inputs, top, bottom, b)
         for at in range(inner, inner + rows * b.row, tile):
-            affine(z.features, span, z.kernel_rows, features + at, b.plane, taps, tile)
+            affine(z.affine, z.features, span, z.kernel_rows, features + at, b.plane, taps, tile)
             for p in range(0, z.inputs, P):
                 c = min(p, z.inputs - P)
-                call(code, (
+                call(z.gather, (
                     shares + c * b.plane + at, b.plane, vector, steps, 8, z.taps,
-                    taps, tile, result + c * b.plane + at, b.plane, vector, V,
+                    taps, tile, 0, result + c * b.plane + at, b.plane, vector, V,
                 ))  # fmt: skip
         for c in range(z.inputs):
             place = c * b.plane + inner

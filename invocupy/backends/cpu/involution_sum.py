@@ -19,27 +19,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu.access import Record, pointer, read
-from invocupy.backends.cpu.blocks import contract_block, gather_block
+from invocupy.backends.cpu.contract import (
+    BIAS,
+    COLUMNS,
+    LANES,
+    MR,
+    NEAR,
+    NR,
+    STORE,
+    ZERO,
+    add_lanes,
+    contract,
+    dot,
+    multiply,
+    product,
+    taps,
+)
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import clear
+from invocupy.backends.cpu.move import clear, packed
 from invocupy.backends.cpu.planes import Bands, bands_of, planes, steps_of, up
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.products import (
-    BYTES,
-    COLUMNS,
-    ROWS,
-    VECTORS,
-    add_lanes,
-    correlate_block,
-    packed,
-    product,
-)
-from invocupy.backends.cpu.vector import call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
-_TILE = VECTORS * BYTES
+_TILE = NR * VECTOR_BYTES
 _LEFT = 6 if COLUMNS == 4 else 4  # rows of the left side of a sum over pixels, in registers
 _TAPS = 4  # whose gradient is in registers at a time
 _CHANNELS = 4  # of a group at a time
@@ -60,6 +65,12 @@ class _Sizes(NamedTuple):
     sums: int  # bytes of the sums of products
     at_once: int  # channels of a group in one micro-kernel
     taps_at_once: int  # in the gradient of the kernel
+    multiply: int  # addresses of micro-kernels
+    affine: int
+    dot: int
+    forth: int
+    back: int
+    correlate: int
 
 
 class _Job(NamedTuple):
@@ -75,12 +86,11 @@ class _Job(NamedTuple):
 
 
 _Forward = namedtuple(
-    "_Forward", "bands sizes code shifts back places x z scale shift weight offset out"
+    "_Forward", "bands sizes shifts back places x z scale shift weight offset out"
 )
 _Backward = namedtuple(
     "_Backward",
-    "bands sizes code shifts back places grad x z scale shift weight turned grad_x grad_z "
-    "sums parts",
+    "bands sizes shifts back places grad x z scale shift weight turned grad_x grad_z sums parts",
 )
 
 
@@ -120,30 +130,29 @@ def backward(
 
 @lru_cache(maxsize=512)
 def _job(g: Geometry, size: int, features: int) -> _Job:
-    taps, each = g.groups * g.kernel_h * g.kernel_w, g.channels_per_group
-    kernel_rows, gradient_rows = up(taps, ROWS), up(taps, _LEFT)
-    feature_rows, span_rows = up(features + 1, COLUMNS), up(features, ROWS)
+    tap_number, each = g.groups * g.kernel_h * g.kernel_w, g.channels_per_group
+    kernel_rows, gradient_rows = up(tap_number, MR), up(tap_number, _LEFT)
+    feature_rows, span_rows = up(features + 1, COLUMNS), up(features, MR)
     planes = 2 * g.channels + each + feature_rows + max(kernel_rows, gradient_rows)
     planes += span_rows
     bands = bands_of(g, size, planes)
-    sums = gradient_rows * feature_rows * BYTES
+    sums = gradient_rows * feature_rows * VECTOR_BYTES
+    V, bits = VECTOR_BYTES // size, 8 * size
     sizes = _Sizes(
-        g.groups, each, features, taps, kernel_rows, gradient_rows, feature_rows, span_rows,
-        g.batch * bands.number, sums, min(each, _CHANNELS), min(taps, _TAPS),
+        g.groups, each, features, tap_number, kernel_rows, gradient_rows, feature_rows, span_rows,
+        g.batch * bands.number, sums, min(each, _CHANNELS), min(tap_number, _TAPS),
+        multiply(MR, NR, ZERO, STORE, V, bits), multiply(MR, NR, BIAS, STORE, V, bits),
+        dot(_LEFT, COLUMNS, NR, LANES, V, bits),
+        *(taps(1, min(each, _CHANNELS), NR, 0, back, NEAR, V, bits) for back in (0, 1)),
+        contract(min(tap_number, _TAPS), 1, NR, 0, 1, 0, NEAR, V, bits),
     )  # fmt: skip
     shifts, groups = steps_of(g, size, bands), np.arange(g.groups)[:, None] * each * bands.plane
-    V, bits = BYTES // size, 8 * size
-    code = (
-        gather_block(1, sizes.at_once, VECTORS, 0, 0, V, bits),
-        gather_block(1, sizes.at_once, VECTORS, 1, 0, V, bits),
-        contract_block(sizes.taps_at_once, 1, VECTORS, 0, 1, 0, 0, 0, V, bits),
-    )
     tables = (
-        Record(bands), Record(sizes), np.array(code, np.int64),
-        (groups + shifts).ravel(), -shifts, np.arange(taps) * bands.plane,
+        Record(bands), Record(sizes),
+        (groups + shifts).ravel(), -shifts, np.arange(tap_number) * bands.plane,
     )  # fmt: skip
     ahead = (g.channels + each + feature_rows) * bands.plane + kernel_rows * _TILE
-    work = g.batch * g.height * g.width * taps * (features + each) // 8
+    work = g.batch * g.height * g.width * tap_number * (features + each) // 8
     return _Job(sizes, tables, ahead + 128, planes * bands.plane + sums + 128, work)
 
 
@@ -168,17 +177,16 @@ def _rectify(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     lay, unpack = planes(bits)
-    rectify, affine = _rectify(bits), product(bits, 1, 0)
+    rectify, affine = _rectify(bits), product(bits, 1)
     size = bits // 8
-    V = BYTES // size
-    tile, vector = _TILE, BYTES
+    V = VECTOR_BYTES // size
+    tile, vector = _TILE, VECTOR_BYTES
 
     @jit
     def body(task, turn, scratch, words):
         (
-            bands, sizes, code, shifts, _, _, x, z_, scale, shift, weight, offset, out,
+            bands, sizes, shifts, _, _, x, z_, scale, shift, weight, offset, out,
         ) = read(words, _Forward)  # fmt: skip
-        code = pointer(code, -64)
         b, z = read(bands, Bands), read(sizes, _Sizes)
         P = z.at_once
         taps = scratch
@@ -195,12 +203,12 @@ def _forward(bits: int) -> Any:
         lay(features, z_ + n * z.features * b.pixels * size, z.features, first, rows, b)
         rectify(features, scale, shift, z.features, b)
         for at in range(inner, inner + rows * b.row, tile):
-            affine(z.features, weight, z.kernel_rows, features + at, b.plane, taps, tile)
+            affine(z.affine, z.features, weight, z.kernel_rows, features + at, b.plane, taps, tile)
             for p in range(0, z.each, P):
                 c = min(p, z.each - P)
-                call(code[0], (
+                call(z.forth, (
                     seen + c * b.plane + at, b.plane, vector, shifts, 8, z.taps,
-                    taps, tile, result + c * b.plane + at, b.plane, vector, V,
+                    taps, tile, 0, result + c * b.plane + at, b.plane, vector, V,
                 ))  # fmt: skip
         for o in range(z.each):
             unpack(
@@ -215,19 +223,18 @@ def _forward(bits: int) -> Any:
 def _backward(bits: int) -> Any:
     lay, unpack = planes(bits)
     rectify = _rectify(bits)
-    multiply, affine, size = product(bits, 0, 0), product(bits, 1, 0), bits // 8
+    linear, affine, size = product(bits, 0), product(bits, 1), bits // 8
     zero = np.dtype(f"f{size}").type(0)
     lanes_of = add_lanes(bits)
-    V, R, A, B = BYTES // size, VECTORS, _LEFT, COLUMNS
-    tile, vector = _TILE, BYTES
+    V = VECTOR_BYTES // size
+    tile, vector = _TILE, VECTOR_BYTES
 
     @jit
     def body(task, turn, scratch, words):
         (
-            bands, sizes, code, shifts, back, places, grad, x, z_, scale, shift, weight, turned,
+            bands, sizes, shifts, back, places, grad, x, z_, scale, shift, weight, turned,
             grad_x, grad_z, sums_of, parts,
         ) = read(words, _Backward)  # fmt: skip
-        code = pointer(code, -64)
         b, z = read(bands, Bands), read(sizes, _Sizes)
         P, S = z.at_once, z.taps_at_once
         channels, each_tap = z.groups * z.each, z.taps // z.groups
@@ -258,16 +265,16 @@ def _backward(bits: int) -> Any:
             # the kernel, also where only shifted positions look
             for at in range(0, b.plane - tile + 1, tile):
                 affine(
-                    z.features, weight, z.kernel_rows, features + at, b.plane, taps + at,
+                    z.affine, z.features, weight, z.kernel_rows, features + at, b.plane, taps + at,
                     b.plane,
                 )  # fmt: skip
             for j in range(z.groups):
                 for at in range(inner, end, tile):
                     for p in range(0, z.each, P):
                         c = min(p, z.each - P)
-                        call(code[1], (
+                        call(z.back, (
                             grads + c * b.plane + at, b.plane, vector, back, 8,
-                            each_tap, taps + j * each_tap * b.plane + at, b.plane,
+                            each_tap, taps + j * each_tap * b.plane + at, b.plane, 0,
                             result + (j * z.each + c) * b.plane + at, b.plane, vector, V,
                         ))  # fmt: skip
             for c in range(channels):
@@ -276,13 +283,14 @@ def _backward(bits: int) -> Any:
             for at in range(inner, end, tile):
                 for tap in range(0, z.taps, S):
                     t = min(tap, z.taps - S)
-                    call(code[2], (
+                    call(z.correlate, (
                         z.each, grads + at, b.plane, vector, seen + at, b.plane, vector,
                         shifts + 8 * t, places + 8 * t, 8, taps + at,
                         0, vector, 0, V,
                     ))  # fmt: skip
-                multiply(
-                    z.taps, turned, z.span_rows, taps + at, b.plane, returned + at, b.plane,
+                linear(
+                    z.multiply, z.taps, turned, z.span_rows, taps + at, b.plane, returned + at,
+                    b.plane,
                 )  # fmt: skip
             for f in range(z.features):
                 start = b.lead + b.halo * b.row + f * b.plane
@@ -296,14 +304,12 @@ def _backward(bits: int) -> Any:
             tiles = -(-(end - inner) // tile)
             for t in range(z.taps):  # the next band's
                 clear(taps + t * b.plane + end, taps + t * b.plane + inner + tiles * tile)
-            for t in range(0, z.taps, A):
-                for f in range(0, z.feature_rows, B):
-                    correlate_block(
-                        tiles, tile, taps + t * b.plane + inner,
-                        features + f * b.plane + inner, b.plane,
-                        sums + (t * z.feature_rows + f) * vector, z.feature_rows * vector,
-                        A, B, R, V, bits,
-                    )  # fmt: skip
+            for t in range(0, z.taps, _LEFT):
+                call(z.dot, (
+                    tiles, taps + t * b.plane + inner, b.plane, tile, features + inner, b.plane,
+                    tile, sums + t * z.feature_rows * vector, z.feature_rows * vector,
+                    z.feature_rows // COLUMNS,
+                ))  # fmt: skip
         wide = z.features + 1
         lanes_of(sums, z.taps, wide, z.feature_rows, sums_of + part * z.taps * wide * 8, wide)
 

@@ -35,6 +35,7 @@ from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 
 from invocupy import backends, settings
+from invocupy.backends.cpu.checking import CHECKED
 from invocupy.backends.cpu.compiling import whole
 from invocupy.backends.cpu.content import lasting_digest
 
@@ -160,7 +161,7 @@ class _Files(_Cache):
         versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
         depends = (
             lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig),
-            codegen.magic_tuple(), _settings(), versions,
+            codegen.magic_tuple(), _settings(), versions, CHECKED,
         )  # fmt: skip
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
         return directory / f"{self._function.__name__}-{name}"

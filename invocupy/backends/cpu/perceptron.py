@@ -1,6 +1,6 @@
 """The perceptron on the CPU: a few tiles of pixels go through all layers, forth and back, in cache.
 
-What is packed for a tile is a list of *rows*, one for each channel, of VECTORS vectors of pixels;
+What is packed for a tile is a list of *rows*, one for each channel, of NR vectors of pixels;
 every product is one of weights with rows, or of rows with rows summed over pixels (see
 :mod:`invocupy.backends.cpu.pointwise`). In sums over pixels a row of ones stands for the bias.
 """
@@ -17,22 +17,29 @@ import numpy as np
 
 from invocupy.backends.contract import Perceptron
 from invocupy.backends.cpu.access import Record, plus, pointer, read
-from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pointwise import PARTS
-from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.products import (
-    BYTES,
+from invocupy.backends.cpu.contract import (
+    ADD,
+    BIAS,
     COLUMNS,
-    ROWS,
-    VECTORS,
+    LANES,
+    MR,
+    NR,
+    RELU,
+    STORE,
+    ZERO,
     add_lanes,
-    correlate_block,
-    packed,
+    dot,
+    multiply,
     product,
 )
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.move import packed
+from invocupy.backends.cpu.pointwise import PARTS
+from invocupy.backends.cpu.pool import launch
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _TILES = 4  # that are in work at a time
-_ROW = VECTORS * BYTES
+_ROW = NR * VECTOR_BYTES
 
 
 class _Sizes(NamedTuple):
@@ -41,7 +48,7 @@ class _Sizes(NamedTuple):
     batch: int
     pixels: int
     inputs: int
-    hidden: int  # a multiple of ROWS in each group
+    hidden: int  # a multiple of MR in each group
     outputs: int
     each: int  # results of a group
     groups: int
@@ -51,6 +58,11 @@ class _Sizes(NamedTuple):
     each_rows: int
     group_rows: int  # of the hidden channels of a group
     back_rows: int
+    multiply: int  # addresses of micro-kernels
+    add: int
+    affine: int
+    rectified: int
+    dot: int
 
 
 _Covariance = namedtuple("_Covariance", "x mean parts channels pixels")
@@ -77,7 +89,7 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
 def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """One tile after another."""
     first, offset, dense, bias, grouped = _whole(weights, groups)
-    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
+    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
@@ -95,7 +107,7 @@ def backward(
 ) -> None:  # fmt: skip
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
     first, offset, dense, _, grouped = _whole(weights, groups)
-    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups)
+    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
     sums_dense = np.empty((parts, z.outputs, z.hidden + 1), np.float64)
@@ -108,7 +120,7 @@ def backward(
     )  # fmt: skip
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
-        vectors * BYTES + (rows * _TILES + z.back_rows) * _ROW,
+        vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
         _Backward(
             Record(z), grad, grad_grouped, x, packed(first, offset), packed(dense, turned=True),
             packed(grouped, groups=groups, turned=True), packed(first, turned=True),
@@ -127,7 +139,7 @@ def _whole(weights: Perceptron, groups: int) -> Perceptron:
     """The weights with channels that stay zero, so that each group fills whole blocks."""
     first, offset, dense, bias, grouped = weights
     size = len(first) // groups
-    more = -size % ROWS
+    more = -size % MR
     if not more:
         return weights
 
@@ -150,15 +162,20 @@ def _kept(hidden: int, z: _Sizes) -> Any:
 
 @lru_cache(maxsize=512)
 def _sizes(
-    batch: int, inputs: int, pixels: int, hidden: int, outputs: int, each: int, groups: int
-) -> _Sizes:
+    batch: int, inputs: int, pixels: int, hidden: int, outputs: int, each: int, groups: int,
+    size: int,
+) -> _Sizes:  # fmt: skip
     def up(rows: int, step: int) -> int:
         return -(-rows // step) * step
 
+    V = VECTOR_BYTES // size
+    ways = (ZERO, STORE), (ZERO, ADD), (BIAS, STORE), (BIAS, RELU)
+    code = [multiply(MR, NR, *way, V, 8 * size) for way in ways]
     return _Sizes(
         batch, pixels, inputs, hidden, outputs, each, groups,
-        up(inputs + 1, COLUMNS), up(hidden + 1, COLUMNS), up(outputs, ROWS), up(each, ROWS),
-        up(hidden // groups, COLUMNS), up(inputs, ROWS),
+        up(inputs + 1, COLUMNS), up(hidden + 1, COLUMNS), up(outputs, MR), up(each, MR),
+        up(hidden // groups, COLUMNS), up(inputs, MR),
+        *code, dot(MR, COLUMNS, NR, LANES, V, 8 * size),
     )  # fmt: skip
 
 
@@ -200,8 +217,7 @@ class _Rows(NamedTuple):
 @cache
 def _rows(bits: int) -> _Rows:
     size = bits // 8
-    V, R, M, B = BYTES // size, VECTORS, ROWS, COLUMNS
-    vector, row, tile = BYTES, _ROW, _ROW // size
+    vector, row, tile = VECTOR_BYTES, _ROW, _ROW // size
 
     @jit
     def fill(target, count, value):
@@ -225,14 +241,13 @@ def _rows(bits: int) -> _Rows:
             held[i] = seen[i]
 
     @jit
-    def correlate(tiles, step, left, rows, right, columns, sums):
+    def correlate(code, tiles, step, left, rows, right, columns, sums):
         """``sums[r, c] += left[r] * right[c]``, lane by lane, over tiles ``step`` bytes apart."""
-        for r in range(0, rows, M):
-            for c in range(0, columns, B):
-                correlate_block(
-                    tiles, step, left + r * row, right + c * row, row,
-                    sums + (r * columns + c) * vector, columns * vector, M, B, R, V, bits,
-                )  # fmt: skip
+        for r in range(0, rows, MR):
+            call(code, (
+                tiles, left + r * row, row, step, right, row, step, sums + r * columns * vector,
+                columns * vector, columns // COLUMNS,
+            ))  # fmt: skip
 
     return _Rows(fill, pack, unpack, correlate)
 
@@ -240,7 +255,7 @@ def _rows(bits: int) -> _Rows:
 @cache
 def _forward(bits: int) -> Any:
     _, pack, unpack, _ = _rows(bits)
-    multiply, affine, rectified = product(bits, 0, 0), product(bits, 1, 0), product(bits, 1, 2)
+    linear, affine = product(bits, 0), product(bits, 1)
     size, row = bits // 8, _ROW
     tile = _ROW // size
 
@@ -257,11 +272,11 @@ def _forward(bits: int) -> Any:
         count = min(tile, z.pixels - start)
         for c in range(z.inputs):
             pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-        rectified(z.inputs, first, z.hidden, inputs, row, hidden, row)
-        affine(z.hidden, dense, z.output_rows, hidden, row, outputs, row)
+        affine(z.rectified, z.inputs, first, z.hidden, inputs, row, hidden, row)
+        affine(z.affine, z.hidden, dense, z.output_rows, hidden, row, outputs, row)
         for g in range(z.groups):
-            multiply(
-                depth, grouped + g * z.each_rows * depth * size, z.each_rows,
+            linear(
+                z.multiply, depth, grouped + g * z.each_rows * depth * size, z.each_rows,
                 hidden + g * depth * row, row, split + g * z.each_rows * row, row,
             )  # fmt: skip
         for f in range(z.outputs):
@@ -278,9 +293,9 @@ def _forward(bits: int) -> Any:
 @cache
 def _backward(bits: int) -> Any:
     fill, pack, unpack, correlate = _rows(bits)
-    multiply, add_product, rectified = (product(bits, *how) for how in ((0, 0), (0, 1), (1, 2)))
+    linear, affine = product(bits, 0), product(bits, 1)
     lanes_of = add_lanes(bits)
-    size, row, vector = bits // 8, _ROW, BYTES
+    size, row, vector = bits // 8, _ROW, VECTOR_BYTES
     tile = _ROW // size
     zero = np.dtype(f"f{size}").type(0)
 
@@ -326,29 +341,29 @@ def _backward(bits: int) -> Any:
                         split + at + (g * z.each_rows + f) * row,
                         grad_grouped + place * size, count,
                     )  # fmt: skip
-                rectified(z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
-                multiply(z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
+                affine(z.rectified, z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
+                linear(z.multiply, z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
                 for g in range(z.groups):
-                    add_product(
-                        z.each, grouped + g * z.each * depth * size, depth,
+                    linear(
+                z.add, z.each, grouped + g * z.each * depth * size, depth,
                         split + at + g * z.each_rows * row, row,
                         grads + at + g * depth * row, row,
                     )  # fmt: skip
                 h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
                 for k in range(z.hidden * tile):
                     grad_h[k] = grad_h[k] if h[k] > zero else zero
-                multiply(z.hidden, back, z.back_rows, grads + at, row, returned, row)
+                linear(z.multiply, z.hidden, back, z.back_rows, grads + at, row, returned, row)
                 for c in range(z.inputs):
                     place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
                     unpack(place, returned + c * row, count)
-            correlate(tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
+            correlate(z.dot, tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
             for g in range(z.groups):
                 correlate(
-                    tiles, step, split + g * z.each_rows * row, z.each_rows,
+                    z.dot, tiles, step, split + g * z.each_rows * row, z.each_rows,
                     hidden + g * depth * row, z.group_rows,
                     sums_grouped + g * z.each_rows * z.group_rows * vector,
                 )  # fmt: skip
-            correlate(tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
+            correlate(z.dot, tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
         wide = z.hidden + 1
         lanes_of(
             sums_dense, z.outputs, wide, z.hidden_rows,

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu.access import address
-from invocupy.backends.cpu.blocks import take_even
+from invocupy.backends.cpu.move import WORDS, copy_rows, take_even
 from invocupy.backends.cpu.vector import VECTOR_BYTES
 from invocupy.geometry import Geometry
 
@@ -76,7 +75,7 @@ class Plan:
     Attributes
     ----------
     lanes, run, rows : int
-        V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.blocks`.
+        V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.contract`.
     steps : array (steps, 5) of int64
         See :class:`Step`.
     phases : array (phases, 11) of int64
@@ -162,8 +161,8 @@ class Sizes(NamedTuple):
     features_size: int
     tile_size: int
     patch_size: int
-    zero: int  # address of a zero
-    take_even: int  # address of the micro-kernel
+    take_even: int  # addresses of micro-kernels
+    copy_rows: int
     lanes: int  # V, M and R of the micro-kernels
     run: int
     rows: int
@@ -177,9 +176,9 @@ class Sizes(NamedTuple):
     half: int = 0  # lanes of the last tile of a row where half a vector is enough for it
     each_time: int = 0  # taps and features in a product
     across: int = 0
-    steps: int = 0  # addresses of tables, and the number of their rows
+    steps: Any = 0  # tables, and the number of their rows
     step_count: int = 0
-    phases: int = 0
+    phases: Any = 0
     phase_count: int = 0
 
 
@@ -298,10 +297,9 @@ def sizes(g: Geometry, p: Plan, size: int) -> Sizes:
         column_phases=p.column_phases, phase_width=p.phase_width, halo_rows=p.halo_rows,
         pitch=p.pitch, plane=p.plane, pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
         packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, zero=address(ZERO),
-        take_even=take_even(VECTOR_BYTES // size, 8 * size), lanes=p.lanes, run=p.run, rows=p.rows,
-        steps=address(p.steps), step_count=len(p.steps), phases=address(p.phases),
-        phase_count=len(p.phases),
+        patch_size=0, take_even=take_even(VECTOR_BYTES // size, 8 * size),
+        copy_rows=copy_rows(WORDS, 32), lanes=p.lanes, run=p.run, rows=p.rows, steps=p.steps,
+        step_count=len(p.steps), phases=p.phases, phase_count=len(p.phases),
     )  # fmt: skip
 
 

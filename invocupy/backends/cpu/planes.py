@@ -16,16 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu.access import pointer
-from invocupy.backends.cpu.blocks import pack_rows
+from invocupy.backends.cpu.contract import NR
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import clear
-from invocupy.backends.cpu.products import BYTES, VECTORS
+from invocupy.backends.cpu.move import WORDS, clear, copy_rows
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 from invocupy.geometry import Geometry
 
-TILE = VECTORS * BYTES
+TILE = NR * VECTOR_BYTES
 _BUDGET = 512 << 10  # bytes of planes in a band: half of a core's second-level cache
 _FEWEST = 8  # rows that are cut further for the sake of tasks
-_WORDS = BYTES // 4
 
 
 class Bands(NamedTuple):
@@ -40,6 +39,7 @@ class Bands(NamedTuple):
     row: int  # bytes from one row to the next
     lead: int  # bytes before the first row of the halo
     plane: int
+    copy_rows: int  # address of the micro-kernel
 
 
 def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
@@ -50,7 +50,7 @@ def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
     row = g.width + g.pad_w
     reach = g.pad_h * row + g.pad_w  # how far the kernel looks, forth and back
     # the first pixel of a band is at the start of a vector
-    lead = g.pad_w + -(g.pad_w + g.pad_h * row) % (BYTES // size)
+    lead = g.pad_w + -(g.pad_w + g.pad_h * row) % (VECTOR_BYTES // size)
 
     def plane(rows: int) -> int:
         bytes_ = (lead + (rows + 2 * g.pad_h) * row + reach) * size + 2 * TILE
@@ -64,7 +64,7 @@ def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
         rows = -(-rows // 2)
     return Bands(
         -(-g.height // rows), g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size,
-        lead * size, plane(rows),
+        lead * size, plane(rows), copy_rows(WORDS, 32),
     )  # fmt: skip
 
 
@@ -107,11 +107,10 @@ def planes(bits: int) -> Planes:
             plane = to + c * b.plane
             clear(plane, plane + inner)
             clear(plane + inner + (bottom - top) * b.row, plane + b.plane)
-        pack_rows(
+        call(b.copy_rows, (
             to + inner, b.plane, b.row, source + top * b.width * size, b.pixels * size,
-            b.width * size, channels, bottom - top, b.width * words, -(-b.pad * words // _WORDS),
-            _WORDS, 32,
-        )  # fmt: skip
+            b.width * size, channels, bottom - top, b.width * words, -(-b.pad * words // WORDS),
+        ))  # fmt: skip
 
     @jit
     def unpack(out, source, channel, first, rows, offset, b):

@@ -38,6 +38,7 @@ from numba import int64, void
 
 from invocupy.backends.cpu import threads
 from invocupy.backends.cpu.access import add, address, call_body, load, store, words_of
+from invocupy.backends.cpu.checking import CHECKED, ranges
 from invocupy.backends.cpu.compiling import LOOK, whole
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.vector import LINE, call
@@ -127,7 +128,7 @@ def _run(
     except IndexError:  # asking first whether there is one would race with other threads
         job = _Descriptor()
     job.stride = stride = -(-scratch // LINE) * LINE + _APART
-    interruptible = work > LONG and get_ident() == main_thread().ident
+    interruptible = not CHECKED and work > LONG and get_ident() == main_thread().ident
     begun = allocate_lock() if interruptible else None
     try:
         words = words_of(call)
@@ -135,7 +136,10 @@ def _run(
         pack = _layout(len(words)).pack_into
         pack(job.memory, 0, function, tasks, workers, start, stride, *words)
         wake = work > WAKE or now - _ended < _SPIN
-        if begun is None:
+        if CHECKED:
+            with ranges(call, (start, scratch)):
+                _lead(_board[1], job.slot, job.address, 0, False)
+        elif begun is None:
             _lead(_board[1], job.slot, job.address, workers, wake)
         else:
             _interruptible(begun, job, tasks, workers, wake, call)

@@ -110,10 +110,10 @@ def test_the_digest_does_not_depend_on_the_process():
     from importlib import import_module
     for name in sys.argv[1].split():
         import_module("invocupy.backends.cpu." + name)
-    from invocupy.backends.cpu import content, pool as workers, products, planes
+    from invocupy.backends.cpu import content, contract, pool as workers, planes
     from invocupy.backends.reference import involution
     from invocupy.backends.cpu.involution.gather import gather
-    kernels = workers._lead, workers._serve, products.product(32, 0, 1), planes.planes(64).lay
+    kernels = workers._lead, workers._serve, contract.product(32, 1), planes.planes(64).lay
     print([content.digest(kernel.py_func) for kernel in kernels])
     """
     orders = "pool pooling", "pooling convolution perceptron planes pool"

@@ -33,25 +33,22 @@ def take(v: Vectors, args: Any, stride_: int, keep_: int, one_: int) -> None:
 
     def look(tap: Any) -> list[Any]:
         """Offset and masks: of the lanes, and of what is loaded for them."""
-        y, x, low, high = (
-            builder.load(v.pointer(v.add(tap, 8 * column)), align=8, typ=_I64)
-            for column in (Y, X, LOW, HIGH)
-        )
+        y, x, low, high = (v.load_word(v.add(tap, 8 * column)) for column in (Y, X, LOW, HIGH))
         y = v.add(top, y)
         low, high = (v.add(lane, clamp(builder.sub(end, j))) for end in (low, high))
         high = builder.select(builder.icmp_unsigned("<", y, height), high, low)
-        found = [v.add(builder.mul(y, line), v.times(x, v.size)), v.lanes(low, high)]
+        found = [v.add(builder.mul(y, line), v.times(x, v.size)), v.mask(low, high)]
         if stride_ == 2:
             ends = v.times(low, 2), v.add(v.times(high, 2), -1)
-            found += [v.lanes(*(v.add(end, -h * v.V) for end in ends)) for h in halves]
+            found += [v.mask(*(v.add(end, -h * v.V) for end in ends)) for h in halves]
         return found
 
     def copy(source: Any, offset: Any, inside: Any, *loaded: Any) -> None:
         place = v.add(source, offset)
         if stride_ == 1:
-            seen = v.load_lanes(place, inside)
+            seen = v.load_masked(place, inside)
         elif stride_ == 2:
-            both = [v.load_lanes(v.add(place, h * v.bytes), loaded[h]) for h in halves]
+            both = [v.load_masked(v.add(place, h * v.bytes), loaded[h]) for h in halves]
             even = ir.Constant(ir.VectorType(ir.IntType(32), v.V), list(range(0, 2 * v.V, 2)))
             seen = builder.shuffle_vector(*both, even)
         else:
@@ -60,28 +57,28 @@ def take(v: Vectors, args: Any, stride_: int, keep_: int, one_: int) -> None:
 
     if one_:
         found = look(table)
-        loop = Loop(builder, channels, [to, source])
+        loop = Loop(v, channels, [to, source])
         to, source = loop.carried
         copy(source, *found)
         loop.close([v.add(to, row), v.add(source, plane)])
         return
-    loop = Loop(builder, taps, [table, marks])
+    loop = Loop(v, taps, [table, marks])
     tap, mark = loop.carried
     offset, *masks = look(tap)
-    builder.store(offset, v.pointer(mark), align=8)
+    v.store_element(offset, mark)
     for number, mask in enumerate(masks):
-        place = v.pointer(v.add(mark, (number + 1) * v.bytes))
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes), v.bytes)
         builder.store(builder.sext(mask, wide), place, align=v.size)
     loop.close([v.add(tap, 8 * TAP), v.add(mark, MARK)])
 
-    outer = Loop(builder, channels, [to, source])
+    outer = Loop(v, channels, [to, source])
     to, source = outer.carried
-    loop = Loop(builder, taps, [to, marks])
+    loop = Loop(v, taps, [to, marks])
     to, mark = loop.carried
-    offset = builder.load(v.pointer(mark), align=8, typ=_I64)
+    offset = v.load_word(mark)
     kept = []
     for number in range(len(masks)):
-        place = v.pointer(v.add(mark, (number + 1) * v.bytes))
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes), v.bytes)
         held = builder.load(place, align=v.size, typ=wide)
         kept.append(builder.icmp_signed("<", held, ir.Constant(wide, [0] * v.V)))
     copy(source, offset, *kept)
@@ -99,7 +96,7 @@ def correlate(v: Vectors, args: Any, a_: int, b_: int, r_: int) -> None:
     """
     builder = v.builder
     count, left, right, row, out, out_row = args
-    loop = Loop(builder, count, [left, right, *[v.zero] * (a_ * b_)])
+    loop = Loop(v, count, [left, right, *[v.zero] * (a_ * b_)])
     left, right, *total = loop.carried
     for r in range(r_):
         columns = [v.load(v.at(right, (row, b), r * v.bytes)) for b in range(b_)]
@@ -114,7 +111,7 @@ def correlate(v: Vectors, args: Any, a_: int, b_: int, r_: int) -> None:
             lanes = v.sum(total[a * b_ + b], ir.Constant(v.element, 0.0))
             if v.size == 4:
                 lanes = builder.fpext(lanes, double)
-            place = v.pointer(v.at(out, (out_row, a), 8 * b))
+            place = v.pointer(v.at(out, (out_row, a), 8 * b), 8)
             before = builder.load(place, align=8, typ=double)
             builder.store(builder.fadd(before, lanes), place, align=8)
 
@@ -126,10 +123,10 @@ def spread_taps(v: Vectors, args: Any, m_: int, r_: int) -> None:
     R vectors, each row of x being used for up to R of them; ``steps`` are rows of ``stride``.
     """
     x, row, steps, stride, count, weight, bias, out, out_row, lanes = args
-    loop = Loop(v.builder, count, [steps, weight, *[v.spread(bias)] * r_])
+    loop = Loop(v, count, [steps, weight, *[v.broadcast(bias)] * r_])
     step, weight, *total = loop.carried
-    moved = v.builder.load(v.pointer(step), align=8, typ=_I64)
-    taps = [v.spread(v.add(weight, m * v.size)) for m in range(m_)]
+    moved = v.load_word(step)
+    taps = [v.broadcast(v.add(weight, m * v.size)) for m in range(m_)]
     seen = v.add(x, moved)
     for q in range(m_ + r_ - 1):
         vector = v.load(seen)
@@ -148,20 +145,17 @@ def correlate_taps(v: Vectors, args: Any, s_: int, m_: int, r_: int) -> None:
     """
     x, row, steps, stride, grad, grad_row, columns, sums = args
     builder = v.builder
-    moves = [
-        builder.load(v.pointer(v.add(steps, v.times(stride, s))), align=8, typ=_I64)
-        for s in range(s_)
-    ]
+    moves = [v.load_word(v.add(steps, v.times(stride, s))) for s in range(s_)]
     places = [v.add(sums, t * v.bytes) for t in range(s_ * m_)]
     count = builder.sdiv(v.add(columns, v.V - 1), ir.Constant(_I64, v.V))
-    loop = Loop(builder, count, [x, grad, columns, *[v.load(place) for place in places]])
+    loop = Loop(v, count, [x, grad, columns, *[v.load(place) for place in places]])
     x, grad, columns, *total = loop.carried
-    inside = v.lanes(None, columns)
-    factors = [v.load_lanes(v.add(grad, v.times(grad_row, r)), inside) for r in range(r_)]
+    inside = v.mask(None, columns)
+    factors = [v.load_masked(v.add(grad, v.times(grad_row, r)), inside) for r in range(r_)]
     for s, move in enumerate(moves):
         seen = v.add(x, move)
         for q in range(m_ + r_ - 1):
-            vector = v.load_lanes(seen, inside)  # what is beyond may be NaN
+            vector = v.load_masked(seen, inside)  # what is beyond may be NaN
             for m in range(max(q - r_ + 1, 0), min(q + 1, m_)):
                 total[s * m_ + m] = v.fma(vector, factors[q - m], total[s * m_ + m])
             seen = v.add(seen, row)

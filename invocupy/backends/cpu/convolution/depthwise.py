@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu.access import Record, pointer, read
-from invocupy.backends.cpu.blocks import interleave_block
 from invocupy.backends.cpu.convolution.blocks import correlate_taps, spread_taps
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import aligning, pack
+from invocupy.backends.cpu.move import aligning, pack
+from invocupy.backends.cpu.move import interleave as interleave_block
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch

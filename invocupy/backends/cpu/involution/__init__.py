@@ -16,16 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.backends.cpu.access import Record
-from invocupy.backends.cpu.blocks import (
-    contract_block,
-    copy_block,
-    gather_block,
-    interleave_block,
-    product_block,
-    store_lanes,
+from invocupy.backends.cpu.contract import (
+    ELEMENTS,
+    NEAR,
+    PAST,
+    STORE,
+    TARGET,
+    contract,
+    dot,
+    multiply,
+    taps,
 )
 from invocupy.backends.cpu.involution import correlate as cpu_correlate
 from invocupy.backends.cpu.involution import gather as cpu_gather
+from invocupy.backends.cpu.move import copy_tile, interleave, store_part
 from invocupy.backends.cpu.plan import ZERO, Plan, Sizes, plan, sizes
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
@@ -107,19 +111,21 @@ def fused_grad_span(
     if _empty(x, grad_weight) or _empty(grad, grad_weight):
         grad_features[...], grad_weight[...], grad_bias[...] = 0, 0, 0
         return
-    taps, number = g.kernel_h * g.kernel_w, features.shape[1]
+    number_of_taps, number = g.kernel_h * g.kernel_w, features.shape[1]
     job = _span_job(g, grad.itemsize, number)
     order = job.plan.taps
-    # (G, taps, F) -> (G, F / wide, taps, wide)
-    blocks = np.zeros((g.groups, taps, job.sizes.padded), weight.dtype)
-    blocks[:, :, :number] = weight.reshape(g.groups, taps, number)[:, order]
-    blocks = blocks.reshape(g.groups, taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
-    shape = _up(taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
+    # (G, number_of_taps, F) -> (G, F / wide, number_of_taps, wide)
+    blocks = np.zeros((g.groups, number_of_taps, job.sizes.padded), weight.dtype)
+    blocks[:, :, :number] = weight.reshape(g.groups, number_of_taps, number)[:, order]
+    blocks = (
+        blocks.reshape(g.groups, number_of_taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
+    )
+    shape = _up(number_of_taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
     parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
     _run(job, grad, x, features, blocks, grad_features, parts, job.tasks)
-    total = parts[:, :, :taps, : number + 1].sum(axis=0)
-    grad_weight.reshape(g.groups, taps, number)[:, order] = total[..., :-1]
-    grad_bias.reshape(g.groups, taps)[:, order] = total[..., -1]
+    total = parts[:, :, :number_of_taps, : number + 1].sum(axis=0)
+    grad_weight.reshape(g.groups, number_of_taps, number)[:, order] = total[..., :-1]
+    grad_bias.reshape(g.groups, number_of_taps)[:, order] = total[..., -1]
 
 
 def _empty(source: Any, out: Any) -> bool:
@@ -179,14 +185,14 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     past = _past(g, p, size, width) if p.direct else 0
     code = [0] * cpu_gather.CODES
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_gather.GATHER] = gather_block(M, channels, R, 0, past, V, bits)
-    code[cpu_gather.INTERLEAVE] = interleave_block(p.interleaved, R, V, bits)
-    code[cpu_gather.COPY_EDGE] = copy_block(M, R, int(backward), 1, V, bits)
+    code[cpu_gather.GATHER] = taps(M, channels, R, 0, 0, PAST if past else NEAR, V, bits)
+    code[cpu_gather.INTERLEAVE] = interleave(p.interleaved, R, V, bits)
+    code[cpu_gather.COPY_EDGE] = copy_tile(M, R, int(backward), 1, V, bits)
     if features:
-        code[cpu_gather.COPY_FEATURES] = copy_block(1, R, 0, 1, V, bits)
-        code[cpu_gather.MAKE] = contract_block(z.together, M, R, 1, int(backward), 2, 0, 0, V, bits)
+        code[cpu_gather.COPY_FEATURES] = copy_tile(1, R, 0, 1, V, bits)
+        code[cpu_gather.MAKE] = contract(z.together, M, R, 1, int(backward), 0, NEAR, V, bits)
     else:
-        code[cpu_gather.COPY] = copy_block(M, R, int(backward), 0, V, bits)
+        code[cpu_gather.COPY] = copy_tile(M, R, int(backward), 0, V, bits)
     tasks = g.batch * g.groups * p.bands * p.strips
     kernel = cpu_gather.gather(bits, bool(features))
     return _job(g, kernel, cpu_gather.Gather, p, z, code, tasks)
@@ -219,8 +225,10 @@ def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
     M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
     for place, lanes in ((cpu_correlate.CONTRACT, V), (cpu_correlate.CONTRACT_HALF, z.half)):
         if lanes:
-            code[place] = contract_block(z.together, M, R, 0, 1, 0, z.unpacked, past, lanes, bits)
-    code[cpu_correlate.COPY] = copy_block(1, R, 0, 1, V, bits)
+            code[place] = contract(
+                z.together, M, R, 0, 1, z.unpacked, PAST if past else NEAR, lanes, bits
+            )
+    code[cpu_correlate.COPY] = copy_tile(1, R, 0, 1, V, bits)
     return code
 
 
@@ -231,22 +239,22 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     wide = min(ACCUMULATORS // p.rows, max(features, 1))
     vector = p.rows * p.lanes * size
     span = _up(features + 1, _FEATURES_AT_ONCE)
-    taps = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
+    tap_rows = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
     rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
     tiles = -(-rows // p.rows) * -(-columns // p.lanes)
     z = sizes(g, p, size)
     z = z._replace(
         kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
         padded=_up(features, wide), features_size=tiles * span * vector,
-        tile_size=tiles * taps * vector, patch_size=max(z.channels, wide) * vector,
+        tile_size=tiles * tap_rows * vector, patch_size=max(z.channels, wide) * vector,
     )  # fmt: skip
     z = z._replace(
         at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
     )
     code, R, V, bits = _correlate_code(p, z, size, 0), p.rows, p.lanes, 8 * size
-    code[cpu_correlate.ADD] = contract_block(1, wide, R, 1, 0, 1, 0, 0, V, bits)
-    code[cpu_correlate.PRODUCT] = product_block(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, V, bits)
-    code[cpu_correlate.STORE] = store_lanes(V, bits)
+    code[cpu_correlate.ADD] = multiply(wide, R, TARGET, STORE, V, bits)
+    code[cpu_correlate.PRODUCT] = dot(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, ELEMENTS, V, bits)
+    code[cpu_correlate.STORE] = store_part(V, bits)
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
     kernel = cpu_correlate.span_gradients(bits)
     return _job(g, kernel, cpu_correlate.SpanGradients, p, z, code, tasks)

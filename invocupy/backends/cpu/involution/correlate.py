@@ -13,7 +13,7 @@ from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import aligning, feature_tile, pack
+from invocupy.backends.cpu.move import aligning, feature_tile, pack
 from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Sizes
 from invocupy.backends.cpu.vector import call
 
@@ -175,9 +175,8 @@ def span_gradients(bits: int) -> Any:
                                     0, 0, known, 0, rows if f + k < z.features - 1 else 0,
                                 ))  # fmt: skip
                             call(code[ADD], (
-                                taps, weight + (group * z.padded + f) * taps * size, T * size,
-                                0, to, R * V * size, V * size, table, z.zero, 0, patch,
-                                R * V * size, V * size, 0, V,
+                                taps, weight + (group * z.padded + f) * taps * size, T * size, 0,
+                                to, R * V * size, patch, R * V * size, T, V,
                             ))  # fmt: skip
                             for k in range(min(T, z.features - 1 - f)):
                                 for r in range(rows):
@@ -189,9 +188,9 @@ def span_gradients(bits: int) -> Any:
                 for t in range(0, taps, A):
                     for f in range(0, z.features, B):
                         call(code[PRODUCT], (
-                            tiles, tile + t * R * V * size, tap_tile,
-                            features + f * R * V * size, feature_bytes,
-                            part + (t * span + f) * size, span * size,
+                            tiles, tile + t * R * V * size, R * V * size, tap_tile,
+                            features + f * R * V * size, R * V * size, feature_bytes,
+                            part + (t * span + f) * size, span * size, 1,
                         ))  # fmt: skip
 
     return body

@@ -13,7 +13,7 @@ from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.pack import aligning, feature_tile, pack
+from invocupy.backends.cpu.move import aligning, feature_tile, pack
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Sizes, Step
 from invocupy.backends.cpu.vector import call
 
@@ -107,14 +107,14 @@ def gather(bits: int, made: bool) -> Any:
                                 if z.direct:
                                     call(code[GATHER], (
                                         here, z.plane, z.row_step * z.pitch, table, STEP,
-                                        count, part, M * R * V * size,
+                                        count, part, M * R * V * size, 0,
                                         to + c * z.out_plane * size, z.out_plane * size,
                                         z.out_row_step * size, lanes,
                                     ))  # fmt: skip
                                 elif count > 0:
                                     call(code[GATHER], (
                                         here, z.plane, z.row_step * z.pitch, table, STEP,
-                                        count, part, M * R * V * size,
+                                        count, part, M * R * V * size, 0,
                                         patch + (c * S + s) * R * V * size, S * R * V * size,
                                         V * size, V,
                                     ))  # fmt: skip

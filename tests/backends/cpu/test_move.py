@@ -7,7 +7,8 @@ from bounds import DTYPES, SEEDS, draw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invocupy.backends.cpu.products import ROWS, packed
+from invocupy.backends.cpu.contract import MR
+from invocupy.backends.cpu.move import packed
 
 
 @given(
@@ -26,7 +27,7 @@ def test_packed_weights_come_in_blocks_of_rows(
         if with_bias:
             matrix = np.column_stack([matrix, bias])
         whole = blocks.swapaxes(1, 2).reshape(-1, matrix.shape[1])
-        assert len(whole) == -(-len(matrix) // ROWS) * ROWS
+        assert len(whole) == -(-len(matrix) // MR) * MR
         np.testing.assert_array_equal(whole[: len(matrix)], matrix)
         for more in whole[len(matrix) :]:
             np.testing.assert_array_equal(more, matrix[-1])

@@ -1,0 +1,306 @@
+"""Move: everything that only moves data between memory and the layouts that products read.
+
+Micro-kernels copy, interleave and transpose vectors; compiled loops around them pack a source with
+a zero border (:func:`pack`) and weights in the order of their use (:func:`packed`).
+"""
+# Numba infers the types of compiled functions.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from invocupy.arrays import Array
+from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.contract import MR
+from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.pool import launch
+from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors, call, micro, word
+from invocupy.backends.memory import empty
+
+WORDS = VECTOR_BYTES // 4  # data of all types is copied as words of 32 bits
+_MOST = 1 << 30  # lanes are counted in 32 bits, columns of an image in 64
+_AHEAD = 4096  # bytes: rows are packed in the order of memory
+
+
+@micro(9)
+def copy_tile(v: Vectors, args: Any, M: int, R: int, shifted: int, masked: int) -> None:
+    """Pack ``out[m, r]`` = the vector at ``source + m * tap + r * row``, M * R vectors.
+
+    With masked=1, lanes outside [low, high) and rows ``r`` (``r + m`` if shifted) outside
+    [first, last) become zero, and their memory is not touched. Each line ``ahead`` bytes further is
+    prefetched: there are too many streams for the hardware to follow.
+    """
+    b = v.builder
+    out, source, tap, row, ahead, low, high, first, last = args
+    masks = []
+    if masked:
+        inside = v.mask(low, high)
+        nothing = ir.Constant(inside.type, [0] * v.V)
+        for q in range(M + R - 1 if shifted else R):
+            after, before = b.icmp_signed(">=", word(q), first), b.icmp_signed("<", word(q), last)
+            masks.append(b.select(b.and_(after, before), inside, nothing))
+    for m in range(M):
+        for r in range(R):
+            place = v.at(source, (tap, m), (row, r))
+            mask = masks[m + r if shifted else r] if masked else None
+            vector = v.load_masked(place, mask) if masked else v.load(place)
+            v.prefetch(v.add(place, ahead))
+            v.store(vector, v.add(out, (m * R + r) * v.bytes))
+
+
+@micro(6)
+def interleave(v: Vectors, args: Any, S: int, R: int) -> None:
+    """``out[c, r, S * j + s] = tile[c, s, r, j]`` for the first ``number`` elements of a row."""
+    builder = v.builder
+    tile, channels, out, out_plane, out_row, number = args
+    loop = Loop(v, channels, [tile, out])
+    tile, out = loop.carried
+    rows = []
+    for r in range(R):
+        phases = [v.load(v.add(tile, (s * R + r) * v.bytes)) for s in range(S)]
+        place = v.add(out, v.times(out_row, r))
+        for k in range(S):
+            lanes = range(k * v.V, (k + 1) * v.V)
+            vector = v.shuffle(phases[0], phases[0], [i // S for i in lanes])
+            for s in range(1, S):
+                picks = [v.V + i // S if i % S == s else j for j, i in enumerate(lanes)]
+                vector = v.shuffle(vector, phases[s], picks)
+            rows.append((vector, v.add(place, k * v.bytes), k))
+    everything = builder.icmp_signed(">=", number, word(S * v.V))
+    with builder.if_else(everything, likely=True) as (full, part):
+        with full:
+            for vector, place, _ in rows:
+                v.store(vector, place)
+        with part:
+            masks = [v.mask(None, v.add(number, -k * v.V)) for k in range(S)]
+            for vector, place, k in rows:
+                v.store_masked(vector, place, masks[k])
+    loop.close([v.add(tile, S * R * v.bytes), v.add(out, out_plane)])
+
+
+@micro(3)
+def store_part(v: Vectors, args: Any) -> None:
+    """Copy the first ``lanes`` elements of one packed vector."""
+    v.store_all([(v.load(args[1]), args[0])], args[2])
+
+
+@micro(5)
+def take_even(v: Vectors, args: Any) -> None:
+    """Pack every other element, ``count`` vectors of them: zeros outside [low, high).
+
+    ``low`` and ``high`` count elements from ``source`` on.
+    """
+    loop = Loop(v, args[4], args[:4])
+    out, source, low, high = loop.carried
+    halves = [
+        v.load_masked(
+            v.add(source, h * v.bytes), v.mask(v.add(low, -h * v.V), v.add(high, -h * v.V))
+        )
+        for h in range(2)
+    ]
+    v.store(v.shuffle(halves[0], halves[1], list(range(0, 2 * v.V, 2))), out)
+    loop.close(
+        [
+            v.add(out, v.bytes),
+            v.add(source, 2 * v.bytes),
+            v.add(low, -2 * v.V),
+            v.add(high, -2 * v.V),
+        ]
+    )
+
+
+@micro(4)
+def transpose(v: Vectors, args: Any) -> None:
+    """``target[j, i] = source[i, j]`` for i, j < V; rows are so many bytes apart."""
+    source, source_row, target, target_row = args
+    rows = [v.load(v.at(source, (source_row, i))) for i in range(v.V)]
+    bit = 1
+    while bit < v.V:  # this bit of the row's number and of the lane's change places
+        low = [j if not j & bit else v.V + j - bit for j in range(v.V)]
+        high = [j + bit if not j & bit else v.V + j for j in range(v.V)]
+        for i in range(v.V):
+            if not i & bit:
+                pair = rows[i], rows[i + bit]
+                rows[i], rows[i + bit] = (v.shuffle(*pair, lanes) for lanes in (low, high))
+        bit *= 2
+    for i, row in enumerate(rows):
+        v.store(row, v.at(target, (target_row, i)))
+
+
+@micro(10)
+def copy_rows(v: Vectors, args: Any) -> None:
+    """``out[c, q, :count] = source[c, q, :count]``, row after row; all three counts are >= 1.
+
+    Writes whole vectors, aligned if ``out`` and the pitch are: zeros behind the last element, and
+    ``zeros`` more vectors of them.
+    """
+    out, out_plane, pitch, source, plane, line, channels, rows, count, zeros = args
+    # bytes of all but the last vector of a row, and the lanes of that one
+    full = v.builder.and_(v.add(count, -1), word(-v.V))
+    mask = v.mask(None, v.builder.sub(count, full))
+    full, zeros = v.times(full, v.size), v.times(zeros, v.bytes)
+    outer = Loop(v, channels, [out, source])
+    inner = Loop(v, rows, outer.carried)
+    to, start = inner.carried
+    with cgutils.for_range_slice(v.builder, word(0), full, word(v.bytes)) as (i, _):
+        here = v.add(start, i)
+        v.store(v.load(here), v.add(to, i))
+        v.prefetch(v.add(here, _AHEAD))
+    here, end = v.add(start, full), v.add(to, full)
+    v.store(v.load_masked(here, mask), end)
+    v.prefetch(v.add(here, _AHEAD))
+    with cgutils.for_range_slice(v.builder, word(0), zeros, word(v.bytes)) as (i, _):
+        v.store(v.zero, v.at(end, i, v.bytes))
+    inner.close([v.add(to, pitch), v.add(start, line)])
+    to, start = outer.carried
+    outer.close([v.add(to, out_plane), v.add(start, plane)])
+
+
+@jit
+def aligning(left, z, size):
+    """Where to begin packing so that source columns of whole vectors land on whole cache lines."""
+    lead = min(max(-left, 0), z.phase_width)
+    return VECTOR_BYTES + (-lead * size) % VECTOR_BYTES
+
+
+@jit
+def clear(start, end):
+    """Zeros between two addresses."""
+    words = pointer(start, 32)
+    for i in range((end - start) // 4):
+        words[i] = 0
+
+
+@jit
+def pack(source, channels, top, left, rows, z, out, size, fresh):
+    """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column ``left`` on.
+
+    Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
+    Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
+    """
+    words = size // 4
+    if z.column_step == 1:
+        lead = min(max(-left, 0), z.phase_width)
+        count = max(min(z.width - left, z.phase_width) - lead, 0)
+        first = min(max(-top, 0), rows)  # of the rows that have something
+        last = min(z.height - top, rows)
+        if count == 0 or last <= first:
+            first = last = rows
+        if fresh or z.bands > 1:
+            for c in range(channels):
+                plane = out + c * z.plane
+                clear(plane, min(plane + first * z.pitch + lead * size, plane + z.plane))
+                clear(plane + last * z.pitch + lead * size, plane + z.plane)
+        if first < last:
+            start = source + ((top + first) * z.width + left + lead) * size
+            vectors = -(-count * words // WORDS)
+            call(z.copy_rows, (
+                out + first * z.pitch + lead * size, z.plane, z.pitch, start,
+                z.height * z.width * size, z.width * size, channels, last - first, count * words,
+                z.pitch // VECTOR_BYTES - vectors if fresh else 0,
+            ))  # fmt: skip
+        return
+    for c in range(channels):
+        for q in range(rows):
+            inside = 0 <= top + q < z.height
+            start = source + ((c * z.height + top + q) * z.width + left) * size
+            to = out + c * z.plane + q * z.pitch
+            if z.column_step == 2 and inside:
+                for phase in range(z.column_phases):
+                    first = left + phase
+                    call(z.take_even, (
+                        to + phase * z.phase_width * size, start + phase * size,
+                        max(min(-first, _MOST), -_MOST), min(z.width - first, _MOST),
+                        -(-z.phase_width * size // VECTOR_BYTES),
+                    ))  # fmt: skip
+                continue
+            for phase in range(z.column_phases):
+                for b in range(z.phase_width):
+                    x = phase + b * z.column_step
+                    seen = inside and 0 <= left + x < z.width
+                    place, values = pointer(to, 32), pointer(start, 32)
+                    for i in range(words):
+                        place[(phase * z.phase_width + b) * words + i] = (
+                            values[x * words + i] if seen else 0
+                        )
+
+
+@jit
+def feature_tile(to, source, row, column, lanes, rows, copy, z, size):
+    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows.
+
+    ``copy`` is the address of a masked :func:`~.copy_tile` for one tap.
+    """
+    tile = z.rows * z.lanes * size
+    here = source + (row * z.kernel_columns + column) * size
+    line = z.kernel_columns * size
+    for f in range(z.features - 1):
+        call(copy, (
+            to + f * tile, here + f * z.kernel_rows * line, 0, line, z.rows * line,
+            0, lanes, 0, rows,
+        ))  # fmt: skip
+    ones = to + (z.features - 1) * tile
+    for r in range(z.rows):
+        for j in range(z.lanes):
+            value = 1 if r < rows and j < lanes else 0
+            if size == 4:
+                pointer(ones, 32)[r * z.lanes + j] = value
+            else:
+                pointer(ones, 64)[r * z.lanes + j] = value
+
+
+_Weights = namedtuple("_Weights", "step height width row column weight bias order")
+
+
+def packed(
+    weight: Array, bias: Array | None = None, groups: int = 1, turned: bool = False
+) -> Array:
+    """Weights (R, C) in the order of their use: (blocks of MR rows, C (+ 1), MR).
+
+    A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
+    itself, with one more axis in front. ``turned`` packs what it takes transposed. A last block is
+    filled up with its last row.
+    """
+    rows, columns = weight.shape
+    each = columns // groups
+    sizes, steps = (rows, each), (columns, 1)
+    if turned:
+        sizes, steps = sizes[::-1], steps[::-1]
+    shape = -(-sizes[0] // MR), sizes[1] + (bias is not None), MR
+    order: Array = empty(shape if groups == 1 else (groups, *shape), weight.dtype, weight)
+    call = _Weights(each, *sizes, *steps, weight, bias, order)
+    launch(_pack(8 * weight.itemsize), groups, 0, 0, call)
+    return order
+
+
+@cache
+def _pack(bits: int) -> Any:
+    @jit
+    def body(task, turn, scratch, words):
+        step, height, width, row, column, weight, bias, order = read(words, _Weights)
+        target, seen, last = pointer(order, bits), pointer(weight, bits), pointer(bias, bits)
+        at = task * -(-height // MR) * MR * (width + (bias != 0))
+        for first in range(0, height, MR):
+            start, rows = task * step + first * row, min(MR, height - first)
+            if rows == MR and column == 1:  # then the compiler makes vectors of it
+                for t in range(width):
+                    for r in range(MR):
+                        target[at + t * MR + r] = seen[start + r * row + t]
+            else:
+                for t in range(width):
+                    for r in range(MR):
+                        place = start + min(r, rows - 1) * row + t * column
+                        target[at + t * MR + r] = seen[place]
+            at += width * MR
+            if bias != 0:
+                for r in range(MR):
+                    target[at + r] = last[first + min(r, rows - 1)]
+                at += MR
+
+    return body
