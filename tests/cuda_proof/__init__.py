@@ -6,7 +6,7 @@
 ``gemm``       the one function of cuBLAS that is called
 ``sanitize``   the same under the address and undefined-behaviour sanitizers, and on huge arrays
 ``nvrtc``      NVIDIA's compiler from pip wheels, without a driver
-``ptx``        an interpreter of what it emits, with counters
+``ptx``        an interpreter of what it emits, with counters; ``instructions`` without memory
 ``launches``   every shipped kernel once, for tools on a device and for their counts
 ``table``      the committed figures of every shipped kernel, and what counts as worse
 ``cases``      the calls that all of these make, and the bounds of their errors
