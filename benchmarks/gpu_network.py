@@ -82,7 +82,7 @@ def contenders(layers: int, batch: int, compiled: bool) -> dict[str, Callable[[]
 
 
 def measure(layers: int, batch: int, rounds: int, repeat: int, compiled: bool) -> dict[str, Any]:
-    """Milliseconds a step and images a second of each contender."""
+    """Milliseconds a step and images per second of each contender."""
     import cupy
     import torch
 

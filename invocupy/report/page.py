@@ -92,7 +92,7 @@ def _facts(found: Findings) -> str:
         f"best test accuracy, epoch {best['epoch']}": f"{best['test_accuracy']:.2%}",
         "epochs": f"{len(history)} of {config.epochs}",
         "of training": f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s",
-        "images a second": f"{images / max(seconds, 1e-9):,.0f}",
+        "images per second": f"{images / max(seconds, 1e-9):,.0f}",
         f"on {config.dataset}": config.model + layers,
     }
     return "".join(
