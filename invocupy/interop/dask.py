@@ -43,24 +43,8 @@ def involution(
     reach of the kernel are merged. Nothing is rechunked where the chunks fit, as with a stride of
     1 and the same chunks in both.
 
-    Parameters
-    ----------
-    x : dask array (N, C, H, W), floating
-    kernel : dask array (N, G, Kh, Kw, Ho, Wo), floating
-    stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
-
-    Returns
-    -------
-    dask array (N, C, Ho, Wo)
-        Of the promoted dtype.
-
-    Raises
-    ------
-    TypeError
-        For anything but dask arrays of a floating dtype.
-    ValueError
-        For unknown sizes, and as :func:`invocupy.involution`.
+    Shapes, options and errors are those for arrays, and unknown sizes are a ``ValueError``. The
+    result has the promoted dtype.
 
     Examples
     --------

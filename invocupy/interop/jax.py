@@ -39,26 +39,10 @@ def involution(
 ) -> jax.Array:
     """:func:`invocupy.involution` of JAX arrays: ``jit``, ``grad``, ``jvp`` and ``vmap`` work.
 
-    Parameters
-    ----------
-    x : array (N, C, H, W), floating
-    kernel : array (N, G, Kh, Kw, Ho, Wo), floating
-        float64 needs ``jax_enable_x64``, as everywhere in JAX; float16 and bfloat16 are computed
-        in float32. A mix of dtypes is promoted by JAX's rules.
-    stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
-        Not traced: under ``jit`` close over the options, or make them static.
-
-    Returns
-    -------
-    array (N, C, Ho, Wo)
-
-    Raises
-    ------
-    TypeError
-        For anything but floating arrays of JAX or NumPy.
-    ValueError
-        For shapes or options that do not fit together.
+    Shapes, options and errors are those for arrays. Arrays of JAX or NumPy, floating; a mix of
+    dtypes is promoted by JAX's rules. float64 needs ``jax_enable_x64``, as everywhere in JAX;
+    float16 and bfloat16 are computed in float32. The options are not traced: under ``jit`` close
+    over them, or make them static.
 
     Examples
     --------

@@ -46,25 +46,8 @@ def involution(
 ) -> Tensor:
     """:func:`invocupy.involution` of tensors: differentiable, any number of times.
 
-    Parameters
-    ----------
-    x : Tensor (N, C, H, W), floating
-    kernel : Tensor (N, G, Kh, Kw, Ho, Wo), floating
-        On the device of ``x``; a mix of dtypes is promoted.
-    stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
-
-    Returns
-    -------
-    Tensor (N, C, Ho, Wo)
-        New and contiguous.
-
-    Raises
-    ------
-    TypeError
-        For anything but floating tensors.
-    ValueError
-        For shapes, options or devices that do not fit together.
+    Shapes, options and errors are those for arrays. The tensors are floating, dense and on one
+    device; a mix of dtypes is promoted. The result is new and contiguous.
 
     Examples
     --------
@@ -98,25 +81,7 @@ def fused_involution(
 ) -> Tensor:
     """:func:`invocupy.fused_involution` of tensors: the generated kernel is never stored.
 
-    Parameters
-    ----------
-    x : Tensor (N, C, H, W), floating
-    features : Tensor (N, F, Ho, Wo), floating
-    span_weight : Tensor (G*Kh*Kw, F), floating
-    span_bias : Tensor (G*Kh*Kw,), floating, optional
-    kernel_size : int or pair
-    stride, padding, dilation
-        As in :func:`involution`.
-
-    Returns
-    -------
-    Tensor (N, C, Ho, Wo)
-        New and contiguous.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`involution`.
+    As :func:`involution`, shapes and errors are those for arrays.
 
     Examples
     --------
@@ -183,16 +148,8 @@ class Involution(_Layer):
     ``Conv2d``, as in the article. With a stride the generator sees an average pool of x in ceil
     mode, so that odd sizes work.
 
-    Parameters
-    ----------
-    channels : int
-        A multiple of ``channels_per_group``.
-    kernel_size : int
-        Odd; padding keeps the size.
-    reduction_ratio, channels_per_group, stride, dilation : int
-    fused : bool
-        Whether the kernel is made on the fly and never stored: less memory, and on a GPU a slower
-        backward pass.
+    The kernel size is odd, and padding keeps the size of the image. With ``fused`` the kernel is
+    made on the fly and never stored: less memory, and on a GPU a slower backward pass.
 
     Raises
     ------
@@ -239,21 +196,6 @@ class RedNetInvolution(_Layer):
     bias, and its initial weights are the RedNet code's: normal, with variance 2 / fan-out, and
     biases of 0. At odd sizes with a stride, where the original fails, the pool before the generator
     is in ceil mode.
-
-    Parameters
-    ----------
-    channels : int
-        A multiple of 16.
-    kernel_size : int
-        Odd.
-    stride : int
-    fused : bool
-        See :class:`Involution`.
-
-    Raises
-    ------
-    ValueError
-        As :class:`Involution`.
 
     Examples
     --------
