@@ -8,12 +8,13 @@ sizes alone: each segment of a plane by itself, segments and images then added b
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import plus, pointer, read
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
@@ -26,22 +27,28 @@ _SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a 
 _TASK = 1 << 15  # elements a thread takes at least: two that walk side by side slow each other down
 
 
-_Moments = namedtuple("_Moments", "x parts channels pixels count each")
+class Call(NamedTuple):
+    """Sizes and arrays of a pass, which has some of them; ``a``, ``b`` and ``c`` are (C,)."""
 
-_Forward = namedtuple("_Forward", "x scale shift added out channels pixels count each")
+    channels: int
+    pixels: int
+    segments: int  # of all planes
+    each: int  # of a task
+    x: Array
+    result: Array
+    a: Array | None = None
+    b: Array | None = None
+    residual: Array | None = None  # or its gradient
+    grad: Array | None = None
+    out: Array | None = None  # of the forward pass
+    c: Array | None = None
 
 
-_Sums = namedtuple("_Sums", "grad x out mean parts channels pixels count each")
-
-
-_Grad = namedtuple("_Grad", "grad x out a b c grad_x grad_residual channels pixels count each")
-
-
-def moments(x: Any, mean: Any, var: Any) -> None:
+def moments(x: Array, mean: Array, var: Array) -> None:
     """Mean and squared distance from it for each segment, then merged (Chan, Golub, LeVeque)."""
-    sizes = _segments(x.shape[2] * x.shape[3])
-    parts = np.empty((2, x.shape[0], x.shape[1], len(sizes)), np.float64)
-    _launch(_moments(8 * x.itemsize), x, (x, parts), 2)
+    sizes = _sizes(x.shape[2] * x.shape[3])
+    parts = np.empty((2, *x.shape[:2], len(sizes)), np.float64)
+    _launch(_moments(8 * x.itemsize), 2, x, parts)
     count = x.size // x.shape[1]
     middle = (parts[0] * sizes).sum(axis=(0, 2)) / count
     mean[...] = middle
@@ -49,145 +56,141 @@ def moments(x: Any, mean: Any, var: Any) -> None:
     var[...] = (parts[1].sum(axis=(0, 2)) + apart) / count
 
 
-def forward(x: Any, scale: Any, shift: Any, residual: Any, relu: bool, out: Any) -> None:
+def forward(
+    x: Array, scale: Array, shift: Array, residual: Array | None, relu: bool, out: Array
+) -> None:  # fmt: skip
     """``scale * x + shift (+ residual)``, then ReLU, in one pass."""
     kernel = _forward(8 * x.itemsize, residual is not None, bool(relu))
-    _launch(kernel, x, (x, scale, shift, residual, out), 2)
+    _launch(kernel, 2, x, out, scale, shift, residual)
 
 
-def grad_sums(grad: Any, x: Any, out: Any, mean: Any, sum_grad: Any, sum_grad_x: Any) -> None:
+def grad_sums(
+    grad: Array, x: Array, out: Array | None, mean: Array, sum_grad: Array, sum_grad_x: Array
+) -> None:
     """Both sums in one pass."""
-    parts = np.empty(
-        (2, x.shape[0], x.shape[1], len(_segments(x.shape[2] * x.shape[3]))), np.float64
-    )
-    _launch(_grad_sums(8 * x.itemsize, out is not None), x, (grad, x, out, mean, parts), 3)
+    parts = np.empty((2, *x.shape[:2], len(_sizes(x.shape[2] * x.shape[3]))), np.float64)
+    kernel = _grad_sums(8 * x.itemsize, out is not None)
+    _launch(kernel, 3, x, parts, mean, None, None, grad, out)
     sum_grad[...], sum_grad_x[...] = parts.sum(axis=(1, 3))
 
 
 def grad_x(
-    grad: Any, x: Any, out: Any, a: Any, b: Any, c: Any, grad_x: Any, grad_residual: Any
-) -> None:
+    grad: Array, x: Array, out: Array | None, a: Array, b: Array, c: Array, grad_x: Array,
+    grad_residual: Array | None,
+) -> None:  # fmt: skip
     """``a * h + b * x + c``, and ``h`` itself for the residual, in one pass."""
     kernel = _grad_x(8 * x.itemsize, out is not None, grad_residual is not None)
-    _launch(kernel, x, (grad, x, out, a, b, c, grad_x, grad_residual), 4)
+    _launch(kernel, 4, x, grad_x, a, b, grad_residual, grad, out, c)
 
 
 @cache
-def _segments(pixels: int) -> Any:
+def _sizes(pixels: int) -> Array:
     """How many elements each segment of a plane has."""
     return np.diff(np.append(np.arange(0, pixels, _SEGMENT), pixels))
 
 
-def _launch(kernel: Any, x: Any, arguments: tuple[Any, ...], arrays: int) -> None:
+def _launch(kernel: Any, reads: int, x: Array, result: Array, *arrays: Array | None) -> None:
     batch, channels, height, width = x.shape
     pixels = height * width
-    count = batch * channels * -(-pixels // _SEGMENT)
+    segments = batch * channels * -(-pixels // _SEGMENT)
     each = -(-_TASK // min(pixels, _SEGMENT))
-    call = *arguments, channels, pixels, count, each
-    launch(kernel, -(-count // each), arrays * x.size, 0, call)
+    call = Call(channels, pixels, segments, each, x, result, *arrays)
+    launch(kernel, -(-segments // each), reads * x.size, 0, call)
+
+
+def _by_segments(body: Callable[..., None]) -> Any:
+    """The task of ``body(first, last, channel, segment, call)`` for some segments."""
+    body = jit(body)
+
+    @jit
+    def segments(task, turn, scratch, words):
+        call = read(words, Call)
+        number = -(-call.pixels // _SEGMENT)  # of a plane
+        for item in range(task * call.each, min((task + 1) * call.each, call.segments)):
+            plane, segment = divmod(item, number)
+            first = plane * call.pixels + segment * _SEGMENT
+            last = min(first + _SEGMENT, (plane + 1) * call.pixels)
+            body(first, last, plane % call.channels, item, call)
+
+    return segments
 
 
 @cache
 def _moments(bits: int) -> Any:
-    @jit
-    def body(task, turn, scratch, words):
-        x, parts, _, pixels, count, each = read(words, _Moments)
-        x, parts = pointer(x, bits), pointer(parts, 64)
-        segments = -(-pixels // _SEGMENT)
-        for item in range(task * each, min(task * each + each, count)):
-            row, segment = divmod(item, segments)
-            first = row * pixels + segment * _SEGMENT
-            last = min(first + _SEGMENT, row * pixels + pixels)
-            total = 0.0
-            for i in range(first, last):
-                total = plus(total, np.float64(x[i]))
-            mean = total / (last - first)
-            square = 0.0
-            for i in range(first, last):
-                apart = np.float64(x[i]) - mean
-                square = plus(square, apart * apart)
-            parts[item] = mean
-            parts[count + item] = square
+    @_by_segments
+    def moments(first, last, channel, segment, call):
+        x, parts = pointer(call.x, bits), pointer(call.result, 64)
+        total = 0.0
+        for i in range(first, last):
+            total = plus(total, np.float64(x[i]))
+        mean = total / (last - first)
+        square = 0.0
+        for i in range(first, last):
+            apart = np.float64(x[i]) - mean
+            square = plus(square, apart * apart)
+        parts[segment] = mean
+        parts[call.segments + segment] = square
 
-    return body
+    return moments
 
 
 @cache
 def _forward(bits: int, residual: bool, relu: bool) -> Any:
     zero = _ZERO[bits]
 
-    @jit
-    def body(task, turn, scratch, words):
-        x, scale, shift, added, out, channels, pixels, count, each = read(words, _Forward)
-        x, added, out = pointer(x, bits), pointer(added, bits), pointer(out, bits)
-        scale, shift = pointer(scale, bits), pointer(shift, bits)
-        segments = -(-pixels // _SEGMENT)
-        for item in range(task * each, min(task * each + each, count)):
-            row, segment = divmod(item, segments)
-            a, b = scale[row % channels], shift[row % channels]
-            first = row * pixels + segment * _SEGMENT
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                y = a * x[i] + b
-                if residual:
-                    y += added[i]
-                if relu:
-                    y = zero if y <= zero else y  # NaN stays NaN
-                out[i] = y
+    @_by_segments
+    def forward(first, last, channel, segment, call):
+        x, added = pointer(call.x, bits), pointer(call.residual, bits)
+        out = pointer(call.result, bits)
+        scale, shift = pointer(call.a, bits)[channel], pointer(call.b, bits)[channel]
+        for i in range(first, last):
+            y = scale * x[i] + shift
+            if residual:
+                y += added[i]
+            if relu:
+                y = zero if y <= zero else y  # NaN stays NaN
+            out[i] = y
 
-    return body
+    return forward
 
 
 @cache
 def _grad_sums(bits: int, masked: bool) -> Any:
     zero = _ZERO[bits]
 
-    @jit
-    def body(task, turn, scratch, words):
-        grad, x, out, mean, parts, channels, pixels, count, each = read(words, _Sums)
-        grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
-        mean, parts = pointer(mean, bits), pointer(parts, 64)
-        segments = -(-pixels // _SEGMENT)
-        for item in range(task * each, min(task * each + each, count)):
-            row, segment = divmod(item, segments)
-            middle = np.float64(mean[row % channels])
-            first = row * pixels + segment * _SEGMENT
-            total = total_x = 0.0
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                h = np.float64(grad[i])
-                if masked:
-                    h = h if out[i] > zero else 0.0
-                total = plus(total, h)
-                total_x = plus(total_x, h * (np.float64(x[i]) - middle))
-            parts[item] = total
-            parts[count + item] = total_x
+    @_by_segments
+    def grad_sums(first, last, channel, segment, call):
+        grad, x, out = pointer(call.grad, bits), pointer(call.x, bits), pointer(call.out, bits)
+        mean, parts = np.float64(pointer(call.a, bits)[channel]), pointer(call.result, 64)
+        total = total_x = 0.0
+        for i in range(first, last):
+            h = np.float64(grad[i])
+            if masked:
+                h = h if out[i] > zero else 0.0
+            total = plus(total, h)
+            total_x = plus(total_x, h * (np.float64(x[i]) - mean))
+        parts[segment] = total
+        parts[call.segments + segment] = total_x
 
-    return body
+    return grad_sums
 
 
 @cache
 def _grad_x(bits: int, masked: bool, residual: bool) -> Any:
     zero = _ZERO[bits]
 
-    @jit
-    def body(task, turn, scratch, words):
-        (
-            grad, x, out, a, b, c, grad_x, grad_residual, channels, pixels, count, each,
-        ) = read(words, _Grad)  # fmt: skip
-        grad, x, out = pointer(grad, bits), pointer(x, bits), pointer(out, bits)
-        grad_x, grad_residual = pointer(grad_x, bits), pointer(grad_residual, bits)
-        a, b, c = pointer(a, bits), pointer(b, bits), pointer(c, bits)
-        segments = -(-pixels // _SEGMENT)
-        for item in range(task * each, min(task * each + each, count)):
-            row, segment = divmod(item, segments)
-            k = row % channels
-            a_, b_, c_ = a[k], b[k], c[k]
-            first = row * pixels + segment * _SEGMENT
-            for i in range(first, min(first + _SEGMENT, row * pixels + pixels)):
-                h = grad[i]
-                if masked:
-                    h = h if out[i] > zero else zero
-                grad_x[i] = a_ * h + b_ * x[i] + c_
-                if residual:
-                    grad_residual[i] = h
+    @_by_segments
+    def grad_x(first, last, channel, segment, call):
+        grad, x, out = pointer(call.grad, bits), pointer(call.x, bits), pointer(call.out, bits)
+        grad_x, grad_residual = pointer(call.result, bits), pointer(call.residual, bits)
+        a, b = pointer(call.a, bits)[channel], pointer(call.b, bits)[channel]
+        c = pointer(call.c, bits)[channel]
+        for i in range(first, last):
+            h = grad[i]
+            if masked:
+                h = h if out[i] > zero else zero
+            grad_x[i] = a * h + b * x[i] + c
+            if residual:
+                grad_residual[i] = h
 
-    return body
+    return grad_x

@@ -159,8 +159,10 @@ class _Files(_Cache):
         if directory is None:
             raise OSError("no directory for compiled kernels")
         versions = numba.__version__, llvmlite.__version__, np.__version__, sys.version
+        # of a named tuple the type's text does not say which fields it has, and in which order
+        fields = [getattr(kind, "fields", ()) for kind in getattr(sig, "args", sig)]
         depends = (
-            lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig),
+            lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig), fields,
             codegen.magic_tuple(), _settings(), versions, CHECKED,
         )  # fmt: skip
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]

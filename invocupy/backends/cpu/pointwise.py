@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
@@ -35,42 +36,40 @@ _POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, 
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
-
-_Forward = namedtuple("_Forward", "x weight out channels terms rows pixels chunk groups")
-
+_Forward = namedtuple("_Forward", "x weight out channels terms rows pixels chunk shares")
 _GradWeight = namedtuple(
     "_GradWeight",
-    "left right sums left_channels rows right_channels columns pixels positions chunk units "
-    "parts height column_blocks width",
+    "left right sums left_channels rows right_channels columns pixels positions chunk parts height "
+    "width",
 )
 
 
-def forward(x: Any, weight: Any, bias: Any, out: Any) -> None:
+def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """``out[n] = weight @ x[n] + bias``."""
     _multiply(packed(weight, bias), x, out)
 
 
-def grad_x(grad: Any, weight: Any, out: Any) -> None:
+def grad_x(grad: Array, weight: Array, out: Array) -> None:
     """``out[n] = weight.T @ grad[n]``."""
     _multiply(packed(weight, turned=True), grad, out)
 
 
-def _multiply(order: Any, x: Any, out: Any) -> None:
+def _multiply(order: Array, x: Array, out: Array) -> None:
     batch, channels, pixels = x.shape
-    rows = out.shape[1]
+    blocks, terms, _ = order.shape
     tile = VECTORS * BYTES // x.itemsize
-    chunk = min(max(_CACHE // (order.shape[1] * tile * x.itemsize), 1), -(-pixels // tile)) * tile
+    chunk = min(max(_CACHE // (terms * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
-    groups = min(order.shape[0], -(-_TASKS // chunks))
-    bytes_ = order.shape[1] * (chunk * x.itemsize + 64) + BYTES
+    shares = min(blocks, -(-_TASKS // chunks))
     launch(
-        _forward(8 * x.itemsize), chunks * groups, x.size * rows // 16, bytes_,
-        _Forward(x, order, out, channels, order.shape[1], rows, pixels, chunk, groups),
+        _forward(8 * x.itemsize), chunks * shares, x.size * out.shape[1] // 16,
+        terms * (chunk * x.itemsize + 64) + BYTES,
+        _Forward(x, order, out, channels, terms, out.shape[1], pixels, chunk, shares),
     )  # fmt: skip
 
 
-def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
+def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
     """A product as well, whose terms are the pixels: both sides are transposed in cache."""
     batch, rows, pixels = grad.shape
     columns = x.shape[1] + (grad_bias is not None)  # the last one, of ones, for the bias
@@ -83,9 +82,8 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
     column_blocks, width = _blocks(right[1], lanes)
     room = _CACHE // ((height + width) * x.itemsize)
     chunk = min(max(room // lanes, 1), _POSITIONS // lanes, -(-batch * pixels // lanes)) * lanes
-    units = -(-batch * pixels // chunk)
     blocks = row_blocks * column_blocks
-    parts = min(max(PARTS // blocks, 1), units)
+    parts = min(max(PARTS // blocks, 1), -(-batch * pixels // chunk))
     sums = np.empty((parts, left[1], right[1]), np.float64)
     elements = (
         (height + chunk) * (width + lanes) + chunk * (height + lanes) + lanes * (chunk + lanes)
@@ -95,7 +93,7 @@ def grad_weight(grad: Any, x: Any, out: Any, grad_bias: Any) -> None:
         elements * x.itemsize,
         _GradWeight(
             left[0], right[0], sums, left[0].shape[1], left[1], right[0].shape[1], right[1],
-            pixels, batch * pixels, chunk, units, parts, height, column_blocks, width,
+            pixels, batch * pixels, chunk, parts, height, width,
         ),
     )  # fmt: skip
     total = sums.sum(axis=0)
@@ -121,26 +119,25 @@ def _forward(bits: int) -> Any:
 
     @jit
     def body(task, turn, scratch, words):
-        x, weight, out, channels, terms, rows, pixels, chunk, groups = read(words, _Forward)
-        chunks = -(-pixels // chunk)
+        x, weight, out, channels, terms, rows, pixels, chunk, shares = read(words, _Forward)
         plane = chunk * size + 64
         if terms > channels and turn == 0:
             ones = pointer(scratch + channels * plane, bits)
             for i in range(chunk):
                 ones[i] = 1
-        task, group = divmod(task, groups)
-        n, first = task // chunks, task % chunks * chunk
+        task, share = divmod(task, shares)
+        n, first = divmod(task, -(-pixels // chunk))
+        first *= chunk
         count = min(chunk, pixels - first)
         whole = count // tile * tile
-        source = x + (n * channels * pixels + first) * size
-        target = out + (n * rows * pixels + first) * size
         for c in range(channels):
             held = pointer(scratch + c * plane, bits)
-            seen = pointer(source + c * pixels * size, bits)
+            seen = pointer(x + ((n * channels + c) * pixels + first) * size, bits)
             for i in range(count):
                 held[i] = seen[i]
+        target = out + (n * rows * pixels + first) * size
         blocks = -(-rows // S)
-        for b in range(blocks * group // groups, blocks * (group + 1) // groups):
+        for b in range(blocks * share // shares, blocks * (share + 1) // shares):
             w, place = weight + b * terms * S * size, target + b * S * pixels * size
             last = min(S, rows - b * S) - 1
             for i in range(0, whole * size, tile * size):
@@ -161,12 +158,13 @@ def _forward(bits: int) -> Any:
 def _grad_weight(bits: int) -> Any:
     size = bits // 8
     V, R, S = BYTES // size, VECTORS, ROWS
-    vector = BYTES
 
     @jit
-    def transposed(target, pitch, held, row, source, channels, pixels, first, count, start, width):
-        """``count`` positions from ``first`` on, a row of the target each, of the channels from
-        ``start`` on; after the last one there are ones."""
+    def transpose(to, pitch, held, row, source, channels, pixels, first, count, start, width):
+        """``count`` positions from ``first`` on, a row of ``to`` each, of channels from ``start``.
+
+        After the last channel there are ones.
+        """
         for group in range(start, start + width, V):
             some = min(V, start + width - group)
             real = min(some, channels - group)
@@ -176,9 +174,8 @@ def _grad_weight(bits: int) -> Any:
                 run = min(pixels - i, count - done)
                 for q in range(real):
                     line = pointer(held + q * row + done * size, bits)
-                    seen = pointer(
-                        source + ((n * channels + group + q) * pixels + i) * size, bits
-                    )  # fmt: skip
+                    place = source + ((n * channels + group + q) * pixels + i) * size
+                    seen = pointer(place, bits)
                     for j in range(run):
                         line[j] = seen[j]
                 n, i, done = n + 1, 0, done + run
@@ -186,9 +183,9 @@ def _grad_weight(bits: int) -> Any:
                 line = pointer(held + q * row, bits)
                 for j in range(count):
                     line[j] = 1
-            place = target + (group - start) * size
             for j in range(0, count, V):
-                transpose_block(held + j * size, row, place + j * pitch, pitch, V, bits)
+                place = to + (group - start) * size + j * pitch
+                transpose_block(held + j * size, row, place, pitch, V, bits)
 
     def multiply_by(R):
         @jit
@@ -208,42 +205,36 @@ def _grad_weight(bits: int) -> Any:
     def body(task, turn, scratch, words):
         (
             left, right, sums, left_channels, rows, right_channels, columns, pixels, positions,
-            chunk, units, parts, height, column_blocks, width,
+            chunk, parts, height, width,
         ) = read(words, _GradWeight)  # fmt: skip
         # Rows of 4096 bytes would all lie in the same place of L1.
-        left_row, right_row, row = (
-            height * size + vector,
-            width * size + vector,
-            chunk * size + vector,
-        )
-        turned_left = scratch + height * right_row
-        turned_right = turned_left + chunk * left_row
-        held = turned_right + chunk * right_row
+        left_row, right_row, row = height * size + BYTES, width * size + BYTES, chunk * size + BYTES
+        left_side = scratch + height * right_row
+        right_side = left_side + chunk * left_row
+        held = right_side + chunk * right_row
         total, out = pointer(scratch, bits), pointer(sums, 64)
         block, part = divmod(task, parts)
-        o, c = block // column_blocks * height, block % column_blocks * width
+        o, c = divmod(block, -(-columns // width))
+        o, c = o * height, c * width
         for i in range(height * right_row // size):
             total[i] = 0
+        units, wide = -(-positions // chunk), width // (R * V) * R * V
         for unit in range(units * part // parts, units * (part + 1) // parts):
             first = unit * chunk
             count = min(chunk, positions - first)
-            transposed(
-                turned_left, left_row, held, row, left, left_channels, pixels, first, count, o,
-                height,
+            transpose(
+                left_side, left_row, held, row, left, left_channels, pixels, first, count, o, height
+            )
+            transpose(
+                right_side, right_row, held, row, right, right_channels, pixels, first, count, c,
+                width,
             )  # fmt: skip
-            transposed(
-                turned_right, right_row, held, row, right, right_channels, pixels, first,
-                count, c, width,
-            )  # fmt: skip
-            j = 0
-            while j < width:
-                source, target = turned_right + j * size, scratch + j * size
-                if width - j >= R * V:
-                    several(count, turned_left, left_row, height, source, right_row, target)
-                    j += R * V
-                else:
-                    one(count, turned_left, left_row, height, source, right_row, target)
-                    j += V
+            for j in range(0, wide * size, R * V * size):
+                several(
+                    count, left_side, left_row, height, right_side + j, right_row, scratch + j
+                )  # fmt: skip
+            for j in range(wide * size, width * size, V * size):
+                one(count, left_side, left_row, height, right_side + j, right_row, scratch + j)
         for i in range(min(height, rows - o)):
             for j in range(min(width, columns - c)):
                 out[(part * rows + o + i) * columns + c + j] = total[i * (right_row // size) + j]

@@ -9,46 +9,66 @@ columns first, so that they need no such thing.
 
 from __future__ import annotations
 
-from collections import namedtuple
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
+from invocupy.backends.windows import Pair
 
-_Call = namedtuple(
-    "_Call", "first second third table height width rows columns down across row_step step top"
-)
+Window = tuple[Pair, Pair, Pair]
 
 
-def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
+class Call(NamedTuple):
+    """A task is a plane: of x and of the windows' results, or of the gradients of both."""
+
+    x: Array
+    out: Array
+    more: Array  # winners, or the scale
+    table: Array  # LOW, HIGH, FIRST and SORTED of each column of a window
+    height: int
+    width: int
+    rows: int
+    columns: int
+    down: int
+    across: int
+    row_step: int
+    step: int
+    top: int
+
+
+# from which to before which window this column of it lies in x, and where the first window has it
+# in a row of x as it is, and sorted
+LOW, HIGH, FIRST, SORTED, FIELDS = range(5)
+
+
+def max_pool(x: Array, window: Window, out: Array, winner: Array) -> None:
     """Taps in turn along each row of windows."""
-    _launch(
-        _max_pool(8 * x.itemsize, 8 * winner.itemsize), (x, out, winner), x, out, window, x.shape[2]
-    )
+    body = _max_pool(8 * x.itemsize, 8 * winner.itemsize)
+    _launch(body, x, out, winner, window, x.shape[2])
 
 
-def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
+def max_pool_grad(grad: Array, winner: Array, window: Window, out: Array) -> None:
     """Windows in turn: each gives to its winner."""
-    kernel = _max_pool_grad(8 * grad.itemsize, 8 * winner.itemsize)
-    _launch(kernel, (grad, winner, out), out, grad, window)
+    _launch(_max_pool_grad(8 * grad.itemsize, 8 * winner.itemsize), out, grad, winner, window)
 
 
-def avg_pool(x: Any, scale: Any, window: Any, out: Any) -> None:
+def avg_pool(x: Array, scale: Array, window: Window, out: Array) -> None:
     """Sums down the columns, then along the rows."""
-    _launch(_avg_pool(8 * x.itemsize), (x, scale, out), x, out, window)
+    _launch(_avg_pool(8 * x.itemsize, False), x, out, scale, window)
 
 
-def avg_pool_grad(grad: Any, scale: Any, window: Any, out: Any) -> None:
+def avg_pool_grad(grad: Array, scale: Array, window: Window, out: Array) -> None:
     """Spread along the rows, then down the columns."""
-    _launch(_avg_pool_grad(8 * grad.itemsize), (grad, scale, out), out, grad, window)
+    _launch(_avg_pool(8 * grad.itemsize, True), out, grad, scale, window)
 
 
 def _launch(
-    kernel: Any, arrays: tuple[Any, ...], x: Any, out: Any, window: Any, rows: int = 0
+    body: Any, x: Array, out: Array, more: Array, window: Window, rows: int = 0
 ) -> None:  # fmt: skip
     """A task for each plane; in scratch are ``rows`` rows of x, sorted, or one as it is."""
     images, channels, height, width = x.shape
@@ -56,19 +76,22 @@ def _launch(
     columns = out.shape[3]
     step = step if columns > 1 else 1  # from a single window to no next one, however far
     each = -(-width // step)  # columns of one remainder
-    # of each column of a window: from which to before which window it lies in x, and where the
-    # first window has it in a row of x as it is, and sorted
     first = np.arange(size[1]) - left
     low, high = -(first // step), (width - 1 - first) // step + 1
     table = [np.maximum(low, 0), np.minimum(high, columns), first, first % step * each - low]
+    sizes = height, width, *out.shape[2:], *size, row_step, step, top
     launch(
-        kernel, images * channels, x.size + out.size * size[0] * size[1] // 4,
+        body, images * channels, x.size + out.size * size[0] * size[1] // 4,
         (rows * each * step or width) * x.itemsize,
-        _Call(
-            *arrays, np.stack(table, axis=1), height, width, *out.shape[2:], *size, row_step, step,
-            top,
-        ),
+        Call(x, out, more, np.stack(table, axis=1), *sizes),
     )  # fmt: skip
+
+
+@jit
+def rows_seen(i, call):
+    """From which to before which row of x a row of windows sees."""
+    first = i * call.row_step - call.top
+    return max(first, 0), min(first + call.down, call.height)
 
 
 @cache
@@ -78,37 +101,36 @@ def _max_pool(bits: int, index_bits: int) -> Any:
     least = {32: np.float32, 64: np.float64}[bits](-np.inf)
 
     @jit
-    def body(task, turn, scratch, words):
-        w = read(words, _Call)
-        x, out, winner = w.first, w.second, w.third
-        each = -(-w.width // w.step)  # w.columns of one remainder
-        held, table = pointer(scratch, bits), pointer(w.table, -64)
-        plane = pointer(x + task * w.height * w.width * size, bits)
-        for y in range(w.height):
-            for phase in range(w.step):
-                to = (y * w.step + phase) * each
-                for k in range((w.width - phase + w.step - 1) // w.step):
-                    held[to + k] = plane[y * w.width + phase + k * w.step]
-        for i in range(w.rows):
-            place = (task * w.rows + i) * w.columns
-            best = pointer(out + place * size, bits)
-            where = pointer(winner + place * index_size, index_kind)
-            for j in range(w.columns):
+    def max_pool(task, turn, scratch, words):
+        call = read(words, Call)
+        width, columns, step = call.width, call.columns, call.step
+        each = -(-width // step)  # columns of one remainder
+        held, table = pointer(scratch, bits), pointer(call.table, -64)
+        plane = pointer(call.x + task * call.height * width * size, bits)
+        for y in range(call.height):
+            for phase in range(step):
+                to = (y * step + phase) * each
+                for k in range((width - phase + step - 1) // step):
+                    held[to + k] = plane[y * width + phase + k * step]
+        for i in range(call.rows):
+            place = (task * call.rows + i) * columns
+            best = pointer(call.out + place * size, bits)
+            where = pointer(call.more + place * index_size, index_kind)
+            for j in range(columns):
                 best[j] = least
                 where[j] = -1
-            first = i * w.row_step - w.top
-            for y in range(max(first, 0), min(first + w.down, w.height)):
-                for v in range(w.across):
-                    seen = y * w.step * each + table[v * 4 + 3]
-                    index = y * w.width + table[v * 4 + 2]
-                    for j in range(table[v * 4], table[v * 4 + 1]):
+            for y in range(*rows_seen(i, call)):
+                for v in range(0, call.across * FIELDS, FIELDS):
+                    seen = y * step * each + table[v + SORTED]
+                    index = y * width + table[v + FIRST]
+                    for j in range(table[v + LOW], table[v + HIGH]):
                         value, before = held[seen + j], best[j]
                         better = (value > before) | (where[j] < 0)
                         better |= (value != value) & (before == before)
                         best[j] = value if better else before
-                        where[j] = whole(index + j * w.step) if better else where[j]
+                        where[j] = whole(index + j * step) if better else where[j]
 
-    return body
+    return max_pool
 
 
 @cache
@@ -116,77 +138,58 @@ def _max_pool_grad(bits: int, index_bits: int) -> Any:
     size, index_size, index_kind = bits // 8, index_bits // 8, -index_bits
 
     @jit
-    def body(task, turn, scratch, words):
-        w = read(words, _Call)
-        grad, winner, out = w.first, w.second, w.third
-        total = pointer(out + task * w.height * w.width * size, bits)
-        for i in range(w.height * w.width):
+    def max_pool_grad(task, turn, scratch, words):
+        call = read(words, Call)
+        pixels, windows = call.height * call.width, call.rows * call.columns
+        total = pointer(call.x + task * pixels * size, bits)
+        share = pointer(call.out + task * windows * size, bits)
+        where = pointer(call.more + task * windows * index_size, index_kind)
+        for i in range(pixels):
             total[i] = 0
-        share = pointer(grad + task * w.rows * w.columns * size, bits)
-        where = pointer(winner + task * w.rows * w.columns * index_size, index_kind)
-        for i in range(w.rows * w.columns):
+        for i in range(windows):
             total[where[i]] += share[i]
 
-    return body
+    return max_pool_grad
 
 
 @cache
-def _avg_pool(bits: int) -> Any:
+def _avg_pool(bits: int, backward: bool) -> Any:
+    """Both ways between planes and windows: by a row of x, the sum of those that a row sees."""
     size = bits // 8
 
     @jit
-    def body(task, turn, scratch, words):
-        w = read(words, _Call)
-        x, scale, out = w.first, w.second, w.third
-        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(w.table, -64)
-        for i in range(w.rows):
-            first, last = (
-                max(i * w.row_step - w.top, 0),
-                min(i * w.row_step - w.top + w.down, w.height),
-            )
-            seen = pointer(x + (task * w.height + first) * w.width * size, bits)
-            for k in range(w.width):
-                held[k] = seen[k]
-            for y in range(first + 1, last):
-                seen = pointer(x + (task * w.height + y) * w.width * size, bits)
-                for k in range(w.width):
-                    held[k] += seen[k]
-            total = pointer(out + (task * w.rows + i) * w.columns * size, bits)
-            for j in range(w.columns):
-                total[j] = 0
-            for v in range(w.across):
-                offset = table[v * 4 + 2]
-                for j in range(table[v * 4], table[v * 4 + 1]):
-                    total[j] += held[j * w.step + offset]
-            for j in range(w.columns):
-                total[j] *= factor[i * w.columns + j]
+    def avg_pool(task, turn, scratch, words):
+        call = read(words, Call)
+        width, columns, step, table = call.width, call.columns, call.step, pointer(call.table, -64)
+        held, factor = pointer(scratch, bits), pointer(call.more, bits)
+        plane = pointer(call.x + task * call.height * width * size, bits)
+        if backward:
+            for k in range(call.height * width):
+                plane[k] = 0
+        for i in range(call.rows):
+            first, last = rows_seen(i, call)
+            share = pointer(call.out + (task * call.rows + i) * columns * size, bits)
+            for k in range(width):
+                held[k] = 0 if backward else plane[first * width + k]
+            if not backward:
+                for y in range(first + 1, last):
+                    for k in range(width):
+                        held[k] += plane[y * width + k]
+                for j in range(columns):
+                    share[j] = 0
+            for v in range(0, call.across * FIELDS, FIELDS):
+                for j in range(table[v + LOW], table[v + HIGH]):
+                    k = j * step + table[v + FIRST]
+                    if backward:
+                        held[k] += share[j] * factor[i * columns + j]
+                    else:
+                        share[j] += held[k]
+            if backward:
+                for y in range(first, last):
+                    for k in range(width):
+                        plane[y * width + k] += held[k]
+            else:
+                for j in range(columns):
+                    share[j] *= factor[i * columns + j]
 
-    return body
-
-
-@cache
-def _avg_pool_grad(bits: int) -> Any:
-    size = bits // 8
-
-    @jit
-    def body(task, turn, scratch, words):
-        w = read(words, _Call)
-        grad, scale, out = w.first, w.second, w.third
-        held, factor, table = pointer(scratch, bits), pointer(scale, bits), pointer(w.table, -64)
-        total = pointer(out + task * w.height * w.width * size, bits)
-        for i in range(w.height * w.width):
-            total[i] = 0
-        for i in range(w.rows):
-            for k in range(w.width):
-                held[k] = 0
-            share = pointer(grad + (task * w.rows + i) * w.columns * size, bits)
-            for v in range(w.across):
-                offset = table[v * 4 + 2]
-                for j in range(table[v * 4], table[v * 4 + 1]):
-                    held[j * w.step + offset] += share[j] * factor[i * w.columns + j]
-            first = i * w.row_step - w.top
-            for y in range(max(first, 0), min(first + w.down, w.height)):
-                for k in range(w.width):
-                    total[y * w.width + k] += held[k]
-
-    return body
+    return avg_pool

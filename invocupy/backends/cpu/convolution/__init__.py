@@ -10,20 +10,23 @@ each such class meets some of the taps, with stride 1.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
-from typing import Any
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import Record
-from invocupy.backends.cpu.convolution import depthwise as cpu_depthwise
-from invocupy.backends.cpu.convolution import tiles as cpu_tiles
+from invocupy.backends.cpu.convolution import depthwise, tiles
 from invocupy.backends.cpu.convolution.blocks import correlate, take
-from invocupy.backends.cpu.convolution.tiles import COUNT, MARK, START, TERM, TERMS, View
+from invocupy.backends.cpu.convolution.tiles import MARK, TERM, TERMS, Block
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.products import BYTES, COLUMNS, ROWS, VECTORS
 from invocupy.backends.windows import Pair
+
+Window = tuple[Pair, Pair, Pair]
+Tap = tuple[int, int, int]  # row and column where the position (0, 0) sees it, place in the weights
 
 _TASKS = 16  # into which a product is cut at least
 _CHUNK = 8  # tiles in a task at most
@@ -34,69 +37,60 @@ _TOGETHER = 4  # such blocks of terms in a task
 _CACHE = 1 << 18  # bytes of both that are worked on at a time: a part of L2
 
 
-def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
+def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> None:
     """One product for all of ``out``."""
-    if weight.shape[1] == 1 and x.shape[1] == len(weight):
-        cpu_depthwise.forward(x, weight, bias, window, out)
+    if _is_depthwise(x, weight):
+        depthwise.forward(x, weight, bias, window, out)
         return
-    channels, size = weight.shape[1], weight.shape[2:]
-    taps = size[0] * size[1]
-    sizes = x.shape[1] // channels, len(weight) * channels // x.shape[1], channels
-    steps = channels * taps, taps
-    seen = [(*place, k) for k, place in enumerate(_taps(size, window))]
-    _multiply(x, weight, bias, sizes, steps, seen, window[0], out, (0, 0), (1, 1))
+    taps = _taps(weight.shape[2:], window)
+    _multiply(x, weight, bias, False, taps, window[0], out, (0, 0), (1, 1))
 
 
-def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
+def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
     """A product for each class of positions with the taps that reach it."""
-    if weight.shape[1] == 1 and out.shape[1] == len(weight):
-        cpu_depthwise.grad_x(grad, weight, window, out)
+    if _is_depthwise(out, weight):
+        depthwise.grad_x(grad, weight, window, out)
         return
-    channels, size = weight.shape[1], weight.shape[2:]
-    taps = size[0] * size[1]
-    sizes = out.shape[1] // channels, channels, len(weight) * channels // out.shape[1]
-    steps, pads, dilations = window
+    size, (steps, pads, dilations) = weight.shape[2:], window
     height, width = out.shape[2:]
     for first in product(range(min(steps[0], height)), range(min(steps[1], width))):
         down, across = (
             [(k, (a + p - k * d) // s) for k in range(n) if (a + p - k * d) % s == 0]
             for a, s, p, d, n in zip(first, steps, pads, dilations, size, strict=True)
         )
-        seen = [(i, j, u * size[1] + v) for u, i in down for v, j in across]
-        if seen:
-            turned = taps, channels * taps
-            _multiply(grad, weight, None, sizes, turned, seen, (1, 1), out, first, steps)
+        taps = [(i, j, u * size[1] + v) for u, i in down for v, j in across]
+        if taps:
+            _multiply(grad, weight, None, True, taps, (1, 1), out, first, steps)
         else:
             out[:, :, first[0] :: steps[0], first[1] :: steps[1]] = 0
 
 
-def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> None:
+def grad_weight(
+    grad: Array, x: Array, window: Window, out: Array, grad_bias: Array | None
+) -> None:  # fmt: skip
     """Sums over positions, a chunk of tiles at a time: a part of them for some rows and terms."""
-    if out.shape[1] == 1 and x.shape[1] == len(out):
-        cpu_depthwise.grad_weight(grad, x, window, out, grad_bias)
+    if _is_depthwise(x, out):
+        depthwise.grad_weight(grad, x, window, out, grad_bias)
         return
-    channels, size, positions = out.shape[1], out.shape[2:], grad.shape[2:]
+    channels, positions, taps = out.shape[1], grad.shape[2:], _taps(out.shape[2:], window)
     groups = x.shape[1] // channels
-    rows, taps = grad.shape[1] // groups, [(*place, 0) for place in _taps(size, window)]
-    blocks, places = _blocks(channels, len(taps), _BLOCK, True, COLUMNS)
-    height = _up(_even(rows, _HEIGHT), ROWS)
-    width = _up(int(blocks[:, COUNT].max()), COLUMNS)
-    tiles = _tiles(len(x), positions, x.itemsize)
-    chunk = min(max(_CACHE // ((height + width) * TERM), 1), tiles)
-    units = -(-tiles // chunk)
+    rows = len(out) // groups
+    blocks, places, widest, columns = _blocks(channels, len(taps), _BLOCK, True, COLUMNS)
+    height, width = _up(_even(rows, _HEIGHT), ROWS), _up(widest, COLUMNS)
+    columns = _up(columns, COLUMNS)
+    number = _tiles(len(x), positions, x.itemsize)
+    chunk = min(max(_CACHE // ((height + width) * TERM), 1), number)
     bands, strips = -(-rows // height), -(-len(blocks) // _TOGETHER)
-    parts = min(max(PARTS // (groups * bands * strips), 1), units)
-    columns = int(blocks[-1, START]) + _up(int(blocks[-1, COUNT]), COLUMNS)
+    parts = min(max(PARTS // (groups * bands * strips), 1), -(-number // chunk))
     sums = np.zeros((parts, groups, bands * height, columns), np.float64)
     V, bits = BYTES // x.itemsize, 8 * x.itemsize
     launch(
-        cpu_tiles.grad_weight(bits), groups * bands * strips * parts, grad.size * columns // 16,
+        tiles.grad_weight(bits), groups * bands * strips * parts, grad.size * columns // 16,
         (height + width) * (chunk * TERM + 64) + TERMS * MARK,
-        cpu_tiles.GradWeight(
-            _view(grad, positions, (1, 1), 1), _columns([(0, 0, 0)], positions[1], (1, 1)),
-            _view(x, positions, window[0], len(taps)), _columns(taps, x.shape[3], window[0]),
-            blocks, len(blocks), grad, x, sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups,
-            rows, channels, columns, tiles, chunk, units, parts, bands, height, width, strips,
+        tiles.GradWeight(
+            _view(grad, [(0, 0, 0)], positions, (1, 1)), _view(x, taps, positions, window[0]),
+            blocks, len(blocks), sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups, columns,
+            number, chunk, parts, height, width, strips,
         ),
     )  # fmt: skip
     total = sums.sum(axis=0)[:, :rows]
@@ -105,89 +99,93 @@ def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> Non
         grad_bias[...] = total[..., places[-1] + 1].ravel()
 
 
-def _multiply(
-    x: Any, weight: Any, bias: Any, sizes: tuple[int, int, int], strides: Pair, taps: Any,
-    steps: Pair, out: Any, first: Pair, out_steps: Pair,
-) -> None:  # fmt: skip
-    """Every ``out_steps``-th position of ``out`` from ``first`` on, which sees x by ``steps``.
+def _is_depthwise(x: Array, weight: Array) -> bool:
+    return bool(weight.shape[1] == 1 and x.shape[1] == len(weight))
 
-    ``sizes`` are groups, rows and channels of a product, ``strides`` those of rows and channels in
-    ``weight``; a tap is a row, a column and its place in ``weight``.
-    """
-    groups, rows, channels = sizes
+
+def _multiply(
+    x: Array, weight: Array, bias: Array | None, transposed: bool, taps: list[Tap], steps: Pair,
+    out: Array, first: Pair, out_steps: Pair,
+) -> None:  # fmt: skip
+    """Every ``out_steps``-th position of ``out`` from ``first`` on, which sees x by ``steps``."""
+    channels, area = weight.shape[1], weight.shape[2] * weight.shape[3]
+    groups = (out if transposed else x).shape[1] // channels
+    sides = (len(weight) // groups, channels * area), (channels, area)
+    (rows, row_step), (channels, step) = sides[::-1] if transposed else sides
     height, width = out.shape[2:]
     positions = (
         len(range(first[0], height, out_steps[0])),
         len(range(first[1], width, out_steps[1])),
     )
-    blocks, _ = _blocks(channels, len(taps), TERMS, bias is not None, 1)
-    table = _columns(taps, x.shape[3], steps)
-    terms, bits = int(blocks[-1, START] + blocks[-1, COUNT]), 8 * x.itemsize
+    blocks, places, _, terms = _blocks(channels, len(taps), TERMS, bias is not None, 1)
+    offsets = np.empty(len(places), np.int64)
+    offsets[places] = np.add.outer(np.arange(channels) * step, [k for _, _, k in taps]).ravel()
     matrix = np.empty((groups, -(-rows // ROWS), terms, ROWS), x.dtype)
     launch(
-        cpu_tiles.order(bits), groups * matrix.shape[1], matrix.size, 0,
-        cpu_tiles.Order(
-            table, blocks, len(blocks), weight, bias, matrix, rows, terms, weight.size // groups,
-            *strides,
+        tiles.order(8 * x.itemsize), groups * matrix.shape[1], matrix.size, 0,
+        tiles.Order(
+            offsets, len(offsets), weight, bias, matrix, rows, weight.size // groups, row_step
         ),
     )  # fmt: skip
-    tiles = _tiles(len(x), positions, x.itemsize)
-    chunk = max(min(tiles * groups // _TASKS, _CHUNK), 1)
-    chunks = -(-tiles // chunk)
+    number = _tiles(len(x), positions, x.itemsize)
+    chunk = max(min(number * groups // _TASKS, _CHUNK), 1)
+    chunks = -(-number // chunk)
     # few chunks: their rows are shared out as well
     shares = min(matrix.shape[1], -(-_TASKS // (groups * chunks)))
     launch(
-        cpu_tiles.forward(bits), groups * chunks * shares,
+        tiles.forward(8 * x.itemsize), groups * chunks * shares,
         len(x) * positions[0] * positions[1] * matrix.size // 16,
         (TERMS + 1 + rows) * TERM + TERMS * MARK,
-        cpu_tiles.Forward(
-            _view(x, positions, steps, len(taps)), table, blocks, len(blocks), x, matrix, out,
-            groups, channels, terms, rows, height * width, first[0] * width + first[1],
-            out_steps[0] * width, out_steps[1], tiles, chunk, chunks, shares,
+        tiles.Forward(
+            _view(x, taps, positions, steps), blocks, len(blocks), matrix, out, groups, rows, terms,
+            height * width, first[0] * width + first[1], out_steps[0] * width, out_steps[1],
+            number, chunk, shares,
         ),
     )  # fmt: skip
 
 
-def _taps(size: Pair, window: Any) -> list[Pair]:
-    """Rows and columns where the position (0, 0) sees each tap."""
+def _taps(size: tuple[int, ...], window: Window) -> list[Tap]:
     _, (top, left), (down, across) = window
-    return [(u * down - top, v * across - left) for u in range(size[0]) for v in range(size[1])]
+    numbered = enumerate(product(range(size[0]), range(size[1])))
+    return [(u * down - top, v * across - left, k) for k, (u, v) in numbered]
 
 
-def _tiles(images: int, positions: Pair, itemsize: int) -> int:
+def _tiles(images: int, positions: tuple[int, ...], itemsize: int) -> int:
     return -(-images * positions[0] * positions[1] // (TERM // itemsize))
 
 
-def _view(x: Any, positions: Pair, steps: Pair, taps: int) -> Record:
-    V, bits = BYTES // x.itemsize, 8 * x.itemsize
-    code, code_to_keep = (take(steps[1], keep, int(taps == 1), V, bits) for keep in (0, 1))
-    images, channels, height, width = x.shape
-    return Record(View(images, channels, height, width, *positions, *steps, code, code_to_keep))
+def _view(x: Array, taps: list[Tap], positions: tuple[int, ...], steps: Pair) -> Record:
+    """What :class:`.tiles.View` says of x, whose rows end where the table of taps does."""
+    (V, bits), s, one = (BYTES // x.itemsize, 8 * x.itemsize), steps[1], int(len(taps) == 1)
+    table = [
+        (row, column, -(column // s), -((column - x.shape[3]) // s)) for row, column, _ in taps
+    ]
+    code = (take(s, keep, one, V, bits) for keep in (0, 1))
+    sizes = *x.shape, *positions, *steps, *code
+    return Record(tiles.View(x, np.array(table, np.int64), *sizes))
 
 
-def _columns(taps: Any, width: int, steps: Pair) -> Any:
-    """The table of taps, given as (row, column, place in the weights)."""
-    s = steps[1]
-    return np.array([(y, x, k, -(x // s), -((x - width) // s)) for y, x, k in taps], np.int64)
-
-
-def _blocks(channels: int, taps: int, most: int, ones: bool, step: int) -> tuple[Any, Any]:
-    """Terms in blocks of at most ``most``: a table, and where each of (C, taps) stands.
+@lru_cache(maxsize=512)
+def _blocks(
+    channels: int, taps: int, most: int, ones: bool, step: int
+) -> tuple[Array, Array, int, int]:
+    """Terms in blocks of at most ``most``, where each of (C, taps) stands, the most, and all.
 
     A block is some channels through some taps, all if they fit, channel by channel; blocks begin at
     multiples of ``step``. With ``ones`` the last one has one more term, that of the bias.
     """
     each = _even(taps, most)
     share = _even(channels, max(most // each, 1))
-    rows, places, start = [], np.empty((channels, taps), np.int64), 0
+    blocks, places, start = [], np.empty((channels, taps), np.int64), 0
     for c in range(0, channels, share):
         for t in range(0, taps, each):
             part = places[c : c + share, t : t + each]
             part[...] = np.arange(start, start + part.size).reshape(part.shape)
-            rows.append((t, t + part.shape[1], c, len(part), start, part.size))
+            blocks.append(Block(t, part.shape[1], c, len(part), start, part.size))
             start = _up(start + part.size, step)
-    rows[-1] = *rows[-1][:-1], rows[-1][-1] + ones
-    return np.array(rows, np.int64), places.ravel()
+    blocks[-1] = blocks[-1]._replace(terms=blocks[-1].terms + ones)
+    most = max(b.terms for b in blocks)
+    return np.array(blocks, np.int64), places.ravel(), most, blocks[-1].start + blocks[-1].terms
 
 
 def _even(number: int, most: int) -> int:

@@ -33,7 +33,7 @@ def take(v: Vectors, args: Any, stride_: int, keep_: int, one_: int) -> None:
 
     def look(tap: Any) -> list[Any]:
         """Offset and masks: of the lanes, and of what is loaded for them."""
-        y, x, low, high = (v.load_word(v.add(tap, 8 * column)) for column in (Y, X, LOW, HIGH))
+        y, x, low, high = (v.load_word(v.add(tap, column)) for column in (Y, X, LOW, HIGH))
         y = v.add(top, y)
         low, high = (v.add(lane, clamp(builder.sub(end, j))) for end in (low, high))
         high = builder.select(builder.icmp_unsigned("<", y, height), high, low)
@@ -69,7 +69,7 @@ def take(v: Vectors, args: Any, stride_: int, keep_: int, one_: int) -> None:
     for number, mask in enumerate(masks):
         place = v.pointer(v.add(mark, (number + 1) * v.bytes), v.bytes)
         builder.store(builder.sext(mask, wide), place, align=v.size)
-    loop.close([v.add(tap, 8 * TAP), v.add(mark, MARK)])
+    loop.close([v.add(tap, TAP), v.add(mark, MARK)])
 
     outer = Loop(v, channels, [to, source])
     to, source = outer.carried
