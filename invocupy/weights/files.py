@@ -14,18 +14,12 @@ from typing import Any
 import numpy as np
 
 from invocupy import checkpoint
+from invocupy.arrays import Array
 from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing
-from invocupy.weights.arrays import (
-    Array,
-    Pending,
-    bfloat16,
-    storage_sizes,
-    storages,
-    table,
-)
-from invocupy.weights.nested import find
 from invocupy.weights.pickles import WeightsError, end_of_pickle, read_pickle
+from invocupy.weights.states import find
+from invocupy.weights.tensors import Pending, bfloat16, storage_sizes, storages, table
 
 _PADDLE_EXTRA = "StructuredToParameterName@@"
 _SAFETENSORS = {
@@ -34,6 +28,11 @@ _SAFETENSORS = {
     "C64": "<c8",
 }  # fmt: skip
 _SMALL, _RATIO = 1 << 30, 64  # an .npz unpacks to at most so many bytes, or times its size
+_NUMPYS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorch before 1.6
 
 
@@ -81,7 +80,6 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     ...     weights.read(path)["weight"].shape
     (2, 2)
     """
-    path = Path(path)
     try:
         path = existing(path)
         with path.open("rb") as file:
@@ -90,7 +88,7 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
         raise WeightsError(f"{path} cannot be read ({one_line(error)})") from error
     try:
         arrays = find(_kind(start, path)(path), _is_array, key)
-        arrays = {name: getattr(value, "array", value) for name, value in arrays.items()}
+        arrays = {n: v.array if isinstance(v, Pending) else v for n, v in arrays.items()}
     except checkpoint.CheckpointError as error:
         raise WeightsError(str(error)) from error
     except WeightsError as error:
@@ -115,10 +113,8 @@ def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
         return _torch if any(name.endswith("/data.pkl") for name in names) else _npz
     if len(start) > 8 and start[8:9] == b"{":
         return _safetensors
-    if start[:1] == b"\x80" and _OLD_MAGIC in start:
-        return _old_torch
     if start[:1] == b"\x80":
-        return _pickle
+        return _old_torch if _OLD_MAGIC in start else _pickle
     if start.startswith(b"\x93NUMPY"):
         raise WeightsError("an .npy file has no names: save an .npz file, with numpy.savez")
     raise WeightsError(
@@ -142,16 +138,16 @@ def _safetensors(path: Path) -> dict[str, Array]:
         members = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise WeightsError(f"it is no whole safetensors file ({error})") from error
-    return {name: _tensor(name, **member) for name, member in members}
-
-
-def _tensor(name: str, dtype: str, shape: list[int], data: bytearray) -> Array:
-    if dtype not in _SAFETENSORS:
-        raise WeightsError(
-            f"{name!r} has dtype {dtype}, which is not read: convert it to F32, F16 or BF16"
-        )
-    array = np.frombuffer(data, _SAFETENSORS[dtype]).reshape(shape)
-    return bfloat16(array) if dtype == "BF16" else array
+    arrays = {}
+    for name, member in members:
+        dtype = member["dtype"]
+        if dtype not in _SAFETENSORS:
+            raise WeightsError(
+                f"{name!r} has dtype {dtype}, which is not read: convert it to F32, F16 or BF16"
+            )
+        array = np.frombuffer(member["data"], _SAFETENSORS[dtype]).reshape(member["shape"])
+        arrays[name] = bfloat16(array) if dtype == "BF16" else array
+    return arrays
 
 
 def _npz(path: Path) -> dict[str, Array]:
@@ -163,38 +159,27 @@ def _npz(path: Path) -> dict[str, Array]:
             raise WeightsError(f"it is no .npz or PyTorch file: it has a member {other.filename!r}")
         if sum(info.file_size for info in members) > limit:
             raise WeightsError(f"unpacked it would be larger than {limit >> 20} MiB")
+        if any(info.compress_type not in _NUMPYS for info in members):
+            raise WeightsError("its members are packed in a way that NumPy does not use")
+        # no more of a member is unpacked than it states
         return {
-            info.filename.removesuffix(".npy"): _npy(info.filename, _member(archive, info))
+            info.filename.removesuffix(".npy"): _npy(info.filename, archive.read(info))
             for info in members
         }
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, no more of which are unpacked than it states."""
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise WeightsError("its members are packed in a way that NumPy does not use")
-    with archive.open(info) as file:
-        content = file.read(info.file_size)
-        if len(content) < info.file_size:
-            raise EOFError(f"{info.filename} is cut short")
-    return content
-
-
 def _npy(name: str, content: bytes) -> Array:
+    """An array whose header is read by NumPy, which would make room for what it states at once."""
     file = BytesIO(content)
     version = np.lib.format.read_magic(file)
-    header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in header:
+    if version not in _HEADERS:
         raise WeightsError(f"{name} is an array of format {version}, which is not known")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy's word that Python 2 wrote it
-        shape, fortran, dtype = header[version](file)
+        shape, fortran, dtype = _HEADERS[version](file)
+    rest = content[file.tell() :]
     if dtype.hasobject:
         raise WeightsError(f"{name} is an array of Python objects, which would be unpickled")
-    rest = content[file.tell() :]
     if len(rest) != math.prod(shape) * dtype.itemsize:
         raise WeightsError(f"{name} is an array with more or less bytes than its shape has")
     if dtype.kind == "V" and dtype != np.dtype("V2"):
@@ -206,11 +191,11 @@ def _npy(name: str, content: bytes) -> Array:
 
 
 def _torch(path: Path) -> Any:
+    left = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         (main,) = (name for name in names if name.endswith("/data.pkl"))
         root = main.removesuffix("data.pkl")
-        left = path.stat().st_size
 
         def member(name: str) -> bytes:
             nonlocal left
@@ -255,6 +240,5 @@ def _paddle(value: Any) -> Any:
     """An array of Paddle's: newer versions have (name, array), and bfloat16 as integers."""
     if type(value) is tuple and len(value) == 2:
         value = value[1]
-    if isinstance(value, Pending) and value.array is not None:
-        return bfloat16(value.array) if value.array.dtype == np.uint16 else value.array
-    return value
+    array = value.array if isinstance(value, Pending) else None
+    return bfloat16(array) if array is not None and array.dtype == np.uint16 else value

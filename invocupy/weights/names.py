@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.models import RedNet, ResNet, SimpleModel
 from invocupy.nn import Involution, Module
-from invocupy.weights.prefixes import merge, plain
+from invocupy.weights.states import merge, plain
 
 # The article registers each layer of its kernel generator twice: by itself and in a Sequential.
 _GENERATOR = {
-    "weights0": "reduce",
-    "BN": "norm",
-    "weights1": "span",
-    "kernel_generator.0": "reduce",
-    "kernel_generator.1": "norm",
-    "kernel_generator.3": "span",
-}
+    "weights0": "reduce", "BN": "norm", "weights1": "span",
+    "kernel_generator.0": "reduce", "kernel_generator.1": "norm", "kernel_generator.3": "span",
+}  # fmt: skip
 _BLOCK = {
-    "0": "expand",
-    "1": "expand_norm",
-    "3": "involution",
-    "4": "project",
-    "5": "project_norm",
-}
+    "0": "expand", "1": "expand_norm", "3": "involution", "4": "project", "5": "project_norm",
+}  # fmt: skip
 # From the authors' names, which Paddle's conversions keep, and Paddle's for batch norm.
 _NETWORK = {
     r"^(backbone|head)\.": "",
@@ -70,7 +63,7 @@ def import_state(
         ``ema_model.``, in any order, or any other prefix that all names share) are removed, and
         counters of averages (``n_averaged``) are ignored.
     source : str
-        Whose names they are.
+        Whose names they are; ``"auto"``: what the model and the names say.
 
         - ``"article"``: of the article's PyTorch classes (``layers.0.3.weights0.weight``, with
           duplicates under ``kernel_generator``), for :class:`~invocupy.models.SimpleModel` and
@@ -80,7 +73,6 @@ def import_state(
           :class:`~invocupy.models.RedNet`.
         - ``"torchvision"``: of its ResNets, for :class:`~invocupy.models.ResNet`.
         - ``"invocupy"``: :meth:`~invocupy.nn.Module.state_dict`'s, for any module.
-        - ``"auto"``: what the model and the names say.
     strict : bool
         Whether missing or left-over names are errors. If not, the others are loaded, such as the
         weights of a network without its head.
@@ -100,31 +92,23 @@ def import_state(
 
     Notes
     -----
-    The article's dense layers are found by their order, whatever their names. If they are numbered
-    (``dense_network.0``, ``.2``, ``.4``), the numbers are places in a ``Sequential``, and a gap
-    between two of them is an activation. A model without activations in the head refuses
-    weights of a head with activations, and vice versa. Other names (``fc1``) do not show whether
-    there are activations; ``model.head_relu`` then decides.
+    The article's dense layers are found by their order. Numbers as names (``dense_network.0``,
+    ``.2``, ``.4``) are places in a ``Sequential``, and a gap between two of them is an activation:
+    ``model.head_relu`` must say the same, and decides where names (``fc1``) do not show it.
 
-    In the names of others ``num_batches_tracked``, which counts steps of training, may be missing:
-    Paddle and old versions of PyTorch do not have it. It is 0 then.
+    ``num_batches_tracked``, which Paddle and old versions of PyTorch lack, is 0 if it is missing.
 
     Examples
     --------
     >>> import numpy as np
     >>> from invocupy import nn, weights
     >>> layer = nn.Involution(16)
-    >>> article = {
-    ...     "weights0.weight": np.ones((4, 16, 1, 1)),
-    ...     "weights0.bias": np.zeros(4),
-    ...     "BN.weight": np.ones(4),
-    ...     "BN.bias": np.zeros(4),
-    ...     "BN.running_mean": np.zeros(4),
-    ...     "BN.running_var": np.ones(4),
-    ...     "BN.num_batches_tracked": np.array(0),
-    ...     "weights1.weight": np.ones((9, 4, 1, 1)),
-    ...     "weights1.bias": np.zeros(9),
-    ... }
+    >>> norm = {"weight": np.ones(4), "bias": np.zeros(4)}
+    >>> norm |= {"running_mean": np.zeros(4), "running_var": np.ones(4)}
+    >>> article = {f"BN.{name}": array for name, array in norm.items()} | {
+    ...     "weights0.weight": np.ones((4, 16, 1, 1)), "weights0.bias": np.zeros(4),
+    ...     "weights1.weight": np.ones((9, 4, 1, 1)), "weights1.bias": np.zeros(9),
+    ... }  # fmt: skip
     >>> weights.import_state(layer, article)
     Fit(missing=[], left_over=[])
     >>> float(layer.span.weight.data.sum())
@@ -133,9 +117,9 @@ def import_state(
     own = model.state_dict()
     arrays = plain(state, own)
     if source == "auto":
-        source = _source(model, arrays)
+        source = _source(model, own, arrays)
     if source == "invocupy":
-        return _load(model, arrays, strict)
+        return _load(model, own, arrays, strict)
     if source not in _SOURCES:
         names = ", ".join(map(repr, ("auto", *_SOURCES, "invocupy")))
         raise ValueError(f"source must be one of {names}, got {source!r}")
@@ -153,7 +137,7 @@ def import_state(
         norm, dot, kind = name.rpartition(".")
         if kind == "num_batches_tracked" and f"{norm}{dot}running_mean" in arrays:
             arrays.setdefault(name, np.array(0))
-    return _load(model, arrays, strict)
+    return _load(model, own, arrays, strict)
 
 
 class Fit(NamedTuple):
@@ -163,39 +147,28 @@ class Fit(NamedTuple):
     left_over: list[str]
 
 
-def _load(model: Module, arrays: dict[str, Any], strict: bool) -> Fit:
-    own = model.state_dict()
-    fit = Fit(
-        [name for name in own if name not in arrays],
-        [name for name in arrays if name not in own],
-    )
+def _load(model: Module, own: Mapping[str, Array], arrays: dict[str, Any], strict: bool) -> Fit:
     if not strict and not own.keys() & arrays.keys():
         raise ValueError(
             f"state has none of the module's names: it has {', '.join(list(arrays)[:3])}, ..., and "
             f"the module {', '.join(list(own)[:3])}, ..."
         )
     model.load_state_dict(arrays, strict)
-    return fit
+    return Fit([n for n in own if n not in arrays], [n for n in arrays if n not in own])
+
+
+def _source(model: Module, own: Mapping[str, Array], arrays: Mapping[str, Any]) -> Any:
+    """Whose names these are; those of a network of ours are translated to themselves."""
+    ours = any(name in arrays for name in own) and not any(map(_ARTICLE.fullmatch, arrays))
+    if ours and not isinstance(model, RedNet | ResNet):
+        return "invocupy"
+    return next((name for name, kinds in _SOURCES.items() if isinstance(model, kinds)), "article")
 
 
 def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a RedNet or ResNet that show in the shapes of its arrays.
+    """Options of a RedNet or ResNet that show in the shapes of its arrays, under our names.
 
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        Under our names (:func:`network_state`).
-
-    Returns
-    -------
-    dict
-        Of ``num_classes``, ``in_channels``, ``stem`` (ResNet) and ``stem_kernel_size`` (RedNet)
-        those that show.
-
-    Examples
-    --------
     >>> from invocupy import models
-    >>> from invocupy.weights.names import network_options
     >>> network_options(models.resnet18(num_classes=10, stem="cifar", rng=0).state_dict())
     {'num_classes': 10, 'in_channels': 3, 'stem': 'cifar'}
     """
@@ -217,115 +190,94 @@ def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _check_options(own: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+def _check_options(own: Mapping[str, Array], arrays: Mapping[str, Any]) -> None:
     """Refuse weights of the same network with another option, which is named."""
-    has, wanted = network_options(own), network_options(arrays)
-    for name, value in wanted.items():
-        if name in has and has[name] != value:
+    has = network_options(own)
+    for name, value in network_options(arrays).items():
+        if has.get(name, value) != value:
             raise ValueError(
                 f"the shapes are those of a network with {name}={value!r}, and this one has "
                 f"{name}={has[name]!r}: build it with {name}={value!r}"
             )
 
 
-def _source(model: Module, arrays: Mapping[str, Any]) -> Any:
-    """Whose names these are."""
-    # A network's own names are translated to themselves.
-    own = any(name in arrays for name in model.state_dict())
-    own = own and not any(map(_ARTICLE.fullmatch, arrays))
-    if own and not isinstance(model, RedNet | ResNet):
-        return "invocupy"
-    return next((name for name, kinds in _SOURCES.items() if isinstance(model, kinds)), "article")
-
-
 def network_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a RedNet or ResNet under our names, whether from its authors, Paddle or us.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.weights.names import network_state
     >>> list(network_state({"backbone.stem.1.conv2.conv.bias": np.ones(18)}))
     ['stem.conv2.span.bias']
     """
-    renamed = []
-    for name, value in plain(state).items():
-        ours = name
-        for pattern, new in _NETWORK.items():
-            ours = re.sub(pattern, new, ours)
-        renamed.append((ours, name, value))
-    arrays = merge(renamed)
-    if any(name.endswith("._mean") for _, name, _ in renamed) and "fc.weight" in arrays:
+    theirs = plain(state)
+    arrays = merge((_network_name(name), name, value) for name, value in theirs.items())
+    if any(name.endswith("._mean") for name in theirs) and "fc.weight" in arrays:
         arrays["fc.weight"] = arrays["fc.weight"].T  # (in, out) in Paddle
     return arrays
+
+
+def _network_name(name: str) -> str:
+    for pattern, new in _NETWORK.items():
+        name = re.sub(pattern, new, name)
+    return name
 
 
 def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> dict[str, Any]:
     """The arrays of the article's network under our names, whether from its classes or from us.
 
-    Parameters
-    ----------
-    state : mapping of str to array
-    head_relu : bool, optional
-        Whether ReLUs stand between the dense layers, for names that do not say so.
+    ``head_relu`` says whether ReLUs stand between the dense layers, for names that do not.
 
-    Raises
-    ------
-    ValueError
-        If neither the names nor ``head_relu`` say it, or an activation stands between two of the
-        dense layers only.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.weights.names import article_state
     >>> list(article_state({f"dense_network.{i}.bias": np.ones(2) for i in (0, 2, 4)}))
     ['head.0.bias', 'head.2.bias', 'head.4.bias']
     """
     arrays = plain(state)
     if any(name.startswith("blocks.") for name in arrays):
         return arrays
-    renamed, head = [], {}
-    for name, value in arrays.items():
-        match = _ARTICLE.fullmatch(name)
-        if match:
-            block, position, rest = match.groups()
-            rest = _generator_name(rest) if position == "3" else rest
-            renamed.append((f"blocks.{block}.{_BLOCK[position]}.{rest}", name, value))
-        else:
-            head[name] = value
-    places = _places({name.rpartition(".")[0]: None for name in head}, head_relu)
-    for name, value in head.items():
+    ours = {name: _block_name(name) for name in arrays}
+    head = [name for name in arrays if not ours[name]]
+    places = _places([*dict.fromkeys(name.rpartition(".")[0] for name in head)], head_relu)
+    for name in head:
         layer, _, kind = name.rpartition(".")
-        renamed.append((f"head.{places[layer]}.{kind}", name, value))
-    return merge(renamed)
+        ours[name] = f"head.{places[layer]}.{kind}"
+    return merge((ours[name], name, array) for name, array in arrays.items())
 
 
-def _places(layers: Iterable[str], head_relu: bool | None) -> dict[str, int]:
+def _block_name(name: str) -> str:
+    """Our name for an array of the article's blocks; "" for another one."""
+    if not (match := _ARTICLE.fullmatch(name)):
+        return ""
+    block, position, rest = match.groups()
+    rest = _generator_name(rest) if position == "3" else rest
+    return f"blocks.{block}.{_BLOCK[position]}.{rest}"
+
+
+def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
     """Where each of the dense layers stands in our head."""
-    layers = list(layers)
     if len(layers) > 3:
         raise ValueError(
             f"state has {len(layers)} layers besides blocks of the article's network "
             f"({', '.join(layers[:3])}, ...), which has three: it is of another network"
         )
+    if len(layers) < 2:
+        return dict.fromkeys(layers, 0)
     numbered = [re.fullmatch(r"(.+\.)?(\d+)", layer) for layer in layers]
-    if len(layers) > 1 and all(numbered) and len({match[1] for match in numbered if match}) == 1:
-        layers.sort(key=lambda layer: int(layer.rpartition(".")[2]))
-        numbers = [int(layer.rpartition(".")[2]) for layer in layers]
-        gaps = {after - before > 1 for before, after in pairwise(numbers)}
+    if all(numbered) and len({match[1] for match in numbered if match}) == 1:
+        layers = sorted(layers, key=_number)
+        gaps = {_number(after) - _number(before) > 1 for before, after in pairwise(layers)}
         if len(gaps) == 2:
             raise ValueError(
                 f"the dense layers have the places {', '.join(layers)}: with an activation between "
                 "two of them only, they are none of SimpleModel's, which has two or none"
             )
         (head_relu,) = gaps
-    if head_relu is None and len(layers) > 1:
+    if head_relu is None:
         raise ValueError(
             f"the names of the dense layers ({', '.join(layers)}) do not say whether ReLUs stand "
             "between them: give head_relu"
         )
     return {layer: number * (2 if head_relu else 1) for number, layer in enumerate(layers)}
+
+
+def _number(layer: str) -> int:
+    return int(layer.rpartition(".")[2])
 
 
 def _generator_name(name: str) -> str:

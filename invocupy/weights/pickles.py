@@ -25,26 +25,24 @@ class WeightsError(ValueError):
 
 
 class Buildable:
-    """An object of a table's function that receives its state afterwards."""
+    """An object that may receive a state after it is made."""
 
     def build(self, state: Any) -> None:
         """Take over the state that the file has for it."""
-        raise NotImplementedError
 
 
-class Placeholder:
-    """Stands for an object of the file that is not read; nothing of it is run.
-
-    Parameters
-    ----------
-    what : str
-        Its class, for messages.
-    is_array : bool
-        Whether it is an array, of a kind that is not read.
-    """
+class Placeholder(Buildable):
+    """Stands for an object of the file that is not read; nothing of it is run."""
 
     def __init__(self, what: str, is_array: bool = False) -> None:
-        self.what, self.is_array = what[:100], is_array
+        self.what, self.is_array = what[:100], is_array  # its class, for messages
+
+
+class _Function:
+    """A function of the table; in the file's hands it can only be called by REDUCE, or passed."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
 
 
 _MARK = object()
@@ -58,6 +56,11 @@ _VALUES = {
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
     "SHORT_BINSTRING", "BINSTRING", "INT",  # Python 2's; strings as Latin-1
 }  # fmt: skip
+_TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # items; None: all to the mark
+_ADDING: dict[str, tuple[type, int | None]] = {
+    "APPEND": (list, 1), "APPENDS": (list, None), "SETITEM": (dict, 2), "SETITEMS": (dict, None),
+    "ADDITEMS": (set, None),
+}  # fmt: skip
 _LONGEST = 1000  # characters of a function's name
 _KEYS = str, bytes, int, float, type(None)
 
@@ -65,30 +68,11 @@ _KEYS = str, bytes, int, float, type(None)
 def read_pickle(
     content: bytes, table: Table, persistent: Callable[[Any], Any] | None = None
 ) -> Any:
-    """The object that a pickle describes.
+    """The object that a pickle describes; WeightsError if it is cut short or not well formed.
 
-    Parameters
-    ----------
-    content : bytes
-    table : mapping of str to callable
-        What the names in the file stand for.
-    persistent : callable, optional
-        What a persistent id in the file stands for; without it, there may be none.
+    ``table`` is what the names in the file stand for, and ``persistent`` what its persistent ids
+    stand for; without it there may be none.
 
-    Returns
-    -------
-    object
-        Of dict, list, tuple, str, bytes, int, float, bool, None, what the table gives, and
-        :class:`Placeholder` for everything else.
-
-    Raises
-    ------
-    WeightsError
-        If the pickle is cut short or not well formed.
-
-    Examples
-    --------
-    >>> from invocupy.weights.pickles import read_pickle
     >>> read_pickle(b"\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.", {})
     {'a': 1}
     >>> read_pickle(b"cposix\\nsystem\\n.", {}).what
@@ -97,8 +81,7 @@ def read_pickle(
     machine = _Machine(table, persistent)
     try:
         for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name != "STOP":  # the last one; without it genops raises
-                machine.step(opcode.name, argument)
+            machine.step(opcode.name, argument)
         return machine.pop()
     except WeightsError:
         raise
@@ -107,13 +90,7 @@ def read_pickle(
 
 
 def end_of_pickle(content: bytes, start: int) -> int:
-    """Where the pickle that begins at ``start`` ends.
-
-    Raises
-    ------
-    WeightsError
-        If it does not.
-    """
+    """Where the pickle that begins at ``start`` ends."""
     file = BytesIO(content)
     file.seek(start)
     try:
@@ -133,147 +110,91 @@ class _Machine:
         self.table, self.persistent = table, persistent
 
     def pop(self) -> Any:
+        """Take the top off the stack."""
         top = self.stack.pop()
         if top is _MARK:
             raise ValueError("a mark where a value is needed")
         return top
 
-    def pop_to_mark(self) -> list[Any]:
-        for i in range(len(self.stack) - 1, -1, -1):
-            if self.stack[i] is _MARK:
-                items = self.stack[i + 1 :]
-                del self.stack[i:]
-                return items
-        raise ValueError("no mark")
+    def take(self, count: int | None = None) -> list[Any]:
+        """Take so many values off the stack, or all down to a mark with it; the top comes last."""
+        if count is not None:
+            return [self.pop() for _ in range(count)][::-1]
+        items = iter(self.stack.pop, _MARK)
+        return [*items][::-1]
 
     def step(self, name: str, argument: Any) -> None:
         """One instruction."""
-        if name in _VALUES:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name in ("PROTO", "FRAME"):
-            pass
-        else:
-            method = getattr(self, f"_{name.lower()}", None)
-            if method is None:
+        push = self.stack.append
+        match name:
+            case _ if name in _VALUES:
+                push(argument)
+            case _ if name in _CONSTANTS:
+                push(_CONSTANTS[name])
+            case _ if name in _TUPLES:
+                push(tuple(self.take(_TUPLES[name])))
+            case _ if name in _ADDING:
+                kind, count = _ADDING[name]
+                _add(kind, self.take(count), self.stack[-1])
+            case "EMPTY_DICT":
+                push({})
+            case "EMPTY_LIST":
+                push([])
+            case "FROZENSET":
+                self.take()
+                push(_SET)
+            case "POP":
+                self.stack.pop()
+            case "POP_MARK":
+                self.take()
+            case "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                self.memo[len(self.memo) if argument is None else argument] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                push(self.memo[argument])
+            case "GLOBAL":
+                push(self.named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                push(self.named(*self.take(2)))
+            case "REDUCE" | "NEWOBJ":
+                push(call(*self.take(2)))
+            case "NEWOBJ_EX":
+                push(call(*self.take(3)[:2]))
+            case "OBJ":
+                function, *arguments = self.take()
+                push(call(function, tuple(arguments)))
+            case "BUILD":
+                state, target = self.pop(), self.stack[-1]
+                if isinstance(target, Buildable):
+                    target.build(state)
+                elif type(target) is not dict:  # its attributes, such as versions, do not matter
+                    raise TypeError("a state for something that has none")
+            case "BINPERSID":
+                if self.persistent is None:
+                    raise WeightsError("its pickle refers to something outside of it")
+                push(self.persistent(self.pop()))
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
                 raise WeightsError(f"its pickle has an instruction {name} that arrays do not need")
-            method(argument)
 
-    def _empty_dict(self, _: Any) -> None:
-        self.stack.append({})
-
-    def _empty_list(self, _: Any) -> None:
-        self.stack.append([])
-
-    def _tuple(self, _: Any) -> None:
-        self.stack.append(tuple(self.pop_to_mark()))
-
-    def _tuple1(self, _: Any) -> None:
-        self.stack.append((self.pop(),))
-
-    def _tuple2(self, _: Any) -> None:
-        last = self.pop()
-        self.stack.append((self.pop(), last))
-
-    def _tuple3(self, _: Any) -> None:
-        last, middle = self.pop(), self.pop()
-        self.stack.append((self.pop(), middle, last))
-
-    def _frozenset(self, _: Any) -> None:
-        self.pop_to_mark()
-        self.stack.append(_SET)
-
-    def _pop(self, _: Any) -> None:
-        self.stack.pop()
-
-    def _pop_mark(self, _: Any) -> None:
-        self.pop_to_mark()
-
-    def _append(self, _: Any) -> None:
-        self._add(list, [self.pop()])
-
-    def _appends(self, _: Any) -> None:
-        self._add(list, self.pop_to_mark())
-
-    def _additems(self, _: Any) -> None:
-        self._add(set, self.pop_to_mark())
-
-    def _setitem(self, _: Any) -> None:
-        value = self.pop()
-        self._add(dict, [self.pop(), value])
-
-    def _setitems(self, _: Any) -> None:
-        self._add(dict, self.pop_to_mark())
-
-    def _add(self, kind: type, items: list[Any]) -> None:
-        """Add to the list or dictionary on the stack; to a placeholder nothing is added."""
-        target = self.stack[-1]
-        if isinstance(target, Placeholder):
-            return
-        if kind is dict and type(target) is dict:
-            target.update(pairs(items[::2], items[1::2]))
-        elif kind is list and type(target) is list:
-            target.extend(items)
-        else:
-            raise TypeError("the wrong kind of object")
-
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._named(module, name)
-
-    def _stack_global(self, _: Any) -> None:
-        name = self.pop()
-        self._named(self.pop(), name)
-
-    def _named(self, module: Any, name: Any) -> None:
+    def named(self, module: Any, name: Any) -> _Function | Placeholder:
+        """What a name in the file stands for."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a name that is not text")
         if len(module) + len(name) > _LONGEST:
             raise ValueError("a name that is too long")
         found = self.table.get(f"{module}.{name}")
-        self.stack.append(Placeholder(f"{module}.{name}") if found is None else _Function(found))
-
-    def _reduce(self, _: Any) -> None:
-        arguments, function = self.pop(), self.pop()
-        self.stack.append(call(function, arguments))
-
-    _newobj = _reduce
-
-    def _newobj_ex(self, _: Any) -> None:
-        self.pop()
-        self._reduce(None)
-
-    def _obj(self, _: Any) -> None:
-        function, *arguments = self.pop_to_mark()
-        self.stack.append(call(function, tuple(arguments)))
-
-    def _build(self, _: Any) -> None:
-        state = self.pop()
-        target = self.stack[-1]
-        if isinstance(target, Buildable):
-            target.build(state)
-        # a dictionary's attributes, such as versions, are of no interest
-        elif type(target) is not dict and not isinstance(target, Placeholder):
-            raise TypeError("a state for something that has none")
-
-    def _binpersid(self, _: Any) -> None:
-        if self.persistent is None:
-            raise WeightsError("its pickle refers to something outside of it")
-        self.stack.append(self.persistent(self.pop()))
+        return Placeholder(f"{module}.{name}") if found is None else _Function(found)
 
 
-class _Function:
-    """A function of the table; in the file's hands it can only be called by REDUCE, or passed."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
+def _add(kind: type, items: list[Any], target: Any) -> None:
+    """Add to a list or dictionary; to a placeholder nothing is added."""
+    if kind is dict and type(target) is dict:
+        target.update(pairs(items[::2], items[1::2]))
+    elif kind is list and type(target) is list:
+        target.extend(items)
+    elif not isinstance(target, Placeholder):
+        raise TypeError("the wrong kind of object")
 
 
 def call(function: Any, arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Arrays as pickles of NumPy (Paddle's ``.pdparams``) and PyTorch's zip files describe them."""
+"""Arrays as pickles of NumPy (Paddle's ``.pdparams``) and PyTorch's files describe them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.weights.pickles import (
     Buildable,
     Placeholder,
@@ -19,40 +20,38 @@ from invocupy.weights.pickles import (
     read_pickle,
 )
 
-Array = np.ndarray[Any, Any]
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
+_STORAGES = {
+    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
+    "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8",
+    "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
+}  # fmt: skip
+_BFLOAT16 = np.dtype("u2")  # PyTorch has no storage of unsigned 16-bit integers
+_UNREAD = {
+    "qtensor": "quantized integers", "sparse_tensor": "sparse layout",
+    "nested_tensor": "nested layout", "meta_tensor_no_storage": "no data (device meta)",
+    "wrapper_subclass": "a wrapper class",
+}  # fmt: skip
 
 
 def bfloat16(bits: Array) -> Array:
-    """bfloat16 as float32, whose upper half it is.
+    """bfloat16, as 16-bit integers or bytes without a meaning (V2), as float32.
 
-    Parameters
-    ----------
-    bits : NumPy array
-        Of 16-bit unsigned integers, or of two bytes without a meaning (NumPy's ``V2``).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy.weights.arrays import bfloat16
     >>> bfloat16(np.array([0x3F80, 0xC020], np.uint16)).tolist()
     [1.0, -2.5]
     """
     numbers = bits.view("u2") if bits.dtype.kind == "V" else bits
-    return (numbers.astype("u4") << 16).view("f4")
+    return (numbers.astype("u4") << 16).view("f4")  # whose upper half it is
 
 
-_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
+class _Class:
+    """Stands for ``numpy.ndarray`` or a storage of PyTorch's, which are only ever arguments."""
 
+    def __init__(self, what: str, dtype: str = "V") -> None:
+        self.what, self.dtype = what, np.dtype(dtype)
 
-def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
-    """``numpy.dtype("f4", ...)``."""
-    if isinstance(name, Placeholder):
-        bits = name.what in ("ml_dtypes.bfloat16", "ml_dtypes._ml_dtypes_ext.bfloat16")
-        return _Dtype("u2", bits) if bits else Placeholder(name.what, is_array=True)
-    if not isinstance(name, str):
-        raise TypeError("a dtype without a name")
-    # text, objects, times: no weights
-    return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
+    def __call__(self, *_: Any) -> Any:
+        raise TypeError(f"{self.what} made directly")
 
 
 class _Dtype(Buildable):
@@ -70,7 +69,19 @@ class _Dtype(Buildable):
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class Pending(Placeholder, Buildable):
+def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
+    """``numpy.dtype("f4", ...)``."""
+    if isinstance(name, Placeholder):
+        if name.what in ("ml_dtypes.bfloat16", "ml_dtypes._ml_dtypes_ext.bfloat16"):
+            return _Dtype("u2", bfloat16=True)
+        return Placeholder(name.what, is_array=True)
+    if not isinstance(name, str):
+        raise TypeError("a dtype without a name")
+    # text, objects, times: no weights
+    return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
+
+
+class Pending(Placeholder):
     """An array, or a place for one whose shape, dtype and bytes follow."""
 
     def __init__(
@@ -90,31 +101,18 @@ class Pending(Placeholder, Buildable):
         """Take the bytes, if they are numbers."""
         if isinstance(dtype, Placeholder):
             self.what, self.is_array = f"a NumPy array of {dtype.what}", dtype.is_array
-        else:
-            self.array = _array(content, dtype, shape, order)
+            return self
+        if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
+            raise TypeError("an array of something else")
+        shape = _sizes(shape)
+        # Python's integers: no overflow
+        if len(content) != math.prod(shape) * dtype.dtype.itemsize:
+            raise ValueError("an array with more or less bytes than its shape has")
+        array = np.frombuffer(content, dtype.dtype).reshape(
+            shape, order="F" if order == "F" else "C"
+        )
+        self.array = bfloat16(array) if dtype.bfloat16 else array
         return self
-
-
-class _ArrayClass:
-    """Stands for ``numpy.ndarray``, which is only ever an argument."""
-
-    def __call__(self, *_: Any) -> Any:
-        raise TypeError("an array made directly")
-
-
-def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any) -> Pending:
-    return Pending().fill(content, dtype, shape, order)
-
-
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> Array:
-    if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
-        raise TypeError("an array of something else")
-    shape = _sizes(shape)
-    # Python's integers: no overflow
-    if len(content) != math.prod(shape) * dtype.dtype.itemsize:
-        raise ValueError("an array with more or less bytes than its shape has")
-    found = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
-    return bfloat16(found) if dtype.bfloat16 else found
 
 
 def _dictionary(*items: Any) -> dict[Any, Any]:
@@ -133,55 +131,6 @@ def _tuple(items: Any) -> tuple[Any, ...]:
     if type(items) is not tuple:
         raise TypeError("a tuple made of something else")
     return items
-
-
-def _numpy_table() -> Table:
-    known: dict[str, bytes] = {}
-
-    def encode(text: Any, encoding: Any) -> bytes:
-        """Bytes as protocol 2 has them; the same ones however often a file asks."""
-        if not isinstance(text, str) or encoding != "latin1":
-            raise TypeError("bytes in another encoding")
-        if text not in known:
-            known[text] = text.encode("latin1")
-        return known[text]
-
-    def reconstruct(kind: Any, *_: Any) -> Pending | Placeholder:
-        if isinstance(kind, Placeholder):  # a subclass of NumPy's
-            return Placeholder(f"an array of class {kind.what}", is_array=True)
-        called(kind, _ArrayClass)
-        return Pending(encode=encode)
-
-    arrays: Table = {"multiarray._reconstruct": reconstruct, "numeric._frombuffer": _frombuffer}
-    return {
-        "collections.OrderedDict": _dictionary,
-        "collections.defaultdict": lambda *_: {},
-        "_codecs.encode": encode,
-        "builtins.tuple": _tuple,
-        "__builtin__.tuple": _tuple,
-        "numpy.ndarray": _ArrayClass(),
-        "numpy.dtype": _dtype,
-        **{f"numpy.core.{name}": function for name, function in arrays.items()},
-        **{f"numpy._core.{name}": function for name, function in arrays.items()},
-    }
-
-
-class _StorageKind:
-    """Stands for ``torch.FloatStorage`` and its like, which are only ever arguments."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = np.dtype(dtype)
-
-    def __call__(self, *_: Any) -> Any:
-        raise TypeError("a storage made directly")
-
-
-_STORAGES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8", "Int": "i4",
-    "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "b1", "ComplexFloat": "c8",
-    "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
-}  # fmt: skip
-_BFLOAT16 = np.dtype("u2")  # PyTorch has no storage of unsigned 16-bit integers
 
 
 class _Storage:
@@ -217,26 +166,26 @@ def _rebuild_tensor(
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if len(size) != len(stride):
         raise ValueError("a tensor with more or less strides than axes")
-    if math.prod(size) > len(elements):  # no small file asks for a large array
+    count = math.prod(size)
+    if count > len(elements):  # no small file asks for a large array
         what = "a tensor with more elements than are stored, as expand() makes them"
         return Placeholder(what, is_array=True)
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if math.prod(size) and last >= len(elements):
+    if not count:
+        return Pending(np.empty(size, elements.dtype))
+    if offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) >= len(elements):
         raise ValueError("a tensor beyond its storage")
-    start = elements[offset:] if math.prod(size) else elements[:0]
-    steps = tuple(s * elements.itemsize for s in stride) if math.prod(size) else None
-    return Pending(np.ndarray(size, elements.dtype, start, strides=steps))
+    steps = tuple(s * elements.itemsize for s in stride)
+    return Pending(np.ndarray(size, elements.dtype, elements[offset:], strides=steps))
 
 
-def _rebuild_of_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> Placeholder:
+def _rebuild_of_dtype(*arguments: Any) -> Placeholder:
     """A tensor of float8 or a similar dtype, which has no storage type of its own."""
+    dtype = arguments[6]
     kind = dtype.what if isinstance(dtype, Placeholder) else "no dtype"
     return Placeholder(f"a tensor of {kind}", is_array=True)
 
 
-def _same(data: Any, *_: Any) -> Any:
+def _same(data: Any, *_: Any) -> Placeholder:
     """A parameter, or a tensor from another device."""
     if not isinstance(data, Placeholder):  # arrays are, too
         raise TypeError("a parameter without a tensor")
@@ -248,42 +197,61 @@ def _rebuild_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     return call(function, arguments)
 
 
-def _unread(name: str) -> Callable[..., Placeholder]:
-    return lambda *_: Placeholder(f"a tensor of {name}", is_array=True)
+def _unread(what: str) -> Callable[..., Placeholder]:
+    return lambda *_: Placeholder(f"a tensor of {what}", is_array=True)
 
 
 def table() -> Table:
     """What the names in pickles of NumPy's and PyTorch's arrays stand for; good for one file."""
-    return {
-        **_numpy_table(),
-        "torch._utils._rebuild_tensor": _rebuild_tensor,
-        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-        "torch._utils._rebuild_tensor_v3": _rebuild_of_dtype,
-        "torch._utils._rebuild_parameter": _same,
-        "torch._utils._rebuild_parameter_with_state": _same,
-        "torch._utils._rebuild_device_tensor_from_numpy": _same,
-        "torch._utils._rebuild_device_tensor_from_cpu_tensor": _same,
+    known: dict[str, bytes] = {}
+
+    def encode(text: Any, encoding: Any) -> bytes:
+        """Bytes as protocol 2 has them; the same ones however often a file asks."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise TypeError("bytes in another encoding")
+        if text not in known:
+            known[text] = text.encode("latin1")
+        return known[text]
+
+    def reconstruct(kind: Any, *_: Any) -> Pending | Placeholder:
+        if isinstance(kind, Placeholder):  # a subclass of NumPy's
+            return Placeholder(f"an array of class {kind.what}", is_array=True)
+        called(kind, _Class)
+        return Pending(encode=encode)
+
+    named: dict[str, Callable[..., Any]] = {
+        "collections.OrderedDict": _dictionary,
+        "collections.defaultdict": lambda *_: {},
+        "_codecs.encode": encode,
+        "builtins.tuple": _tuple,
+        "__builtin__.tuple": _tuple,
+        "numpy.ndarray": _Class("an array"),
+        "numpy.dtype": _dtype,
         "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
-        "torch._utils._rebuild_qtensor": _unread("quantized integers"),
-        "torch._utils._rebuild_sparse_tensor": _unread("sparse layout"),
-        "torch._utils._rebuild_nested_tensor": _unread("nested layout"),
-        "torch._utils._rebuild_meta_tensor_no_storage": _unread("no data (device meta)"),
-        "torch._utils._rebuild_wrapper_subclass": _unread("a wrapper class"),
-        **{f"torch.{kind}Storage": _StorageKind(dtype) for kind, dtype in _STORAGES.items()},
-        "torch.storage.UntypedStorage": _StorageKind("u1"),
+        "torch.storage.UntypedStorage": _Class("a storage", "u1"),
     }
+    utils: dict[str, Callable[..., Any]] = {
+        "tensor": _rebuild_tensor,
+        "tensor_v2": _rebuild_tensor,
+        "tensor_v3": _rebuild_of_dtype,
+        "parameter": _same,
+        "parameter_with_state": _same,
+        "device_tensor_from_numpy": _same,
+        "device_tensor_from_cpu_tensor": _same,
+        **{name: _unread(what) for name, what in _UNREAD.items()},
+    }
+    for core in "numpy.core", "numpy._core":
+        named |= {
+            f"{core}.multiarray._reconstruct": reconstruct,
+            f"{core}.numeric._frombuffer": lambda *arguments: Pending().fill(*arguments),
+        }
+    named |= {f"torch._utils._rebuild_{name}": function for name, function in utils.items()}
+    named |= {f"torch.{kind}Storage": _Class("a storage", t) for kind, t in _STORAGES.items()}
+    return named
 
 
 def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], _Storage | Placeholder]:
-    """What PyTorch's persistent ids stand for: storages, each read once.
-
-    Parameters
-    ----------
-    read : callable
-        From a storage's key to its bytes.
-    big : bool
-        Whether they are in big-endian order.
-    """
+    """What PyTorch's persistent ids stand for: storages, each read once, big-endian or not."""
     known: dict[str, _Storage] = {}
 
     def storage(identity: Any) -> _Storage | Placeholder:
@@ -328,9 +296,7 @@ def _identity(identity: Any) -> tuple[str, np.dtype[Any] | Placeholder, int]:
     right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
     if not right or view not in ([], [None]):
         raise TypeError("something other than a storage")
-    if isinstance(kind, Placeholder):
-        return key, kind, count
-    return key, called(kind, _StorageKind).dtype, count
+    return key, kind if isinstance(kind, Placeholder) else called(kind, _Class).dtype, count
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
