@@ -1,7 +1,7 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
 ``cifar`` reads CIFAR-10 where it lies, ``shapes`` draws a set that needs no file and no network,
-``batches`` cuts either into normalised, augmented batches, ``files`` reads single images. Sets are
+``batches`` cuts either into normalised, augmented batches, ``images`` reads image files. Sets are
 uint8 images (N, 3, 32, 32) and int64 labels (N,) everywhere.
 """
 
@@ -16,7 +16,7 @@ from invocupy.data.cifar import (
     DownloadError,
     cifar10,
 )
-from invocupy.data.files import read_image
+from invocupy.data.images import read_image
 from invocupy.data.shapes import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
 
 __all__ = [

@@ -8,14 +8,13 @@ through or resumed at its step, on one device or cut over many ranks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import namespace, on_device
+from invocupy.arrays import Array, namespace, on_device
 from invocupy.geometry import integer
 
-Augment = Callable[[Any, Any], Any]
+Augment = Callable[[Array, Array], Array]
 
 _COLUMNS = 8  # random numbers a sample and epoch for augmentation
 
@@ -67,8 +66,8 @@ class Batches:
 
     def __init__(
         self,
-        images: Any,
-        labels: Any,
+        images: Array,
+        labels: Array,
         batch_size: int,
         *,
         seed: int = 0,
@@ -77,7 +76,7 @@ class Batches:
         mean: Sequence[float],
         std: Sequence[float],
         drop_last: bool = False,
-        rows: Callable[[int], Any] | None = None,
+        rows: Callable[[int], Array] | None = None,
     ) -> None:
         xp = namespace(images)
         if not (isinstance(images, xp.ndarray) and isinstance(labels, xp.ndarray)):
@@ -96,15 +95,11 @@ class Batches:
             )
         channels = images.shape[1]
         numbers = np.asarray(mean), np.asarray(std)
-        if (
-            any(
-                array.shape != (channels,)
-                or array.dtype.kind not in "iuf"
-                or not np.isfinite(array).all()
-                for array in numbers
-            )
-            or not (numbers[1] > 0).all()
-        ):
+        right = all(
+            a.shape == (channels,) and a.dtype.kind in "iuf" and np.isfinite(a).all()
+            for a in numbers
+        )
+        if not (right and (numbers[1] > 0).all()):
             raise ValueError(
                 f"mean and std must have {channels} finite numbers, one a channel, and std "
                 f"positive ones, got {mean!r} and {std!r}"
@@ -131,7 +126,7 @@ class Batches:
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The batches of one epoch from step ``start`` on.
 
         Parameters
@@ -160,7 +155,7 @@ class Batches:
             )
         return self._steps(epoch, start)
 
-    def _steps(self, epoch: int, start: int) -> Iterator[tuple[Any, Any]]:
+    def _steps(self, epoch: int, start: int) -> Iterator[tuple[Array, Array]]:
         xp = namespace(self.images)
         order, table = self._draw(epoch)
         for step in range(start, len(self)):
@@ -180,7 +175,7 @@ class Batches:
                 labels = self.labels[rows]
             yield x, labels
 
-    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, epoch: int) -> tuple[Array, Array]:
         """Order (N,) and random numbers (N, 8) of an epoch.
 
         Philox words and a stable sort of them, not ``Generator.permutation``: NumPy promises the
@@ -193,7 +188,7 @@ class Batches:
         return order, (words[:, 1:] >> np.uint64(11)) * 2.0**-53
 
 
-def random_crop(images: Any, random: Any, *, pad: int = 4) -> Any:
+def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
     """Move each image by up to ``pad`` pixels each way; black comes in at the edges.
 
     The crop of He et al., arXiv 1512.03385, section 4.2: pad on all sides, cut the old size out.
@@ -220,20 +215,21 @@ def random_crop(images: Any, random: Any, *, pad: int = 4) -> Any:
     """
     xp = namespace(images)
     n, channels, height, width = images.shape
-    padded = xp.zeros((n, channels, height + 2 * pad, width + 2 * pad), images.dtype)
+    padded: Array = xp.zeros((n, channels, height + 2 * pad, width + 2 * pad), images.dtype)
     padded[:, :, pad : pad + height, pad : pad + width] = images
     offset = (random[:, :2] * (2 * pad + 1)).astype(np.int64)
     rows = offset[:, 0, None] + xp.arange(height)  # (B, H)
     columns = offset[:, 1, None] + xp.arange(width)  # (B, W)
-    return padded[
+    moved: Array = padded[
         xp.arange(n)[:, None, None, None],
         xp.arange(channels)[:, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
     ]
+    return moved
 
 
-def random_flip(images: Any, random: Any) -> Any:
+def random_flip(images: Array, random: Array) -> Array:
     """Mirror each image left to right with probability one half.
 
     Parameters
@@ -253,10 +249,12 @@ def random_flip(images: Any, random: Any) -> Any:
     [[[[3, 2, 1]]]]
     """
     xp = namespace(images)
-    return xp.where((random[:, 2] < 0.5)[:, None, None, None], images[..., ::-1], images)
+    mirrored = (random[:, 2] < 0.5)[:, None, None, None]
+    flipped: Array = xp.where(mirrored, images[..., ::-1], images)
+    return flipped
 
 
-def cutout(images: Any, random: Any, *, size: int = 8, fill: int = 127) -> Any:
+def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> Array:
     """Cover a square of each image, as DeVries and Taylor, arXiv 1708.04552.
 
     The square's centre is uniform over the image, so that part of it may fall outside.
@@ -291,4 +289,5 @@ def cutout(images: Any, random: Any, *, size: int = 8, fill: int = 127) -> Any:
     i, j = xp.arange(height), xp.arange(width)
     in_rows, in_columns = (i >= top) & (i < top + size), (j >= left) & (j < left + size)
     covered = in_rows[:, None, :, None] & in_columns[:, None, None, :]  # (B, 1, H, W)
-    return xp.where(covered, xp.full_like(images, fill), images)
+    cut: Array = xp.where(covered, xp.full_like(images, fill), images)
+    return cut

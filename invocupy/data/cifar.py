@@ -21,20 +21,11 @@ from numpy.typing import NDArray
 
 from invocupy import settings
 from invocupy.messages import one_line
-from invocupy.paths import expand
+from invocupy.paths import AnyPath, expand
 
 CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+)  # fmt: skip
 # of the 50,000 training images, a channel, in units of 0..1
 CIFAR10_MEAN = (0.49140, 0.48216, 0.44653)
 CIFAR10_STD = (0.24703, 0.24349, 0.26159)
@@ -73,9 +64,12 @@ class DownloadError(OSError):
 
 
 def cifar10(
-    root: str | os.PathLike[str] | None = None, train: bool = True
+    root: AnyPath | None = None, train: bool = True
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read CIFAR-10, downloading it if no place is given and none has it.
+
+    Nothing is extracted: from an archive the files are read in passing, by exact name and size, and
+    to its end, where its checksum is.
 
     Parameters
     ----------
@@ -104,11 +98,6 @@ def cifar10(
     DownloadError
         If the archive cannot be downloaded or stored.
 
-    Notes
-    -----
-    From an archive the members are read in passing, by exact name and size; nothing is written.
-    The stream is read to its end, so that its checksum is compared.
-
     Examples
     --------
     >>> cifar10("no/such/folder")
@@ -127,10 +116,9 @@ def cifar10(
     labels = np.empty((len(names), _RECORDS), np.int64)
     for name, content in (_from_archive if source.is_file() else _from_folder)(source, names):
         part = names.index(name)
-        # (10000, 3073)
         records = np.frombuffer(content, np.uint8).reshape(_RECORDS, _RECORD_SIZE)
-        labels[part] = records[:, 0]
         images[part] = records[:, 1:].reshape(_RECORDS, 3, 32, 32)
+        labels[part] = records[:, 0]
         if labels[part].max() > 9:
             first = int(np.argmax(labels[part] > 9))
             raise DataError(
@@ -140,19 +128,8 @@ def cifar10(
     return images.reshape(-1, 3, 32, 32), labels.reshape(-1)
 
 
-def data_path(path: str | os.PathLike[str]) -> Path:
-    """A path from settings or the environment, with ``~`` expanded.
-
-    Raises
-    ------
-    DataError
-        If it begins with ``~`` and there is no such user.
-
-    Examples
-    --------
-    >>> data_path("~/data") == Path.home() / "data"
-    True
-    """
+def data_path(path: AnyPath) -> Path:
+    """A path from settings or the environment, with ``~`` expanded."""
     try:
         return expand(path)
     except OSError as error:
@@ -160,10 +137,7 @@ def data_path(path: str | os.PathLike[str]) -> Path:
 
 
 def data_folder() -> Path:
-    """Where CIFAR-10 is looked for and downloaded to by default.
-
-    That is ``INVOCUPY_DATA``, or else the user's cache folder.
-    """
+    """Where CIFAR-10 is looked for and downloaded to by default."""
     return settings.folder("INVOCUPY_DATA") or settings.cache_root()
 
 
@@ -234,7 +208,8 @@ class _Tar:
                 break
             member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             content = b"" if member.isdir() else self.read(member.size)
-            _check_member(self.path, member, content, number)
+            if fault := _fault(member, content, number):
+                raise DataError(f"{self.path} is not {ARCHIVE}, {fault}: {_WAY_OUT}")
             if len(content) < member.size and not member.isdir():
                 raise EOFError(f"it ends within {member.name!r}")
             self.read(-len(content) % tarfile.BLOCKSIZE)
@@ -244,8 +219,23 @@ class _Tar:
             pass
 
 
+def _fault(member: tarfile.TarInfo, content: bytes, number: int) -> str:
+    """What the official archive cannot have, and is refused although nothing is ever extracted."""
+    parts = member.name.split("/")
+    if not (member.isdir() or member.type in (*_FILES, *_EXTENSIONS)):
+        return f"member {member.name!r} is neither a plain file nor a folder"
+    if parts[0] == "" or ".." in parts:
+        return f"member {member.name!r} points outside the archive"
+    if number >= _MEMBER_LIMIT:
+        return f"it has more than {_MEMBER_LIMIT} members"
+    if member.type in _EXTENSIONS and _CHANGES.search(content):
+        return f"member {member.name!r} changes the name or size of the next one"
+    return ""
+
+
 def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    wanted, missing = {f"{FOLDER}/{name}": name for name in names}, list(names)
+    wanted = {f"{FOLDER}/{name}": name for name in names}
+    missing = set(wanted)
     with path.open("rb") as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(8)
         if size > _UNPACKED_LIMIT + 2**20:
@@ -256,14 +246,13 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         try:
             plain: IO[bytes] = import_module(module).open(file) if module else file
             for member, content in _Tar(plain, path).members():
-                name = wanted.get(member)
-                if name is None:
+                if member not in wanted:
                     continue
-                if name not in missing:
+                if member not in missing:
                     raise DataError(f"{path} has {member} twice: {_WAY_OUT}")
-                missing.remove(name)
-                _check_size(f"{path}: {name}", len(content))
-                yield name, content
+                missing.remove(member)
+                _check_size(f"{path}: {wanted[member]}", len(content))
+                yield wanted[member], content
         except DataError:
             raise
         except Exception as error:  # of tarfile, gzip, zlib, bz2 and lzma
@@ -272,25 +261,9 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
             ) from error
     if missing:
         raise DataError(
-            f"{path} lacks {', '.join(f'{FOLDER}/{name}' for name in missing)}: give the binary "
-            f"version of CIFAR-10, {ARCHIVE}; {_WAY_OUT}"
+            f"{path} lacks {', '.join(sorted(missing))}: give the binary version of CIFAR-10, "
+            f"{ARCHIVE}; {_WAY_OUT}"
         )
-
-
-def _check_member(path: Path, member: tarfile.TarInfo, content: bytes, number: int) -> None:
-    """Refuse what the official archive cannot have, although nothing is ever extracted."""
-    parts = member.name.split("/")
-    if not (member.isdir() or member.type in (*_FILES, *_EXTENSIONS)):
-        fault = f"member {member.name!r} is neither a plain file nor a folder"
-    elif parts[0] == "" or ".." in parts:
-        fault = f"member {member.name!r} points outside the archive"
-    elif number >= _MEMBER_LIMIT:
-        fault = f"it has more than {_MEMBER_LIMIT} members"
-    elif member.type in _EXTENSIONS and _CHANGES.search(content):
-        fault = f"member {member.name!r} changes the name or size of the next one"
-    else:
-        return
-    raise DataError(f"{path} is not {ARCHIVE}, {fault}: {_WAY_OUT}")
 
 
 def _download(cache: Path) -> Path:

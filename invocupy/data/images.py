@@ -13,14 +13,14 @@ from invocupy.data.cifar import DataError
 from invocupy.extras import require
 from invocupy.geometry import integer
 from invocupy.messages import one_line
-from invocupy.paths import existing
+from invocupy.paths import AnyPath, existing
 
 _SIXTEEN_BITS = "PNG", "PPM", "TIFF", "JPEG2000"
 """Formats whose 16-bit grey pixels go from black at 0 to white at 65535 in Pillow."""
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
-def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8]:
+def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     """An image file as a small square image in colour.
 
     Turned as its EXIF orientation says, transparency put on white, the middle square cut out, and
@@ -84,10 +84,7 @@ def read_image(path: str | os.PathLike[str], size: int = 32) -> NDArray[np.uint8
 
 
 def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
-    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off.
-
-    ``kind`` is the format of its file and ``tags`` are those of a TIFF file.
-    """
+    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off."""
     if image.mode != "F" and not image.mode.startswith("I"):
         # Premultiplied grey is converted to nothing else; LAB becomes RGBA of alpha 0.
         image = image.convert("LA") if image.mode == "La" else image

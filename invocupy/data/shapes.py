@@ -19,17 +19,8 @@ from numpy.typing import NDArray
 from invocupy.geometry import integer
 
 SHAPES10_CLASSES = (
-    "disc",
-    "square",
-    "triangle",
-    "ring",
-    "cross",
-    "star",
-    "crescent",
-    "bar",
-    "pair",
-    "ell",
-)
+    "disc", "square", "triangle", "ring", "cross", "star", "crescent", "bar", "pair", "ell"
+)  # fmt: skip
 SHAPES10_MEAN = (0.5, 0.5, 0.5)
 SHAPES10_STD = (0.294, 0.294, 0.294)
 
@@ -146,58 +137,31 @@ def _circle(u: Plane, v: Plane, radius: float) -> Plane:
     return np.sqrt(u * u + v * v) - np.float32(radius)
 
 
-def _triangle(u: Plane, v: Plane) -> Plane:
-    slanted = 0.5 * v + 0.8660254 * np.abs(u)
-    return np.maximum(slanted, -v) - np.float32(0.55)
-
-
 def _star(u: Plane, v: Plane) -> Plane:
     # Five lines at 0.36 radii; the star lies on the inner side of at least four of them, so the
     # second largest of the five distances decides.
     first = second = np.full_like(u, -np.inf)
     for a, b in (
-        (0.0, 1.0),
-        (0.95105652, 0.30901699),
-        (0.58778525, -0.80901699),
-        (-0.58778525, -0.80901699),
-        (-0.95105652, 0.30901699),
-    ):
+        (0.0, 1.0), (0.95105652, 0.30901699), (0.58778525, -0.80901699),
+        (-0.58778525, -0.80901699), (-0.95105652, 0.30901699),
+    ):  # fmt: skip
         line = a * u + b * v
         first, second = np.maximum(first, line), np.maximum(second, np.minimum(first, line))
     return second - np.float32(0.36)
 
 
-def _ring(u: Plane, v: Plane) -> Plane:
-    return np.maximum(_circle(u, v, 1.0), -_circle(u, v, 0.55))
-
-
-def _cross(u: Plane, v: Plane) -> Plane:
-    return np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0))
-
-
-def _crescent(u: Plane, v: Plane) -> Plane:
-    return np.maximum(_circle(u, v, 1.0), -_circle(u - np.float32(0.5), v, 0.8))
-
-
-def _pair(u: Plane, v: Plane) -> Plane:
-    return _circle(np.abs(u) - np.float32(0.6), v, 0.42)
-
-
-def _ell(u: Plane, v: Plane) -> Plane:
-    upright = _box(u + np.float32(0.55), v, 0.27, 0.95)
-    foot = _box(u, v + np.float32(0.68), 0.82, 0.27)
-    return np.minimum(upright, foot)
-
-
 _OUTLINES: tuple[Callable[[Plane, Plane], Plane], ...] = (
     lambda u, v: _circle(u, v, 0.9),
     lambda u, v: _box(u, v, 0.8, 0.8),
-    _triangle,
-    _ring,
-    _cross,
+    lambda u, v: np.maximum(0.5 * v + 0.8660254 * np.abs(u), -v) - np.float32(0.55),
+    lambda u, v: np.maximum(_circle(u, v, 1.0), -_circle(u, v, 0.55)),
+    lambda u, v: np.minimum(_box(u, v, 1.0, 0.3), _box(u, v, 0.3, 1.0)),
     _star,
-    _crescent,
+    lambda u, v: np.maximum(_circle(u, v, 1.0), -_circle(u - np.float32(0.5), v, 0.8)),
     lambda u, v: _box(u, v, 1.05, 0.28),
-    _pair,
-    _ell,
+    lambda u, v: _circle(np.abs(u) - np.float32(0.6), v, 0.42),
+    lambda u, v: np.minimum(
+        _box(u + np.float32(0.55), v, 0.27, 0.95), _box(u, v + np.float32(0.68), 0.82, 0.27)
+    ),
 )
+"""In the order of ``SHAPES10_CLASSES``."""
