@@ -31,7 +31,7 @@ GLOSSARY = {
 
 # To be emptied.
 KNOWN = re.compile(
-    r"invocupy/(backends/cpu/|ops/block.py|ops/normalization|ops/ranks|cli/info)|docs/testing"
+    r"invocupy/(backends/cpu/|ops/block|ops/normalization|ops/ranks|cli/info)|docs/(testing|design)"
 )
 
 
