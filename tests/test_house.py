@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -33,6 +34,7 @@ GLOSSARY = {
 KNOWN = re.compile(
     r"invocupy/(backends/cpu/|ops/block|ops/normalization|ops/ranks|cli/info)|docs/(testing|design)"
 )
+TOP = {path.name for folder in (ROOT, ROOT / "invocupy") for path in folder.iterdir()}
 
 
 def sources(*folders: str, suffixes: set[str] = SUFFIXES) -> Iterator[Path]:
@@ -103,6 +105,21 @@ def test_glossary() -> None:
     assert not found, "\n".join(found)
 
 
+def test_pages_name_files_that_exist() -> None:
+    pages = [*sources("docs", suffixes={".md"}), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    named = [
+        (p.name, n)
+        for p in pages
+        for n in re.findall(r"`([a-z_./-]+/[a-z_.-]*)`", p.read_text("utf-8"))
+    ]
+    ours = [(p, n) for p, n in named if n.split("/")[0] in TOP]
+    assert len(ours) > 30
+    wrong = [
+        (p, n) for p, n in ours if not ((ROOT / n).exists() or (ROOT / "invocupy" / n).exists())
+    ]
+    assert not wrong
+
+
 DEEP = "def f(x):\n" + "".join("    " * n + "if x:\n" for n in range(1, 7)) + "    " * 7 + "pass\n"
 
 
@@ -137,3 +154,24 @@ def test_other_words_are_found(line: str) -> None:
     (found,) = words_of("page.md", f"fine\n{line}\n")
     assert found.startswith("page.md:2: say ")
     assert not words_of("x", "functools.partial(f); check_partials(op); partial sums; spread out")
+
+
+def test_a_folder_that_grows_past_its_lines_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = run_path(str(ROOT / ".ci" / "budget.py"))["main"]
+    for name, lines in {"a.py": 3, "new/b.py": 4, "wing/c.cu": 5, "wing/op/d.cuh": 6}.items():
+        path = tmp_path / "invocupy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n" * lines)
+    file = tmp_path / "lines.txt"
+    file.write_text("# of folders\ninvocupy 7\ninvocupy/wing 11 # both\n")
+    assert budget(root=tmp_path, file=file) == 0
+    (tmp_path / "invocupy" / "new" / "b.py").write_text("\n" * 5)
+    assert budget(root=tmp_path, file=file) == 1
+    said = capsys.readouterr().out
+    assert "invocupy: 8 lines, 1 past its 7" in said
+    assert "invocupy/wing" not in said
+    assert "raise its number in .ci/lines.txt" in said
+    budget("--write", root=tmp_path, file=file)
+    assert budget(root=tmp_path, file=file) == 0
