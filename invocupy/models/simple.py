@@ -84,8 +84,7 @@ class SimpleBlock(nn.Module):
             return self._as_one(x)
         hidden = self.expand_norm(self.expand(x), relu=True)
         y = self.last_norm(self.project(self.involution(hidden)), relu=not self.signed)
-        out: Tensor = F.add(y, x)
-        return out
+        return F.add(y, x)
 
     def _runs_as_one(self, x: nn.Input) -> bool:
         """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
@@ -256,8 +255,7 @@ class SimpleModel(nn.Module):
 
     def forward(self, x: nn.Input) -> Tensor:
         """(N, 3, height, width) to class probabilities (N, num_classes)."""
-        probabilities: Tensor = F.softmax(self.logits(x), axis=1)
-        return probabilities
+        return F.softmax(self.logits(x), axis=1)
 
 
 def _said(names: Iterable[str], yes: str, no: str) -> bool | None:

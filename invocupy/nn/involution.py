@@ -103,8 +103,7 @@ class Involution(Module):
 
     def _kernel(self, features: Tensor) -> Tensor:
         n, _, h, w = features.shape
-        kernel: Tensor = F.reshape(self.span(features), (n, self.groups, *self.kernel_size, h, w))
-        return kernel
+        return F.reshape(self.span(features), (n, self.groups, *self.kernel_size, h, w))
 
     def forward(self, x: Input) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""

@@ -141,8 +141,7 @@ class Linear(Module):
 
     def forward(self, x: Input) -> Tensor:
         """(N, in_features) to (N, out_features)."""
-        out: Tensor = F.linear(x, self.weight, self.bias)
-        return out
+        return F.linear(x, self.weight, self.bias)
 
 
 class Conv2d(Module):
@@ -194,11 +193,10 @@ class Conv2d(Module):
 
     def forward(self, x: Input) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        out: Tensor = F.conv2d(
+        return F.conv2d(
             x, self.weight, self.bias,
             stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
-        return out
 
 
 class BatchNorm2d(Module):

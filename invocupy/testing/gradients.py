@@ -75,9 +75,9 @@ def gradcheck(
 def check_partials(
     op: Callable[..., Result], *arrays: Any, seed: int = 0, rtol: float = 1e-6, **options: Any
 ) -> None:
-    """Check an operator ``op(*arrays, **options) -> (value, partials)`` against its contract.
+    """Check an operator ``op(*arrays, **options) -> (value, vjps)`` against its contract.
 
-    With the arrays as they are: one partial for each argument; a partial gives the shape, dtype and
+    With the arrays as they are: one vjp for each argument; a vjp gives the shape, dtype and
     library of its argument, in memory that neither the arguments nor the value nor the operator
     itself use, the same whenever it is called, of what the gradient holds then; nothing is written
     to arguments, value and gradient.
@@ -88,7 +88,7 @@ def check_partials(
     op : callable
         Of :mod:`invocupy.ops`, or one like them.
     *arrays : array, None or number
-        Only floating arrays have their partial checked.
+        Only floating arrays have their vjp checked.
     seed, rtol
         As in :func:`gradcheck`.
     **options
@@ -110,14 +110,14 @@ def check_partials(
     """
     rng = np.random.default_rng(seed)
     before = [_bytes(array) for array in arrays]
-    value, partials = op(*arrays, **options)
-    _require(len(partials) == len(arrays), f"{len(partials)} partials for {len(arrays)} arguments")
+    value, vjps = op(*arrays, **options)
+    _require(len(vjps) == len(arrays), f"{len(vjps)} partials for {len(arrays)} arguments")
     drawn = namespace(value).asarray(_away_from_zero(rng, value.shape))
     grad = drawn.astype(value.dtype)
     before += [_bytes(value), _bytes(grad)]
     for i in _floating(arrays):
-        first = _contract(i, partials[i], grad, arrays, value)
-        again = (partials[i](grad) == first).all()
+        first = _contract(i, vjps[i], grad, arrays, value)
+        again = (vjps[i](grad) == first).all()
         _require(again, f"partial {i} gives another result when called again")
     after = [_bytes(array) for array in (*arrays, value, grad)]
     names = (*(f"argument {i}" for i in range(len(arrays))), "the value", "the gradient")
@@ -125,23 +125,23 @@ def check_partials(
         _require(old == new, f"{name} was written to")
 
     wide = [a.astype(np.float64, copy=False) if _is_floating(a) else a for a in arrays]
-    _, partials = op(*wide, **options)  # in the same layout where they are in float64 already
+    _, vjps = op(*wide, **options)  # in the same layout where they are in float64 already
     grad = lay_out(drawn, "negative strides") if drawn.ndim else drawn
     doubles = [_double(array) for array in arrays]
     slopes = _Slopes(lambda moved: op(*moved, **options)[0], doubles, drawn, rng, rtol)
     for i in _floating(arrays):
-        first = partials[i](grad).copy()
+        first = vjps[i](grad).copy()
         slopes.compare(f"partial {i}", i, first)
         grad[...] = -grad  # a caller may fill its array again
-        again = (partials[i](grad) == -first).all()
+        again = (vjps[i](grad) == -first).all()
         _require(again, f"partial {i} gives the result of what its gradient held before")
         grad[...] = -grad
 
 
-def _contract(i: int, partial: Any, grad: Array, arrays: Sequence[Any], value: Array) -> Array:
-    """What partial ``i`` gives (a copy), which must be a proper array in memory of its own."""
+def _contract(i: int, vjp: Any, grad: Array, arrays: Sequence[Any], value: Array) -> Array:
+    """What vjp ``i`` gives (a copy), which must be a proper array in memory of its own."""
     array, shared = arrays[i], namespace(value).may_share_memory
-    result: Array = partial(grad)
+    result: Array = vjp(grad)
     _require(type(result) is type(array), f"partial {i} gives a {type(result).__name__}")
     for name, found, wanted in (
         ("shape", result.shape, array.shape),
