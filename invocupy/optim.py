@@ -28,11 +28,9 @@ class SGD:
     ----------
     params : iterable of Parameter
         Any Tensors that no operator made. Those without a gradient stay as they are.
-    lr : float
-        Learning rate.
-    momentum, weight_decay : float
-        Like ``lr`` attributes that may be set before any step. They are Python's floats, so that
-        the parameters keep their dtype whatever the library of the numbers given.
+    lr, momentum, weight_decay : float
+        Attributes that may be set before any step. They are Python's floats, so that the parameters
+        keep their dtype whatever the library of the numbers given.
     nesterov : bool
         Needs a momentum.
     decay_biases : bool
@@ -278,21 +276,15 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     Parameters
     ----------
     params : iterable of Parameter
-        On one device; those without a gradient are left out.
+        On one device, or none; those without a gradient are left out. What :class:`SGD` refuses is
+        refused here, too.
     limit : float
-        Finite, above 0.
+        Finite, above 0; else a ``ValueError``.
 
     Returns
     -------
     float64 array ()
         The norm before, on the device; 0.0 if there is no gradient.
-
-    Raises
-    ------
-    ValueError
-        For a limit that is not a finite number above 0.
-    TypeError, ValueError
-        For parameters that :class:`SGD` refuses; there may be none.
 
     Examples
     --------

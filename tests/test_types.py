@@ -57,9 +57,27 @@ loss = F.cross_entropy(logits, np.zeros(1, np.int64))
 assert_type(loss, Tensor)
 assert_type(loss.backward(), None)
 optim.SGD(model.parameters(), 0.1).step()
+
+stack, criterion = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU()), nn.CrossEntropyLoss()
+assert_type(criterion(stack(x), np.zeros(1, np.int64)), Tensor)
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+        return self.layer(self.layer(x) if twice else x)
+
+assert_type(Net()(recorded, twice=True), Tensor)
 """
 MISTAKES = [
     "loss.bakward()",
+    "criterion(stack(x), x).bakward()",
+    "Net()(recorded, thrice=True)",
+    "nn.Involution(16)(3)",
+    "invocupy.models.rednet26(classes=3)",
+    "[child.trian() for child in stack.children()]",
+    "[parameter.grda for name, parameter in stack.named_parameters()]",
     "F.sigmoidd(recorded)",
     "invocupy.modles",
     "invocupy.models.SimpelModel()",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,9 +95,9 @@ class CrossEntropyLoss(Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
 
-    def forward(self, logits: Input, labels: Any = None) -> Any:
+    def forward(self, logits: Input, labels: Input) -> Tensor:
         """Logits (N, K) and integer labels (N,) to a scalar; an array for plain arrays."""
-        return F.cross_entropy(logits, labels, self.label_smoothing)
+        return cast("Tensor", F.cross_entropy(logits, labels, self.label_smoothing))
 
 
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.geometry import Geometry
 from invocupy.testing.layouts import LAYOUTS, NUMPY_LAYOUTS, lay_out
 
@@ -131,7 +132,7 @@ def arrays(
     layouts: Sequence[str] | None = None,
     values: Values = "normal",
     xp: Any = np,
-) -> st.SearchStrategy[Any]:
+) -> st.SearchStrategy[Array]:
     """Draw an array: its dtype, the seed of its values, and how it lies in memory.
 
     Parameters
@@ -164,7 +165,7 @@ def arrays(
     if layouts is None:
         layouts = NUMPY_LAYOUTS if xp is np else LAYOUTS
 
-    def build(dtype: Any, seed: int, layout: str) -> Any:
+    def build(dtype: Any, seed: int, layout: str) -> Array:
         drawn = _values(np.random.default_rng(seed), shape, values)
         return lay_out(xp.asarray(drawn.astype(dtype)), layout)
 
@@ -172,7 +173,7 @@ def arrays(
     return st.builds(build, st.sampled_from(dtypes), seeds, st.sampled_from(layouts))
 
 
-def _values(rng: np.random.Generator, shape: Shape, values: Values) -> np.ndarray[Any, Any]:
+def _values(rng: np.random.Generator, shape: Shape, values: Values) -> Array:
     match values:
         case "normal":
             return rng.standard_normal(shape)

@@ -9,7 +9,7 @@ import numpy as np
 
 from invocupy.arrays import FLOATS, Array, is_cupy, namespace, to_device
 from invocupy.autograd import Tensor
-from invocupy.ops.declaration import Result
+from invocupy.ops.declaration import Result, Vjp
 from invocupy.testing.layouts import lay_out
 
 _STEP = 1e-4  # differences of order h^4: truncation near 1e-16, rounding near 1e-12 of the value
@@ -138,7 +138,7 @@ def check_partials(
         grad[...] = -grad
 
 
-def _contract(i: int, vjp: Any, grad: Array, arrays: Sequence[Any], value: Array) -> Array:
+def _contract(i: int, vjp: Vjp, grad: Array, arrays: Sequence[Any], value: Array) -> Array:
     """What vjp ``i`` gives (a copy), which must be a proper array in memory of its own."""
     array, shared = arrays[i], namespace(value).may_share_memory
     result: Array = vjp(grad)
@@ -202,7 +202,7 @@ def _require(holds: object, message: str) -> None:
         raise AssertionError(message)
 
 
-def _away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return np.asarray(rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.0, shape))
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from invocupy.arrays import namespace
+from invocupy.arrays import Array, namespace
 
 LAYOUTS = ("C", "Fortran", "negative strides", "zero strides", "sliced")
 """The memory layouts that NumPy and CuPy arrays can have; see :func:`lay_out`."""
@@ -15,7 +13,7 @@ NUMPY_LAYOUTS = (*LAYOUTS, "big-endian", "unaligned", "read-only")
 """All memory layouts of :func:`lay_out`."""
 
 
-def lay_out(array: Any, layout: str) -> Any:
+def lay_out(array: Array, layout: str) -> Array:
     """A copy of an array that lies in memory in another way.
 
     Parameters
@@ -44,30 +42,28 @@ def lay_out(array: Any, layout: str) -> Any:
     >>> lay_out(np.ones((2, 3)), "negative strides").strides
     (-24, -8)
     """
-    xp = namespace(array)
+    xp, shape, dtype = namespace(array), array.shape, array.dtype
+    view: Array
     match layout:
-        case "C":
-            return xp.array(array, order="C")
-        case "Fortran":
-            return xp.array(array, order="F")
+        case "C" | "Fortran":
+            view = xp.empty(shape, dtype, order=layout[0])
         case "negative strides":
-            backwards = (slice(None, None, -1),) * array.ndim
-            return xp.array(array[backwards], order="C")[backwards]
+            view = xp.empty(shape, dtype)[(slice(None, None, -1),) * array.ndim]
         case "zero strides":
-            return xp.broadcast_to(array[..., :1].copy(), array.shape)
+            view = xp.broadcast_to(array[..., :1].copy(), shape)
+            return view
         case "sliced":
-            larger = xp.full([2 * n + 1 for n in array.shape], xp.nan, array.dtype)
+            larger = xp.full([2 * n + 1 for n in shape], xp.nan, dtype)
             view = larger[(slice(1, None, 2),) * array.ndim]
         case "big-endian":
-            return array.astype(array.dtype.newbyteorder(">"))
+            view = np.empty(shape, dtype.newbyteorder(">"))
         case "unaligned":
-            memory = np.empty(array.nbytes + 1, np.uint8)
-            view = memory[1:].view(array.dtype).reshape(array.shape)
+            view = np.empty(array.nbytes + 1, np.uint8)[1:].view(dtype).reshape(shape)
         case "read-only":
-            view = array.copy()
-            view.flags.writeable = False
-            return view
+            view = np.empty(shape, dtype)
         case _:
             raise ValueError(f"layout must be one of {NUMPY_LAYOUTS}, got {layout!r}")
     view[...] = array
+    if layout == "read-only":
+        view.flags.writeable = False
     return view

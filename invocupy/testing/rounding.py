@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import to_device
+from invocupy.arrays import Array, to_device
 
 _PRECISION = {  # unit roundoff, smallest positive number
     "float16": (2.0**-11, 2.0**-24),
@@ -19,7 +19,7 @@ _PRECISION = {  # unit roundoff, smallest positive number
 
 def tolerance(
     function: Callable[..., Any], *arrays: Any, terms: int, dtype: Any = None, **options: Any
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """How far each element of ``function(*arrays)`` may be from the exact one.
 
     For sums of ``n`` products in any order, with or without fused multiply-add, in a precision of
