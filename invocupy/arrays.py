@@ -135,6 +135,12 @@ def wide(dtype: Any) -> Any:
     return np.float32 if dtype.itemsize == 2 and dtype.kind in "fV" else None
 
 
+def widen(array: Array) -> Array:
+    """``array``; one of a half type in float32, as its sums are accumulated."""
+    dtype = wide(array.dtype)
+    return array if dtype is None else array.astype(dtype)
+
+
 def contiguous(array: Any, dtype: Any) -> Any:
     """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one.
 

@@ -21,7 +21,6 @@ from invocupy.extras import MissingExtra
 
 PACKAGE = Path(invocupy.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-REFERENCES = sorted((PACKAGE / "backends" / "reference").glob("[!_]*.py"))
 LATER = {"safetensors", "pooch", "tqdm", "numba", "llvmlite", "cupy", "hypothesis", "matplotlib"}
 
 
@@ -288,38 +287,6 @@ def test_hypothesis_is_imported_by_testing_only() -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom)) and "hypothesis" in ast.unparse(node)
     }
     assert importing == {"drawing.py"}
-
-
-def backend_functions(path: Path) -> dict[str, list[str]]:
-    """The public functions of a backend's module and their parameters, without importing it."""
-    functions: dict[str, list[str]] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            names, named = (
-                [a.arg for a in some] for some in (node.args.args, node.args.kwonlyargs)
-            )
-            functions[node.name] = [*names, "*", *named] if named else names
-        elif isinstance(node, ast.ImportFrom) and ".backends.reference." in (node.module or ""):
-            shared = backend_functions(
-                REFERENCES[0].with_name(f"{node.module.rpartition('.')[2]}.py")
-            )
-            functions |= {alias.name: shared[alias.name] for alias in node.names}
-    return functions
-
-
-@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: path.stem)
-def test_backends_have_the_same_functions(reference: Path) -> None:
-    wanted = backend_functions(reference)
-    opening = ast.get_docstring(ast.parse(reference.read_text(encoding="utf-8")))
-    described = " ".join((opening or "").split())
-    assert wanted
-    for name, names in wanted.items():
-        assert f"{name}({', '.join(names)})" in described
-    for machine in ("cpu", "cuda"):
-        folder = PACKAGE / "backends" / machine
-        module = folder / reference.stem / "__init__.py"
-        module = module if module.exists() else folder / reference.name
-        assert backend_functions(module) == wanted, module
 
 
 def test_the_page_of_benchmarks_shows_the_results_file() -> None:

@@ -1,21 +1,15 @@
-"""The code that runs on each kind of machine: a folder per machine, a module per op in each.
+"""The code that runs on each kind of machine: a wing per machine, a module per op in each.
 
 ======================  ==========================================================================
 folder                  what it is
 ======================  ==========================================================================
-``reference``           plain array code for NumPy and CuPy: the specification; the docstring of a
-                        module lists the functions of its op
+``reference``           plain array code for NumPy and CuPy: the specification
 ``cpu``                 NumPy arrays: Numba, LLVM and threads
 ``cuda``                CuPy arrays: the launcher and the ``.cu`` files
 ======================  ==========================================================================
 
-The three modules of an op have the same functions with the same signatures. Only ops that earn it
-are here: the rest is array code in :mod:`invocupy.ops`.
-
-Rules. Arrays come in C-contiguous, of one floating dtype that the backend knows, of the right
-shapes, on one device, none of them empty; results are handed in as the last arguments, are filled
-completely and never read. Inputs are never written. No checks, no state that changes a result,
-gathers only: the same call gives the same bits. Half types accumulate in float32.
+The modules of an op have the same functions with the same signatures: those of :mod:`.contract`.
+Only ops that earn it are here; the rest is array code in :mod:`invocupy.ops`.
 """
 
 from __future__ import annotations
@@ -33,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.backends.contract import ON_GPU
+
 on_compile: Callable[[str, bool], object] | None = None
 """Called with a CPU kernel's name when its compiling begins, and with True when it is done.
 
@@ -48,7 +44,9 @@ def of(op: str, array: Any) -> Any:
     instead = _instead.get()
     if instead is not None and op != "sgd":  # whose results are new arrays
         return instead(op)
-    return _module(op, "cpu" if isinstance(array, np.ndarray) else "cuda")
+    if isinstance(array, np.ndarray):
+        return _module(op, "cpu")
+    return _module(op, "cuda" if op in ON_GPU else "reference")
 
 
 @cache

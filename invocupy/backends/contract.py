@@ -1,10 +1,135 @@
-"""What the modules of all machines agree on."""
+"""The contract of all ops: the functions that the module of an op has in every wing.
+
+A row of :data:`TABLE` says what a function is given, what it fills, with shapes, and what that
+becomes. ``?`` marks an array that may be None, and what has no shape is no array: ``g`` is a
+:class:`~invocupy.geometry.Geometry`; ``window`` is (stride, padding, dilation), or for pooling
+(size, stride, padding), a pair each. sh, ph, dh are the vertical stride, padding and dilation, and
+sw, pw, dw the horizontal ones. A test holds the modules to the table.
+
+Arrays come in C-contiguous, of one floating dtype that the wing knows, of the right shapes, on one
+device, none of them empty. Results are the last arguments; they are filled completely and never
+read, and inputs are never written. No checks, no state that changes a result, gathers only: the
+same call gives the same bits. Half types accumulate in float32. Per-channel arrays of batch_norm
+are float64 for float64 arrays and float32 otherwise; sums and moments may be asked for in float64.
+"""
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import NamedTuple
 
 from invocupy.arrays import Array
+
+ON_GPU = ("involution", "convolution", "pointwise", "batch_norm", "sgd")
+"""The ops of the CUDA wing; of the others, CuPy arrays get the reference."""
+
+TABLE = """
+involution      kernel = weight @ features + bias in the fused functions, and never stored whole
+  forward(x[N,C,H,W], kernel[N,G,Kh,Kw,Ho,Wo], g -> out[N,C,Ho,Wo])
+    out[n,c,i,j] = sum_uv kernel[n,c//(C/G),u,v,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
+  grad_x(grad[N,C,Ho,Wo], kernel[N,G,Kh,Kw,Ho,Wo], g -> out[N,C,H,W])
+    the transpose of forward in x
+  grad_kernel(grad[N,C,Ho,Wo], x[N,C,H,W], g -> out[N,G,Kh,Kw,Ho,Wo])
+    sum over the group's channels of grad[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
+  fused_forward(x[N,C,H,W], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], bias[G*Kh*Kw], g
+                -> out[N,C,Ho,Wo])
+  fused_grad_x(grad[N,C,Ho,Wo], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], bias[G*Kh*Kw], g
+               -> out[N,C,H,W])
+  fused_grad_span(grad[N,C,Ho,Wo], x[N,C,H,W], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], g
+                  -> grad_features[N,F,Ho,Wo], grad_weight[G*Kh*Kw,F], grad_bias[G*Kh*Kw])
+    grad_kernel, pushed through the product that makes the kernel
+
+convolution     zero outside x
+  forward(x[N,C,H,W], weight[O,C/G,Kh,Kw], bias?[O], window -> out[N,O,Ho,Wo])
+    out[n,o,i,j] = bias[o] + sum_cuv weight[o,c,u,v] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
+  grad_x(grad[N,O,Ho,Wo], weight[O,C/G,Kh,Kw], window -> out[N,C,H,W])
+  grad_weight(grad[N,O,Ho,Wo], x[N,C,H,W], window -> out[O,C/G,Kh,Kw], grad_bias?[O])
+
+pointwise       the 1x1 convolution of P pixels of an image in a row
+  forward(x[N,C,P], weight[O,C], bias?[O] -> out[N,O,P])
+    out[n,o,p] = bias[o] + sum_c weight[o,c] * x[n,c,p]
+  grad_x(grad[N,O,P], weight[O,C] -> out[N,C,P])
+    out[n,c,p] = sum_o weight[o,c] * grad[n,o,p]
+  grad_weight(grad[N,O,P], x[N,C,P] -> out[O,C], grad_bias?[O])
+    out[o,c] = sum_np grad[n,o,p] * x[n,c,p] and grad_bias[o] = sum_np grad[n,o,p]
+
+pooling         every window meets x, and only its part in x counts; the last may pass the padding
+  max_pool(x[N,C,H,W], window -> out[N,C,Ho,Wo], winner[N,C,Ho,Wo])
+    out is the largest value, NaN the largest of all; winner (int32 or int64) says where the first
+    of equal ones stands in the plane of x
+  max_pool_grad(grad[N,C,Ho,Wo], winner[N,C,Ho,Wo], window -> out[N,C,H,W])
+    the sum of grad over the windows that a pixel wins
+  avg_pool(x[N,C,H,W], scale[Ho,Wo], window -> out[N,C,Ho,Wo])
+    scale[i,j] * the sum of the window
+  avg_pool_grad(grad[N,C,Ho,Wo], scale[Ho,Wo], window -> out[N,C,H,W])
+
+batch_norm      h = grad where out > 0, else 0; h = grad if out is None
+  moments(x[N,C,H,W] -> mean[C], var[C])
+    mean and biased variance, without the cancellation of E[x^2] - E[x]^2
+  forward(x[N,C,H,W], scale[C], shift[C], residual?[N,C,H,W], relu -> out[N,C,H,W])
+    scale[c] * x + shift[c] (+ residual), then max(., 0) if relu; NaN stays NaN
+  grad_sums(grad[N,C,H,W], x[N,C,H,W], out?[N,C,H,W], mean[C] -> sum_grad[C], sum_grad_x[C])
+    sum_grad[c] = sum h and sum_grad_x[c] = sum h * (x - mean[c])
+  grad_x(grad[N,C,H,W], x[N,C,H,W], out?[N,C,H,W], a[C], b[C], c[C]
+         -> grad_x[N,C,H,W], grad_residual?[N,C,H,W])
+    grad_x = a[c] * h + b[c] * x + c[c] and grad_residual = h
+  fold(mean[C], var[C], weight[C], bias[C], eps -> inverse[C], scale[C], shift[C])
+    inverse = 1 / sqrt(var + eps), scale = weight * inverse, shift = bias - mean * scale
+  coefficients(scale[C], inverse[C], mean[C], sum_grad[C], sum_grad_x[C], count
+               -> b[C], c[C], grad_weight[C])
+    of grad_x, whose a is scale, by moments of the batch; grad_weight = sum_grad_x * inverse
+  running(old_mean[C], old_var[C], mean[C], var[C], momentum, unbiased -> new_mean[C], new_var[C])
+    (1 - momentum) * old + momentum * (mean, unbiased * var)
+
+perceptron      h = relu(first @ x + offset), never stored; weights and their gradients are a
+                Perceptron, the gradients float64
+  covariance(x[N,C,P], mean[C] -> out[C,C])
+    the mean of (x[c] - mean[c]) * (x[d] - mean[d]), float64
+  forward(x[N,C,P], weights, groups -> out[N,F,P], out_grouped[N,G*O,P])
+    out = dense @ h + bias; out_grouped is, for each group, its columns of grouped @ its h
+  backward(grad[N,F,P], grad_grouped[N,G*O,P], x[N,C,P], weights, groups
+           -> grad_x[N,C,P], grad_weights)
+
+involution_sum  of f = relu(scale * z + shift): stride 1, and a padding that keeps the size
+  forward(x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[G*Kh*Kw,F], bias[G*Kh*Kw],
+          offset[O], g -> out[N,O,H,W])
+    offset + the sum over the groups of involution's fused_forward(x, f, weight, bias)
+  backward(grad[N,O,H,W], x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[G*Kh*Kw,F],
+           bias[G*Kh*Kw], g -> grad_x[N,G*O,H,W], grad_z[N,F,H,W], grad_weight[G*Kh*Kw,F],
+           grad_bias[G*Kh*Kw])
+    grad_z is that of scale * z + shift; those of parameters are float64
+
+involution_block  a block of the article's network in evaluation, see invocupy.ops.block
+  forward(x[N,O,H,W], parameters, moments, eps, relu, g -> out[N,O,H,W])
+    x + act(involution_sum of both results of the perceptron), act a ReLU if relu. parameters are
+    weight and bias of expand, its norm, reduce, a norm, span, project and a last norm; moments are
+    mean and variance of each norm, which folds into the convolution before it with its eps
+
+sgd             lists of arrays, whose dtypes may differ; the results are new ones
+  update(params, grads, velocities, decays, *, lr, momentum, nesterov -> )
+    (new params, new velocities). decays are the weight decays, numbers; a velocity is None at the
+    first step, and stays so without momentum
+"""
+
+_OP = re.compile(r"^(\w+) .*\n((?: .*\n)+)", re.MULTILINE)
+_FUNCTION = re.compile(r"^  (\w+)\(([^>]*)->([^)]*)\)", re.MULTILINE)
+_ARGUMENT = re.compile(r"(\*|\w+)(\?)?(?:\[(.*?)\])?")
+
+
+class Argument(NamedTuple):
+    """A parameter of a function; the shape of an array has a size for each axis."""
+
+    name: str
+    optional: bool
+    shape: tuple[str, ...]
+
+
+class Function(NamedTuple):
+    """What a function is given, and what it fills."""
+
+    given: tuple[Argument, ...]
+    filled: tuple[Argument, ...]
 
 
 class Perceptron(NamedTuple):
@@ -15,3 +140,23 @@ class Perceptron(NamedTuple):
     dense: Array  # (F, D): reads all hidden channels
     bias: Array  # (F,)
     grouped: Array  # (O, D): reads each group by itself
+
+
+@cache
+def functions() -> dict[str, dict[str, Function]]:
+    """The table: its functions, by op and name."""
+
+    def arguments(text: str) -> tuple[Argument, ...]:
+        found = _ARGUMENT.findall(text)
+        return tuple(
+            Argument(name, bool(mark), tuple(shape.split(",")) if shape else ())
+            for name, mark, shape in found
+        )
+
+    return {
+        op: {
+            name: Function(arguments(given), arguments(filled))
+            for name, given, filled in _FUNCTION.findall(rows)
+        }
+        for op, rows in _OP.findall(TABLE)
+    }

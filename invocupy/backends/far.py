@@ -10,25 +10,29 @@ of the arrays bound the memory, whatever the options are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from invocupy.arrays import namespace
-from invocupy.geometry import Geometry
+from invocupy.arrays import Array, namespace, wide
+from invocupy.backends.contract import Argument, functions
+from invocupy.backends.windows import Pair, Window
+from invocupy.geometry import Geometry, Shape
 
 _MARGIN = 64  # rows or columns that may lie outside in any case
 _TOGETHER = 8  # outputs along an axis whose windows a kernel packs at once, at least
+
+Kernel: TypeAlias = Callable[..., None]
 
 
 class _Axis(NamedTuple):
     """The taps that meet the image, and which pixel each output sees through each, or -1."""
 
     taps: slice
-    places: np.ndarray
+    places: np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Near(NamedTuple):
@@ -38,167 +42,153 @@ class Near(NamedTuple):
     g: Geometry
     axes: tuple[_Axis | None, _Axis | None]
 
-    def seen(self, x: Any) -> Any:
+    def seen(self, x: Array) -> Array:
         """x (N, C, H, W) as the remaining taps see it."""
         xp = namespace(x)
-        for number, axis in enumerate(self.axes):
+        for number, axis in enumerate(self.axes, 2):
             if axis is not None:
-                x = xp.take(x, xp.asarray(np.maximum(axis.places, 0)), axis=2 + number)
-                x.swapaxes(2 + number, 3)[..., xp.asarray(axis.places < 0)] = 0
-        return xp.ascontiguousarray(x)
+                x = xp.take(x, xp.asarray(np.maximum(axis.places, 0)), axis=number)
+                x.swapaxes(number, 3)[..., xp.asarray(axis.places < 0)] = 0
+        return xp.ascontiguousarray(x)  # type: ignore[no-any-return]
 
-    def unseen(self, seen: Any, x: Any) -> None:
+    def unseen(self, seen: Array, x: Array) -> None:
         """The transpose of :meth:`seen`: x becomes the sums over all that saw a pixel."""
         xp = namespace(x)
-        for number, axis in enumerate(self.axes):
+        for number, axis in enumerate(self.axes, 2):
             if axis is None:
                 continue
             shape = [*seen.shape]
-            shape[2 + number] = x.shape[2 + number]
-            total = xp.zeros(shape, np.float32 if x.itemsize == 2 else x.dtype)
+            shape[number] = x.shape[number]
+            total = xp.zeros(shape, wide(x.dtype) or x.dtype)
             step = axis.taps.stop - axis.taps.start
             for tap in range(step):  # through one tap no two outputs see the same pixel
                 places = axis.places[tap::step]
                 outputs = xp.asarray(np.flatnonzero(places >= 0) * step + tap)
-                share = seen.swapaxes(2 + number, 3)[..., outputs]
-                total.swapaxes(2 + number, 3)[..., xp.asarray(places[places >= 0])] += share
+                share = seen.swapaxes(number, 3)[..., outputs]
+                total.swapaxes(number, 3)[..., xp.asarray(places[places >= 0])] += share
             seen = total
         x[...] = seen
 
-    def taps(self, array: Any) -> Any:
-        """The remaining taps of an array (., ., Kh, Kw, ...), as a view."""
+    def taps(self, role: str, array: Array) -> Array:
+        """A view of the remaining taps of (., ., Kh, Kw, ...), or of (G*Kh*Kw, ...)."""
+        if role == "w":
+            size = self.far.kernel_h, self.far.kernel_w
+            array = array.reshape(-1, 1, *size, *array.shape[1:])
         u, v = (slice(None) if axis is None else axis.taps for axis in self.axes)
         return array[:, :, u, v]
 
-    def rows(self, array: Any) -> Any:
-        """The remaining taps of an array (G*Kh*Kw, ...)."""
-        some = self.taps(self.split(array))
-        return namespace(array).ascontiguousarray(some.reshape(-1, *array.shape[1:]))
+    def given(self, role: str, array: Array) -> Array:
+        """What the equivalent problem has in place of ``array``."""
+        if role in "kw":
+            some = namespace(array).ascontiguousarray(self.taps(role, array))
+            return some if role == "k" else some.reshape(-1, *array.shape[1:])  # type: ignore[no-any-return]
+        return self.seen(array) if role == "x" else array
 
-    def split(self, array: Any) -> Any:
-        """A view of (G*Kh*Kw, ...) as (G, 1, Kh, Kw, ...)."""
-        size = self.far.kernel_h, self.far.kernel_w
-        return array.reshape(-1, 1, *size, *array.shape[1:])
+    def room(self, role: str, array: Array) -> Array:
+        """Room for the equivalent problem's result."""
+        if role == "o":
+            return array
+        shape = (
+            (*array.shape[:2], self.g.height, self.g.width)
+            if role == "x"
+            else self.given(role, array).shape
+        )
+        return namespace(array).empty(shape, array.dtype)  # type: ignore[no-any-return]
 
-
-def bounded(inputs: str, results: str, same: bool = False) -> Callable[[Any], Any]:
-    """Decorate a backend's function of ``inputs``, a Geometry and ``results``.
-
-    A letter for each array says what it is: ``x`` an image (N, C, H, W), ``k`` one with taps in
-    axes 2 and 3, ``w`` one with the taps of all groups in axis 0; any other letter, that it stays
-    as it is. With ``same``, for functions without an ``x``, the window keeps the size as before.
-    """
-    count = len(inputs)
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def call(*arguments: Any) -> None:
-            g = arguments[count]
-            if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:  # never far
-                function(*arguments)
-                return
-            near = near_of(g, same)
-            if near is None:
-                function(*arguments)
-                return
-            given, wanted = arguments[:count], arguments[count + 1 :]
-            _run(near, function, given, near.g, wanted, inputs, results)
-
-        return call
-
-    return decorate
-
-
-def bounded_windows(inputs: str, results: str) -> Callable[[Any], Any]:
-    """:func:`bounded` for functions that get (stride, padding, dilation) in place of a Geometry.
-
-    The first ``x``, ``k`` and ``o`` are the image, the weights and the output, or their gradients.
-    """
-    count, roles = len(inputs), inputs + results
-    x, weight, out = (i + (i >= count) for i in map(roles.index, "xko"))
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def call(*arguments: Any) -> None:
-            stride, padding, dilation = arguments[count]
-            size = arguments[weight].shape[2:]
-            if _is_near(*size, *stride, *dilation):
-                function(*arguments)
-                return
-            shape, seen = arguments[x].shape, arguments[out].shape[2:]
-            sizes = *shape[:2], 1, *shape[2:], *size, *seen, *stride, *padding, *dilation
-            near = _near(Geometry(*sizes), False)
-            if near is None:
-                function(*arguments)
-                return
-            g = near.g
-            window = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w), (g.dilation_h, g.dilation_w)
-            given, wanted = arguments[:count], arguments[count + 1 :]
-            _run(near, function, given, window, wanted, inputs, results)
-
-        return call
-
-    return decorate
-
-
-def _run(
-    near: Near, function: Callable[..., None], given: Any, window: Any, wanted: Any,
-    inputs: str, results: str,
-) -> None:  # fmt: skip
-    """Call ``function`` for the equivalent problem, with ``window`` in place of the options."""
-    xp = namespace(given[0])
-    change: dict[str, Callable[[Any], Any]] = {
-        "x": near.seen, "k": lambda a: xp.ascontiguousarray(near.taps(a)), "w": near.rows,
-    }  # fmt: skip
-    make: dict[str, Callable[[Any], Any]] = {
-        "x": lambda a: xp.empty((*a.shape[:2], near.g.height, near.g.width), a.dtype),
-        "k": lambda a: xp.empty(near.taps(a).shape, a.dtype),
-        "w": lambda a: xp.empty(near.rows(a).shape, a.dtype),
-    }
-
-    def each(how: dict[str, Callable[[Any], Any]], roles: str, arrays: Any) -> list[Any]:
-        pairs = zip(roles, arrays, strict=True)
-        return [how[role](array) if role in how else array for role, array in pairs]
-
-    made = each(make, results, wanted)
-    function(*each(change, inputs, given), window, *made)
-    for role, part, array in zip(results, made, wanted, strict=True):
+    def fill(self, role: str, array: Array, part: Array) -> None:
+        """Fill ``array`` from that result."""
         if role == "x":
-            near.unseen(part, array)
-        elif role in make:  # no output sees anything through the other taps
-            array[...] = 0
-            some = near.taps(array if role == "k" else near.split(array))
+            self.unseen(part, array)
+        elif role in "kw":
+            array[...] = 0  # no output sees anything through the other taps
+            some = self.taps(role, array)
             some[...] = part.reshape(some.shape)
 
 
-def near_block(parameters: tuple[Any, ...], g: Geometry) -> tuple[tuple[Any, ...], Geometry]:
+def bounded(function: Kernel) -> Kernel:
+    """Decorate a wing's function of a windowed op; the contract says what its arrays are."""
+    op = function.__module__.split(".")[3]
+    given, filled = functions()[op][function.__name__]
+    same = op == "involution_sum"  # whose windows keep the size of the image
+    count, windowed = len(given) - 1, given[-1].name == "window"
+    roles = [_role(argument, same) for argument in (*given, *filled)]
+    places = {argument.shape[2:]: i for i, argument in enumerate((*given, *filled))}
+
+    def far(arguments: Sequence[Any]) -> Near | None:
+        if not windowed:
+            return near_of(arguments[count], same)
+        x, weight, out = (arguments[places[tuple(s.split())]] for s in ("H W", "Kh Kw", "Ho Wo"))
+        return _near_window(x.shape, weight.shape[2:], out.shape[2:], arguments[count])
+
+    @wraps(function)
+    def call(*arguments: Any) -> None:
+        near = far(arguments)
+        if near is None:
+            function(*arguments)
+            return
+        g = near.g
+        window = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w), (g.dilation_h, g.dilation_w)
+        results = list(zip(roles, arguments, strict=True))[count + 1 :]
+        rooms = [near.room(*result) for result in results]
+        operands = map(near.given, roles[:count], arguments)
+        function(*operands, window if windowed else g, *rooms)
+        for result, room in zip(results, rooms, strict=True):
+            near.fill(*result, room)
+
+    return call
+
+
+def _role(argument: Argument, same: bool) -> str:
+    """``x`` an image, ``k`` with axes of taps, ``w`` with rows of taps; ``o`` stays as it is."""
+    shape = argument.shape
+    if "Kh" in shape:
+        return "k"
+    if shape[:1] == ("G*Kh*Kw",):
+        return "w"
+    return "x" if shape[2:] == ("H", "W") and not same else "o"
+
+
+def _near_window(shape: Shape, size: Pair, out: Shape, window: Window) -> Near | None:
+    """:func:`near_of` for (stride, padding, dilation)."""
+    stride, padding, dilation = window
+    if _is_near(size, stride, dilation):
+        return None
+    sizes = *shape[:2], 1, *shape[2:], *size, *out, *stride, *padding, *dilation
+    return _near(Geometry(*sizes))
+
+
+def near_block(parameters: Iterable[Array], g: Geometry) -> tuple[tuple[Array, ...], Geometry]:
     """The parameters and the geometry of :mod:`.involution_block`, of the remaining taps only."""
-    near = near_of(g, same=True)
+    near, parameters = near_of(g, same=True), tuple(parameters)
     if near is None:
         return parameters, g
-    span = map(near.rows, parameters[8:10])
+    span = (near.given("w", array) for array in parameters[8:10])
     return (*parameters[:8], *span, *parameters[10:]), near.g
 
 
 def near_of(g: Geometry, same: bool = False) -> Near | None:
-    """The equivalent problem if windows reach too far, else None; None is found quickly."""
-    if _is_near(g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h, g.dilation_w):
+    """The equivalent problem if windows reach too far, else None; None is found quickly.
+
+    With ``same`` the window keeps the size as before, for functions that see no image.
+    """
+    if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:
+        return None
+    size = g.kernel_h, g.kernel_w
+    if _is_near(size, (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w)):
         return None
     return _near(g, same)
 
 
-def _is_near(
-    kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, dilation_h: int, dilation_w: int
-) -> bool:
+def _is_near(size: Pair, stride: Pair, dilation: Pair) -> bool:
     """Whether no more than the margin can lie outside, whatever the image."""
     return (
-        kernel_h * dilation_h + _TOGETHER * stride_h <= _MARGIN
-        and kernel_w * dilation_w + _TOGETHER * stride_w <= _MARGIN
+        size[0] * dilation[0] + _TOGETHER * stride[0] <= _MARGIN
+        and size[1] * dilation[1] + _TOGETHER * stride[1] <= _MARGIN
     )
 
 
 @lru_cache(maxsize=256)
-def _near(g: Geometry, same: bool) -> Near | None:
+def _near(g: Geometry, same: bool = False) -> Near | None:
     down = _axis(g.height, g.kernel_h, g.out_h, g.stride_h, g.pad_h, g.dilation_h)
     across = _axis(g.width, g.kernel_w, g.out_w, g.stride_w, g.pad_w, g.dilation_w)
     if down is None and across is None:

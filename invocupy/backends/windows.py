@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from invocupy.arrays import namespace
 
-Pair = tuple[int, int]
+Pair: TypeAlias = tuple[int, int]
+Window: TypeAlias = tuple[Pair, Pair, Pair]
+"""(stride, padding, dilation) of a convolution, (size, stride, padding) of pooling."""
 
 
-def within(
-    window: tuple[Pair, Pair, Pair], sizes: Pair, out: Pair
-) -> tuple[Pair, Pair, Pair]:  # fmt: skip
+def within(window: Window, sizes: Pair, out: Pair) -> Window:
     """(size, stride, padding) of windows that see the same and reach less far beyond the image."""
     size, stride, padding = window
     if padding == (0, 0) and size[0] <= sizes[0] and size[1] <= sizes[1]:

@@ -15,8 +15,8 @@ from bounds import roundoff
 import invocupy
 from invocupy import ops
 from invocupy.backends import far
+from invocupy.backends.cuda import convolution as convolution_on_gpu
 from invocupy.backends.cuda import involution as involution_on_gpu
-from invocupy.backends.reference import convolution as convolution_on_gpu
 from invocupy.geometry import Geometry, output_size
 from invocupy.ops.block import involution_block
 

@@ -94,7 +94,7 @@ _Backward = namedtuple(
 )
 
 
-@bounded("oooowwo", "o", same=True)
+@bounded
 def forward(
     x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, offset: Any, g: Geometry,
     out: Any,
@@ -107,7 +107,7 @@ def forward(
     )  # fmt: skip
 
 
-@bounded("oooooww", "ooww", same=True)
+@bounded
 def backward(
     grad: Any, x: Any, z: Any, scale: Any, shift: Any, weight: Any, bias: Any, g: Geometry,
     grad_x: Any, grad_z: Any, grad_weight: Any, grad_bias: Any,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from invocupy import backends
 from invocupy.arrays import is_cupy, namespace, wide
-from invocupy.backends.far import bounded_windows
+from invocupy.backends.far import bounded
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import pad, unpad, windows
 
@@ -28,7 +28,7 @@ class _Block(NamedTuple):
     rows: slice
 
 
-@bounded_windows("xkb", "o")
+@bounded
 def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
     """A product of the weights with the patches of each block."""
     padded, groups = pad(x, window[1], 0), x.shape[1] // weight.shape[1]
@@ -54,7 +54,7 @@ def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
         place[...] = product.reshape(place.shape)
 
 
-@bounded_windows("ok", "x")
+@bounded
 def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     """Each patch's gradient is added to where it was seen."""
     xp, groups = namespace(grad), out.shape[1] // weight.shape[1]
@@ -80,7 +80,7 @@ def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     out[...] = unpad(total, window[1], out)
 
 
-@bounded_windows("ox", "kb")
+@bounded
 def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> None:
     """The blocks' products, summed."""
     xp, padded, groups = namespace(x), pad(x, window[1], 0), x.shape[1] // out.shape[1]

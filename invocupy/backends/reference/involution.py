@@ -1,119 +1,82 @@
-"""The kernels of involution; ``g`` is a :class:`~invocupy.geometry.Geometry`.
-
-::
-
-    forward(x, kernel, g, out)          out[n,c,i,j] = sum_uv kernel[n,c//(C/G),u,v,i,j]
-                                                       * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
-    grad_x(grad, kernel, g, out)        gradient of x from the gradient of the result
-    grad_kernel(grad, x, g, out)        gradient of kernel
-    fused_forward(x, features, weight, bias, g, out)
-    fused_grad_x(grad, features, weight, bias, g, out)
-    fused_grad_span(grad, x, features, weight, g, grad_features, grad_weight, grad_bias)
-
-In the fused functions ``kernel = einsum("kf,nfij->nkij", weight, features) + bias`` reshaped to
-(N, G, Kh, Kw, Ho, Wo); it is never stored whole (but in the reference).
-
-Nothing here is fast: a direct reading of the formulas, tap by tap. Half types are computed in
-float32.
-"""
+"""Involution, tap by tap, and its gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from invocupy.arrays import namespace
+from invocupy.arrays import Array, namespace, widen
+from invocupy.backends.windows import pad, unpad, windows
 from invocupy.geometry import Geometry
 
 
-def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
-    """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
-    taps = _wide(kernel)
-    padded = _pad(_wide(x), g)
-    total = namespace(x).zeros(_grouped(g, g.out_h, g.out_w), padded.dtype)
+def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
+    """Each tap multiplies its slice of the kernel with what it sees of x."""
+    taps, padded = widen(kernel), _padded(widen(x), g)
+    total: Any = 0
     for u, v, seen in _taps(g):
         # (N, G, 1, Ho, Wo) * (N, G, C/G, Ho, Wo)
-        total += taps[:, :, None, u, v] * padded[seen]
+        total = total + taps[:, :, None, u, v] * padded[seen]
     out[...] = total.reshape(g.out_shape)
 
 
-def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
-    """The transpose of :func:`forward` in ``x``: each tap puts its share back where it looked."""
-    taps, grad = _wide(kernel), _wide(grad).reshape(_grouped(g, g.out_h, g.out_w))
-    height, width = g.height + 2 * g.pad_h, g.width + 2 * g.pad_w
-    padded = namespace(grad).zeros(_grouped(g, height, width), grad.dtype)
+def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
+    """Each tap puts its share back where it looked."""
+    taps, grad = widen(kernel), _by_group(widen(grad), g)
+    padded = _padded(namespace(grad).zeros(g.x_shape, grad.dtype), g)
     for u, v, seen in _taps(g):
         padded[seen] += taps[:, :, None, u, v] * grad
-    inner = padded[..., g.pad_h : g.pad_h + g.height, g.pad_w : g.pad_w + g.width]
-    out[...] = inner.reshape(g.x_shape)
+    inside = padded.reshape(g.batch, g.channels, *padded.shape[3:])
+    out[...] = unpad(inside, (g.pad_h, g.pad_w), out)
 
 
-def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
-    """``out[tap] = sum over the group's channels of grad * (x seen through the tap)``."""
-    grad = _wide(grad).reshape(_grouped(g, g.out_h, g.out_w))
-    padded = _pad(_wide(x), g)
+def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
+    grad, padded = _by_group(widen(grad), g), _padded(widen(x), g)
     for u, v, seen in _taps(g):
         out[:, :, u, v] = (grad * padded[seen]).sum(axis=2)
 
 
-def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
-    """:func:`forward` with ``kernel = weight @ features + bias``."""
+def fused_forward(
+    x: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
+) -> None:
     forward(x, _span(features, weight, bias, g), g, out)
 
 
-def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
-    """:func:`grad_x` with ``kernel = weight @ features + bias``."""
+def fused_grad_x(
+    grad: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
+) -> None:
     grad_x(grad, _span(features, weight, bias, g), g, out)
 
 
 def fused_grad_span(
-    grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
-    grad_features: Any, grad_weight: Any, grad_bias: Any,
+    grad: Array, x: Array, features: Array, weight: Array, g: Geometry,
+    grad_features: Array, grad_weight: Array, grad_bias: Array,
 ) -> None:  # fmt: skip
-    """:func:`grad_kernel` pushed through the 1x1 convolution that makes the kernel."""
-    xp = namespace(x)
-    wide = _wide(features)
-    taps = xp.empty(g.kernel_shape, wide.dtype)
+    xp, features = namespace(x), widen(features)
+    taps = xp.empty(g.kernel_shape, features.dtype)
     grad_kernel(grad, x, g, taps)
     taps = taps.reshape(g.batch, weight.shape[0], g.out_h, g.out_w)
-    grad_features[...] = xp.einsum("kf,nkij->nfij", _wide(weight), taps)
-    grad_weight[...] = xp.einsum("nkij,nfij->kf", taps, wide)
+    grad_features[...] = xp.einsum("kf,nkij->nfij", widen(weight), taps)
+    grad_weight[...] = xp.einsum("nkij,nfij->kf", taps, features)
     grad_bias[...] = taps.sum(axis=(0, 2, 3))
 
 
-def _span(features: Any, weight: Any, bias: Any, g: Geometry) -> Any:
-    """The whole generated kernel (N, G, Kh, Kw, Ho, Wo); only the reference may hold it."""
-    xp = namespace(features)
-    kernel = xp.einsum("kf,nfij->nkij", _wide(weight), _wide(features))
-    return (kernel + _wide(bias)[:, None, None]).reshape(g.kernel_shape)
+def _span(features: Array, weight: Array, bias: Array, g: Geometry) -> Any:
+    """The whole generated kernel; only the reference may hold it."""
+    kernel = namespace(features).einsum("kf,nfij->nkij", widen(weight), widen(features))
+    return (kernel + widen(bias)[:, None, None]).reshape(g.kernel_shape)
 
 
-def _wide(array: Any) -> Any:
-    """Half types in float32; float32 and float64 as they are."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 else array
+def _padded(x: Array, g: Geometry) -> Any:
+    return _by_group(pad(x, (g.pad_h, g.pad_w), 0), g)
 
 
-def _grouped(g: Geometry, height: int, width: int) -> tuple[int, int, int, int, int]:
-    return g.batch, g.groups, g.channels_per_group, height, width
-
-
-def _pad(x: Any, g: Geometry) -> Any:
-    """(N, C, H, W) -> (N, G, C/G, H + 2*ph, W + 2*pw), zero outside ``x``."""
-    return namespace(x).pad(
-        x.reshape(_grouped(g, g.height, g.width)),
-        ((0, 0), (0, 0), (0, 0), (g.pad_h, g.pad_h), (g.pad_w, g.pad_w)),
-    )
+def _by_group(x: Array, g: Geometry) -> Any:
+    """(N, C, ...) as (N, G, C/G, ...)."""
+    return x.reshape(g.batch, g.groups, g.channels_per_group, *x.shape[2:])
 
 
 def _taps(g: Geometry) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Each tap (u, v) with the window of the padded image that all outputs see through it."""
-    for u in range(g.kernel_h):
-        for v in range(g.kernel_w):
-            top, left = u * g.dilation_h, v * g.dilation_w
-            rows = slice(top, top + max(g.out_h - 1, 0) * g.stride_h + (g.out_h > 0), g.stride_h)
-            columns = slice(
-                left, left + max(g.out_w - 1, 0) * g.stride_w + (g.out_w > 0), g.stride_w
-            )
-            yield u, v, (..., rows, columns)
+    """Each tap (u, v), and what all outputs see through it of the padded image."""
+    sizes = (g.kernel_h, g.kernel_w), (g.out_h, g.out_w)
+    return windows(*sizes, (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w))

@@ -1,28 +1,15 @@
-"""Largest values and means of windows of x (N, C, H, W), of which only the part in x counts.
-
-``window`` is (size, stride, padding), a pair each; every window meets x. The last ones may pass the
-padded edge (PyTorch's ``ceil_mode``).
-
-::
-
-    max_pool(x, window, out, winner)          out = the largest value, NaN the largest of all;
-                                              winner[n,c,i,j] = where the first of equal ones
-                                              stands in the plane of x, int32 or int64
-    max_pool_grad(grad, winner, window, out)  out = the sum of grad over the windows it wins
-    avg_pool(x, scale, window, out)           out = scale[i,j] * the sum
-    avg_pool_grad(grad, scale, window, out)
-"""
+"""Pooling, tap by tap."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from invocupy.arrays import namespace, wide
-from invocupy.backends.windows import pad, unpad, windows
+from invocupy.arrays import Array, namespace, wide
+from invocupy.backends.windows import Window, pad, unpad, windows
 
 
-def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
+def max_pool(x: Array, window: Window, out: Array, winner: Array) -> None:
     """Taps in turn: each takes the windows where it is larger."""
     xp = namespace(x)
     padded = _padded(x, window, out, -xp.inf)
@@ -37,7 +24,7 @@ def max_pool(x: Any, window: Any, out: Any, winner: Any) -> None:
         xp.copyto(winner, place, where=better)
 
 
-def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
+def max_pool_grad(grad: Array, winner: Array, window: Window, out: Array) -> None:
     """Taps in turn: each gives to the pixels that win by it."""
     xp = namespace(grad)
     total = xp.zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
@@ -46,25 +33,23 @@ def max_pool_grad(grad: Any, winner: Any, window: Any, out: Any) -> None:
     out[...] = unpad(total, window[2], out)
 
 
-def avg_pool(x: Any, scale: Any, window: Any, out: Any) -> None:
-    """The sum over taps, scaled."""
-    padded = _padded(x, window, out, 0)
-    total = namespace(x).zeros_like(out, dtype=wide(out.dtype))
-    for _, seen in _taps(namespace(x), x, window, out):
+def avg_pool(x: Array, scale: Array, window: Window, out: Array) -> None:
+    xp, padded = namespace(x), _padded(x, window, out, 0)
+    total = xp.zeros_like(out, dtype=wide(out.dtype))
+    for _, seen in _taps(xp, x, window, out):
         total += padded[seen]
-    namespace(x).multiply(total, scale, out=out)
+    xp.multiply(total, scale, out=out)
 
 
-def avg_pool_grad(grad: Any, scale: Any, window: Any, out: Any) -> None:
-    """The scaled gradient to every tap."""
-    share = grad * scale
-    total = namespace(grad).zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
-    for _, seen in _taps(namespace(grad), out, window, grad):
+def avg_pool_grad(grad: Array, scale: Array, window: Window, out: Array) -> None:
+    xp, share = namespace(grad), grad * scale
+    total = xp.zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
+    for _, seen in _taps(xp, out, window, grad):
         total[seen] += share
     out[...] = unpad(total, window[2], out)
 
 
-def _taps(xp: Any, x: Any, window: Any, out: Any) -> Iterator[tuple[Any, Any]]:
+def _taps(xp: Any, x: Array, window: Window, out: Array) -> Iterator[tuple[Any, Any]]:
     """For each tap, which pixel of the plane of x each window sees, and all of them as a view."""
     size, stride, padding = window
     rows, columns = (
@@ -75,7 +60,7 @@ def _taps(xp: Any, x: Any, window: Any, out: Any) -> Iterator[tuple[Any, Any]]:
         yield (rows[:, None] + u) * x.shape[3] + columns + v, seen
 
 
-def _padded(x: Any, window: Any, out: Any, fill: Any) -> Any:
+def _padded(x: Array, window: Window, out: Array, fill: Any) -> Any:
     """Also by how much the last windows pass the padded edge."""
     size, stride, padding = window
     beyond = tuple(

@@ -1,42 +1,29 @@
-"""One step of stochastic gradient descent on many parameters.
-
-::
-
-    update(params, grads, velocities, decays, *, lr, momentum, nesterov)
-        -> (new params, new velocities)
-
-Lists of the same length; ``decays`` are the weight decays, numbers. A velocity is ``None`` at the
-first step and stays so without momentum. The results are new arrays of the dtypes of ``params``,
-which may differ.
-"""
+"""One step of stochastic gradient descent, parameter by parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import wide
+from invocupy.arrays import Array, wide, widen
 
 
 def update(
-    params: Sequence[Any],
-    grads: Sequence[Any],
-    velocities: Sequence[Any],
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    velocities: Sequence[Array | None],
     decays: Sequence[float],
     *,
     lr: float,
     momentum: float,
     nesterov: bool,
-) -> tuple[list[Any], list[Any]]:
-    """See the top of this module."""
-    new_params, new_velocities = [], []
-    for p, grad, velocity, decay in zip(params, grads, velocities, decays, strict=True):
-        dtype, work = p.dtype, wide(p.dtype)
-        if work:  # half types are computed in float32 and rounded once
-            p, grad = p.astype(work), grad.astype(work)
-            velocity = None if velocity is None else velocity.astype(work)
+) -> tuple[list[Array], list[Array | None]]:
+    """Half types are rounded once."""
+    new_params: list[Array] = []
+    new_velocities: list[Array | None] = []
+    for param, grad, old, decay in zip(params, grads, velocities, decays, strict=True):
+        p, grad, velocity = widen(param), widen(grad), None if old is None else widen(old)
         move = grad + decay * p if decay else grad
         if momentum:
             velocity = move.copy() if velocity is None else momentum * velocity + move
@@ -44,7 +31,7 @@ def update(
         # NumPy makes scalars of arrays without axes.
         step = np.asarray(lr * move)
         new = np.subtract(p, step, out=step)
-        new_params.append(new.astype(dtype) if work else new)
-        velocity = None if velocity is None else np.asarray(velocity, dtype if work else None)
-        new_velocities.append(velocity)
+        half = param.dtype if wide(param.dtype) else None
+        new_params.append(new.astype(param.dtype) if half else new)
+        new_velocities.append(None if velocity is None else np.asarray(velocity, half))
     return new_params, new_velocities

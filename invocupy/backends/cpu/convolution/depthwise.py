@@ -24,7 +24,7 @@ from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, Sizes, pl
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
-from invocupy.backends.far import bounded_windows
+from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
 _CHANNELS = 8  # in a task at most
@@ -47,21 +47,21 @@ class _Job(NamedTuple):
     work: int
 
 
-@bounded_windows("xkb", "o")
+@bounded
 def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
     """``out = bias + sum over taps of weight[tap] * (x seen through the tap)``."""
     offset = np.zeros(len(weight), x.dtype) if bias is None else bias
     _gather(x, weight, offset, _geometry(x, weight, window, out), False, out)
 
 
-@bounded_windows("ok", "x")
+@bounded
 def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     nothing = np.zeros(len(weight), grad.dtype)
     _gather(grad, weight, nothing, _geometry(out, weight, window, grad), True, out)
 
 
-@bounded_windows("ox", "kb")
+@bounded
 def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> None:
     """Sums over positions in vector lanes: a part of the images, some channels and positions."""
     job = _correlate_job(_geometry(x, out, window, grad), x.itemsize)

@@ -60,7 +60,7 @@ class _Job(NamedTuple):
     work: int
 
 
-@bounded("xk", "o")
+@bounded
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
     if _empty(x, out):
@@ -68,7 +68,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _run(_gather_job(g, out.itemsize, False, 0), x, kernel, ZERO, out)
 
 
-@bounded("ok", "x")
+@bounded
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     if _empty(grad, out):
@@ -76,7 +76,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, ZERO, out)
 
 
-@bounded("ox", "k")
+@bounded
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     """``out[tap] = sum over the group's channels of grad * (x seen through the tap)``."""
     if _empty(x, out):
@@ -84,7 +84,7 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     _run(_correlate_job(g, out.itemsize), grad, x, out)
 
 
-@bounded("xoww", "o")
+@bounded
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with ``kernel = weight @ features + bias``, a tile at a time."""
     if _empty(x, out):
@@ -93,7 +93,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     _run(job, x, features, _by_steps(weight, bias, g, job), out)
 
 
-@bounded("ooww", "x")
+@bounded
 def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with ``kernel = weight @ features + bias``, a tile at a time."""
     if _empty(grad, out):
@@ -102,7 +102,7 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     _run(job, grad, features, _by_steps(weight, bias, g, job), out)
 
 
-@bounded("oxow", "oww")
+@bounded
 def fused_grad_span(
     grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
     grad_features: Any, grad_weight: Any, grad_bias: Any,

@@ -25,7 +25,7 @@ _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
 
-@bounded("xk", "o")
+@bounded
 def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The result: a thread for each strip of columns and share of a group's channels."""
     if not out.size:
@@ -35,7 +35,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, _record(g)))
 
 
-@bounded("ok", "x")
+@bounded
 def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The gradient of ``x``: a thread for each strip of ``x`` and share of a group's channels."""
     if not out.size:
@@ -46,7 +46,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     _launch("grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
-@bounded("ox", "k")
+@bounded
 def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     """The gradient of ``kernel``: a thread for each strip of columns and tap row."""
     if not out.size:
@@ -56,7 +56,7 @@ def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
     _launch("grad_kernel", "grad_kernel.cuh", macros, strips * g.kernel_h, args)
 
 
-@bounded("xoww", "o")
+@bounded
 def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`forward` with the kernel made in registers."""
     if not out.size:
@@ -68,7 +68,7 @@ def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, ou
     _launch("fused_forward", "forward.cuh", macros, strips * shares, args)
 
 
-@bounded("ooww", "x")
+@bounded
 def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
     """:func:`grad_x` with the kernel made in registers."""
     if not out.size:
@@ -80,7 +80,7 @@ def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, 
     _launch("fused_grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
 
 
-@bounded("oxow", "oww")
+@bounded
 def fused_grad_span(
     grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
     grad_features: Any, grad_weight: Any, grad_bias: Any,
