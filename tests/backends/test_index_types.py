@@ -79,8 +79,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The type in which each kernel that is started counts."""
     found: dict[str, Any] = {}
 
-    def compile_(name: str, files: Any, macros: Any) -> Any:
-        found[name] = macros["INDEX"]
+    def compile_(kernel: str, macros: Any) -> Any:
+        found[kernel.rpartition("/")[2]] = macros["INDEX"]
         return lambda *given: None
 
     monkeypatch.setattr(cuda, "compile", compile_)

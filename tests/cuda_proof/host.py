@@ -44,6 +44,11 @@ FLAGS = {
 COMMON = ["-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique", f"-I{HERE}"]
 
 
+def name_of(kernel: str) -> str:
+    """The function's name: ``forward`` of ``involution/forward``."""
+    return kernel.rpartition("/")[2]
+
+
 class LaunchError(Exception):
     """A launch that CUDA would refuse, or worse, would not."""
 
@@ -107,11 +112,9 @@ class Machine:
         self._written: dict[tuple[int, int], np.ndarray] = {}
         self._alive: list[Any] = []  # addresses identify arrays, so none may be freed
 
-    def compile(
-        self, name: str, files: Sequence[str], macros: Mapping[str, Any]
-    ) -> Callable[..., None]:
+    def compile(self, kernel: str, macros: Mapping[str, Any]) -> Callable[..., None]:
         """The launcher's seam: build one kernel, return what launches it."""
-        return self.compile_source(name, cuda.source(tuple(files), macros))
+        return self.compile_source(name_of(kernel), cuda.source(kernel, macros))
 
     def compile_source(self, name: str, source: str) -> Callable[..., None]:
         """Build one kernel from its whole text."""

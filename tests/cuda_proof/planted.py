@@ -23,9 +23,9 @@ _STORE = "store<WIDTH>(at + k, from + k);"
 BUGS = {
     # The value is not used, so no result shows it.
     "read one past the end": Bug(
-        (("#pragma unroll\n    for (int k = 0; k < WIDTH; ++k) to[k] = widen(",
+        (("UNROLL(k, WIDTH) to[k] = widen(",
           "*reinterpret_cast<const volatile char*>(from + WIDTH);\n"
-          "    for (int k = 0; k < WIDTH; ++k) to[k] = widen("),),
+          "    UNROLL(k, WIDTH) to[k] = widen("),),
         {
             "trace": "out of bounds read: 1 bytes",
             "sanitizers": "AddressSanitizer: heap-buffer-overflow",
@@ -61,7 +61,7 @@ BUGS = {
         function="grad_kernel",
     ),
     "32-bit offsets": Bug(
-        (("(long long)g.out_h * g.out_w", "(long long)(g.out_h * g.out_w)"),),
+        (("(long long)out_h * out_w", "(long long)(out_h * out_w)"),),
         {"sanitizers": "signed integer overflow"},
         family="",
     ),

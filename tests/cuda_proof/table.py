@@ -67,8 +67,9 @@ def specialisations() -> dict[str, tuple[str, str, cases.Problem]]:
     found = {}
     for key, problem in problems():
 
-        def record(name: str, files: Any, macros: Any) -> Callable[..., None]:
-            found[f"{name} {key}"] = name, cuda.source(files, macros), problem  # noqa: B023
+        def record(kernel: str, macros: Any) -> Callable[..., None]:
+            name = host.name_of(kernel)
+            found[f"{name} {key}"] = name, cuda.source(kernel, macros), problem  # noqa: B023
             return lambda *launch: None
 
         with host.installed(record):
@@ -111,8 +112,9 @@ def counted(problem: cases.Problem, key: str, arch: int = 90) -> dict[str, dict[
     """Run one call in the PTX interpreter and check its result: the figures of its kernels."""
     kernels: dict[str, ptx.Kernel] = {}
 
-    def compile_(name: str, files: Any, macros: Any) -> ptx.Kernel:
-        kernels[name] = ptx.Kernel(nvrtc.ptx(cuda.source(files, macros), arch), name)
+    def compile_(kernel: str, macros: Any) -> ptx.Kernel:
+        name = host.name_of(kernel)
+        kernels[name] = ptx.Kernel(nvrtc.ptx(cuda.source(kernel, macros), arch), name)
         return kernels[name]
 
     with host.installed(compile_):

@@ -5,11 +5,11 @@ macros, how many threads), which works on NumPy arrays as well; :func:`launch` s
 functions are the seam to the machine, and a test that runs the same source elsewhere replaces just
 these:
 
-* :func:`compile` ``(name, files, macros)`` gives ``function(grid, block, args)``;
+* :func:`compile` ``(kernel, macros)`` gives ``function(grid, block, args)``;
 * :func:`address` gives the address of an array's first element.
 
-Arguments are arrays, then the :class:`~invocupy.geometry.Geometry` record by value (``np.void`` of
-15 ``int32``) and NumPy scalars of the exact size that the source declares: nothing checks them.
+A kernel is named by its file: ``involution/forward`` is the kernel ``forward`` in
+``involution/forward.cu``, which includes the headers that it needs.
 
 What is compiled. One module for each specialisation, when first used, cached on disk by CuPy and
 in memory for each device. Macros carry the element type, what the layer fixes (kernel size, stride,
@@ -25,14 +25,16 @@ shows at the call that made it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from invocupy.arrays import is_cupy, on_device
+from invocupy.arrays import Array, is_cupy, namespace, on_device
+from invocupy.geometry import Geometry
 from invocupy.settings import flag
 
 Macros: TypeAlias = Mapping[str, str | int]
@@ -50,33 +52,109 @@ _TYPES = {
     "float32": ("float", "float", None),
     "float64": ("double", "double", None),
 }
+_INCLUDE = re.compile(r'^#include "(.*)"$', re.MULTILINE)
 
 
 def element(dtype: Any) -> dict[str, str | int]:
     """The macros of an element type: what is stored (SCALAR) and what is summed in (ACCUM)."""
-    return dict(_element(dtype))
+    scalar, accum, _ = _TYPES[dtype.name]
+    return {"SCALAR": scalar, "ACCUM": accum}
 
 
-def source(files: tuple[str, ...], macros: Macros) -> str:
-    """The text of one specialisation: its macros, then ``files`` (paths below this folder)."""
+def accumulator(array: Array) -> Any:
+    """The dtype that the elements of ``array`` are summed in."""
+    return np.float64 if array.itemsize == 8 else np.float32
+
+
+def workspace(like: Array, *shape: int) -> Array:
+    """A new array of sums, on the device of ``like``."""
+    with on_device(like):
+        return namespace(like).empty(shape, accumulator(like))  # type: ignore[no-any-return]
+
+
+def source(kernel: str, macros: Macros) -> str:
+    """The text of one specialisation: its macros, the kernel's headers, the kernel."""
     includes = {include for scalar, _, include in _TYPES.values() if scalar == macros["SCALAR"]}
     lines = [f"#include <{include}>" for include in includes if include]
     lines += [f"#define {name} {value}" for name, value in macros.items()]
-    for file in files:
+    for file, text in _texts(f"{kernel}.cu").items():
         # A name relative to the package: the text, and so the cache, is the same on every machine.
-        lines += [f'#line 1 "invocupy/backends/cuda/{file}"', _text(file)]
+        lines += [f'#line 1 "invocupy/backends/cuda/{file}"', text]
     return "\n".join(lines)
 
 
-def compile(name: str, files: tuple[str, ...], macros: Macros) -> Function:  # noqa: A001
-    """The ``extern "C"`` kernel ``name`` of a specialisation, compiled at its first launch."""
-    function: Function = _compile(name, files, tuple(macros.items()))
+@cache
+def _texts(file: str) -> dict[str, str]:
+    """The text of a file (its path in this folder) after those that it includes, each once."""
+    text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+    texts: dict[str, str] = {}
+    for header in _INCLUDE.findall(text):
+        texts |= _texts(header)
+    return texts | {file: _INCLUDE.sub("", text)}
+
+
+def compile(kernel: str, macros: Macros) -> Function:  # noqa: A001
+    """A specialisation of a kernel, compiled at its first launch."""
+    function: Function = _compile(kernel, tuple(macros.items()))
+    return function
+
+
+@cache
+def _compile(kernel: str, macros: tuple[tuple[str, str | int], ...]) -> Function:
+    import cupy
+
+    # RawModule compiles when first launched, once for each device.
+    module = cupy.RawModule(code=source(kernel, dict(macros)), options=OPTIONS)
+    start = module.get_function(kernel.rpartition("/")[2])
+
+    def function(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        # CuPy passes a structure by value if it comes as an array of one element.
+        start(grid, block, tuple(np.asarray(a) if isinstance(a, np.void) else a for a in args))
+
     return function
 
 
 def address(array: Any) -> int:
     """Where the first element of ``array`` lies in device memory."""
     return int(array.data.ptr)
+
+
+def launch(kernel: str, macros: Macros, threads: int, *args: Any, over: int = 0) -> None:
+    """Start ``threads`` threads of a kernel on the device of its first argument; or none.
+
+    An int becomes an ``int`` of C, a float an ACCUM, ``None`` a null pointer, and a Geometry the
+    struct of its name; NumPy scalars and arrays go as they are. ``over`` is how many places the
+    threads together go over, where they count those.
+    """
+    if not threads:
+        return
+    # 32-bit index arithmetic is several times faster, and nearly always enough.
+    small = threads + max(BLOCK, over) <= 2**32
+    index = "unsigned int" if small else "unsigned long long"
+    function = compile(kernel, {**macros, "BLOCK": BLOCK, "INDEX": index})
+    real = np.float64 if macros["ACCUM"] == "double" else np.float32
+    with on_device(args[0]):
+        function((ceil_div(threads, BLOCK),), (BLOCK,), tuple(_argument(a, real) for a in args))
+        if flag("INVOCUPY_CUDA_SYNC") and is_cupy(args[0]):
+            import cupy
+
+            cupy.cuda.get_current_stream().synchronize()
+
+
+def _argument(value: Any, real: Any) -> Any:
+    if value is None:
+        return np.uint64(0)
+    if isinstance(value, int):
+        return np.int32(value)
+    if isinstance(value, float):
+        return real(value)
+    return _record(value) if isinstance(value, Geometry) else value
+
+
+@lru_cache(1024)
+def _record(g: Geometry) -> Any:
+    """Made once for each, as it takes longer than to launch."""
+    return g.record()
 
 
 def ceil_div(value: int, unit: int) -> int:
@@ -97,48 +175,9 @@ def vector(row: int, *arrays: Any) -> int:
     return width
 
 
-def launch(
-    name: str, files: tuple[str, ...], macros: Macros, threads: int, args: tuple[Any, ...],
-    most: int = 0,
-) -> None:  # fmt: skip
-    """Start ``threads`` threads of a kernel on the device of the first argument.
+def slices(warps: int, channels: int, vectors: int) -> int:
+    """In how many parts ``channels`` sums over so many vectors are cut, to make ``warps`` warps.
 
-    ``most`` is the largest number to which one of them counts, where that may be more.
+    No lane gets fewer than four vectors, unless there is one part.
     """
-    # 32-bit index arithmetic is several times faster, and nearly always enough.
-    small = max(threads + BLOCK, most) <= 2**32
-    index = "unsigned int" if small else "unsigned long long"
-    function = compile(name, files, {**macros, "BLOCK": BLOCK, "INDEX": index})
-    with on_device(args[0]):
-        function((ceil_div(threads, BLOCK),), (BLOCK,), args)
-        if flag("INVOCUPY_CUDA_SYNC") and is_cupy(args[0]):
-            import cupy
-
-            cupy.cuda.get_current_stream().synchronize()
-
-
-@cache
-def _element(dtype: Any) -> dict[str, str | int]:
-    scalar, accum, _ = _TYPES[dtype.name]
-    return {"SCALAR": scalar, "ACCUM": accum}
-
-
-@cache
-def _text(file: str) -> str:
-    return (Path(__file__).parent / file).read_text(encoding="utf-8")
-
-
-@cache
-def _compile(
-    name: str, files: tuple[str, ...], macros: tuple[tuple[str, str | int], ...]
-) -> Function:
-    import cupy
-
-    # RawModule compiles when first launched, once for each device.
-    kernel = cupy.RawModule(code=source(files, dict(macros)), options=OPTIONS).get_function(name)
-
-    def function(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
-        # CuPy passes a structure by value if it comes as an array of one element.
-        kernel(grid, block, tuple(np.asarray(a) if isinstance(a, np.void) else a for a in args))
-
-    return function
+    return max(1, min(ceil_div(warps, channels), vectors // 128))

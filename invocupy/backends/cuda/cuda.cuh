@@ -4,6 +4,27 @@
 
 typedef INDEX index_t;  // counts threads; 32 bits unless there are too many
 
+// Arrays that a kernel is given, and that it fills; none overlaps another.
+typedef const SCALAR* __restrict__ In;
+typedef SCALAR* __restrict__ Out;
+typedef const ACCUM* __restrict__ InAccum;
+typedef ACCUM* __restrict__ OutAccum;
+
+// A loop whose every turn is written out: its counter is known to the compiler.
+#define UNROLL(k, COUNT) _Pragma("unroll") for (int k = 0; k < (COUNT); ++k)
+
+__device__ __forceinline__ index_t thread_index()
+{
+    return index_t(blockIdx.x) * BLOCK + threadIdx.x;
+}
+
+__device__ __forceinline__ ACCUM warp_sum(ACCUM value)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+
 template <int BYTES> struct Raw;  // what one memory instruction moves
 template <> struct Raw<2> { typedef unsigned short type; };
 template <> struct Raw<4> { typedef unsigned int type; };
@@ -30,8 +51,7 @@ __device__ __forceinline__ void load(const SCALAR* from, ACCUM* to)
         pack.raw = __ldcs(source);
     else
         pack.raw = *source;
-#pragma unroll
-    for (int k = 0; k < WIDTH; ++k) to[k] = widen(pack.element[k]);
+    UNROLL(k, WIDTH) to[k] = widen(pack.element[k]);
 }
 
 template <int WIDTH>
@@ -39,8 +59,7 @@ __device__ __forceinline__ void store(SCALAR* to, const ACCUM* from)
 {
     typedef typename Raw<WIDTH * sizeof(SCALAR)>::type raw_t;
     Pack<WIDTH> pack;
-#pragma unroll
-    for (int k = 0; k < WIDTH; ++k) pack.element[k] = narrow(from[k]);
+    UNROLL(k, WIDTH) pack.element[k] = narrow(from[k]);
     *reinterpret_cast<raw_t*>(to) = pack.raw;
 }
 
@@ -65,8 +84,7 @@ __device__ __forceinline__ void load_run(const SCALAR* at, int position, int off
         if (in_row<INSIDE>(position, offset + k, size)) {
             load<WIDTH, ONCE>(at + offset + k, to + k);
         } else {
-#pragma unroll
-            for (int e = 0; e < WIDTH; ++e) to[k + e] = ACCUM(0);
+            UNROLL(e, WIDTH) to[k + e] = ACCUM(0);
         }
     }
 }

@@ -34,9 +34,9 @@ def by_trace(bug: planted.Bug) -> str:
 
 
 def by_ptx(bug: planted.Bug) -> str:
-    def compile_(name: str, files: tuple[str, ...], macros: cuda.Macros) -> ptx.Kernel:
-        source = host.substituted(cuda.source(files, macros), bug.replacements)
-        return ptx.Kernel(nvrtc.ptx(source, 90), name)
+    def compile_(kernel: str, macros: cuda.Macros) -> ptx.Kernel:
+        source = host.substituted(cuda.source(kernel, macros), bug.replacements)
+        return ptx.Kernel(nvrtc.ptx(source, 90), host.name_of(kernel))
 
     problem = problem_of(bug)
     with host.installed(compile_), pytest.raises((AssertionError, ptx.Fault)) as caught:

@@ -1,9 +1,9 @@
+#include "channel.cuh"
 // out = scale[c] * x + shift[c] (+ residual), then max(., 0) if RELU. NaN stays NaN.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-forward(const SCALAR* __restrict__ x, const ACCUM* __restrict__ scale,
-        const ACCUM* __restrict__ shift, const SCALAR* __restrict__ residual,
-        SCALAR* __restrict__ out, int batch, int channels, int per_plane)
+forward(In x, InAccum scale, InAccum shift, In residual, Out out, int batch, int channels,
+        int per_plane)
 {
     const index_t vector = thread_index();
     const index_t plane = vector / per_plane;
@@ -15,8 +15,7 @@ forward(const SCALAR* __restrict__ x, const ACCUM* __restrict__ scale,
     load<VECTOR>(x + at, value);
     if (RESIDUAL) load<VECTOR>(residual + at, beside);
     const ACCUM factor = scale[channel], offset = shift[channel];
-#pragma unroll
-    for (int k = 0; k < VECTOR; ++k) {
+    UNROLL(k, VECTOR) {
         value[k] = factor * value[k] + offset;
         if (RESIDUAL) value[k] += beside[k];
         if (RELU && value[k] < 0) value[k] = 0;

@@ -1,10 +1,10 @@
+#include "channel.cuh"
 // First stage of the sums over a channel that the gradients need. With h = grad, or 0 where
 // MASKED and not out > 0: the sum of h, and that of h * (x - mean), of one slice.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_sums(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
-          const SCALAR* __restrict__ out, const ACCUM* __restrict__ mean,
-          ACCUM* __restrict__ partial, int batch, int channels, int per_plane, int slices)
+grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, int batch, int channels,
+          int per_plane, int slices)
 {
     const Slice mine = slice_of(batch, channels, per_plane, slices);
     if (mine.of.channel >= channels) return;
@@ -17,8 +17,7 @@ grad_sums(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
         load<VECTOR>(grad + at, h);
         load<VECTOR>(x + at, value);
         if (MASKED) load<VECTOR>(out + at, mask);
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k) {
+        UNROLL(k, VECTOR) {
             if (MASKED && !(mask[k] > 0)) h[k] = 0;
             sum[k] += h[k];
             sum_x[k] += h[k] * (value[k] - centre);

@@ -1,11 +1,10 @@
+#include "channel.cuh"
 // grad_x = a[c] * h + b[c] * x + c[c] with h = grad, or 0 where MASKED and not out > 0; and h itself
 // as the gradient of the residual if RESIDUAL.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
-       const SCALAR* __restrict__ out, const ACCUM* __restrict__ a, const ACCUM* __restrict__ b,
-       const ACCUM* __restrict__ c, SCALAR* __restrict__ to, SCALAR* __restrict__ to_residual,
-       int batch, int channels, int per_plane)
+grad_x(In grad, In x, In out, InAccum a, InAccum b, InAccum c, Out to, Out to_residual, int batch,
+       int channels, int per_plane)
 {
     const index_t vector = thread_index();
     const index_t plane = vector / per_plane;
@@ -18,8 +17,7 @@ grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
     load<VECTOR>(x + at, value);
     if (MASKED) load<VECTOR>(out + at, mask);
     const ACCUM by_h = a[channel], by_x = b[channel], offset = c[channel];
-#pragma unroll
-    for (int k = 0; k < VECTOR; ++k) {
+    UNROLL(k, VECTOR) {
         if (MASKED && !(mask[k] > 0)) h[k] = 0;
         value[k] = by_h * h[k] + by_x * value[k] + offset;
     }

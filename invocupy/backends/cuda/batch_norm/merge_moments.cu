@@ -1,8 +1,8 @@
+#include "batch_norm/moments.cuh"
 // Second stage of mean and variance: a warp puts the slices of a channel together.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-merge_moments(const SCALAR* __restrict__ x, const ACCUM* __restrict__ partial,
-              ACCUM* __restrict__ mean, ACCUM* __restrict__ var, int channels, int per_plane,
+merge_moments(In x, InAccum partial, OutAccum mean, OutAccum var, int channels, int per_plane,
               int slices)
 {
     const index_t channel = thread_index() / 32;

@@ -1,9 +1,9 @@
+#include "channel.cuh"
 // Second stage of the sums over a channel: a warp adds up the slices of one row of `partial`, of
 // which the first `channels` belong to `sum_grad` and the others to `sum_grad_x`.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-merge_sums(const ACCUM* __restrict__ partial, ACCUM* __restrict__ sum_grad,
-           ACCUM* __restrict__ sum_grad_x, int channels, int slices)
+merge_sums(InAccum partial, OutAccum sum_grad, OutAccum sum_grad_x, int channels, int slices)
 {
     const index_t row = thread_index() / 32;
     if (row >= 2 * index_t(channels)) return;

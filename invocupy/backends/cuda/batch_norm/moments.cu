@@ -1,8 +1,8 @@
+#include "batch_norm/moments.cuh"
 // First stage of mean and variance: the moments of one slice of a channel. Reads x once.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-moments(const SCALAR* __restrict__ x, ACCUM* __restrict__ partial, int batch, int channels,
-        int per_plane, int slices)
+moments(In x, OutAccum partial, int batch, int channels, int per_plane, int slices)
 {
     const Slice mine = slice_of(batch, channels, per_plane, slices);
     if (mine.of.channel >= channels) return;
@@ -13,11 +13,9 @@ moments(const SCALAR* __restrict__ x, ACCUM* __restrict__ partial, int batch, in
         ACCUM value[VECTOR];
         load<VECTOR>(x + mine.of.offset(vector), value);
         Moments few = {VECTOR, 0, 0};
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k) few.mean += value[k] -= pivot;
+        UNROLL(k, VECTOR) few.mean += value[k] -= pivot;
         few.mean *= ACCUM(1) / VECTOR;
-#pragma unroll
-        for (int k = 0; k < VECTOR; ++k)
+        UNROLL(k, VECTOR)
             few.squares += (value[k] - few.mean) * (value[k] - few.mean);
         sum.add(few);
     }

@@ -1,3 +1,4 @@
+#include "channel.cuh"
 // All values are taken as distances from one of their own, the first: where the mean is far from
 // zero, that keeps the digits in which the values differ.
 __device__ __forceinline__ ACCUM pivot_of(const SCALAR* x, int channel, int per_plane)

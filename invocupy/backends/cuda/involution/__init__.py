@@ -1,91 +1,79 @@
 """Involution on the GPU: chooses the specialisation and the number of threads for each kernel.
 
-Functions: see :mod:`invocupy.backends.reference.involution`. The arithmetic is in the ``.cu`` files
-here. The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); they change speed
-only.
+The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); they change speed only.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import gcd
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-
-from invocupy.arrays import namespace, on_device
+from invocupy.arrays import Array
 from invocupy.backends import cuda
-from invocupy.backends.cuda import ceil_div
+from invocupy.backends.cuda import ceil_div, launch
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
 Macros: TypeAlias = dict[str, str | int]
 
+_FIXED = (  # by a layer, and so compiled in
+    "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w",
+)  # fmt: skip
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
 
 @bounded
-def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
-    """The result: a thread for each strip of columns and share of a group's channels."""
-    if not out.size:
-        return
+def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
+    """A thread for each strip of columns and share of a group's channels."""
     macros, strips = _result_strips(g, x, kernel, out, least=2)
     shares = _share_channels(macros, g, strips)
-    _launch("forward", "forward.cuh", macros, strips * shares, (x, kernel, out, _record(g)))
+    launch("involution/forward", macros, strips * shares, x, kernel, out, g)
 
 
 @bounded
-def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
-    """The gradient of ``x``: a thread for each strip of ``x`` and share of a group's channels."""
-    if not out.size:
-        return
+def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
+    """A thread for each strip of ``x`` and share of a group's channels."""
     macros, strips = _x_strips(g, out, grad, kernel)
     shares = _share_channels(macros, g, strips, most=8)
-    args = (grad, kernel, out, _record(g))
-    _launch("grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
+    launch("involution/grad_x", macros, strips * shares, grad, kernel, out, g)
 
 
 @bounded
-def grad_kernel(grad: Any, x: Any, g: Geometry, out: Any) -> None:
-    """The gradient of ``kernel``: a thread for each strip of columns and tap row."""
-    if not out.size:
-        return
+def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
+    """A thread for each strip of columns and tap row."""
     macros, strips = _result_strips(g, x, grad, out)
-    args = (grad, x, out, _record(g))
-    _launch("grad_kernel", "grad_kernel.cuh", macros, strips * g.kernel_h, args)
+    launch("involution/grad_kernel", macros, strips * g.kernel_h, grad, x, out, g)
 
 
 @bounded
-def fused_forward(x: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
+def fused_forward(
+    x: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
+) -> None:
     """:func:`forward` with the kernel made in registers."""
-    if not out.size:
-        return
     macros, strips = _result_strips(g, x, features, out, widest=4)
-    macros |= _feature_macros(weight)
-    shares = _share_channels(macros, g, strips, enough=0)
-    args = (x, features, weight, bias, out, _record(g), np.int32(weight.shape[1]))
-    _launch("fused_forward", "forward.cuh", macros, strips * shares, args)
+    threads = strips * _share_channels(macros, g, strips, enough=0)
+    args = x, features, weight, bias, out, g, weight.shape[1]
+    launch("involution/fused_forward", macros | _feature_macros(weight), threads, *args)
 
 
 @bounded
-def fused_grad_x(grad: Any, features: Any, weight: Any, bias: Any, g: Geometry, out: Any) -> None:
+def fused_grad_x(
+    grad: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
+) -> None:
     """:func:`grad_x` with the kernel made in registers."""
-    if not out.size:
-        return
     macros, strips = _x_strips(g, out, grad, features, widest=4)
-    macros |= _feature_macros(weight)
-    shares = _share_channels(macros, g, strips, enough=0)
-    args = (grad, features, weight, bias, out, _record(g), np.int32(weight.shape[1]))
-    _launch("fused_grad_x", "forward.cuh grad_x.cuh", macros, strips * shares, args)
+    threads = strips * _share_channels(macros, g, strips, enough=0)
+    args = grad, features, weight, bias, out, g, weight.shape[1]
+    launch("involution/fused_grad_x", macros | _feature_macros(weight), threads, *args)
 
 
 @bounded
 def fused_grad_span(
-    grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
-    grad_features: Any, grad_weight: Any, grad_bias: Any,
+    grad: Array, x: Array, features: Array, weight: Array, g: Geometry,
+    grad_features: Array, grad_weight: Array, grad_bias: Array,
 ) -> None:  # fmt: skip
-    """The gradients of what the kernel is made of; that of the kernel itself stays in registers.
+    """The gradient of the kernel stays in registers.
 
     Two kernels make it anew: one sums it over the taps of a position, one over the positions.
     """
@@ -94,40 +82,21 @@ def fused_grad_span(
     macros |= _feature_macros(weight)
     shares = ceil_div(count, int(macros["FEATURES"])) or 1
     strips //= g.groups
-    if grad_features.size:
-        args: tuple[Any, ...] = (grad, x, weight, grad_features, _record(g), np.int32(count))
-        _launch("grad_features", "grad_kernel.cuh", macros, strips * shares, args)
+    threads = strips * shares if grad_features.size else 0
+    launch("involution/grad_features", macros, threads, grad, x, weight, grad_features, g, count)
 
     warps = g.groups * g.kernel_h * shares
     # Enough slices to fill a GPU, but each long enough that adding up lanes costs little.
     slices = max(1, min(2048 // warps, strips // 256))
-    with on_device(x):
-        dtype = np.float64 if x.itemsize == 8 else np.float32
-        partial = namespace(x).empty((slices, rows, count + 1), dtype)
-    args = (grad, x, features, partial, _record(g), np.int32(count), np.int32(slices))
-    threads = warps * slices * 32
-    _launch("grad_weight", "grad_kernel.cuh", macros, threads, args, strips + threads)
-    args = (partial, grad_weight, grad_bias, np.int32(rows), np.int32(count), np.int32(slices))
-    files = ("cuda.cuh", "involution/sum_slices.cu")
-    cuda.launch("sum_slices", files, cuda.element(x.dtype), rows * (count + 1), args)
-
-
-@lru_cache(1024)
-def _record(g: Geometry) -> Any:
-    """What kernels know of the sizes; made once for each, as it takes longer than to launch."""
-    return g.record()
-
-
-def _launch(
-    name: str, headers: str, macros: Macros, threads: int, args: tuple[Any, ...], most: int = 0
-) -> None:
-    own = ("involution.cuh", *headers.split(), f"{name}.cu")
-    files = ("cuda.cuh", *(f"involution/{file}" for file in own))
-    cuda.launch(name, files, macros, threads, args, most)
+    partial = cuda.workspace(x, slices, rows, count + 1)
+    args = grad, x, features, partial, g, count, slices
+    launch("involution/grad_weight", macros, warps * slices * 32, *args, over=strips)
+    sums = partial, grad_weight, grad_bias, rows, count, slices
+    launch("involution/sum_slices", cuda.element(x.dtype), rows * (count + 1), *sums)
 
 
 def _result_strips(
-    g: Geometry, x: Any, *others: Any, widest: int = 8, least: int = 4
+    g: Geometry, x: Array, *others: Array, widest: int = 8, least: int = 4
 ) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
     vector_x = min(widest, cuda.vector(g.width, x))
@@ -141,7 +110,7 @@ def _result_strips(
     return macros, g.batch * g.groups * g.out_h * ceil_div(g.out_w, columns)
 
 
-def _x_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macros, int]:
+def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[Macros, int]:
     """Threads own strips of a row of ``x``: macros, and the number of strips of all groups.
 
     A strip holds a multiple of the stride, so that each tap serves the same columns of every strip;
@@ -160,25 +129,15 @@ def _x_strips(g: Geometry, x: Any, *others: Any, widest: int = 8) -> tuple[Macro
     return macros, g.batch * g.groups * rows * ceil_div(g.width, columns)
 
 
-def _columns(array: Any, *vectors: int, least: int = 4) -> int:
+def _columns(array: Array, *vectors: int, least: int = 4) -> int:
     """How many columns a thread owns: an access of 16 bytes where rows allow it, else ``least``."""
     if array.itemsize == 8:
         return 2
     return 8 if min(vectors) == 8 else 4 if min(vectors) == 4 else least
 
 
-def _macros(array: Any, g: Geometry) -> Macros:
-    return {
-        **cuda.element(array.dtype),
-        "KERNEL_H": g.kernel_h,
-        "KERNEL_W": g.kernel_w,
-        "STRIDE_H": g.stride_h,
-        "STRIDE_W": g.stride_w,
-        "PAD_H": g.pad_h,
-        "PAD_W": g.pad_w,
-        "DILATION_H": g.dilation_h,
-        "DILATION_W": g.dilation_w,
-    }
+def _macros(array: Array, g: Geometry) -> Macros:
+    return cuda.element(array.dtype) | {name.upper(): getattr(g, name) for name in _FIXED}
 
 
 def _share_channels(
@@ -206,7 +165,7 @@ def _share_channels(
     return shares
 
 
-def _feature_macros(weight: Any) -> Macros:
+def _feature_macros(weight: Array) -> Macros:
     """How many features one access moves, and how many a thread owns where it sums over them."""
     count = weight.shape[1]
     width = min(4, cuda.vector(count, weight))

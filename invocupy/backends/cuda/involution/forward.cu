@@ -1,3 +1,4 @@
+#include "involution/forward.cuh"
 // The involution itself: forward.cuh with a kernel that is read from memory.
 
 struct Stored {
@@ -19,14 +20,13 @@ struct Stored {
 };
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ kernel, SCALAR* __restrict__ out,
-        Geometry g)
+forward(In x, In kernel, Out out, Geometry g)
 {
     const Place at = place(thread_index(), shares_of(g), g.out_h, g.out_w);
     if (at.unit >= index_t(g.batch) * g.groups) return;
-    const long long plane = (long long)g.out_h * g.out_w;
+    const long long plane = g.out_plane();
     const long long first = (long long)at.unit * (KERNEL_H * KERNEL_W) * plane;
-    const long long offset = (long long)at.row * g.out_w + at.column;
+    const long long offset = g.out_offset(at.row, at.column);
     const Stored taps = {kernel + first + offset, plane, at.column, g.out_w};
     forward_strip(x, taps, out, g, at, share_of(at, g));
 }

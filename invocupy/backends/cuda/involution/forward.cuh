@@ -1,3 +1,4 @@
+#include "involution/involution.cuh"
 // out[n,c,i,j] = sum over (u,v) of kernel[n,g,u,v,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
 //
 // A thread owns COLUMNS columns of one row of CHANNELS channels of a group. Tap row by tap row it
@@ -11,14 +12,13 @@ struct Share {
 
 __device__ __forceinline__ int shares_of(const Geometry& g)
 {
-    return (g.channels / g.groups + CHANNELS - 1) / CHANNELS;
+    return (g.per_group() + CHANNELS - 1) / CHANNELS;
 }
 
 __device__ __forceinline__ Share share_of(const Place& at, const Geometry& g)
 {
-    const int per_group = g.channels / g.groups, begin = at.share * CHANNELS;
-    return {(long long)at.unit * per_group + begin,
-            min(CHANNELS, per_group - begin)};
+    const int per_group = g.per_group(), begin = at.share * CHANNELS;
+    return {(long long)at.unit * per_group + begin, min(CHANNELS, per_group - begin)};
 }
 
 // Whether loads of one channel have to wait for the last. Where kernel values fill the registers,
@@ -33,8 +33,7 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
                                               const Geometry& g, const Place& at,
                                               const Share& mine)
 {
-    const long long x_plane = (long long)g.height * g.width;
-    const long long out_plane = (long long)g.out_h * g.out_w;
+    const long long x_plane = g.x_plane(), out_plane = g.out_plane();
     x += mine.first * x_plane + at.column * STRIDE_W;
     const int top = at.row * STRIDE_H - PAD_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
@@ -52,10 +51,8 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
         for (int part = 0; part < KERNEL_W; part += TAPS) {
             ACCUM tap[TAPS][COLUMNS];
             if (Taps::AHEAD) {
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t)
-#pragma unroll
-                    for (int e = 0; e < COLUMNS; ++e) tap[t][e] = next[t][e];
+                UNROLL(t, TAPS)
+                    UNROLL(e, COLUMNS) tap[t][e] = next[t][e];
                 if (part + TAPS < KERNEL_W)
                     taps(u, part + TAPS, next);
                 else if (u + 1 < end)
@@ -70,11 +67,9 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
                 ACCUM stretch[window::SPAN];
                 load_run<VECTOR_X, window::SPAN, false, window::INSIDE>(
                     from, at.column * STRIDE_W, window::BEGIN, g.width, stretch);
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t)
+                UNROLL(t, TAPS)
                     if (part + t < KERNEL_W)
-#pragma unroll
-                        for (int e = 0; e < COLUMNS; ++e)
+                        UNROLL(e, COLUMNS)
                             sum[c][e] += tap[t][e] * stretch[window::seen(part + t, e)];
             }
         }

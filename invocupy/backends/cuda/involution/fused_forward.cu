@@ -1,3 +1,4 @@
+#include "involution/forward.cuh"
 // The involution with a kernel that is made where it is used: forward.cuh with
 // kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
 
@@ -13,27 +14,21 @@ struct Generated {
     __device__ __forceinline__ void operator()(int u, int part, ACCUM (&tap)[TAPS][COLUMNS]) const
     {
         const SCALAR* const weight_row = weight + (long long)(u * KERNEL_W + part) * count;
-#pragma unroll
-        for (int t = 0; t < TAPS; ++t)
-#pragma unroll
-            for (int e = 0; e < COLUMNS; ++e)
+        UNROLL(t, TAPS)
+            UNROLL(e, COLUMNS)
                 tap[t][e] = part + t < KERNEL_W ? widen(bias[u * KERNEL_W + part + t]) : ACCUM(0);
 #pragma unroll 1
         for (int f = 0; f < count; f += VECTOR_F) {
             ACCUM feature[VECTOR_F][COLUMNS];
-#pragma unroll
-            for (int k = 0; k < VECTOR_F; ++k)
+            UNROLL(k, VECTOR_F)
                 load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * plane, column, 0, width,
                                               feature[k]);
-#pragma unroll
-            for (int t = 0; t < TAPS; ++t) {
+            UNROLL(t, TAPS) {
                 if (part + t >= KERNEL_W) continue;
                 ACCUM w[VECTOR_F];
                 load<VECTOR_F>(weight_row + t * count + f, w);
-#pragma unroll
-                for (int k = 0; k < VECTOR_F; ++k)
-#pragma unroll
-                    for (int e = 0; e < COLUMNS; ++e) tap[t][e] += w[k] * feature[k][e];
+                UNROLL(k, VECTOR_F)
+                    UNROLL(e, COLUMNS) tap[t][e] += w[k] * feature[k][e];
             }
         }
     }
@@ -43,16 +38,13 @@ struct Generated {
 constexpr int RESIDENT = TAPS > 4 || window::SPAN > 12 ? 0 : 3;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-fused_forward(const SCALAR* __restrict__ x, const SCALAR* __restrict__ features,
-              const SCALAR* __restrict__ weight, const SCALAR* __restrict__ bias,
-              SCALAR* __restrict__ out, Geometry g, int count)
+fused_forward(In x, In features, In weight, In bias, Out out, Geometry g, int count)
 {
     const Place at = place(thread_index(), shares_of(g), g.out_h, g.out_w);
     if (at.unit >= index_t(g.batch) * g.groups) return;
-    const long long plane = (long long)g.out_h * g.out_w;
-    const long long image = at.unit / g.groups;
+    const long long plane = g.out_plane(), image = at.unit / g.groups;
     const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
-    const long long offset = (long long)at.row * g.out_w + at.column;
+    const long long offset = g.out_offset(at.row, at.column);
     const Generated taps = {features + image * count * plane + offset,
                             weight + (long long)k * count, bias + k, plane, at.column, g.out_w,
                             count};

@@ -1,3 +1,4 @@
+#include "involution/grad_kernel.cuh"
 // The gradient of the features that the kernel is made of:
 // grad_features[n,f,i,j] = sum over all k = (g,u,v) of weight[k,f] * grad_kernel[n,k,i,j].
 //
@@ -8,18 +9,16 @@
 constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 ? 4 : 5;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
-              const SCALAR* __restrict__ weight, SCALAR* __restrict__ out, Geometry g, int count)
+grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
 {
     const Place at = place(thread_index(), (count - 1) / FEATURES + 1, g.out_h, g.out_w);
     const long long image = at.unit;
     if (image >= g.batch) return;
     const int begin = at.share * FEATURES;
 
-    const int per_group = g.channels / g.groups;
-    const long long x_group = (long long)per_group * g.height * g.width;
-    const long long plane = (long long)g.out_h * g.out_w;
-    const long long offset = (long long)at.row * g.out_w + at.column;
+    const int per_group = g.per_group();
+    const long long x_group = (long long)per_group * g.height * g.width, plane = g.out_plane();
+    const long long offset = g.out_offset(at.row, at.column);
     x += image * g.groups * x_group;
     grad += image * g.channels * plane + offset;
     weight += begin;
@@ -33,23 +32,19 @@ grad_features(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             for (int part = 0; part < KERNEL_W; part += TAPS) {
                 ACCUM slope[TAPS][COLUMNS];
                 grad_taps<4>(grad, x, g, per_group, at.row, at.column, u, part, slope);
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t) {
+                UNROLL(t, TAPS) {
                     if (part + t >= KERNEL_W) continue;
                     const SCALAR* const row = weight + (long long)(part + t) * count;
                     ACCUM w[FEATURES];
                     load_run<VECTOR_F, FEATURES>(row, 0, 0, count - begin, w);
-#pragma unroll
-                    for (int f = 0; f < FEATURES; ++f)
-#pragma unroll
-                        for (int e = 0; e < COLUMNS; ++e) sum[f][e] += w[f] * slope[t][e];
+                    UNROLL(f, FEATURES)
+                        UNROLL(e, COLUMNS) sum[f][e] += w[f] * slope[t][e];
                 }
             }
         }
     }
     out += (image * count + begin) * plane + offset;
-#pragma unroll
-    for (int f = 0; f < FEATURES; ++f)
+    UNROLL(f, FEATURES)
         if (begin + f < count)
             store_run<VECTOR_OUT, COLUMNS>(out + f * plane, at.column, g.out_w, sum[f]);
 }

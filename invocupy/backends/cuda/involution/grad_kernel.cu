@@ -1,3 +1,4 @@
+#include "involution/grad_kernel.cuh"
 // The gradient of the kernel, stored. A thread owns COLUMNS columns of one row of one tap row of a
 // group. To own several tap rows would save loads, but more threads at once are worth more.
 
@@ -10,18 +11,16 @@ constexpr bool TOGETHER = COLUMNS == 8 || VECTOR_OUT < COLUMNS;
 constexpr int RESIDENT = TAPS * COLUMNS > 32 ? 4 : sizeof(ACCUM) == 8 ? 7 : 8;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_kernel(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
-            SCALAR* __restrict__ out, Geometry g)
+grad_kernel(In grad, In x, Out out, Geometry g)
 {
     const Place at = place(thread_index(), TOGETHER ? KERNEL_H : 1, g.out_h, g.out_w);
     const index_t group = TOGETHER ? at.unit : at.unit / KERNEL_H;  // counts (batch, group)
     const int u = TOGETHER ? at.share : int(at.unit % KERNEL_H);
     if (group >= index_t(g.batch) * g.groups) return;
 
-    const int per_group = g.channels / g.groups;
-    const long long plane = (long long)g.out_h * g.out_w;
-    const long long offset = (long long)at.row * g.out_w + at.column;
-    x += (long long)group * per_group * ((long long)g.height * g.width);
+    const int per_group = g.per_group();
+    const long long plane = g.out_plane(), offset = g.out_offset(at.row, at.column);
+    x += (long long)group * per_group * g.x_plane();
     grad += (long long)group * per_group * plane + offset;
     out += ((long long)group * KERNEL_H + u) * KERNEL_W * plane + offset;
 
@@ -29,8 +28,7 @@ grad_kernel(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
     for (int part = 0; part < KERNEL_W; part += TAPS) {
         ACCUM sum[TAPS][COLUMNS];
         grad_taps<COLUMNS == 8 ? 2 : 1>(grad, x, g, per_group, at.row, at.column, u, part, sum);
-#pragma unroll
-        for (int t = 0; t < TAPS; ++t)
+        UNROLL(t, TAPS)
             if (part + t < KERNEL_W)
                 store_run<VECTOR_OUT, COLUMNS>(out + (part + t) * plane, at.column, g.out_w,
                                                sum[t]);

@@ -1,3 +1,4 @@
+#include "involution/involution.cuh"
 // grad_kernel[n,g,u,v,i,j] = sum over the group's channels c of
 //     grad[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
 
@@ -10,15 +11,12 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
                                           int channels, int row, int column, int u, int part,
                                           ACCUM (&sum)[TAPS][COLUMNS])
 {
-#pragma unroll
-    for (int t = 0; t < TAPS; ++t)
-#pragma unroll
-        for (int e = 0; e < COLUMNS; ++e) sum[t][e] = ACCUM(0);
+    UNROLL(t, TAPS)
+        UNROLL(e, COLUMNS) sum[t][e] = ACCUM(0);
     const int y = row * STRIDE_H - PAD_H + u * DILATION_H;
     // No branch: of a row outside of x nothing is read, as if there were no channels.
     if (y < 0 || y >= g.height) channels = 0;
-    const long long x_plane = (long long)g.height * g.width;
-    const long long out_plane = (long long)g.out_h * g.out_w;
+    const long long x_plane = g.x_plane(), out_plane = g.out_plane();
     x += (long long)y * g.width + column * STRIDE_W;
 #pragma unroll AT_ONCE
     for (int c = 0; c < channels; ++c, x += x_plane, grad += out_plane) {
@@ -26,11 +24,9 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
         load_run<VECTOR_OUT, COLUMNS>(grad, column, 0, g.out_w, slope);
         load_run<VECTOR_X, window::SPAN, false, window::INSIDE>(x, column * STRIDE_W,
                                                                 window::BEGIN, g.width, stretch);
-#pragma unroll
-        for (int t = 0; t < TAPS; ++t)
+        UNROLL(t, TAPS)
             if (part + t < KERNEL_W)
-#pragma unroll
-                for (int e = 0; e < COLUMNS; ++e)
+                UNROLL(e, COLUMNS)
                     sum[t][e] += slope[e] * stretch[window::seen(part + t, e)];
     }
 }

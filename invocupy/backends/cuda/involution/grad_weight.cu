@@ -1,3 +1,4 @@
+#include "involution/grad_kernel.cuh"
 // The gradients of the weight and bias that make the kernel:
 // grad_weight[k,f] = sum over n,i,j of grad_kernel[n,k,i,j] * features[n,f,i,j], and grad_bias[k]
 // the same with 1 for the features.
@@ -7,20 +8,11 @@
 // registers, then from lane to lane, and writes partial[slice][k][f], with the bias at f = count.
 // The second adds the slices up in order.
 
-__device__ __forceinline__ ACCUM warp_sum(ACCUM value)
-{
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-    return value;
-}
-
 // Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = TAPS <= 4 ? 4 : sizeof(ACCUM) == 8 ? 2 : 3;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
-            const SCALAR* __restrict__ features, ACCUM* __restrict__ partial, Geometry g,
-            int count, int slices)
+grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count, int slices)
 {
     const int lane = threadIdx.x % 32;
     index_t rest = thread_index() / 32;
@@ -33,9 +25,8 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
     const index_t slice = rest / g.groups;
     if (slice >= slices) return;
 
-    const int per_group = g.channels / g.groups;
-    const long long x_plane = (long long)g.height * g.width;
-    const long long plane = (long long)g.out_h * g.out_w;
+    const int per_group = g.per_group();
+    const long long x_plane = g.x_plane(), plane = g.out_plane();
     const index_t strips = index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h * g.batch;
 
 #pragma unroll
@@ -46,41 +37,34 @@ grad_weight(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ x,
             const Place at = place(strip, 1, g.out_h, g.out_w);
             const long long image = at.unit;
             const long long channel = image * g.channels + (long long)group * per_group;
-            const long long offset = (long long)at.row * g.out_w + at.column;
+            const long long offset = g.out_offset(at.row, at.column);
             ACCUM slope[TAPS][COLUMNS];
             grad_taps<4>(grad + channel * plane + offset, x + channel * x_plane, g, per_group,
                          at.row, at.column, u, part, slope);
-#pragma unroll
-            for (int t = 0; t < TAPS; ++t)
-#pragma unroll
-                for (int e = 0; e < COLUMNS; ++e) {
+            UNROLL(t, TAPS)
+                UNROLL(e, COLUMNS) {
                     // Past the end of the row `slope` is 0 times something, which may be infinite.
                     if (e >= VECTOR_OUT && at.column + e >= g.out_w) slope[t][e] = 0;
                     bias_sum[t] += slope[t][e];
                 }
             const SCALAR* from = features + (image * count + begin) * plane + offset;
-#pragma unroll
-            for (int f = 0; f < FEATURES; ++f) {
+            UNROLL(f, FEATURES) {
                 ACCUM feature[COLUMNS];
                 load_run<VECTOR_OUT, COLUMNS>(from, at.column, 0, g.out_w, feature);
                 // No branch, so that the loads of several features are under way together: the
                 // last one is read again and again, for sums that nobody asks for.
                 from += begin + f + 1 < count ? plane : 0;
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t)
-#pragma unroll
-                    for (int e = 0; e < COLUMNS; ++e) sum[t][f] += slope[t][e] * feature[e];
+                UNROLL(t, TAPS)
+                    UNROLL(e, COLUMNS) sum[t][f] += slope[t][e] * feature[e];
             }
         }
 
-#pragma unroll
-        for (int t = 0; t < TAPS; ++t) {
+        UNROLL(t, TAPS) {
             if (part + t >= KERNEL_W) continue;
             const long long k = ((long long)group * KERNEL_H + u) * KERNEL_W + part + t;
             ACCUM* const to =
                 partial + ((long long)slice * g.groups * (KERNEL_H * KERNEL_W) + k) * (count + 1);
-#pragma unroll
-            for (int f = 0; f < FEATURES; ++f) {
+            UNROLL(f, FEATURES) {
                 const ACCUM total = warp_sum(sum[t][f]);
                 if (lane == 0 && begin + f < count) to[begin + f] = total;
             }

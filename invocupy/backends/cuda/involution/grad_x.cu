@@ -1,3 +1,4 @@
+#include "involution/grad_x.cuh"
 // The gradient of x: grad_x.cuh with a kernel that is read from memory.
 
 struct Stored {
@@ -19,22 +20,19 @@ struct Stored {
             ACCUM around[AROUND];
             load_run<VECTOR_OUT, AROUND, KERNEL_ONCE, window_x::INSIDE>(from, position, begin,
                                                                         width, around);
-#pragma unroll
-            for (int l = 0; l < LIVE; ++l) tap[t][l] = around[first - begin + l];
+            UNROLL(l, LIVE) tap[t][l] = around[first - begin + l];
         }
     }
 };
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_x(const SCALAR* __restrict__ grad, const SCALAR* __restrict__ kernel,
-       SCALAR* __restrict__ out, Geometry g)
+grad_x(In grad, In kernel, Out out, Geometry g)
 {
     const Place at = place(thread_index(), shares_of(g), round_up(g.height, STRIDE_H), g.width);
     const int y = phased_row(at.row, g.height);
     if (at.unit >= index_t(g.batch) * g.groups || y >= g.height) return;
-    const long long plane = (long long)g.out_h * g.out_w;
     const int position = at.column / STRIDE_W;
-    const Stored taps = {kernel + (long long)at.unit * (KERNEL_H * KERNEL_W) * plane + position,
-                         plane, position, g.out_w};
+    kernel += (long long)at.unit * (KERNEL_H * KERNEL_W) * g.out_plane() + position;
+    const Stored taps = {kernel, g.out_plane(), position, g.out_w};
     grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
 }

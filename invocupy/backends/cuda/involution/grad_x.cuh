@@ -1,3 +1,4 @@
+#include "involution/forward.cuh"
 // grad_x[n,c,y,x] = sum over (u,v) of kernel[n,g,u,v,i,j] * grad[n,c,i,j], over the (i,j) that saw
 // (y,x) through tap (u,v): i*sh = y + ph - u*dh and j*sw = x + pw - v*dw.
 //
@@ -46,8 +47,7 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
                                              const Geometry& g, int y, int column,
                                              const Share& mine)
 {
-    const long long x_plane = (long long)g.height * g.width;
-    const long long out_plane = (long long)g.out_h * g.out_w;
+    const long long x_plane = g.x_plane(), out_plane = g.out_plane();
     const int position = column / STRIDE_W;
     grad += mine.first * out_plane + position;
     ACCUM sum[CHANNELS][COLUMNS] = {};
@@ -69,12 +69,10 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
                 ACCUM stretch[window_x::SPAN];
                 load_run<VECTOR_OUT, window_x::SPAN, false, window_x::INSIDE>(
                     from, position, window_x::BEGIN, g.out_w, stretch);
-#pragma unroll
-                for (int t = 0; t < TAPS; ++t) {
+                UNROLL(t, TAPS) {
                     const int v = part + t;
                     if (v >= KERNEL_W) continue;
-#pragma unroll
-                    for (int l = 0; l < LIVE; ++l)
+                    UNROLL(l, LIVE)
                         sum[c][window_x::live(v) + l * STRIDE_W] +=
                             tap[t][l] * stretch[window_x::first(v) - window_x::BEGIN + l];
                 }

@@ -1,3 +1,4 @@
+#include "cuda.cuh"
 // What the involution kernels share.
 //
 // A thread owns COLUMNS consecutive columns of one row. Arrays with rows of x (x and its gradient)
@@ -11,6 +12,16 @@
 struct Geometry {
     int batch, channels, groups, height, width, kernel_h, kernel_w, out_h, out_w;
     int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+
+    __device__ __forceinline__ int per_group() const { return channels / groups; }
+    __device__ __forceinline__ long long x_plane() const { return (long long)height * width; }
+    __device__ __forceinline__ long long out_plane() const { return (long long)out_h * out_w; }
+
+    // Where a thread's columns are in a plane of the result.
+    __device__ __forceinline__ long long out_offset(int row, int column) const
+    {
+        return (long long)row * out_w + column;
+    }
 };
 
 // Taps of one tap row that are held in registers at once. Wide kernels go in several parts.
@@ -36,11 +47,6 @@ __device__ __forceinline__ Place place(index_t index, int shares, int rows, int 
     at.row = int(rest % rows);
     at.unit = rest / rows;
     return at;
-}
-
-__device__ __forceinline__ index_t thread_index()
-{
-    return index_t(blockIdx.x) * BLOCK + threadIdx.x;
 }
 
 // The stretch of a row of x that the taps of COLUMNS columns of the result see: from BEGIN on, as

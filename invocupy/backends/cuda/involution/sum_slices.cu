@@ -1,10 +1,10 @@
+#include "cuda.cuh"
 // The second stage of grad_weight.cu: a thread adds up one element over all slices, in order.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_slices(const ACCUM* __restrict__ partial, SCALAR* __restrict__ grad_weight,
-           SCALAR* __restrict__ grad_bias, int rows, int count, int slices)
+sum_slices(InAccum partial, Out grad_weight, Out grad_bias, int rows, int count, int slices)
 {
-    const index_t index = index_t(blockIdx.x) * BLOCK + threadIdx.x;
+    const index_t index = thread_index();
     const index_t size = index_t(rows) * (count + 1);
     if (index >= size) return;
     ACCUM total = 0;

@@ -1,11 +1,12 @@
+#include "cuda.cuh"
 // out[column] = sum over rows of from[row][column]: the products of all images, or all slices, of
 // which the order of summing never changes. A warp owns eight columns (a sector of memory) and four
 // lanes each of them, so that a few columns make many loads at once.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_rows(const ACCUM* __restrict__ from, SCALAR* __restrict__ out, int rows, int columns)
+sum_rows(InAccum from, Out out, int rows, int columns)
 {
-    const index_t warp = (index_t(blockIdx.x) * BLOCK + threadIdx.x) / 32;
+    const index_t warp = thread_index() / 32;
     const int lane = threadIdx.x % 32;
     const long long column = (long long)warp * 8 + lane % 8;
     ACCUM sum = 0;

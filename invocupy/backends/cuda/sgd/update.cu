@@ -1,3 +1,4 @@
+#include "cuda.cuh"
 // One step of stochastic gradient descent on up to sixteen arrays in one launch.
 //
 //     move = grad + decay * p,  velocity = momentum * old + move,
@@ -16,8 +17,7 @@ struct Array {
 __device__ __forceinline__ void update_one(const Array& a, long long begin, ACCUM lr,
                                            ACCUM momentum)
 {
-#pragma unroll
-    for (int k = 0; k < EACH; ++k) {
+    UNROLL(k, EACH) {
         const long long i = begin + k * BLOCK + threadIdx.x;
         if (i >= a.size) return;
         const ACCUM p = widen(a.p[i]), move = widen(a.grad[i]) + a.decay * p;
@@ -33,9 +33,9 @@ __device__ __forceinline__ void update_one(const Array& a, long long begin, ACCU
 
 #define EVERY(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define PARAMETERS(k)                                                                          \
-    const SCALAR* __restrict__ p##k, const SCALAR* __restrict__ grad##k,                       \
-        const SCALAR* __restrict__ old##k, SCALAR* __restrict__ to##k,                         \
-        SCALAR* __restrict__ velocity##k, ACCUM decay##k, long long size##k,
+    In p##k, In grad##k,                       \
+        In old##k, Out to##k,                         \
+        Out velocity##k, ACCUM decay##k, long long size##k,
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 update(EVERY(PARAMETERS) ACCUM lr, ACCUM momentum)

@@ -1,14 +1,10 @@
-// What the batch norm kernels share. Arrays are (N, C, H, W) with planes of H*W elements, read and
-// written VECTOR elements at a time, which divides H*W. Values per channel are ACCUM.
+#include "cuda.cuh"
+// Passes over channels. Arrays are (N, C, H, W) with planes of H*W elements, read and written VECTOR
+// elements at a time, which divides H*W. Values per channel are ACCUM.
 //
 // Sums over a channel take two stages, so that they come out the same each time: a warp goes over
 // one of `slices` parts of a channel and writes partial[row][channel][slice]; then one warp for
 // each channel puts the slices together. Lanes are put together by shuffles in a fixed order.
-
-__device__ __forceinline__ index_t thread_index()
-{
-    return index_t(blockIdx.x) * BLOCK + threadIdx.x;
-}
 
 // The vectors of one channel of all images, counted from 0 to batch * per_plane - 1.
 struct Channel {
@@ -39,11 +35,4 @@ __device__ __forceinline__ Slice slice_of(int batch, int channels, int per_plane
             int(slice),
             slice * length + threadIdx.x % 32,
             min((slice + 1) * length, vectors)};
-}
-
-__device__ __forceinline__ ACCUM warp_sum(ACCUM value)
-{
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
-    return value;
 }
