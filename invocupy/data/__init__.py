@@ -1,6 +1,6 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
-``cifar`` reads CIFAR-10 where it lies, ``shapes`` draws a set that needs no file and no network,
+``cifar`` reads CIFAR-10 where it lies, ``generated`` draws a set that needs no file and no network,
 ``batches`` cuts either into normalised, augmented batches, ``images`` reads image files. Sets are
 uint8 images (N, 3, 32, 32) and int64 labels (N,) everywhere.
 """
@@ -16,8 +16,8 @@ from invocupy.data.cifar import (
     DownloadError,
     cifar10,
 )
+from invocupy.data.generated import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
 from invocupy.data.images import read_image
-from invocupy.data.shapes import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
 
 __all__ = [
     "CIFAR10_CLASSES",

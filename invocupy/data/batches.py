@@ -44,9 +44,8 @@ class Batches:
     drop_last
         Leave out a last batch that is not full.
     rows
-        A function ``f(count)`` that says which of the ``count`` rows of a batch this process wants,
-        by their positions (an integer array); the others are neither read nor augmented. By
-        default all.
+        A function ``f(count)``: positions (an integer array) of the rows of a batch of ``count``
+        that this process wants; the others are neither read nor augmented. By default all.
 
     Raises
     ------
@@ -112,12 +111,11 @@ class Batches:
                 f"batch_size {self.batch_size} with drop_last leaves nothing of {len(images)} "
                 "images: give a smaller one"
             )
-        self.shuffle, self.augment, self.drop_last = shuffle, tuple(augment), drop_last
-        self.rows = rows
+        self.shuffle, self.augment = shuffle, tuple(augment)
+        self.drop_last, self.rows = drop_last, rows
         # x = (pixel / 255 - mean) / std = pixel * scale + shift
-        spread = np.asarray(std, np.float64).reshape(channels, 1, 1)
-        scale = (1 / (255 * spread)).astype(np.float32)
-        shift = (-np.asarray(mean, np.float64).reshape(channels, 1, 1) / spread).astype(np.float32)
+        centre, spread = (a.astype(np.float64).reshape(channels, 1, 1) for a in numbers)
+        scale, shift = (1 / (255 * spread)).astype("f4"), (-centre / spread).astype("f4")
         with on_device(images):
             self._scale, self._shift = xp.asarray(scale), xp.asarray(shift)
 

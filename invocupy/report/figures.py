@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.checkpoint import write_atomically
+from invocupy.atomic import write_atomically
 from invocupy.extras import require
 from invocupy.paths import AnyPath, expand
 from invocupy.report.findings import Findings, Shots
@@ -53,7 +53,6 @@ _GROUPS = 8  # shown of a layer
 _COLUMNS = 8  # of images
 _TILE = 0.92  # side of an image in units of its place
 _LONGEST = 20  # characters of a name
-_MISTAKES = "The most certain mistakes: the model's answer, and what it is"
 
 
 class Picture(NamedTuple):
@@ -112,11 +111,10 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
 def load_matplotlib() -> ModuleType:
     """Import matplotlib, also if MPLBACKEND names a notebook's backend that is not installed here.
 
-    No backend is used in this module. A backend that exists is set as matplotlib itself does it.
-
     Returns
     -------
     module
+        No backend is used here. One that exists is set as matplotlib itself does it.
 
     Raises
     ------
@@ -156,13 +154,11 @@ def pictures(found: Findings) -> Iterator[Picture]:
     yield _curves(found)
     yield _confusion(found)
     if len(found.mistakes.labels):
-        yield _shots(found, found.mistakes, "mistakes", _MISTAKES)
-    yield _shots(
-        found, found.samples, "samples", "Samples of the test set, with the model's answers"
-    )
-    if found.maps:
-        for number in range(len(found.mapped.labels)):
-            yield _kernels(found, number)
+        title = "The most certain mistakes: the model's answer, and what it is"
+        yield _shots(found, found.mistakes, "mistakes", title)
+    yield _shots(found, found.samples, "samples", "Samples of the test set")
+    for number in range(len(found.mapped.labels) if found.maps else 0):
+        yield _kernels(found, number)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -202,8 +198,6 @@ def _curves(found: Findings) -> Picture:
     for axes in losses, accuracies, rates:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(epochs) <= 10:
-            axes.set_xticks(epochs)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     return Picture(
         "curves",
@@ -280,8 +274,7 @@ def _kernels(found: Findings, number: int) -> Picture:
         for g, value in enumerate(values):
             _tile(axes, g + 1, y, value, vmin=low, vmax=high)
         _tile(axes, groups + 1, y, np.linspace(1, 0, 64)[:, None], 0.08)
-        for place, limit in (y, high), (y + _TILE, low):
-            va = "top" if limit is high else "bottom"
+        for place, limit, va in (y, high, "top"), (y + _TILE, low, "bottom"):
             axes.text(groups + 1.12, place, f"{limit:.2g}", va=va, fontsize=8)
     label = _short(found.classes[found.mapped.labels[number]])
     return Picture(

@@ -20,15 +20,7 @@ from invocupy.autograd import no_grad
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
 from invocupy.paths import AnyPath, existing, expand
-from invocupy.train import (
-    DATASETS,
-    Config,
-    ConfigError,
-    load_data,
-    load_run,
-    pick_device,
-    predict,
-)
+from invocupy.train import DATASETS, Config, ConfigError, load_data, load_run, pick_device, predict
 
 _NUMBERS = (
     "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds",

@@ -10,8 +10,8 @@ from io import StringIO
 from string import Template
 from typing import Any
 
-from invocupy import checkpoint
 from invocupy._version import __version__
+from invocupy.atomic import write_atomically
 from invocupy.paths import AnyPath
 from invocupy.report.figures import BLUE, INK, LINE, ORANGE, SOFT, Picture, drawing, pictures
 from invocupy.report.findings import Findings
@@ -42,7 +42,7 @@ def write_page(found: Findings, path: AnyPath) -> None:
     >>> write_page.__name__  # see invocupy.report.gather for what it takes
     'write_page'
     """
-    checkpoint.write_atomically(path, render(found).encode(errors="replace"))
+    write_atomically(path, render(found).encode(errors="replace"))
 
 
 def render(found: Findings) -> str:
