@@ -162,11 +162,27 @@ def copy_rows(v: Vectors, args: Any) -> None:
     outer.close([v.add(to, out_plane), v.add(start, plane)])
 
 
+Block = namedtuple("Block", "image first_row end_row first_column end_column top left skew rows")
+
+
 @jit
-def aligning(left, z, size):
-    """Where to begin packing so that source columns of whole vectors land on whole cache lines."""
-    lead = min(max(-left, 0), z.phase_width)
-    return VECTOR_BYTES + (-lead * size) % VECTOR_BYTES
+def block_of(number, p, size):
+    """The positions of a task, and what of the source they see, of a Plan.
+
+    Packing begins ``skew`` bytes into scratch memory, so that source columns of whole vectors land
+    on whole cache lines.
+    """
+    number, strip = divmod(number, p.strips)
+    image, band = divmod(number, p.bands)
+    first_row, end_row = p.tall * band // p.bands, p.tall * (band + 1) // p.bands
+    first_column, end_column = p.wide * strip // p.strips, p.wide * (strip + 1) // p.strips
+    top, left = p.top + first_row * p.row_step, p.left + first_column * p.column_step
+    lead = min(max(-left, 0), p.phase_width)
+    return Block(
+        image, first_row, end_row, first_column, end_column, top, left,
+        VECTOR_BYTES + (-lead * size) % VECTOR_BYTES,
+        (end_row - first_row - 1) * p.row_step + p.halo_rows + 1,
+    )  # fmt: skip
 
 
 @jit
@@ -178,81 +194,79 @@ def clear(start, end):
 
 
 @jit
-def pack(source, channels, top, left, rows, z, out, size, fresh):
-    """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column ``left`` on.
+def pack(source, channels, block, p, out, size, fresh):
+    """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column left on.
 
     Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
     Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
     """
-    words = size // 4
-    if z.column_step == 1:
-        lead = min(max(-left, 0), z.phase_width)
-        count = max(min(z.width - left, z.phase_width) - lead, 0)
-        first = min(max(-top, 0), rows)  # of the rows that have something
-        last = min(z.height - top, rows)
-        if count == 0 or last <= first:
-            first = last = rows
-        if fresh or z.bands > 1:
-            for c in range(channels):
-                plane = out + c * z.plane
-                clear(plane, min(plane + first * z.pitch + lead * size, plane + z.plane))
-                clear(plane + last * z.pitch + lead * size, plane + z.plane)
-        if first < last:
-            start = source + ((top + first) * z.width + left + lead) * size
-            vectors = -(-count * words // WORDS)
-            call(z.copy_rows, (
-                out + first * z.pitch + lead * size, z.plane, z.pitch, start,
-                z.height * z.width * size, z.width * size, channels, last - first, count * words,
-                z.pitch // VECTOR_BYTES - vectors if fresh else 0,
-            ))  # fmt: skip
+    if p.column_step > 1:
+        for c in range(channels):
+            for q in range(block.rows):
+                start = source + ((c * p.height + block.top + q) * p.width + block.left) * size
+                inside = 0 <= block.top + q < p.height
+                _pack_phases(start, inside, block.left, p, out + c * p.plane + q * p.pitch, size)
         return
-    for c in range(channels):
-        for q in range(rows):
-            inside = 0 <= top + q < z.height
-            start = source + ((c * z.height + top + q) * z.width + left) * size
-            to = out + c * z.plane + q * z.pitch
-            if z.column_step == 2 and inside:
-                for phase in range(z.column_phases):
-                    first = left + phase
-                    call(z.take_even, (
-                        to + phase * z.phase_width * size, start + phase * size,
-                        max(min(-first, _MOST), -_MOST), min(z.width - first, _MOST),
-                        -(-z.phase_width * size // VECTOR_BYTES),
-                    ))  # fmt: skip
-                continue
-            for phase in range(z.column_phases):
-                for b in range(z.phase_width):
-                    x = phase + b * z.column_step
-                    seen = inside and 0 <= left + x < z.width
-                    place, values = pointer(to, 32), pointer(start, 32)
-                    for i in range(words):
-                        place[(phase * z.phase_width + b) * words + i] = (
-                            values[x * words + i] if seen else 0
-                        )
+    words, top = size // 4, block.top
+    lead = min(max(-block.left, 0), p.phase_width)
+    count = max(min(p.width - block.left, p.phase_width) - lead, 0)
+    first, last = min(max(-top, 0), block.rows), min(p.height - top, block.rows)  # that have pixels
+    if count == 0 or last <= first:
+        first = last = block.rows
+    if fresh or p.bands > 1:
+        for c in range(channels):
+            plane = out + c * p.plane
+            clear(plane, min(plane + first * p.pitch + lead * size, plane + p.plane))
+            clear(plane + last * p.pitch + lead * size, plane + p.plane)
+    if first < last:
+        start = source + ((top + first) * p.width + block.left + lead) * size
+        vectors = -(-count * words // WORDS)
+        call(p.copy_rows, (
+            out + first * p.pitch + lead * size, p.plane, p.pitch, start, p.height * p.width * size,
+            p.width * size, channels, last - first, count * words,
+            p.pitch // VECTOR_BYTES - vectors if fresh else 0,
+        ))  # fmt: skip
 
 
 @jit
-def feature_tile(to, source, row, column, lanes, rows, copy, z, size):
-    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows.
+def _pack_phases(source, inside, left, p, to, size):
+    """One row, whose columns are sorted by phase; zeros if it is not ``inside``."""
+    words, values = size // 4, pointer(source, 32)
+    for phase in range(p.column_phases):
+        place = to + phase * p.phase_width * size
+        if inside and p.column_step == 2:
+            first = left + phase
+            call(p.take_even, (
+                place, source + phase * size, max(min(-first, _MOST), -_MOST),
+                min(p.width - first, _MOST), -(-p.phase_width * size // VECTOR_BYTES),
+            ))  # fmt: skip
+            continue
+        row = pointer(place, 32)
+        for b in range(p.phase_width):
+            x = phase + b * p.column_step
+            seen = inside and 0 <= left + x < p.width
+            for i in range(words):
+                row[b * words + i] = values[x * words + i] if seen else 0
 
-    ``copy`` is the address of a masked :func:`~.copy_tile` for one tap.
-    """
-    tile = z.rows * z.lanes * size
-    here = source + (row * z.kernel_columns + column) * size
-    line = z.kernel_columns * size
-    for f in range(z.features - 1):
-        call(copy, (
-            to + f * tile, here + f * z.kernel_rows * line, 0, line, z.rows * line,
+
+@jit
+def feature_tile(to, source, row, column, lanes, rows, p, size):
+    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows."""
+    tile, line = p.rows * p.lanes * size, p.kernel_columns * size
+    here = source + row * line + column * size
+    for f in range(p.features - 1):
+        call(p.copy_features, (
+            to + f * tile, here + f * p.kernel_rows * line, 0, line, p.rows * line,
             0, lanes, 0, rows,
         ))  # fmt: skip
-    ones = to + (z.features - 1) * tile
-    for r in range(z.rows):
-        for j in range(z.lanes):
+    ones = to + (p.features - 1) * tile
+    for r in range(p.rows):
+        for j in range(p.lanes):
             value = 1 if r < rows and j < lanes else 0
             if size == 4:
-                pointer(ones, 32)[r * z.lanes + j] = value
+                pointer(ones, 32)[r * p.lanes + j] = value
             else:
-                pointer(ones, 64)[r * z.lanes + j] = value
+                pointer(ones, 64)[r * p.lanes + j] = value
 
 
 _Weights = namedtuple("_Weights", "step height width row column weight bias order")

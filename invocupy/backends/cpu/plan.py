@@ -13,12 +13,13 @@ kernel rows that meet consecutive source rows (all of them, where stride equals 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.move import WORDS, copy_rows, take_even
 from invocupy.backends.cpu.vector import VECTOR_BYTES
 from invocupy.geometry import Geometry
@@ -26,7 +27,6 @@ from invocupy.geometry import Geometry
 _LINE = 64
 _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
-ZERO = np.zeros(1, np.int64)
 
 
 class Step(NamedTuple):
@@ -68,68 +68,11 @@ class _Axis(NamedTuple):
     taps: list[tuple[int, int, int]]
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Sizes and tables; in elements where not said otherwise.
+class Plan(NamedTuple):
+    """How one involution is cut, its tables and micro-kernels; in elements if nothing is said.
 
-    Attributes
-    ----------
-    lanes, run, rows : int
-        V, M and R of the micro-kernels in :mod:`~invocupy.backends.cpu.contract`.
-    steps : array (steps, 5) of int64
-        See :class:`Step`.
-    phases : array (phases, 11) of int64
-        See :class:`Phase`.
-    taps : array (steps * run,) of int64
-        ``u * Kw + v`` of each tap in the order of the steps.
-    interleaved : int
-        How many phases, one after another in their table, share a row.
-    bands, strips : int
-        Each image is cut into bands * strips blocks, of the same positions in all phases.
-    row_step, column_step, column_phases, phase_width : int
-        Source rows and columns from one position to the next; columns are packed by phase.
-    halo_rows, halo_columns : int
-        How much further than its first position a block sees.
-    pitch, plane : int
-        Bytes of one packed row (all column phases) and one packed channel. Both are odd numbers of
-        cache lines, so that rows and channels do not fall into the same cache sets.
+    *Positions* are those of the kernel's plane, or backward of the first phase.
     """
-
-    lanes: int
-    run: int
-    rows: int
-    steps: np.ndarray
-    phases: np.ndarray
-    taps: np.ndarray
-    interleaved: int
-    bands: int
-    strips: int
-    row_step: int
-    column_step: int
-    column_phases: int
-    phase_width: int
-    halo_rows: int
-    pitch: int
-    plane: int
-
-    @property
-    def most_taps(self) -> int:
-        """The largest number of taps in one phase."""
-        return int(self.phases[:, 1].max()) * self.run
-
-    @property
-    def direct(self) -> bool:
-        """Whether each phase has rows of its own, and taps."""
-        return self.interleaved == 1 and bool(self.phases[:, 1].all())
-
-    @property
-    def common_steps(self) -> int:
-        """The greatest number that divides the steps of every phase."""
-        return int(np.gcd.reduce(self.phases[:, 1]))
-
-
-class Sizes(NamedTuple):
-    """What the kernels know about one call; see :class:`Plan` for most of it."""
 
     images: int
     groups: int
@@ -139,47 +82,57 @@ class Sizes(NamedTuple):
     kernel_rows: int
     kernel_columns: int
     kernel_plane: int  # bytes of one group's kernel, or of one image's features
-    out_plane: int  # elements
+    out_plane: int
     out_width: int
     out_row_step: int
     out_step: int
     tap_step: int  # bytes from a tap to the next of its run
-    bands: int
-    strips: int
-    row_step: int
-    column_step: int
-    column_phases: int
-    phase_width: int
-    halo_rows: int
-    pitch: int
-    plane: int
-    pad_rows: int
-    pad_columns: int
-    features: int  # and one more for the bias
-    padded: int
-    packed_size: int  # bytes of scratch memory
-    features_size: int
-    tile_size: int
-    patch_size: int
-    take_even: int  # addresses of micro-kernels
-    copy_rows: int
     lanes: int  # V, M and R of the micro-kernels
     run: int
     rows: int
-    interleaved: int = 1
-    direct: int = 1  # whether results can be stored as they are
+    interleaved: int  # how many phases, one after another in their table, share a row
+    direct: bool  # whether results can be stored as they are
+    bands: int  # each image is cut into bands * strips blocks, of the same positions in all phases
+    strips: int
+    tall: int  # positions
+    wide: int
+    top: int  # source row and column that the first position sees first
+    left: int
+    row_step: int  # from one position to the next
+    column_step: int
+    column_phases: int  # columns are packed by phase
+    phase_width: int
+    halo_rows: int  # how much further than its first position a block sees
+    pitch: int  # bytes of one packed row (all column phases) and one packed channel: odd numbers of
+    plane: int  # cache lines, so that rows and channels do not fall into the same cache sets
+    packed_size: int  # bytes of scratch memory
+    take_even: int  # addresses of micro-kernels
+    copy_rows: int
+    steps: Array  # rows of Step
+    step_count: int
+    phases: Array  # rows of Phase
+    phase_count: int
+    taps: Array  # u * Kw + v of each tap in the order of the steps
+    most_taps: int  # of a phase
+    common_steps: int  # the greatest number that divides the steps of every phase
+    features: int = 0  # and one more for the bias
+    padded: int = 0
+    features_size: int = 0  # bytes of scratch memory
+    tile_size: int = 0
+    patch_size: int = 0
     tiles: int = 1  # whose part of the kernel is packed in one go
     at_once: int = 0  # channels, or features, of one micro-kernel
     together: int = 0  # steps of one
-    shifted: int = 0  # whether taps of the kernel look at shifted positions
-    unpacked: int = 0  # whether grad, or the features, are read where they are
+    shifted: bool = False  # whether taps of the kernel look at shifted positions
+    unpacked: bool = False  # whether grad, or the features, are read where they are
     half: int = 0  # lanes of the last tile of a row where half a vector is enough for it
-    each_time: int = 0  # taps and features in a product
-    across: int = 0
-    steps: Any = 0  # tables, and the number of their rows
-    step_count: int = 0
-    phases: Any = 0
-    phase_count: int = 0
+    contract: int = 0  # addresses of micro-kernels: sums of products of a tile,
+    contract_half: int = 0
+    multiply: int = 0  # products with the features
+    copy: int = 0  # and moves
+    copy_edge: int = 0
+    copy_features: int = 0
+    interleave: int = 0
 
 
 @lru_cache(maxsize=512)
@@ -278,28 +231,29 @@ def plan(
                 min(shifts_y, default=0), max(shifts_y, default=0), min(shifts_x, default=0),
                 max(shifts_x, default=0),
             ))  # fmt: skip
+    counts = [phase.steps for phase in phases]
+    plane_out = g.out_h * g.out_w
+    tap_step = g.kernel_w * plane_out * size
+    step_table = np.array(steps, np.int64).reshape(-1, len(Step._fields))
     return Plan(
-        lanes, run, rows, np.array(steps, np.int64).reshape(-1, len(Step._fields)),
-        np.array(phases, np.int64), np.array(taps, np.int64), len(across), bands, strips, row_step,
-        column_step, column_phases, phase_width, halo_rows, pitch, plane,
-    )  # fmt: skip
-
-
-def sizes(g: Geometry, p: Plan, size: int) -> Sizes:
-    """The sizes of a plan for elements of ``size`` bytes, with scratch for the source only."""
-    plane = g.out_h * g.out_w
-    return Sizes(
-        images=g.batch, groups=g.groups, channels=g.channels_per_group, height=g.height,
-        width=g.width, kernel_rows=g.out_h, kernel_columns=g.out_w,
-        kernel_plane=g.kernel_h * g.kernel_w * plane * size, out_plane=plane, out_width=g.out_w,
-        out_row_step=g.out_w, out_step=1, tap_step=g.kernel_w * plane * size, bands=p.bands,
-        strips=p.strips, row_step=p.row_step, column_step=p.column_step,
-        column_phases=p.column_phases, phase_width=p.phase_width, halo_rows=p.halo_rows,
-        pitch=p.pitch, plane=p.plane, pad_rows=g.pad_h, pad_columns=g.pad_w, features=0, padded=0,
-        packed_size=g.channels_per_group * p.plane + 4 * VECTOR_BYTES, features_size=0, tile_size=0,
-        patch_size=0, take_even=take_even(VECTOR_BYTES // size, 8 * size),
-        copy_rows=copy_rows(WORDS, 32), lanes=p.lanes, run=p.run, rows=p.rows, steps=p.steps,
-        step_count=len(p.steps), phases=p.phases, phase_count=len(p.phases),
+        images=g.batch, groups=g.groups, channels=g.channels_per_group,
+        height=g.out_h if backward else g.height, width=g.out_w if backward else g.width,
+        kernel_rows=g.out_h, kernel_columns=g.out_w,
+        kernel_plane=g.kernel_h * g.kernel_w * plane_out * size,
+        out_plane=g.height * g.width if backward else plane_out, out_width=result_width,
+        out_row_step=result_width * (g.stride_h if backward else 1),
+        out_step=g.stride_w if backward else 1,
+        tap_step=g.out_w * size - tap_step if backward else tap_step,
+        lanes=lanes, run=run, rows=rows, interleaved=len(across),
+        direct=len(across) == 1 and all(counts), bands=bands, strips=strips, tall=phases[0].rows,
+        wide=phases[0].columns, top=phases[0].top, left=phases[0].left, row_step=row_step,
+        column_step=column_step, column_phases=column_phases, phase_width=phase_width,
+        halo_rows=halo_rows, pitch=pitch, plane=plane,
+        packed_size=g.channels_per_group * plane + 4 * VECTOR_BYTES,
+        take_even=take_even(VECTOR_BYTES // size, 8 * size), copy_rows=copy_rows(WORDS, 32),
+        steps=step_table, step_count=len(steps), phases=np.array(phases, np.int64),
+        phase_count=len(phases), taps=np.array(taps, np.int64), most_taps=max(counts) * run,
+        common_steps=math.gcd(*counts),
     )  # fmt: skip
 
 

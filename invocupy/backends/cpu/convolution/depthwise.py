@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import Record, pointer, read
-from invocupy.backends.cpu.convolution.blocks import correlate_taps, spread_taps
+from invocupy.backends.cpu.contract import ONCE, dot_taps, taps
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import aligning, pack
-from invocupy.backends.cpu.move import interleave as interleave_block
-from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.move import block_of, interleave, pack
+from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, plan
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, VECTOR_BYTES, call
@@ -33,15 +33,15 @@ _GRAD_ROWS = 4  # of the gradient
 _BUDGET = 192 << 10  # bytes of packed planes in a task: a part of a core's second-level cache
 
 
-Gather = namedtuple("Gather", "sizes source weight bias out code interleave")
-Correlate = namedtuple("Correlate", "sizes grad x sums code code_of_one together parts")
+Gather = namedtuple("Gather", "plan source weight bias out")
+Correlate = namedtuple("Correlate", "plan grad x sums one_row parts")
 
 
 class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     plan: Plan
-    sizes: Record
+    record: Record
     blocks: int  # of channels and positions of an image
     scratch: int
     work: int
@@ -68,12 +68,10 @@ def grad_weight(grad: Any, x: Any, window: Any, out: Any, grad_bias: Any) -> Non
     p, taps, bits = job.plan, len(job.plan.taps), 8 * x.itemsize
     parts = max(min(PARTS // job.blocks, len(x)), 1)
     sums = np.empty((parts, p.bands * p.strips, len(out), taps), np.float64)
-    most = ACCUMULATORS // p.run
-    together = max(s for s in range(1, max(most, 1) + 1) if len(p.steps) % s == 0)
-    code = [correlate_taps(together, p.run, rows, p.lanes, bits) for rows in (p.rows, 1)]
+    one_row = dot_taps(p.together, p.run, 1, p.lanes, bits)
     launch(
         _correlate(bits), job.blocks * parts, job.work, job.scratch,
-        Correlate(job.sizes, grad, x, sums, *code, together, parts),
+        Correlate(job.record, grad, x, sums, one_row, parts),
     )  # fmt: skip
     out.reshape(len(out), taps)[:, p.taps] = sums.sum(axis=(0, 1))
     if grad_bias is not None:
@@ -91,44 +89,40 @@ def _geometry(x: Any, weight: Any, window: Any, out: Any) -> Geometry:
     )  # fmt: skip
 
 
-def _gather(source: Any, weight: Any, bias: Any, g: Geometry, backward: bool, out: Any) -> None:
-    job, bits = _gather_job(g, source.itemsize, backward), 8 * source.itemsize
-    p = job.plan
+def _gather(
+    source: Array, weight: Array, bias: Array, g: Geometry, backward: bool, out: Array
+) -> None:  # fmt: skip
+    job = _gather_job(g, source.itemsize, backward)
+    factors = weight.reshape(len(weight), -1).take(job.plan.taps, axis=1)
     launch(
-        _gathering(bits), job.blocks * g.batch, job.work, job.scratch,
-        Gather(job.sizes, source,
-        weight.reshape(len(weight), -1).take(p.taps, axis=1), bias, out,
-        spread_taps(p.run, p.rows, p.lanes, bits),
-        interleave_block(p.interleaved, p.rows, p.lanes, bits),
-        ),
+        _gathering(8 * source.itemsize), job.blocks * g.batch, job.work, job.scratch,
+        Gather(job.record, source, factors, bias, out),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=512)
 def _gather_job(g: Geometry, size: int, backward: bool) -> _Job:
     p = plan(g, size, backward=backward, rows=_ROWS, budget=_BUDGET)
-    z = sizes(g, p, size)
-    if backward:
-        z = z._replace(
-            height=g.out_h, width=g.out_w, out_plane=g.height * g.width, out_width=g.width,
-            out_row_step=g.stride_h * g.width, out_step=g.stride_w, interleaved=p.interleaved,
-            direct=int(p.direct),
-        )  # fmt: skip
-    blocks = g.groups * p.bands * p.strips
-    patch = p.interleaved * p.rows * VECTOR_BYTES
-    return _job(g, p, z, blocks, patch)
+    p = p._replace(
+        contract=taps(p.run, 1, p.rows, 1, 0, ONCE, p.lanes, 8 * size),
+        interleave=interleave(p.interleaved, p.rows, p.lanes, 8 * size),
+    )
+    return _job(g, p, p.interleaved * p.rows * VECTOR_BYTES)
 
 
 @lru_cache(maxsize=512)
 def _correlate_job(g: Geometry, size: int) -> _Job:
     p = plan(g, size, backward=False, rows=_GRAD_ROWS, budget=_BUDGET, halves=False)
-    more = g.channels_per_group * len(p.taps) * VECTOR_BYTES
-    return _job(g, p, sizes(g, p, size), g.groups * p.bands * p.strips, more)
+    most = max(ACCUMULATORS // p.run, 1)
+    together = max(s for s in range(1, most + 1) if len(p.steps) % s == 0)
+    code = dot_taps(together, p.run, p.rows, p.lanes, 8 * size)
+    p = p._replace(together=together, contract=code)
+    return _job(g, p, g.channels_per_group * len(p.taps) * VECTOR_BYTES)
 
 
-def _job(g: Geometry, p: Plan, z: Sizes, blocks: int, more: int) -> _Job:
+def _job(g: Geometry, p: Plan, more: int) -> _Job:
     work = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
-    return _Job(p, Record(z), blocks, z.packed_size + more, work // 8)
+    return _Job(p, Record(p), g.groups * p.bands * p.strips, p.packed_size + more, work // 8)
 
 
 @cache
@@ -137,64 +131,59 @@ def _gathering(bits: int) -> Any:
     size = bits // 8
 
     @jit
+    def phases(plan, phase, seen, weight, bias, out, patch, lanes):
+        """A tile of one channel, of the phases that share a row."""
+        p = read(plan, Plan)
+        vector, line = p.lanes * size, p.row_step * p.pitch
+        to, pitch = out, p.out_row_step * size
+        for s in range(p.interleaved):
+            own = read(p.phases + (phase + s) * PHASE, Phase)
+            if not p.direct:
+                to, pitch, lanes = patch + s * p.rows * vector, vector, p.lanes
+            if own.steps > 0:
+                table = p.steps + own.first_step * STEP + SEEN
+                given = weight + own.first_step * p.run * size
+                call(p.contract, (
+                    seen, 0, line, table, STEP, own.steps, given, p.run * size, bias, to, 0, pitch,
+                    lanes,
+                ))  # fmt: skip
+            else:  # no tap reaches this phase
+                values = pointer(to, bits)
+                for j in range(p.rows * p.lanes):
+                    values[j] = 0
+
+    @jit
     def body(task, turn, scratch, words):
-        sizes, source, weight, bias, out, code, interleave = read(words, Gather)
-        z = read(sizes, Sizes)
-        widest = read(z.phases, Phase)
-        V, M, R, S = z.lanes, z.run, z.rows, z.interleaved
-        patch = scratch + z.packed_size
-        taps, line = z.step_count * M * size, z.row_step * z.pitch
-        fresh = turn == 0 or z.strips > 1
-        task, strip = divmod(task, z.strips)
-        image, band = divmod(task, z.bands)
-        a0, a1 = widest.rows * band // z.bands, widest.rows * (band + 1) // z.bands
-        b0 = widest.columns * strip // z.strips
-        b1 = widest.columns * (strip + 1) // z.strips
-        top, left = widest.top + a0 * z.row_step, widest.left + b0 * z.column_step
-        packed = scratch + aligning(left, z, size)
-        pack(
-            source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-            (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
-        )  # fmt: skip
-        lanes = min(V, b1 - b0)
-        for c in range(z.channels):
-            channel = image % z.groups * z.channels + c
-            for phase in range(0, z.phase_count, S):
-                row_of = read(z.phases + phase * PHASE, Phase)
-                end = min(a1, row_of.rows)
-                target = (image * z.channels + c) * z.out_plane + row_of.out
-                for a in range(a0, end, R):
-                    row = min(a, end - R)
-                    for b in range(b0, b1, V):
-                        column = max(min(b, b1 - V), b0)
-                        seen = packed + c * z.plane + (row - a0) * line + (column - b0) * size
-                        place = target + row * z.out_row_step + column * z.out_step
-                        to = out + place * size
-                        for s in range(S):
-                            own = read(z.phases + (phase + s) * PHASE, Phase)
-                            first, count = own.first_step, own.steps
-                            table = z.steps + first * STEP + SEEN
-                            given = weight + channel * taps + first * M * size
-                            if z.direct:
-                                call(code, (
-                                    seen, line, table, STEP, count, given,
-                                    bias + channel * size, to, z.out_row_step * size, lanes,
-                                ))  # fmt: skip
-                            elif count > 0:
-                                call(code, (
-                                    seen, line, table, STEP, count, given,
-                                    bias + channel * size, patch + s * R * V * size, V * size,
-                                    V,
-                                ))  # fmt: skip
-                            else:  # no tap reaches this phase
-                                values = pointer(patch + s * R * V * size, bits)
-                                for j in range(R * V):
-                                    values[j] = 0
-                        if not z.direct:
-                            call(interleave, (
-                                patch, 1, to, 0, z.out_row_step * size,
-                                min(S * V, z.out_width - column * z.out_step),
-                            ))  # fmt: skip
+        c = read(words, Gather)
+        p = read(c.plan, Plan)
+        V, R = p.lanes, p.rows
+        patch, taps = scratch + p.packed_size, p.step_count * p.run * size
+        block = block_of(task, p, size)
+        packed = scratch + block.skew
+        source = c.source + block.image * p.channels * p.height * p.width * size
+        pack(source, p.channels, block, p, packed, size, turn == 0 or p.strips > 1)
+        lanes = min(V, block.end_column - block.first_column)
+        for job in range(p.channels * (p.phase_count // p.interleaved)):
+            k, phase = divmod(job, p.phase_count // p.interleaved)
+            own = read(p.phases + phase * p.interleaved * PHASE, Phase)
+            channel, end = block.image % p.groups * p.channels + k, min(block.end_row, own.rows)
+            target = c.out + ((block.image * p.channels + k) * p.out_plane + own.out) * size
+            for a in range(block.first_row, end, R):
+                row = min(a, end - R)
+                for b in range(block.first_column, block.end_column, V):
+                    column = max(min(b, block.end_column - V), block.first_column)
+                    seen = packed + k * p.plane + (row - block.first_row) * p.row_step * p.pitch
+                    seen += (column - block.first_column) * size
+                    out = target + (row * p.out_row_step + column * p.out_step) * size
+                    phases(
+                        c.plan, phase * p.interleaved, seen, c.weight + channel * taps,
+                        c.bias + channel * size, out, patch, lanes,
+                    )  # fmt: skip
+                    if not p.direct:
+                        call(p.interleave, (
+                            patch, 1, out, 0, p.out_row_step * size,
+                            min(p.interleaved * V, p.out_width - column * p.out_step),
+                        ))  # fmt: skip
 
     return body
 
@@ -206,50 +195,42 @@ def _correlate(bits: int) -> Any:
 
     @jit
     def body(task, turn, scratch, words):
-        sizes, grad, x, sums, code, code_of_one, together, parts = read(words, Correlate)
-        z = read(sizes, Sizes)
-        V, M, R = z.lanes, z.run, z.rows
-        taps, line = z.step_count * M, z.row_step * z.pitch
-        held = scratch + z.packed_size
-        lanes, out = pointer(held, bits), pointer(sums, 64)
-        table = z.steps + SEEN
-        fresh = turn == 0 or z.strips > 1
-        task, part = divmod(task, parts)
-        group, block = divmod(task, z.bands * z.strips)
-        band, strip = divmod(block, z.strips)
-        a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
-        b0 = z.kernel_columns * strip // z.strips
-        columns = z.kernel_columns * (strip + 1) // z.strips - b0
-        top, left = a0 * z.row_step - z.pad_rows, b0 * z.column_step - z.pad_columns
-        packed = scratch + aligning(left, z, size)
-        for i in range(z.channels * taps * V):
+        c = read(words, Correlate)
+        p = read(c.plan, Plan)
+        V, taps, line = p.lanes, p.step_count * p.run, p.row_step * p.pitch
+        held, pitch = scratch + p.packed_size, p.kernel_columns * size
+        lanes, out = pointer(held, bits), pointer(c.sums, 64)
+        task, part = divmod(task, c.parts)
+        blocks = p.bands * p.strips
+        group, number = divmod(task, blocks)
+        for i in range(p.channels * taps * V):
             lanes[i] = 0
-        for n in range(z.images * part // parts, z.images * (part + 1) // parts):
-            image = n * z.groups + group
-            pack(
-                x + image * z.channels * z.height * z.width * size, z.channels, top, left,
-                (a1 - a0 - 1) * z.row_step + z.halo_rows + 1, z, packed, size, fresh,
-            )  # fmt: skip
-            fresh = z.strips > 1
-            for c in range(z.channels):
-                here = grad + ((image * z.channels + c) * z.out_plane + b0) * size
-                a = a0
-                while a < a1:
-                    whole = a + R <= a1
-                    for s in range(0, z.step_count, together):
-                        call(code if whole else code_of_one, (
-                            packed + c * z.plane + (a - a0) * line, line, table + s * STEP,
-                            STEP, here + a * z.kernel_columns * size, z.kernel_columns * size,
-                            columns, held + (c * taps + s * M) * V * size,
+        fresh = turn == 0 or p.strips > 1
+        for n in range(p.images * part // c.parts, p.images * (part + 1) // c.parts):
+            block = block_of((n * p.groups + group) * blocks + number, p, size)
+            packed, columns = scratch + block.skew, block.end_column - block.first_column
+            source = c.x + block.image * p.channels * p.height * p.width * size
+            pack(source, p.channels, block, p, packed, size, fresh)
+            fresh = p.strips > 1
+            for k in range(p.channels):
+                grad = (block.image * p.channels + k) * p.out_plane + block.first_column
+                a = block.first_row
+                while a < block.end_row:
+                    whole = a + p.rows <= block.end_row
+                    seen = packed + k * p.plane + (a - block.first_row) * line
+                    for s in range(0, p.step_count, p.together):
+                        call(p.contract if whole else c.one_row, (
+                            seen, line, p.steps + SEEN + s * STEP, STEP,
+                            c.grad + grad * size + a * pitch, pitch, columns,
+                            held + (k * taps + s * p.run) * V * size,
                         ))  # fmt: skip
-                    a += R if whole else 1
-        for c in range(z.channels):
+                    a += p.rows if whole else 1
+        for k in range(p.channels):
+            channel = (part * blocks + number) * p.groups * p.channels + group * p.channels + k
             for t in range(taps):
                 total = 0.0
                 for v in range(V):
-                    total += lanes[(c * taps + t) * V + v]
-                channel = group * z.channels + c
-                place = (part * z.bands * z.strips + block) * z.groups * z.channels + channel
-                out[place * taps + t] = total
+                    total += lanes[(k * taps + t) * V + v]
+                out[channel * taps + t] = total
 
     return body

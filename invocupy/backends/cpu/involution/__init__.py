@@ -30,7 +30,7 @@ from invocupy.backends.cpu.contract import (
 from invocupy.backends.cpu.involution import correlate as cpu_correlate
 from invocupy.backends.cpu.involution import gather as cpu_gather
 from invocupy.backends.cpu.move import copy_tile, interleave, store_part
-from invocupy.backends.cpu.plan import ZERO, Plan, Sizes, plan, sizes
+from invocupy.backends.cpu.plan import Plan, plan
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
 from invocupy.backends.far import bounded
@@ -49,12 +49,10 @@ _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
 class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
-    kernel: Any
-    plan: Plan
-    sizes: Sizes
+    body: Any
     call: Any  # the type of its record
-    record: Record  # of the sizes
-    code: Any  # addresses of micro-kernels
+    plan: Plan
+    fixed: tuple[Record, ...]
     tasks: int
     scratch: int
     work: int
@@ -65,7 +63,7 @@ def forward(x: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """``out = sum over taps of kernel[tap] * (x seen through the tap)``."""
     if _empty(x, out):
         return
-    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, ZERO, out)
+    _run(_gather_job(g, out.itemsize, False, 0), x, kernel, None, out)
 
 
 @bounded
@@ -73,7 +71,7 @@ def grad_x(grad: Any, kernel: Any, g: Geometry, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
     if _empty(grad, out):
         return
-    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, ZERO, out)
+    _run(_gather_job(g, out.itemsize, True, 0), grad, kernel, None, out)
 
 
 @bounded
@@ -115,10 +113,10 @@ def fused_grad_span(
     job = _span_job(g, grad.itemsize, number)
     order = job.plan.taps
     # (G, number_of_taps, F) -> (G, F / wide, number_of_taps, wide)
-    blocks = np.zeros((g.groups, number_of_taps, job.sizes.padded), weight.dtype)
+    blocks = np.zeros((g.groups, number_of_taps, job.plan.padded), weight.dtype)
     blocks[:, :, :number] = weight.reshape(g.groups, number_of_taps, number)[:, order]
     blocks = (
-        blocks.reshape(g.groups, number_of_taps, -1, job.sizes.at_once).transpose(0, 2, 1, 3).copy()
+        blocks.reshape(g.groups, number_of_taps, -1, job.plan.at_once).transpose(0, 2, 1, 3).copy()
     )
     shape = _up(number_of_taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
     parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
@@ -143,121 +141,103 @@ def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
     """
     both = np.concatenate([weight, bias[:, None]], axis=1)
     both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]
-    run = job.sizes.together * job.plan.run
+    run = job.plan.together * job.plan.run
     return both.reshape(g.groups, -1, run, both.shape[2]).transpose(0, 1, 3, 2).copy()
 
 
 def _run(job: _Job, *arrays: Any) -> None:
-    call = job.call(job.record, job.code, *arrays)
-    launch(job.kernel, job.tasks, job.work, job.scratch, call)
+    launch(job.body, job.tasks, job.work, job.scratch, job.call(*job.fixed, *arrays))
 
 
 @lru_cache(maxsize=512)
 def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     """Forward, or the gradient of x; the kernel given, or made from features (bias included)."""
     p = plan(g, size, backward=backward, rows=3, budget=_BUDGET)
-    z = sizes(g, p, size)
+    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
     # channels at once: as many as there are accumulators for, split evenly
-    channels = -(-z.channels // -(-z.channels // (ACCUMULATORS // 3)))
-    vector = p.rows * p.lanes * size
-    if backward:
-        z = z._replace(
-            height=g.out_h, width=g.out_w, out_plane=g.height * g.width, out_width=g.width,
-            out_row_step=g.stride_h * g.width, out_step=g.stride_w, interleaved=p.interleaved,
-            direct=int(p.direct), tap_step=g.out_w * size - z.tap_step,
-        )  # fmt: skip
+    channels = -(-p.channels // -(-p.channels // (ACCUMULATORS // 3)))
+    vector = R * V * size
     if features:
-        z = z._replace(
+        p = p._replace(
             kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
     tile = max(p.most_taps, 1) * vector
     tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
     width = g.width if backward else g.out_w
-    tiles = min(tiles, -(-width // (p.strips * p.lanes)))  # those of a row of the widest block
-    z = z._replace(
-        tiles=tiles, tile_size=tiles * tile, patch_size=z.channels * p.interleaved * vector
-    )
-    unpacked = not backward and g.out_w // p.strips >= p.lanes
-    z = z._replace(
-        at_once=channels, together=_together(p), shifted=int(backward), unpacked=int(unpacked)
-    )
-    past = _past(g, p, size, width) if p.direct else 0
-    code = [0] * cpu_gather.CODES
-    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    code[cpu_gather.GATHER] = taps(M, channels, R, 0, 0, PAST if past else NEAR, V, bits)
-    code[cpu_gather.INTERLEAVE] = interleave(p.interleaved, R, V, bits)
-    code[cpu_gather.COPY_EDGE] = copy_tile(M, R, int(backward), 1, V, bits)
+    tiles = min(tiles, -(-width // (p.strips * V)))  # those of a row of the widest block
+    together, past = _together(p), _past(g, p, size, width) if p.direct else NEAR
+    p = p._replace(
+        tiles=tiles, tile_size=tiles * tile, patch_size=p.channels * p.interleaved * vector,
+        at_once=channels, together=together, shifted=backward,
+        unpacked=not backward and g.out_w // p.strips >= V,
+        contract=taps(M, channels, R, 0, 0, past, V, bits),
+        interleave=interleave(p.interleaved, R, V, bits),
+        copy_edge=copy_tile(M, R, int(backward), 1, V, bits),
+    )  # fmt: skip
     if features:
-        code[cpu_gather.COPY_FEATURES] = copy_tile(1, R, 0, 1, V, bits)
-        code[cpu_gather.MAKE] = contract(z.together, M, R, 1, int(backward), 0, NEAR, V, bits)
+        p = p._replace(
+            copy_features=copy_tile(1, R, 0, 1, V, bits),
+            multiply=contract(together, M, R, 1, int(backward), 0, NEAR, V, bits),
+        )
     else:
-        code[cpu_gather.COPY] = copy_tile(M, R, int(backward), 0, V, bits)
+        p = p._replace(copy=copy_tile(M, R, int(backward), 0, V, bits))
     tasks = g.batch * g.groups * p.bands * p.strips
-    kernel = cpu_gather.gather(bits, bool(features))
-    return _job(g, kernel, cpu_gather.Gather, p, z, code, tasks)
+    return _job(g, cpu_gather.gather(bits, bool(features)), cpu_gather.Gather, p, tasks)
 
 
 @lru_cache(maxsize=512)
 def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
-    z = sizes(g, p, size)
-    together = _together(p)
     # all steps at once read grad only once, and as it is if no tile is narrower than a vector
-    direct = together == len(p.steps) and g.out_w // p.strips >= p.lanes
-    z = z._replace(
-        patch_size=z.channels * p.rows * p.lanes * size, together=together, unpacked=int(direct)
-    )
+    direct = _together(p) == len(p.steps) and g.out_w // p.strips >= p.lanes
+    p = p._replace(patch_size=p.channels * p.rows * p.lanes * size, unpacked=direct)
     # 56 columns are three vectors and a half one, not four
     half = p.lanes // 2
     if p.strips == 1 and half > 1 and p.lanes < g.out_w and 0 < g.out_w % p.lanes <= half:
-        z = z._replace(half=half)
+        p = p._replace(half=half)
+    p = _with_contract(p, size, _past(g, p, size, g.out_w))
     tasks = g.batch * g.groups * p.bands * p.strips
-    kernel = cpu_correlate.correlate(8 * size)
-    code = _correlate_code(p, z, size, _past(g, p, size, g.out_w))
-    return _job(g, kernel, cpu_correlate.Correlate, p, z, code, tasks)
+    return _job(g, cpu_correlate.correlate(8 * size), cpu_correlate.Correlate, p, tasks)
 
 
-def _correlate_code(p: Plan, z: Sizes, size: int, past: int) -> list[int]:
+def _with_contract(p: Plan, size: int, past: int) -> Plan:
     """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
-    code = [0] * cpu_correlate.CODES
-    M, R, V, bits = p.run, p.rows, p.lanes, 8 * size
-    for place, lanes in ((cpu_correlate.CONTRACT, V), (cpu_correlate.CONTRACT_HALF, z.half)):
-        if lanes:
-            code[place] = contract(
-                z.together, M, R, 0, 1, z.unpacked, PAST if past else NEAR, lanes, bits
-            )
-    code[cpu_correlate.COPY] = copy_tile(1, R, 0, 1, V, bits)
-    return code
+    together = _together(p)
+    whole, half = (
+        lanes and contract(together, p.run, p.rows, 0, 1, int(p.unpacked), past, lanes, 8 * size)
+        for lanes in (p.lanes, p.half)
+    )
+    copy = copy_tile(1, p.rows, 0, 1, p.lanes, 8 * size)
+    return p._replace(together=together, contract=whole, contract_half=half, copy=copy)
 
 
 @lru_cache(maxsize=512)
 def _span_job(g: Geometry, size: int, features: int) -> _Job:
     """The gradients of features, weights and bias."""
     p = _correlation_plan(g, size, _TILES)
-    wide = min(ACCUMULATORS // p.rows, max(features, 1))
-    vector = p.rows * p.lanes * size
+    R, V, bits = p.rows, p.lanes, 8 * size
+    wide = min(ACCUMULATORS // R, max(features, 1))
     span = _up(features + 1, _FEATURES_AT_ONCE)
     tap_rows = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
     rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
-    tiles = -(-rows // p.rows) * -(-columns // p.lanes)
-    z = sizes(g, p, size)
-    z = z._replace(
+    tiles = -(-rows // R) * -(-columns // V)
+    p = _with_contract(p, size, NEAR)._replace(
         kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
-        padded=_up(features, wide), features_size=tiles * span * vector,
-        tile_size=tiles * tap_rows * vector, patch_size=max(z.channels, wide) * vector,
+        padded=_up(features, wide), features_size=tiles * span * R * V * size,
+        tile_size=tiles * tap_rows * R * V * size,
+        patch_size=max(p.channels, wide) * R * V * size, at_once=wide,
+        copy_features=copy_tile(1, R, 0, 1, V, bits),
     )  # fmt: skip
-    z = z._replace(
-        at_once=wide, together=_together(p), each_time=_TAPS_AT_ONCE, across=_FEATURES_AT_ONCE
-    )
-    code, R, V, bits = _correlate_code(p, z, size, 0), p.rows, p.lanes, 8 * size
-    code[cpu_correlate.ADD] = multiply(wide, R, TARGET, STORE, V, bits)
-    code[cpu_correlate.PRODUCT] = dot(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, ELEMENTS, V, bits)
-    code[cpu_correlate.STORE] = store_part(V, bits)
+    codes = cpu_correlate.Codes(
+        multiply(wide, R, TARGET, STORE, V, bits),
+        dot(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, ELEMENTS, V, bits), store_part(V, bits),
+        _TAPS_AT_ONCE, _FEATURES_AT_ONCE,
+    )  # fmt: skip
     tasks = min(_PARTS, g.batch * p.bands * p.strips)
-    kernel = cpu_correlate.span_gradients(bits)
-    return _job(g, kernel, cpu_correlate.SpanGradients, p, z, code, tasks)
+    body = cpu_correlate.span_gradients(bits)
+    return _job(g, body, cpu_correlate.SpanGradients, p, tasks, Record(codes))
 
 
 def _correlation_plan(g: Geometry, size: int, tiles: int) -> Plan:
@@ -273,14 +253,11 @@ def _together(p: Plan) -> int:
     return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
 
 
-def _job(
-    g: Geometry, kernel: Any, call: Any, p: Plan, z: Sizes, code: list[int], tasks: int
-) -> _Job:  # fmt: skip
-    scratch = z.packed_size + z.features_size + z.tile_size + z.patch_size
+def _job(g: Geometry, body: Any, call: Any, p: Plan, tasks: int, *more: Record) -> _Job:
+    scratch = p.packed_size + p.features_size + p.tile_size + p.patch_size
     products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
-    work = products * (1 + z.features // z.channels)
-    codes = np.array(code, np.int64)
-    return _Job(kernel, p, z, call, Record(z), codes, tasks, scratch, work // _GRAIN)
+    work = products * (1 + p.features // p.channels)
+    return _Job(body, call, p, (Record(p), *more), tasks, scratch, work // _GRAIN)
 
 
 def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
@@ -289,10 +266,10 @@ def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
     Vectors and rows must be whole lines: a line that is written in parts takes longer this way.
     """
     if p.lanes * size != LINE or width * size % LINE:
-        return 0
+        return NEAR
     x = g.batch * g.channels * g.height * g.width
     outside = g.channels + g.groups * g.kernel_h * g.kernel_w
-    return int((x + g.batch * outside * g.out_h * g.out_w) * size > _CACHES)
+    return PAST if (x + g.batch * outside * g.out_h * g.out_w) * size > _CACHES else NEAR
 
 
 def _up(number: int, step: int) -> int:

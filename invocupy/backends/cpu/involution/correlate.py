@@ -1,7 +1,4 @@
-"""The compiled loops of the gradient of the kernel, kept or pushed on into the features' weights.
-
-The names are those of :mod:`.cpu_pack`.
-"""
+"""The compiled loops of the gradient of the kernel, kept or pushed on into the features weights."""
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
@@ -11,18 +8,15 @@ from collections import namedtuple
 from functools import cache
 from typing import Any
 
-from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.access import read
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import aligning, feature_tile, pack
-from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Sizes
+from invocupy.backends.cpu.move import block_of, feature_tile, pack
+from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Plan
 from invocupy.backends.cpu.vector import call
 
-# places of the micro-kernels' addresses
-CONTRACT, COPY, ADD, PRODUCT, STORE, CONTRACT_HALF, CODES = range(7)
-
-
-Correlate = namedtuple("Correlate", "sizes code grad source out")
-SpanGradients = namedtuple("SpanGradients", "sizes code grad source given weight out parts shares")
+Correlate = namedtuple("Correlate", "plan grad source out")
+SpanGradients = namedtuple("SpanGradients", "plan codes grad source given weight out parts shares")
+Codes = namedtuple("Codes", "add product store each_time across")
 
 
 @cache
@@ -32,52 +26,45 @@ def correlate(bits: int) -> Any:
 
     @jit
     def body(task, turn, scratch, words):
-        sizes, code, grad, source, out = read(words, Correlate)
-        z, code = read(sizes, Sizes), pointer(code, -64)
-        V, R, S = z.lanes, z.rows, z.together
-        patch = scratch + z.packed_size
-        table = z.steps
-        line = z.kernel_columns * size
-        fresh = turn == 0 or z.strips > 1
-        task, strip = divmod(task, z.strips)
-        image, band = divmod(task, z.bands)
-        a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
-        b0, b1 = (
-            z.kernel_columns * strip // z.strips,
-            z.kernel_columns * (strip + 1) // z.strips,
-        )
-        first = b0 * z.column_step - z.pad_columns
-        packed = scratch + aligning(first, z, size)
-        pack(
-            source + image * z.channels * z.height * z.width * size, z.channels,
-            a0 * z.row_step - z.pad_rows, first, (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
-            z, packed, size, fresh,
-        )  # fmt: skip
-        for a in range(a0, a1, R):
-            row = min(a, a1 - R)
-            for b in range(b0, b1, V):
-                wide, contract = V, code[CONTRACT]
-                if b1 - b <= z.half:
-                    wide, contract = z.half, code[CONTRACT_HALF]
-                column = max(min(b, b1 - wide), b0)
-                lanes = min(wide, b1 - b0)
-                position = (row * z.kernel_columns + column) * size
-                here = grad + image * z.channels * z.kernel_rows * line + position
-                left, plane, pitch = here, z.kernel_rows * line, line
-                if not z.unpacked:
-                    left, plane, pitch = patch, R * V * size, V * size
-                    for c in range(z.channels):
-                        call(code[COPY], (
-                            patch + c * plane, here + c * z.kernel_rows * line, 0, line,
-                            R * line, 0, lanes, 0, R,
+        c = read(words, Correlate)
+        p = read(c.plan, Plan)
+        V, R = p.lanes, p.rows
+        block = block_of(task, p, size)
+        packed, patch = scratch + block.skew, scratch + p.packed_size
+        source = c.source + block.image * p.channels * p.height * p.width * size
+        pack(source, p.channels, block, p, packed, size, turn == 0 or p.strips > 1)
+        line, step = p.kernel_columns * size, p.row_step * p.pitch
+        image_plane = p.kernel_rows * line
+        for a in range(block.first_row, block.end_row, R):
+            row = min(a, block.end_row - R)
+            for b in range(block.first_column, block.end_column, V):
+                wide, contract = V, p.contract
+                if block.end_column - b <= p.half:
+                    wide, contract = p.half, p.contract_half
+                column = max(min(b, block.end_column - wide), block.first_column)
+                lanes = min(wide, block.end_column - block.first_column)
+                position = row * line + column * size
+                left, plane, pitch = (
+                    c.grad + block.image * p.channels * image_plane + position,
+                    image_plane,
+                    line,
+                )
+                if not p.unpacked:
+                    for k in range(p.channels):
+                        call(p.copy, (
+                            patch + k * R * V * size, left + k * plane, 0, line, R * line, 0, lanes,
+                            0, R,
                         ))  # fmt: skip
-                seen = packed + (row - a0) * z.row_step * z.pitch + (column - b0) * size
-                for s in range(0, z.step_count, S):
+                    left, plane, pitch = patch, R * V * size, V * size
+                seen = (
+                    packed + (row - block.first_row) * step + (column - block.first_column) * size
+                )
+                for s in range(0, p.step_count, p.together):
+                    table = p.steps + s * STEP
                     call(contract, (
-                        z.channels, left, plane, pitch, seen, z.plane, z.row_step * z.pitch,
-                        table + s * STEP + SEEN, table + s * STEP + KERNEL, STEP,
-                        out + image * z.kernel_plane + position, z.tap_step, line, R * line,
-                        lanes,
+                        p.channels, left, plane, pitch, seen, p.plane, step, table + SEEN,
+                        table + KERNEL, STEP, c.out + block.image * p.kernel_plane + position,
+                        p.tap_step, line, R * line, lanes,
                     ))  # fmt: skip
 
     return body
@@ -94,103 +81,93 @@ def span_gradients(bits: int) -> Any:
     size = bits // 8
 
     @jit
+    def kernel_gradient(plan, grad, patch, tile, seen, rows, lanes):
+        """That of one tile; zero outside of so many rows and lanes."""
+        p = read(plan, Plan)
+        vector, line = p.lanes * size, p.kernel_columns * size
+        for c in range(p.channels):
+            call(p.copy, (
+                patch + c * p.rows * vector, grad + c * p.kernel_rows * line, 0, line,
+                p.rows * line, 0, lanes, 0, rows,
+            ))  # fmt: skip
+        for s in range(0, p.step_count, p.together):
+            table = p.steps + s * STEP
+            call(p.contract, (
+                p.channels, patch, p.rows * vector, vector, seen, p.plane, p.row_step * p.pitch,
+                table + SEEN, table + TILE, STEP, tile, p.rows * vector, vector, 0, p.lanes,
+            ))  # fmt: skip
+        if lanes < p.lanes or rows < p.rows:
+            for t in range(p.step_count * p.run):
+                place = tile + t * p.rows * vector
+                call(p.copy, (place, place, 0, vector, 0, 0, lanes, 0, rows))
+
+    @jit
+    def add_features(plan, codes, out, patch, tile, weight, group, rows, lanes):
+        """The gradient of the features of one tile; the first group finds nothing to add to."""
+        p, code = read(plan, Plan), read(codes, Codes)
+        T, vector, line = p.at_once, p.lanes * size, p.kernel_columns * size
+        taps, plane, known = p.step_count * p.run, p.kernel_rows * line, lanes if group else 0
+        for f in range(0, p.features - 1, T):
+            for k in range(T):
+                call(p.copy, (
+                    patch + k * p.rows * vector, out + (f + k) * plane, 0, line, 0, 0, known, 0,
+                    rows if f + k < p.features - 1 else 0,
+                ))  # fmt: skip
+            call(code.add, (
+                taps, weight + (group * p.padded + f) * taps * size, T * size, 0, tile,
+                p.rows * vector, patch, p.rows * vector, T, p.lanes,
+            ))  # fmt: skip
+            for k in range(min(T, p.features - 1 - f)):
+                for r in range(rows):
+                    call(code.store, (
+                        out + (f + k) * plane + r * line, patch + (k * p.rows + r) * vector, lanes,
+                    ))  # fmt: skip
+
+    @jit
     def body(task, turn, scratch, words):
-        (
-            sizes, code, grad, source, given, weight, out, parts, shares,
-        ) = read(words, SpanGradients)  # fmt: skip
-        z, code = read(sizes, Sizes), pointer(code, -64)
-        V, M, R, S, T, A, B = (
-            z.lanes, z.run, z.rows, z.together, z.at_once, z.each_time, z.across
-        )  # fmt: skip
-        patch = scratch + z.packed_size  # grad, then gradient of features
-        tile = patch + z.patch_size
-        features = tile + z.tile_size
-        count = z.step_count
-        taps = count * M
-        tap_rows, span = -(-taps // A) * A, -(-z.features // B) * B
-        tap_tile = tap_rows * R * V * size
-        feature_bytes = span * R * V * size
-        blocks = z.images * z.bands * z.strips
-        line = z.kernel_columns * size
-        plane = z.kernel_rows * line
-        table = z.steps
-        fresh = turn == 0 or z.strips > 1
-        for group in range(z.groups):
-            part = parts + (task * z.groups + group) * tap_rows * span * size
-            for block in range(blocks * task // shares, blocks * (task + 1) // shares):
-                rest, strip = divmod(block, z.strips)
-                number, band = divmod(rest, z.bands)
-                image = number * z.groups + group
-                a0, a1 = z.kernel_rows * band // z.bands, z.kernel_rows * (band + 1) // z.bands
-                b0 = z.kernel_columns * strip // z.strips
-                b1 = z.kernel_columns * (strip + 1) // z.strips
-                left = b0 * z.column_step - z.pad_columns
-                packed = scratch + aligning(left, z, size)
-                pack(
-                    source + image * z.channels * z.height * z.width * size, z.channels,
-                    a0 * z.row_step - z.pad_rows, left,
-                    (a1 - a0 - 1) * z.row_step + z.halo_rows + 1,
-                    z, packed, size, fresh,
-                )  # fmt: skip
-                fresh = z.strips > 1
-                tiles = 0
-                for a in range(a0, a1, R):
-                    rows = min(R, a1 - a)
-                    for b in range(b0, b1, V):
-                        lanes = min(V, b1 - b)
-                        position = (a * z.kernel_columns + b) * size
-                        here = grad + image * z.channels * plane + position
-                        for c in range(z.channels):
-                            call(code[COPY], (
-                                patch + c * R * V * size, here + c * plane, 0, line, R * line,
-                                0, lanes, 0, rows,
-                            ))  # fmt: skip
-                        to = tile + tiles * tap_tile
-                        seen = packed + (a - a0) * z.row_step * z.pitch + (b - b0) * size
-                        for s in range(0, count, S):
-                            call(code[CONTRACT], (
-                                z.channels, patch, R * V * size, V * size, seen, z.plane,
-                                z.row_step * z.pitch, table + s * STEP + SEEN,
-                                table + s * STEP + TILE, STEP, to, R * V * size, V * size,
-                                0, V,
-                            ))  # fmt: skip
-                        if lanes < V or rows < R:
-                            for t in range(taps):
-                                place = to + t * R * V * size
-                                call(
-                                    code[COPY],
-                                    (place, place, 0, V * size, 0, 0, lanes, 0, rows),
-                                )
-                        feature_tile(
-                            features + tiles * feature_bytes, given + number * z.kernel_plane,
-                            a, b, lanes, rows, code[COPY], z, size,
-                        )  # fmt: skip
-                        # the first group finds nothing to add to
-                        known = lanes if group else 0
-                        mine = out + number * z.kernel_plane + position
-                        for f in range(0, z.features - 1, T):
-                            for k in range(T):
-                                call(code[COPY], (
-                                    patch + k * R * V * size, mine + (f + k) * plane, 0, line,
-                                    0, 0, known, 0, rows if f + k < z.features - 1 else 0,
-                                ))  # fmt: skip
-                            call(code[ADD], (
-                                taps, weight + (group * z.padded + f) * taps * size, T * size, 0,
-                                to, R * V * size, patch, R * V * size, T, V,
-                            ))  # fmt: skip
-                            for k in range(min(T, z.features - 1 - f)):
-                                for r in range(rows):
-                                    call(code[STORE], (
-                                        mine + (f + k) * plane + r * line,
-                                        patch + (k * R + r) * V * size, lanes,
-                                    ))  # fmt: skip
-                        tiles += 1
-                for t in range(0, taps, A):
-                    for f in range(0, z.features, B):
-                        call(code[PRODUCT], (
-                            tiles, tile + t * R * V * size, R * V * size, tap_tile,
-                            features + f * R * V * size, R * V * size, feature_bytes,
-                            part + (t * span + f) * size, span * size, 1,
-                        ))  # fmt: skip
+        c = read(words, SpanGradients)
+        p, code = read(c.plan, Plan), read(c.codes, Codes)
+        V, R, A, B = p.lanes, p.rows, code.each_time, code.across
+        patch = scratch + p.packed_size  # grad, then gradient of features
+        tiles = patch + p.patch_size
+        features = tiles + p.tile_size
+        taps, line, vector = p.step_count * p.run, p.kernel_columns * size, R * V * size
+        tap_rows, span = -(-taps // A) * A, -(-p.features // B) * B
+        blocks = p.images * p.bands * p.strips
+        first, last = blocks * task // c.shares, blocks * (task + 1) // c.shares
+        fresh = turn == 0
+        for job in range(p.groups * (last - first)):
+            group, number = divmod(job, last - first)
+            rest, strip = divmod(first + number, p.strips)
+            number, band = divmod(rest, p.bands)
+            image = number * p.groups + group
+            block = block_of((image * p.bands + band) * p.strips + strip, p, size)
+            packed = scratch + block.skew
+            source = c.source + image * p.channels * p.height * p.width * size
+            pack(source, p.channels, block, p, packed, size, fresh or p.strips > 1)
+            fresh, tile, given = False, 0, number * p.kernel_plane
+            for a in range(block.first_row, block.end_row, R):
+                rows = min(R, block.end_row - a)
+                for b in range(block.first_column, block.end_column, V):
+                    lanes, position = min(V, block.end_column - b), a * line + b * size
+                    to = tiles + tile * tap_rows * vector
+                    seen = packed + (a - block.first_row) * p.row_step * p.pitch
+                    seen += (b - block.first_column) * size
+                    grad = c.grad + image * p.channels * p.kernel_rows * line + position
+                    kernel_gradient(c.plan, grad, patch, to, seen, rows, lanes)
+                    feature_tile(
+                        features + tile * span * vector, c.given + given, a, b, lanes, rows, p, size
+                    )
+                    add_features(
+                        c.plan, c.codes, c.out + given + position, patch, to, c.weight, group, rows,
+                        lanes,
+                    )  # fmt: skip
+                    tile += 1
+            part = c.parts + (task * p.groups + group) * tap_rows * span * size
+            for t in range(0, taps, A):
+                call(code.product, (
+                    tile, tiles + t * vector, vector, tap_rows * vector, features, vector,
+                    span * vector, part + t * span * size, span * size, span // B,
+                ))  # fmt: skip
 
     return body

@@ -1,6 +1,7 @@
 """The compiled loops of forward and gradient of x, the kernel given or made from features.
 
-The names are those of :mod:`.cpu_pack`.
+For each row of tiles the part of the kernel that they need is packed, or made, then used for all
+channels of the group.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -13,15 +14,15 @@ from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import aligning, feature_tile, pack
-from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Sizes, Step
+from invocupy.backends.cpu.move import block_of, feature_tile, pack
+from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Plan, Step
 from invocupy.backends.cpu.vector import call
 
-# places of the micro-kernels' addresses
-GATHER, INTERLEAVE, COPY, COPY_EDGE, COPY_FEATURES, MAKE, CODES = range(7)
-
-
-Gather = namedtuple("Gather", "sizes code source given weight out")
+Gather = namedtuple("Gather", "plan source given weight out")
+# of a task: its Plan, and addresses; ``kernel`` is the given one, or the features it is made from
+_At = namedtuple(
+    "_At", "plan packed features tile patch kernel weights first_row first_column end_column"
+)
 
 
 @cache
@@ -35,99 +36,92 @@ def gather(bits: int, made: bool) -> Any:
     fill = _made(bits) if made else _given(bits)
 
     @jit
+    def prepare(at, own, row, start, stop):
+        """The kernel of the tiles of a row, for the taps of one phase."""
+        p, tile = read(at.plan, Plan), at.tile
+        for b in range(start, stop, p.lanes):
+            column = max(min(b, at.end_column - p.lanes), at.first_column)
+            inside = (
+                row + own.low_row >= 0
+                and row + p.rows - 1 + own.high_row < p.kernel_rows
+                and column + own.low_column >= 0
+                and column + p.lanes - 1 + own.high_column < p.kernel_columns
+            )
+            fill(at, own, tile, row, column, inside)
+            tile += own.steps * p.run * p.rows * p.lanes * size
+
+    @jit
+    def multiply(at, own, phase, row, start, stop, out):
+        """All channels of these tiles, into ``out`` or, phase by phase, the patch."""
+        p, tile = read(at.plan, Plan), at.tile
+        V, vector = p.lanes, p.lanes * size
+        table, line = p.steps + own.first_step * STEP + SEEN, p.row_step * p.pitch
+        to, plane, pitch = out, p.out_plane * size, p.out_row_step * size
+        tap_step, lanes = p.run * p.rows * vector, min(V, at.end_column - at.first_column)
+        if not p.direct:
+            to, plane = at.patch + phase * p.rows * vector, p.interleaved * p.rows * vector
+            pitch, lanes = vector, V
+        for b in range(start, stop, V):
+            column = max(min(b, at.end_column - V), at.first_column)
+            seen = at.packed + (row - at.first_row) * line + (column - at.first_column) * size
+            place = to
+            if p.direct:
+                place += (row * p.out_row_step + column * p.out_step) * size
+            for k in range(0, p.channels if own.steps > 0 else 0, p.at_once):
+                c = min(k, p.channels - p.at_once)
+                call(p.contract, (
+                    seen + c * p.plane, p.plane, line, table, STEP, own.steps, tile, tap_step, 0,
+                    place + c * plane, plane, pitch, lanes,
+                ))  # fmt: skip
+            tile += own.steps * tap_step
+        if own.steps == 0:  # no tap reaches this phase
+            for c in range(p.channels):
+                values = pointer(to + c * plane, bits)
+                for j in range(p.rows * V):
+                    values[j] = 0
+
+    @jit
     def body(task, turn, scratch, words):
-        sizes, code, source, given, weight, out = read(words, Gather)
-        z, code = read(sizes, Sizes), pointer(code, -64)
-        widest = read(z.phases, Phase)
-        V, M, R, P, S = z.lanes, z.run, z.rows, z.at_once, z.interleaved
-        features = scratch + z.packed_size  # if packed: like the source or, unshifted, a tile
-        tile = features + z.features_size
-        patch = tile + z.tile_size
-        fresh = turn == 0 or z.strips > 1
-        task, strip = divmod(task, z.strips)
-        image, band = divmod(task, z.bands)
-        a0, a1 = widest.rows * band // z.bands, widest.rows * (band + 1) // z.bands
-        b0 = widest.columns * strip // z.strips
-        b1 = widest.columns * (strip + 1) // z.strips
-        top, left = widest.top + a0 * z.row_step, widest.left + b0 * z.column_step
-        held = (a1 - a0 - 1) * z.row_step + z.halo_rows + 1
-        skew = aligning(left, z, size)
-        packed = scratch + skew
-        pack(
-            source + image * z.channels * z.height * z.width * size, z.channels, top, left,
-            held, z, packed, size, fresh,
-        )  # fmt: skip
-        number, group = divmod(image, z.groups)
-        kernel = given + image * z.kernel_plane
-        weights = weight
+        c = read(words, Gather)
+        p = read(c.plan, Plan)
+        fresh = turn == 0 or p.strips > 1
+        block = block_of(task, p, size)
+        packed = scratch + block.skew
+        source = c.source + block.image * p.channels * p.height * p.width * size
+        pack(source, p.channels, block, p, packed, size, fresh)
+        number, group = divmod(block.image, p.groups)
+        features = scratch + p.packed_size  # if packed: like the source or, unshifted, a tile
+        tile, weights = features + p.features_size, c.weight
+        kernel = c.given + block.image * p.kernel_plane
         if made:
-            kernel = given + number * z.kernel_plane
-            if z.shifted:
-                pack(kernel, z.features - 1, top, left, held, z, features + skew, size, fresh)
-        lanes = min(V, b1 - b0)
-        for phase in range(0, z.phase_count, S):
-            row_of = read(z.phases + phase * PHASE, Phase)
-            end, origin = min(a1, row_of.rows), row_of.out
-            for a in range(a0, end, R):
-                row = min(a, end - R)
-                for start in range(b0, b1, z.tiles * V):
-                    stop = min(start + z.tiles * V, b1)
-                    for s in range(S):
-                        own = read(z.phases + (phase + s) * PHASE, Phase)
-                        first, count = own.first_step, own.steps
-                        if made:
-                            before = (group * z.step_count + first) * M
-                            weights = weight + before * z.features * size
-                        step = count * M * R * V * size
-                        part = tile
-                        for b in range(start, stop, V):
-                            column = max(min(b, b1 - V), b0)
-                            seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
-                            inside = (
-                                row + own.low_row >= 0
-                                and row + R - 1 + own.high_row < z.kernel_rows
-                                and column + own.low_column >= 0
-                                and column + V - 1 + own.high_column < z.kernel_columns
-                            )
-                            fill(
-                                part, kernel, weights, features + (skew if z.shifted else 0),
-                                seen, first, count, row, column, lanes, inside, code, z,
-                            )  # fmt: skip
-                            part += step
-                        table = z.steps + first * STEP + SEEN
-                        part = tile
-                        for b in range(start, stop, V):
-                            column = max(min(b, b1 - V), b0)
-                            seen = (row - a0) * z.row_step * z.pitch + (column - b0) * size
-                            place = origin + row * z.out_row_step + column * z.out_step
-                            to = out + (image * z.channels * z.out_plane + place) * size
-                            for p in range(0, z.channels, P):
-                                c = min(p, z.channels - P)
-                                here = packed + c * z.plane + seen
-                                if z.direct:
-                                    call(code[GATHER], (
-                                        here, z.plane, z.row_step * z.pitch, table, STEP,
-                                        count, part, M * R * V * size, 0,
-                                        to + c * z.out_plane * size, z.out_plane * size,
-                                        z.out_row_step * size, lanes,
-                                    ))  # fmt: skip
-                                elif count > 0:
-                                    call(code[GATHER], (
-                                        here, z.plane, z.row_step * z.pitch, table, STEP,
-                                        count, part, M * R * V * size, 0,
-                                        patch + (c * S + s) * R * V * size, S * R * V * size,
-                                        V * size, V,
-                                    ))  # fmt: skip
-                            part += step
-                        if count == 0:  # no tap reaches this phase
-                            values = pointer(patch + s * R * V * size, bits)
-                            for c in range(z.channels):
-                                for j in range(R * V):
-                                    values[c * S * R * V + j] = 0
-                    if not z.direct:
-                        call(code[INTERLEAVE], (
-                            patch, z.channels, to, z.out_plane * size, z.out_row_step * size,
-                            min(S * V, z.out_width - column * z.out_step),
+            kernel = c.given + number * p.kernel_plane
+            weights += group * p.step_count * p.run * p.features * size
+            if p.shifted:
+                features += block.skew
+                pack(kernel, p.features - 1, block, p, features, size, fresh)
+        at = _At(
+            c.plan, packed, features, tile, tile + p.tile_size, kernel, weights, block.first_row,
+            block.first_column, block.end_column,
+        )  # fmt: skip
+        out = c.out + block.image * p.channels * p.out_plane * size
+        for phase in range(0, p.phase_count, p.interleaved):
+            own = read(p.phases + phase * PHASE, Phase)
+            end, origin = min(block.end_row, own.rows), out + own.out * size
+            for a in range(block.first_row, end, p.rows):
+                row = min(a, end - p.rows)
+                for start in range(block.first_column, block.end_column, p.tiles * p.lanes):
+                    stop = min(start + p.tiles * p.lanes, block.end_column)
+                    for s in range(p.interleaved):
+                        own = read(p.phases + (phase + s) * PHASE, Phase)
+                        prepare(at, own, row, start, stop)
+                        multiply(at, own, s, row, start, stop, origin)
+                    if not p.direct:
+                        column = max(min(start, block.end_column - p.lanes), block.first_column)
+                        call(p.interleave, (
+                            at.patch, p.channels,
+                            origin + (row * p.out_row_step + column * p.out_step) * size,
+                            p.out_plane * size, p.out_row_step * size,
+                            min(p.interleaved * p.lanes, p.out_width - column * p.out_step),
                         ))  # fmt: skip
 
     return body
@@ -139,19 +133,17 @@ def _given(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def fill(
-        tile, kernel, weights, features, seen, first, count, row, column, lanes, inside,
-        code, z,
-    ):  # fmt: skip
-        source = kernel + (row * z.kernel_columns + column) * size
-        line = z.kernel_columns * size
-        ahead = z.rows * line if row + z.rows < z.kernel_rows else z.kernel_plane - row * line
-        for s in range(first, first + count):
-            step = read(z.steps + s * STEP, Step)
+    def fill(at, own, tile, row, column, inside):
+        p = read(at.plan, Plan)
+        line, lanes = p.kernel_columns * size, min(p.lanes, at.end_column - at.first_column)
+        source = at.kernel + row * line + column * size
+        ahead = p.rows * line if row + p.rows < p.kernel_rows else p.kernel_plane - row * line
+        for s in range(own.first_step, own.first_step + own.steps):
+            step = read(p.steps + s * STEP, Step)
             y, x = row + step.row, column + step.column
-            call(code[COPY if inside else COPY_EDGE], (
-                tile + step.tile, source + step.kernel, z.tap_step, line, ahead,
-                max(-x, 0), min(lanes, z.kernel_columns - x), -y, z.kernel_rows - y,
+            call(p.copy if inside else p.copy_edge, (
+                tile + step.tile, source + step.kernel, p.tap_step, line, ahead,
+                max(-x, 0), min(lanes, p.kernel_columns - x), -y, p.kernel_rows - y,
             ))  # fmt: skip
 
     return fill
@@ -163,33 +155,33 @@ def _made(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def fill(
-        tile, kernel, weights, features, seen, first, count, row, column, lanes, inside,
-        code, z,
-    ):  # fmt: skip
-        V, M, R, S = z.lanes, z.run, z.rows, z.together
-        table = z.steps + first * STEP
-        if z.shifted:
-            place, plane, pitch = features + seen, z.plane, z.pitch
-        elif z.unpacked:
-            pitch = z.kernel_columns * size
-            place, plane = kernel + row * pitch + column * size, z.kernel_rows * pitch
+    def fill(at, own, tile, row, column, inside):
+        p = read(at.plan, Plan)
+        vector = p.lanes * size
+        tap, place, plane, pitch = p.rows * vector, at.features, p.rows * vector, vector
+        if p.shifted:
+            plane, pitch = p.plane, p.pitch
+            place += (row - at.first_row) * p.row_step * pitch + (column - at.first_column) * size
+        elif p.unpacked:
+            pitch = p.kernel_columns * size
+            place, plane = at.kernel + row * pitch + column * size, p.kernel_rows * pitch
         else:
-            place, plane, pitch = features, R * V * size, V * size
-            feature_tile(features, kernel, row, column, lanes, R, code[COPY_FEATURES], z, size)
-        for s in range(0, count, S):
-            call(code[MAKE], (
-                z.features - 1, weights + s * M * z.features * size, S * M * size, 0, place, plane,
-                pitch, table + s * STEP + SEEN, table + s * STEP + TILE, STEP, tile,
-                R * V * size, V * size, 0, V,
+            lanes = min(p.lanes, at.end_column - at.first_column)
+            feature_tile(place, at.kernel, row, column, lanes, p.rows, p, size)
+        for s in range(own.first_step, own.first_step + own.steps, p.together):
+            table = p.steps + s * STEP
+            call(p.multiply, (
+                p.features - 1, at.weights + s * p.run * p.features * size,
+                p.together * p.run * size, 0, place, plane, pitch, table + SEEN, table + TILE, STEP,
+                tile, tap, vector, 0, p.lanes,
             ))  # fmt: skip
-        if z.shifted and not inside:  # outside there is no kernel, not even the bias
-            for s in range(first, first + count):
-                step = read(z.steps + s * STEP, Step)
-                y, x = row + step.row, column + step.column
-                call(code[COPY_EDGE], (
-                    tile + step.tile, tile + step.tile, R * V * size, V * size, 0,
-                    max(-x, 0), min(V, z.kernel_columns - x), -y, z.kernel_rows - y,
+        if p.shifted and not inside:  # outside there is no kernel, not even the bias
+            for s in range(own.first_step, own.first_step + own.steps):
+                step = read(p.steps + s * STEP, Step)
+                y, x, part = row + step.row, column + step.column, tile + step.tile
+                call(p.copy_edge, (
+                    part, part, tap, vector, 0, max(-x, 0), min(p.lanes, p.kernel_columns - x), -y,
+                    p.kernel_rows - y,
                 ))  # fmt: skip
 
     return fill
