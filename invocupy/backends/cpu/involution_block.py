@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.cpu.access import Record, address, pointer, read
+from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import (
     BIAS,
     MR,
@@ -31,7 +31,7 @@ from invocupy.backends.cpu.contract import (
     taps,
 )
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import clear
+from invocupy.backends.cpu.move import Norm, clear, packed, packed_with_norm
 from invocupy.backends.cpu.planes import TILE, Bands, bands_of, planes, steps_of, up
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
@@ -66,13 +66,12 @@ class _Job(NamedTuple):
 
     tasks: int
     sizes: _Sizes
-    weights: int  # numbers, folded
     tables: tuple[Any, ...]  # bands and sizes, micro-kernels, steps of the taps
     scratch: int  # bytes
     work: int
 
 
-_Forward = namedtuple("_Forward", "bands sizes steps x weights relu out")
+_Forward = namedtuple("_Forward", "bands sizes steps x expand reduce project span shift relu out")
 
 
 def forward(
@@ -80,16 +79,25 @@ def forward(
     relu: bool, g: Geometry, out: Any,
 ) -> None:  # fmt: skip
     """One band after another."""
-    bits = 8 * x.itemsize
     parameters, g = near_block(parameters, g)
-    job = _job(g, x.itemsize, len(parameters[0]), len(parameters[4]))
-    weights = empty((job.weights,), x.dtype, x)
-    _fold(bits)(
-        len(parameters[0]), *job.sizes[:9], address(weights), *map(address, parameters),
-        *map(address, moments), *map(float, eps),
+    expand, expand_bias, scale1, shift1, reduce, reduce_bias, scale2, shift2 = parameters[:8]
+    span, span_bias, project, project_bias, scale3, shift3 = parameters[8:]
+    job = _job(g, x.itemsize, len(expand), len(reduce))
+    rows, columns = (
+        (axis, len(expand) // g.groups, job.sizes.hidden // g.groups) for axis in (0, 1)
+    )
+    norms = [
+        Norm(scale, shift, *moments[2 * i : 2 * i + 2], np.array([eps[i]], np.float64))
+        for i, (scale, shift) in enumerate(((scale1, shift1), (scale2, shift2), (scale3, shift3)))
+    ]
+    shift = empty((len(project),), x.dtype, x)
+    call = _Forward(
+        *job.tables, x, packed_with_norm(expand, expand_bias, norms[0], filled=rows),
+        packed_with_norm(reduce, reduce_bias, norms[1], filled=columns),
+        packed_with_norm(project, project_bias, norms[2], g.groups, columns, shift),
+        packed(span, span_bias), shift, int(relu), out,
     )  # fmt: skip
-    call = _Forward(*job.tables, x, weights, int(relu), out)
-    launch(_forward(bits), job.tasks, job.work, job.scratch, call)
+    launch(_forward(8 * x.itemsize), job.tasks, job.work, job.scratch, call)
 
 
 @lru_cache(maxsize=512)
@@ -122,86 +130,7 @@ def _job(g: Geometry, size: int, hidden: int, features: int) -> _Job:
         * (hidden * (inputs + features) + tap_number * (features + inputs))
         // 8
     )
-    weights = (
-        hidden * (inputs + 1) + sizes.feature_rows * (hidden + 1) + sizes.input_rows * hidden
-        + sizes.kernel_rows * (features + 1) + inputs
-    )  # fmt: skip
-    return _Job(
-        g.batch * bands.number, sizes, weights, tables, tiles + number * bands.plane + 128, work
-    )
-
-
-@cache
-def _fold(bits: int) -> Any:
-    M = MR
-
-    @jit
-    def norm(c, bias, scale, shift, mean, var, eps):
-        """What a weight of channel c is multiplied by, and what stands for its bias."""
-        deviation = np.sqrt(np.float64(pointer(var, bits)[c]) + eps)
-        factor = np.float64(pointer(scale, bits)[c]) / deviation
-        center = np.float64(pointer(bias, bits)[c]) - pointer(mean, bits)[c]
-        return factor, factor * center + pointer(shift, bits)[c]
-
-    @jit
-    def fold(
-        real, inputs, hidden, features, groups, taps, input_rows, feature_rows, kernel_rows,
-        at_once, out, expand, expand_bias, expand_scale, expand_shift, reduce, reduce_bias,
-        reduce_scale, reduce_shift, span, span_bias, project, project_bias, project_scale,
-        project_shift, mean1, var1, mean2, var2, mean3, var3, eps1, eps2, eps3,
-    ):  # fmt: skip
-        """All weights with their norms, ordered as by :func:`~..products.packed`; then the shift.
-
-        Hidden channels that fill up a group have weights of zero, rows that fill up a block those
-        of the last row."""
-        held, size, depth = pointer(out, bits), real // groups, hidden // groups
-
-        weight = pointer(expand, bits)
-        for h in range(hidden):
-            j, d = divmod(h, depth)
-            c = j * size + min(d, size - 1)
-            factor, constant = norm(c, expand_bias, expand_scale, expand_shift, mean1, var1, eps1)
-            place = h // M * M * (inputs + 1) + h % M
-            for t in range(inputs):
-                held[place + t * M] = factor * weight[c * inputs + t] if d < size else 0.0
-            held[place + inputs * M] = constant if d < size else 0.0
-        start = hidden * (inputs + 1)
-
-        weight = pointer(reduce, bits)
-        for f in range(feature_rows):
-            c = min(f, features - 1)
-            factor, constant = norm(c, reduce_bias, reduce_scale, reduce_shift, mean2, var2, eps2)
-            place = start + f // M * M * (hidden + 1) + f % M
-            for h in range(hidden):
-                j, d = divmod(h, depth)
-                seen = factor * weight[c * real + j * size + d] if d < size else 0.0
-                held[place + h * M] = seen
-            held[place + hidden * M] = constant
-        start += feature_rows * (hidden + 1)
-
-        weight = pointer(project, bits)
-        shift = start + input_rows * hidden + kernel_rows * (features + 1)
-        for o in range(input_rows):
-            c = min(o, inputs - 1)
-            factor, constant = norm(
-                c, project_bias, project_scale, project_shift, mean3, var3, eps3
-            )
-            for h in range(hidden):
-                j, d = divmod(h, depth)
-                seen = factor * weight[c * real + j * size + d] if d < size else 0.0
-                held[start + (j * input_rows + o // M * M) * depth + o % M + d * M] = seen
-            held[shift + c] = constant
-        start += input_rows * hidden
-
-        weight, bias = pointer(span, bits), pointer(span_bias, bits)
-        for t in range(kernel_rows):
-            c = min(t, taps - 1)
-            place = start + t // M * M * (features + 1) + t % M
-            for f in range(features):
-                held[place + f * M] = weight[c * features + f]
-            held[place + features * M] = bias[c]
-
-    return fold
+    return _Job(g.batch * bands.number, sizes, tables, tiles + number * bands.plane + 128, work)
 
 
 @cache
@@ -238,12 +167,9 @@ def _forward(bits: int) -> Any:
 
     @jit
     def body(task, turn, scratch, words):
-        bands, sizes, steps, x, weights, relu, out = read(words, _Forward)
-        b, z = read(bands, Bands), read(sizes, _Sizes)
-        reduce = weights + z.hidden * (z.inputs + 1) * size
-        project = reduce + z.feature_rows * (z.hidden + 1) * size
-        span = project + z.input_rows * z.hidden * size
-        shifts = pointer(span + z.kernel_rows * (z.features + 1) * size, bits)
+        c = read(words, _Forward)
+        b, z = read(c.bands, Bands), read(c.sizes, _Sizes)
+        shifts = pointer(c.shift, bits)
         depth, P = z.hidden // z.groups, z.at_once
         hidden = scratch
         taps = hidden + z.hidden * tile
@@ -256,34 +182,38 @@ def _forward(bits: int) -> Any:
         start = b.height * band // b.number
         rows = b.height * (band + 1) // b.number - start
         image = n * z.inputs * b.pixels * size
-        lay(seen, x + image, z.inputs, start, rows, b)
+        lay(seen, c.x + image, z.inputs, start, rows, b)
         top = max(b.halo - start, 0)
         bottom = min(rows + 2 * b.halo, b.height - start + b.halo)
         for at in range(b.lead + top * b.row, b.lead + bottom * b.row, tile):
-            affine(z.rectified, z.inputs, weights, z.hidden, seen + at, b.plane, hidden, tile)
+            affine(z.rectified, z.inputs, c.expand, z.hidden, seen + at, b.plane, hidden, tile)
             affine(
-                z.rectified, z.hidden, reduce, z.feature_rows, hidden, tile, features + at, b.plane
+                z.rectified,
+                z.hidden,
+                c.reduce,
+                z.feature_rows,
+                hidden,
+                tile,
+                features + at,
+                b.plane,
             )
             for j in range(z.groups):
                 linear(
-                    z.multiply, depth, project + j * z.input_rows * depth * size, z.input_rows,
+                    z.multiply, depth, c.project + j * z.input_rows * depth * size, z.input_rows,
                     hidden + j * depth * tile, tile, shares + j * z.inputs * b.plane + at,
                     b.plane,
                 )  # fmt: skip
         between(shares, z.groups * z.inputs, top, bottom, b)
         for at in range(inner, inner + rows * b.row, tile):
-            affine(z.affine, z.features, span, z.kernel_rows, features + at, b.plane, taps, tile)
+            affine(z.affine, z.features, c.span, z.kernel_rows, features + at, b.plane, taps, tile)
             for p in range(0, z.inputs, P):
-                c = min(p, z.inputs - P)
+                k = min(p, z.inputs - P)
                 call(z.gather, (
-                    shares + c * b.plane + at, b.plane, vector, steps, 8, z.taps,
-                    taps, tile, 0, result + c * b.plane + at, b.plane, vector, V,
+                    shares + k * b.plane + at, b.plane, vector, c.steps, 8, z.taps,
+                    taps, tile, 0, result + k * b.plane + at, b.plane, vector, V,
                 ))  # fmt: skip
-        for c in range(z.inputs):
-            place = c * b.plane + inner
-            finish(
-                out + image + (c * b.pixels + start * b.width) * size, result + place,
-                seen + place, shifts[c], relu, rows, b,
-            )  # fmt: skip
+        for k in range(z.inputs):
+            place, out = k * b.plane + inner, (k * b.pixels + start * b.width) * size
+            finish(c.out + image + out, result + place, seen + place, shifts[k], c.relu, rows, b)
 
     return body

@@ -9,14 +9,15 @@ a zero border (:func:`pack`) and weights in the order of their use (:func:`packe
 from __future__ import annotations
 
 from collections import namedtuple
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
 from invocupy.arrays import Array
-from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import MR
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
@@ -193,6 +194,21 @@ def clear(start, end):
         words[i] = 0
 
 
+@cache
+def copying(bits: int) -> Any:
+    @jit
+    def copy(to, to_row, source, source_row, rows, count, width):
+        """``count`` elements of each row, then zeros up to ``width``; rows are so far apart."""
+        for r in range(rows):
+            held, seen = pointer(to + r * to_row, bits), pointer(source + r * source_row, bits)
+            for i in range(count):
+                held[i] = seen[i]
+            for i in range(count, width):
+                held[i] = 0
+
+    return copy
+
+
 @jit
 def pack(source, channels, block, p, out, size, fresh):
     """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column left on.
@@ -269,52 +285,138 @@ def feature_tile(to, source, row, column, lanes, rows, p, size):
                 pointer(ones, 64)[r * p.lanes + j] = value
 
 
-_Weights = namedtuple("_Weights", "step height width row column weight bias order")
+class Norm(NamedTuple):
+    """A norm after a convolution: ``scale * (y + bias - mean) / sqrt(var + eps) + shift``."""
+
+    scale: Array
+    shift: Array
+    mean: Array
+    var: Array
+    eps: Array  # of one element
+
+
+class _Order(NamedTuple):
+    """How weights are put in order: of a group, in the order of their use."""
+
+    height: int  # rows and columns, filled up with zeros: so many of so many
+    width: int
+    row_size: int
+    row_depth: int
+    column_size: int
+    column_depth: int
+    row_step: int  # elements from one to the next, and from one group to the next
+    column_step: int
+    group_step: int
+    biased: bool
+    plain: bool  # vectors of weights as they are
+
+
+_Packing = namedtuple("_Packing", "order weight bias scale shift mean var eps constants out")
 
 
 def packed(
-    weight: Array, bias: Array | None = None, groups: int = 1, turned: bool = False
-) -> Array:
+    weight: Array, bias: Array | None = None, groups: int = 1, turned: bool = False,
+    filled: tuple[int, int, int] | None = None,
+) -> Array:  # fmt: skip
     """Weights (R, C) in the order of their use: (blocks of MR rows, C (+ 1), MR).
 
     A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
-    itself, with one more axis in front. ``turned`` packs what it takes transposed. A last block is
-    filled up with its last row.
+    itself, with one more axis in front. ``turned`` packs what it takes transposed. ``filled`` is an
+    axis, a number and a larger one: every so many channels are filled up to more with zeros. A last
+    block is filled up with its last row.
     """
-    rows, columns = weight.shape
-    each = columns // groups
-    sizes, steps = (rows, each), (columns, 1)
-    if turned:
-        sizes, steps = sizes[::-1], steps[::-1]
-    shape = -(-sizes[0] // MR), sizes[1] + (bias is not None), MR
-    order: Array = empty(shape if groups == 1 else (groups, *shape), weight.dtype, weight)
-    call = _Weights(each, *sizes, *steps, weight, bias, order)
+    order, shape = _order(*weight.shape[:2], bias is not None, groups, turned, filled)
+    out: Array = empty(shape, weight.dtype, weight)
+    call = _Packing(order, weight, bias, 0, 0, 0, 0, 0, 0, out)
     launch(_pack(8 * weight.itemsize), groups, 0, 0, call)
-    return order
+    return out
+
+
+def packed_with_norm(
+    weight: Array, bias: Array, norm: Norm, groups: int = 1,
+    filled: tuple[int, int, int] | None = None, constants: Array | None = None,
+) -> Array:  # fmt: skip
+    """:func:`packed` weights of a 1x1 convolution with the norm after it.
+
+    What then stands for the bias is one more column, or goes to ``constants``.
+    """
+    order, shape = _order(*weight.shape[:2], constants is None, groups, False, filled)
+    out: Array = empty(shape, weight.dtype, weight)
+    call = _Packing(order, weight, bias, *norm, constants, out)
+    launch(_pack(8 * weight.itemsize), groups, 0, 0, call)
+    return out
+
+
+@lru_cache(maxsize=512)
+def _order(
+    rows: int, columns: int, biased: bool, groups: int, turned: bool,
+    filled: tuple[int, int, int] | None,
+) -> tuple[Record, tuple[int, ...]]:  # fmt: skip
+    """And the shape of the result."""
+    sizes, depths, counts = [rows, columns], [rows, columns], [rows, columns // groups]
+    if filled is not None:
+        axis, sizes[filled[0]], depths[filled[0]] = filled
+        counts[axis] = counts[axis] // filled[1] * filled[2]
+    steps, way = [columns, 1], -1 if turned else 1
+    (row_size, column_size), (row_depth, column_depth) = sizes[::way], depths[::way]
+    (height, width), (row_step, column_step) = counts[::way], steps[::way]
+    plain = depths == sizes and column_step == 1
+    order = _Order(
+        height, width, row_size, row_depth, min(column_size, width), min(column_depth, width),
+        row_step, column_step, columns // groups, biased, plain,
+    )  # fmt: skip
+    shape = -(-height // MR), width + biased, MR
+    return Record(order), shape if groups == 1 else (groups, *shape)
 
 
 @cache
 def _pack(bits: int) -> Any:
     @jit
+    def folded(c, channel):
+        """What the weights of a channel are multiplied by, and what stands for its bias."""
+        bias = np.float64(pointer(c.bias, bits)[channel]) if c.bias != 0 else 0.0
+        if c.scale == 0:
+            return 1.0, bias
+        deviation = np.sqrt(np.float64(pointer(c.var, bits)[channel]) + pointer(c.eps, 64)[0])
+        factor = np.float64(pointer(c.scale, bits)[channel]) / deviation
+        center = bias - pointer(c.mean, bits)[channel]
+        return factor, factor * center + pointer(c.shift, bits)[channel]
+
+    @jit
+    def row(c, o, channel, inside, to, start):
+        """One row, ``to`` as it is used; zeros if it is not ``inside``."""
+        weight, out = pointer(c.weight, bits), pointer(c.out, bits)
+        factor, constant = folded(c, channel)
+        for k in range(o.width // o.column_depth):
+            for t in range(o.column_depth):
+                place = start + (k * o.column_size + t) * o.column_step
+                out[to] = factor * weight[place] if inside and t < o.column_size else 0.0
+                to += MR
+        if o.biased:
+            out[to] = constant if inside else 0.0
+        elif c.constants != 0:
+            pointer(c.constants, bits)[channel] = constant
+
+    @jit
     def body(task, turn, scratch, words):
-        step, height, width, row, column, weight, bias, order = read(words, _Weights)
-        target, seen, last = pointer(order, bits), pointer(weight, bits), pointer(bias, bits)
-        at = task * -(-height // MR) * MR * (width + (bias != 0))
-        for first in range(0, height, MR):
-            start, rows = task * step + first * row, min(MR, height - first)
-            if rows == MR and column == 1:  # then the compiler makes vectors of it
-                for t in range(width):
+        c = read(words, _Packing)
+        o = read(c.order, _Order)
+        weight, out, bias = pointer(c.weight, bits), pointer(c.out, bits), pointer(c.bias, bits)
+        block = MR * (o.width + o.biased)
+        for first in range(0, o.height, MR):
+            at = (task * -(-o.height // MR) * MR + first) * (o.width + o.biased)
+            if o.plain and c.scale == 0 and first + MR <= o.height:  # then it becomes vectors
+                start = first * o.row_step + task * o.group_step
+                for t in range(o.width):
                     for r in range(MR):
-                        target[at + t * MR + r] = seen[start + r * row + t]
-            else:
-                for t in range(width):
-                    for r in range(MR):
-                        place = start + min(r, rows - 1) * row + t * column
-                        target[at + t * MR + r] = seen[place]
-            at += width * MR
-            if bias != 0:
-                for r in range(MR):
-                    target[at + r] = last[first + min(r, rows - 1)]
-                at += MR
+                        out[at + t * MR + r] = weight[start + r * o.row_step + t]
+                for r in range(MR if o.biased else 0):
+                    out[at + block - MR + r] = bias[first + r]
+                continue
+            for r in range(MR):
+                k, d = divmod(min(first + r, o.height - 1), o.row_depth)
+                channel = k * o.row_size + min(d, o.row_size - 1)
+                start = channel * o.row_step + task * o.group_step
+                row(c, o, channel, d < o.row_size, at + r, start)
 
     return body

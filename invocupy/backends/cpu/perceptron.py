@@ -33,7 +33,7 @@ from invocupy.backends.cpu.contract import (
     product,
 )
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import packed
+from invocupy.backends.cpu.move import copying, packed
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
@@ -69,8 +69,8 @@ _Covariance = namedtuple("_Covariance", "x mean parts channels pixels")
 _Forward = namedtuple("_Forward", "sizes x first dense grouped out out_grouped")
 _Backward = namedtuple(
     "_Backward",
-    "sizes grad grad_grouped x first dense grouped back grad_x parts_dense parts_grouped "
-    "parts_first units parts",
+    "sizes grad grad_grouped x first dense grouped back grad_x sums_dense sums_grouped sums_first "
+    "units parts",
 )
 
 
@@ -88,15 +88,17 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
 
 def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """One tile after another."""
-    first, offset, dense, bias, grouped = _whole(weights, groups)
+    first, offset, dense, bias, grouped = weights
     z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    size, depth = len(first) // groups, z.hidden // groups
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
         rows * _ROW,
         _Forward(
-            Record(z), x, packed(first, offset), packed(dense, bias),
-            packed(grouped, groups=groups), out, out_grouped,
+            Record(z), x, packed(first, offset, filled=(0, size, depth)),
+            packed(dense, bias, filled=(1, size, depth)),
+            packed(grouped, groups=groups, filled=(1, size, depth)), out, out_grouped,
         ),
     )  # fmt: skip
 
@@ -106,8 +108,9 @@ def backward(
     grad_x: Any, grad_weights: Perceptron,
 ) -> None:  # fmt: skip
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
-    first, offset, dense, _, grouped = _whole(weights, groups)
+    first, offset, dense, _, grouped = weights
     z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    rows_filled, filled = ((axis, len(first) // groups, z.hidden // groups) for axis in (0, 1))
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
     sums_dense = np.empty((parts, z.outputs, z.hidden + 1), np.float64)
@@ -122,9 +125,11 @@ def backward(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
         vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
         _Backward(
-            Record(z), grad, grad_grouped, x, packed(first, offset), packed(dense, turned=True),
-            packed(grouped, groups=groups, turned=True), packed(first, turned=True),
-            grad_x, sums_dense, sums_grouped, sums_first, units, parts,
+            Record(z), grad, grad_grouped, x, packed(first, offset, filled=rows_filled),
+            packed(dense, turned=True, filled=filled),
+            packed(grouped, groups=groups, turned=True, filled=filled),
+            packed(first, turned=True, filled=rows_filled), grad_x,
+            sums_dense, sums_grouped, sums_first, units, parts,
         ),
     )  # fmt: skip
     keep = _kept(len(weights.first), z)
@@ -168,7 +173,7 @@ def _sizes(
     def up(rows: int, step: int) -> int:
         return -(-rows // step) * step
 
-    V = VECTOR_BYTES // size
+    V, hidden = VECTOR_BYTES // size, groups * up(hidden // groups, MR)
     ways = (ZERO, STORE), (ZERO, ADD), (BIAS, STORE), (BIAS, RELU)
     code = [multiply(MR, NR, *way, V, 8 * size) for way in ways]
     return _Sizes(
@@ -205,40 +210,49 @@ def _covariance(bits: int) -> Any:
     return body
 
 
-class _Rows(NamedTuple):
-    """The compiled operations on rows; addresses come in, see the module's docstring."""
+@cache
+def _forward(bits: int) -> Any:
+    copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
+    size, row = bits // 8, _ROW
+    tile = _ROW // size
 
-    fill: Any
-    pack: Any
-    unpack: Any
-    correlate: Any
+    @jit
+    def body(task, turn, scratch, words):
+        c = read(words, _Forward)
+        z = read(c.sizes, _Sizes)
+        inputs = scratch
+        hidden = inputs + z.inputs * row
+        outputs = hidden + z.hidden * row
+        split = outputs + z.output_rows * row
+        tiles, depth, plane = -(-z.pixels // tile), z.hidden // z.groups, z.pixels * size
+        n, start = task // tiles, task % tiles * tile
+        count, pixel = min(tile, z.pixels - start), start * size
+        copy(inputs, row, c.x + n * z.inputs * plane + pixel, plane, z.inputs, count, tile)
+        affine(z.rectified, z.inputs, c.first, z.hidden, inputs, row, hidden, row)
+        affine(z.affine, z.hidden, c.dense, z.output_rows, hidden, row, outputs, row)
+        copy(c.out + n * z.outputs * plane + pixel, plane, outputs, row, z.outputs, count, count)
+        out = c.out_grouped + n * z.groups * z.each * plane + pixel
+        for g in range(z.groups):
+            weights = c.grouped + g * z.each_rows * depth * size
+            linear(
+                z.multiply, depth, weights, z.each_rows, hidden + g * depth * row, row, split, row
+            )
+            copy(out + g * z.each * plane, plane, split, row, z.each, count, count)
+
+    return body
 
 
 @cache
-def _rows(bits: int) -> _Rows:
-    size = bits // 8
-    vector, row, tile = VECTOR_BYTES, _ROW, _ROW // size
+def _backward(bits: int) -> Any:
+    copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
+    lanes_of, size, row, vector = add_lanes(bits), bits // 8, _ROW, VECTOR_BYTES
+    tile, zero = _ROW // size, np.dtype(f"f{size}").type(0)
 
     @jit
     def fill(target, count, value):
         held = pointer(target, bits)
         for i in range(count):
             held[i] = value
-
-    @jit
-    def pack(target, source, count):
-        """The first ``count`` pixels of a row, then zeros."""
-        held, seen = pointer(target, bits), pointer(source, bits)
-        for i in range(count):
-            held[i] = seen[i]
-        for i in range(count, tile):
-            held[i] = 0
-
-    @jit
-    def unpack(target, source, count):
-        held, seen = pointer(target, bits), pointer(source, bits)
-        for i in range(count):
-            held[i] = seen[i]
 
     @jit
     def correlate(code, tiles, step, left, rows, right, columns, sums):
@@ -249,135 +263,76 @@ def _rows(bits: int) -> _Rows:
                 columns * vector, columns // COLUMNS,
             ))  # fmt: skip
 
-    return _Rows(fill, pack, unpack, correlate)
-
-
-@cache
-def _forward(bits: int) -> Any:
-    _, pack, unpack, _ = _rows(bits)
-    linear, affine = product(bits, 0), product(bits, 1)
-    size, row = bits // 8, _ROW
-    tile = _ROW // size
-
     @jit
-    def body(task, turn, scratch, words):
-        sizes, x, first, dense, grouped, out, out_grouped = read(words, _Forward)
-        z = read(sizes, _Sizes)
-        inputs = scratch
-        hidden = inputs + z.inputs * row
-        outputs = hidden + z.hidden * row
+    def through(words, z, at, place, count, returned):
+        """All layers of one tile, forth and back; ``place`` is its image and first pixel."""
+        c = read(words, _Backward)
+        n, pixel = place
+        depth, plane, pixel = z.hidden // z.groups, z.pixels * size, pixel * size
+        hidden = at + z.input_rows * row
+        outputs = hidden + z.hidden_rows * row
         split = outputs + z.output_rows * row
-        tiles, depth = -(-z.pixels // tile), z.hidden // z.groups
-        n, start = task // tiles, task % tiles * tile
-        count = min(tile, z.pixels - start)
-        for c in range(z.inputs):
-            pack(inputs + c * row, x + ((n * z.inputs + c) * z.pixels + start) * size, count)
-        affine(z.rectified, z.inputs, first, z.hidden, inputs, row, hidden, row)
-        affine(z.affine, z.hidden, dense, z.output_rows, hidden, row, outputs, row)
+        grads = split + z.groups * z.each_rows * row
+        copy(at, row, c.x + n * z.inputs * plane + pixel, plane, z.inputs, count, tile)
+        grad = c.grad + n * z.outputs * plane + pixel
+        copy(outputs, row, grad, plane, z.outputs, count, tile)
+        affine(z.rectified, z.inputs, c.first, z.hidden, at, row, hidden, row)
+        linear(z.multiply, z.outputs, c.dense, z.hidden, outputs, row, grads, row)
         for g in range(z.groups):
-            linear(
-                z.multiply, depth, grouped + g * z.each_rows * depth * size, z.each_rows,
-                hidden + g * depth * row, row, split + g * z.each_rows * row, row,
-            )  # fmt: skip
-        for f in range(z.outputs):
-            place = out + ((n * z.outputs + f) * z.pixels + start) * size
-            unpack(place, outputs + f * row, count)
-        for o in range(z.groups * z.each):
-            g, f = divmod(o, z.each)
-            place = out_grouped + ((n * z.groups * z.each + o) * z.pixels + start) * size
-            unpack(place, split + (g * z.each_rows + f) * row, count)
-
-    return body
-
-
-@cache
-def _backward(bits: int) -> Any:
-    fill, pack, unpack, correlate = _rows(bits)
-    linear, affine = product(bits, 0), product(bits, 1)
-    lanes_of = add_lanes(bits)
-    size, row, vector = bits // 8, _ROW, VECTOR_BYTES
-    tile = _ROW // size
-    zero = np.dtype(f"f{size}").type(0)
+            part = split + g * z.each_rows * row
+            grad = c.grad_grouped + (n * z.groups + g) * z.each * plane + pixel
+            copy(part, row, grad, plane, z.each, count, tile)
+            weights = c.grouped + g * z.each * depth * size
+            linear(z.add, z.each, weights, depth, part, row, grads + g * depth * row, row)
+        seen, grad_hidden = pointer(hidden, bits), pointer(grads, bits)
+        for k in range(z.hidden * tile):
+            grad_hidden[k] = grad_hidden[k] if seen[k] > zero else zero
+        linear(z.multiply, z.hidden, c.back, z.back_rows, grads, row, returned, row)
+        out = c.grad_x + n * z.inputs * plane + pixel
+        copy(out, plane, returned, row, z.inputs, count, count)
 
     @jit
-    def body(task, turn, scratch, words):
-        (
-            sizes, grad, grad_grouped, x, first, dense, grouped, back, grad_x, parts_dense,
-            parts_grouped, parts_first, units, parts,
-        ) = read(words, _Backward)  # fmt: skip
-        z = read(sizes, _Sizes)
+    def body(part, turn, scratch, words):
+        c = read(words, _Backward)
+        z = read(c.sizes, _Sizes)
+        depth, group_size = z.hidden // z.groups, z.each_rows * z.group_rows * vector
         sums_dense = scratch
         sums_grouped = sums_dense + z.output_rows * z.hidden_rows * vector
-        sums_first = sums_grouped + z.groups * z.each_rows * z.group_rows * vector
+        sums_first = sums_grouped + z.groups * group_size
         returned = sums_first + z.hidden * z.input_rows * vector
         inputs = returned + z.back_rows * row
         hidden = inputs + z.input_rows * row
         outputs = hidden + z.hidden_rows * row
         split = outputs + z.output_rows * row
         grads = split + z.groups * z.each_rows * row
-        step = (grads - inputs) + z.hidden_rows * row
+        step = grads - inputs + z.hidden_rows * row
         for i in range(_TILES if turn == 0 else 0):
             fill(inputs + i * step + z.inputs * row, tile, zero + 1)
             fill(hidden + i * step + z.hidden * row, tile, zero + 1)
-        chunks, depth = -(-z.pixels // (_TILES * tile)), z.hidden // z.groups
-        part = task
         fill(sums_dense, (returned - sums_dense) // size, zero)
-        for unit in range(units * part // parts, units * (part + 1) // parts):
+        chunks = -(-z.pixels // (_TILES * tile))
+        for unit in range(c.units * part // c.parts, c.units * (part + 1) // c.parts):
             n, start = unit // chunks, unit % chunks * (_TILES * tile)
             tiles = min(_TILES, -(-(z.pixels - start) // tile))
             for i in range(tiles):
-                at, count = i * step, min(tile, z.pixels - start - i * tile)
                 pixel = start + i * tile
-                for c in range(z.inputs):
-                    place = x + ((n * z.inputs + c) * z.pixels + pixel) * size
-                    pack(inputs + at + c * row, place, count)
-                for f in range(z.outputs):
-                    place = grad + ((n * z.outputs + f) * z.pixels + pixel) * size
-                    pack(outputs + at + f * row, place, count)
-                for o in range(z.groups * z.each):
-                    g, f = divmod(o, z.each)
-                    place = (n * z.groups * z.each + o) * z.pixels + pixel
-                    pack(
-                        split + at + (g * z.each_rows + f) * row,
-                        grad_grouped + place * size, count,
-                    )  # fmt: skip
-                affine(z.rectified, z.inputs, first, z.hidden, inputs + at, row, hidden + at, row)
-                linear(z.multiply, z.outputs, dense, z.hidden, outputs + at, row, grads + at, row)
-                for g in range(z.groups):
-                    linear(
-                z.add, z.each, grouped + g * z.each * depth * size, depth,
-                        split + at + g * z.each_rows * row, row,
-                        grads + at + g * depth * row, row,
-                    )  # fmt: skip
-                h, grad_h = pointer(hidden + at, bits), pointer(grads + at, bits)
-                for k in range(z.hidden * tile):
-                    grad_h[k] = grad_h[k] if h[k] > zero else zero
-                linear(z.multiply, z.hidden, back, z.back_rows, grads + at, row, returned, row)
-                for c in range(z.inputs):
-                    place = grad_x + ((n * z.inputs + c) * z.pixels + pixel) * size
-                    unpack(place, returned + c * row, count)
+                count = min(tile, z.pixels - pixel)
+                through(words, z, inputs + i * step, (n, pixel), count, returned)
             correlate(z.dot, tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
             for g in range(z.groups):
                 correlate(
                     z.dot, tiles, step, split + g * z.each_rows * row, z.each_rows,
-                    hidden + g * depth * row, z.group_rows,
-                    sums_grouped + g * z.each_rows * z.group_rows * vector,
+                    hidden + g * depth * row, z.group_rows, sums_grouped + g * group_size,
                 )  # fmt: skip
             correlate(z.dot, tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
         wide = z.hidden + 1
-        lanes_of(
-            sums_dense, z.outputs, wide, z.hidden_rows,
-            parts_dense + part * z.outputs * wide * 8, wide,
-        )  # fmt: skip
+        out = c.sums_dense + part * z.outputs * wide * 8
+        lanes_of(sums_dense, z.outputs, wide, z.hidden_rows, out, wide)
         for g in range(z.groups):
-            lanes_of(
-                sums_grouped + g * z.each_rows * z.group_rows * vector, z.each, depth,
-                z.group_rows, parts_grouped + (part * z.each * z.hidden + g * depth) * 8,
-                z.hidden,
-            )  # fmt: skip
-        lanes_of(
-            sums_first, z.hidden, z.inputs + 1, z.input_rows,
-            parts_first + part * z.hidden * (z.inputs + 1) * 8, z.inputs + 1,
-        )  # fmt: skip
+            out = c.sums_grouped + (part * z.each * z.hidden + g * depth) * 8
+            lanes_of(sums_grouped + g * group_size, z.each, depth, z.group_rows, out, z.hidden)
+        wide = z.inputs + 1
+        out = c.sums_first + part * z.hidden * wide * 8
+        lanes_of(sums_first, z.hidden, wide, z.input_rows, out, wide)
 
     return body

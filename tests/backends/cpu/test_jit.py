@@ -18,7 +18,7 @@ from invocupy.backends.cpu import jit
 REPORT = """
     good = right_again()
     (job,) = [cpu._gather_job(g, 4, False, 0)]
-    print(good, sum(job.kernel.stats.cache_hits.values()))
+    print(good, sum(job.body.stats.cache_hits.values()))
 """
 
 
