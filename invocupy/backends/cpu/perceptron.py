@@ -33,7 +33,8 @@ from invocupy.backends.cpu.contract import (
     product,
 )
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import copying, packed
+from invocupy.backends.cpu.move import copying
+from invocupy.backends.cpu.order import packed
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
@@ -126,9 +127,9 @@ def backward(
         vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
         _Backward(
             Record(z), grad, grad_grouped, x, packed(first, offset, filled=rows_filled),
-            packed(dense, turned=True, filled=filled),
-            packed(grouped, groups=groups, turned=True, filled=filled),
-            packed(first, turned=True, filled=rows_filled), grad_x,
+            packed(dense, transposed=True, filled=filled),
+            packed(grouped, groups=groups, transposed=True, filled=filled),
+            packed(first, transposed=True, filled=rows_filled), grad_x,
             sums_dense, sums_grouped, sums_first, units, parts,
         ),
     )  # fmt: skip

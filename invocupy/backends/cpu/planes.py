@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer
-from invocupy.backends.cpu.contract import NR
+from invocupy.backends.cpu.contract import BIAS, MR, NEAR, NR, STORE, ZERO, multiply, taps
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import WORDS, clear, copy_rows
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
@@ -25,12 +26,17 @@ from invocupy.geometry import Geometry
 TILE = NR * VECTOR_BYTES
 _BUDGET = 512 << 10  # bytes of planes in a band: half of a core's second-level cache
 _FEWEST = 8  # rows that are cut further for the sake of tasks
+_CHANNELS = 4  # of a group at a time
+_NONE = np.zeros(0, np.int64)
 
 
-class Bands(NamedTuple):
-    """How an image is cut, and the layout of a plane; rows and planes in bytes."""
+class Planes(NamedTuple):
+    """How images are cut into bands, the layout of a plane, and what works on it.
 
-    number: int  # of an image
+    Rows and planes are in bytes. Numbers of channels are filled up to whole blocks of products.
+    """
+
+    number: int  # of bands of an image
     height: int
     width: int
     pixels: int
@@ -39,18 +45,44 @@ class Bands(NamedTuple):
     row: int  # bytes from one row to the next
     lead: int  # bytes before the first row of the halo
     plane: int
-    copy_rows: int  # address of the micro-kernel
+    copy_rows: int  # addresses of micro-kernels
+    multiply: int
+    affine: int
+    gather: int
+    steps: Array  # by how many bytes each tap looks away from its position
+    groups: int
+    each: int  # channels of a group
+    at_once: int  # of these in one micro-kernel
+    taps: int  # of all groups
+    kernel_rows: int
+    features: int
+    feature_rows: int
+    units: int = 0  # bands of all images
+    gradient_rows: int = 0
+    span_rows: int = 0
+    sums: int = 0  # bytes of the sums of products
+    taps_at_once: int = 0
+    dot: int = 0
+    back: int = 0
+    correlate: int = 0
+    back_steps: Array = _NONE
+    places: Array = _NONE  # of the planes of the taps
+    hidden: int = 0  # a multiple of MR in each group
+    input_rows: int = 0  # of a group's results
+    rectified: int = 0
 
 
-def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
-    """As few as leave so many planes in cache; of few images more, towards so many tasks.
+def planes_of(
+    g: Geometry, size: int, number: int, features: int, feature_rows: int, tasks: int = 1
+) -> Planes:
+    """Cut into as few bands as leave so many planes in cache; few images towards so many tasks.
 
     Rows that two bands see are worked on twice: for the sake of tasks at most an eighth of a band.
     """
-    row = g.width + g.pad_w
+    row, V, each = g.width + g.pad_w, VECTOR_BYTES // size, g.channels_per_group
     reach = g.pad_h * row + g.pad_w  # how far the kernel looks, forth and back
     # the first pixel of a band is at the start of a vector
-    lead = g.pad_w + -(g.pad_w + g.pad_h * row) % (VECTOR_BYTES // size)
+    lead = g.pad_w + -(g.pad_w + g.pad_h * row) % V
 
     def plane(rows: int) -> int:
         bytes_ = (lead + (rows + 2 * g.pad_h) * row + reach) * size + 2 * TILE
@@ -59,25 +91,22 @@ def bands_of(g: Geometry, size: int, planes: int, tasks: int = 1) -> Bands:
     rows = g.height
     while rows > 1:
         few = g.batch * -(-g.height // rows) < tasks and rows >= max(32 * g.pad_h, _FEWEST)
-        if planes * plane(rows) <= _BUDGET and not few:
+        if number * plane(rows) <= _BUDGET and not few:
             break
         rows = -(-rows // 2)
-    return Bands(
-        -(-g.height // rows), g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size,
-        lead * size, plane(rows), copy_rows(WORDS, 32),
+    bands, tap_number = -(-g.height // rows), g.groups * g.kernel_h * g.kernel_w
+    down = np.arange(g.kernel_h) * g.dilation_h - g.pad_h
+    across = np.arange(g.kernel_w) * g.dilation_w - g.pad_w
+    steps = (down[:, None] * row + across).ravel() * size
+    groups = np.arange(g.groups)[:, None] * each * plane(rows)
+    at_once = min(each, _CHANNELS)
+    return Planes(
+        bands, g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size, lead * size,
+        plane(rows), copy_rows(WORDS, 32), multiply(MR, NR, ZERO, STORE, V, 8 * size),
+        multiply(MR, NR, BIAS, STORE, V, 8 * size), taps(1, at_once, NR, 0, 0, NEAR, V, 8 * size),
+        (groups + steps).ravel(), g.groups, each, at_once, tap_number, up(tap_number, MR),
+        features, feature_rows, units=g.batch * bands, back_steps=-steps,
     )  # fmt: skip
-
-
-def steps_of(g: Geometry, size: int, b: Bands) -> Any:
-    """By how many bytes each tap looks away from its position."""
-    return np.array(
-        [
-            (u * g.dilation_h - g.pad_h) * b.row + (v * g.dilation_w - g.pad_w) * size
-            for u in range(g.kernel_h)
-            for v in range(g.kernel_w)
-        ],
-        np.int64,
-    )
 
 
 def up(number: int, step: int) -> int:
@@ -85,15 +114,16 @@ def up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-class Planes(NamedTuple):
+class Compiled(NamedTuple):
     """Compiled operations on planes; addresses come in."""
 
     lay: Any
+    involve: Any
     unpack: Any
 
 
 @cache
-def planes(bits: int) -> Planes:
+def planes(bits: int) -> Compiled:
     """For elements of so many bits."""
     size = bits // 8
 
@@ -113,13 +143,22 @@ def planes(bits: int) -> Planes:
         ))  # fmt: skip
 
     @jit
-    def unpack(out, source, channel, first, rows, offset, b):
+    def involve(code, count, source, steps, taps, tap_step, out, b):
+        """A tile of all channels of a group: ``count`` taps that are ``tap_step`` bytes apart."""
+        for k in range(0, b.each, b.at_once):
+            plane = min(k, b.each - b.at_once) * b.plane
+            call(code, (
+                source + plane, b.plane, VECTOR_BYTES, steps, 8, count, taps, tap_step, 0,
+                out + plane, b.plane, VECTOR_BYTES, VECTOR_BYTES // size,
+            ))  # fmt: skip
+
+    @jit
+    def unpack(out, source, first, rows, offset, b):
         """The pixels of one channel's band, an offset added."""
-        start = source + b.lead + b.halo * b.row
         for r in range(rows):
-            held = pointer(out + (channel * b.pixels + (first + r) * b.width) * size, bits)
-            seen = pointer(start + r * b.row, bits)
+            held = pointer(out + (first + r) * b.width * size, bits)
+            seen = pointer(source + b.lead + (b.halo + r) * b.row, bits)
             for i in range(b.width):
                 held[i] = seen[i] + offset
 
-    return Planes(lay, unpack)
+    return Compiled(lay, involve, unpack)

@@ -51,7 +51,7 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
 
 def grad_x(grad: Array, weight: Array, out: Array) -> None:
     """``out[n] = weight.T @ grad[n]``."""
-    _multiply(packed(weight, turned=True), grad, out)
+    _multiply(packed(weight, transposed=True), grad, out)
 
 
 def _multiply(order: Array, x: Array, out: Array) -> None:

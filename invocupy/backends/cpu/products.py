@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 from invocupy.backends.cpu.contract import COLUMNS as COLUMNS
 from invocupy.backends.cpu.contract import MR, NR
-from invocupy.backends.cpu.move import packed as packed
+from invocupy.backends.cpu.order import packed as packed
 from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors
 
 BYTES, VECTORS, ROWS = VECTOR_BYTES, NR, MR

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invocupy.backends.cpu.contract import MR
-from invocupy.backends.cpu.move import packed
+from invocupy.backends.cpu.order import packed
 
 
 @given(
