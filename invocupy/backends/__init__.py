@@ -8,7 +8,7 @@ folder                  what it is
 ``cuda``                CuPy arrays: the launcher and the ``.cu`` files
 ======================  ==========================================================================
 
-The modules of an op have the same functions with the same signatures: those of :mod:`.contract`.
+The modules of an op have the same functions with the same signatures: those of :mod:`.signatures`.
 Only ops that earn it are here; the rest is array code in :mod:`invocupy.ops`.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.backends.contract import ON_GPU
+from invocupy.backends.signatures import ON_GPU
 
 on_compile: Callable[[str, bool], object] | None = None
 """Called with a CPU kernel's name when its compiling begins, and with True when it is done.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from invocupy.arrays import Array, namespace, wide
-from invocupy.backends.contract import Argument, functions
+from invocupy.backends.signatures import Argument, functions
 from invocupy.backends.windows import Pair, Window
 from invocupy.geometry import Geometry, Shape
 
@@ -106,7 +106,7 @@ class Near(NamedTuple):
 
 
 def bounded(function: Kernel) -> Kernel:
-    """Decorate a wing's function of a windowed op; the contract says what its arrays are."""
+    """Decorate a wing's function of a windowed op; the table says what its arrays are."""
     op = function.__module__.split(".")[3]
     given, filled = functions()[op][function.__name__]
     same = op == "involution_sum"  # whose windows keep the size of the image

@@ -34,8 +34,8 @@ import numpy as np
 
 from invocupy import backends
 from invocupy.arrays import cast_like, contiguous, is_cupy, namespace, on_device
-from invocupy.backends.contract import Perceptron
 from invocupy.backends.memory import empty
+from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
 from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy.backends.contract import Perceptron
 from invocupy.backends.cpu.access import Record, plus, pointer, read
 from invocupy.backends.cpu.contract import (
     ADD,
@@ -38,6 +37,7 @@ from invocupy.backends.cpu.order import packed
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
+from invocupy.backends.signatures import Perceptron
 
 _TILES = 4  # that are in work at a time
 _ROW = NR * VECTOR_BYTES

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import Array, namespace
-from invocupy.backends.contract import Perceptron
 from invocupy.backends.reference import involution_sum, perceptron
+from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry
 
 

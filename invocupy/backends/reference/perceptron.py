@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy.arrays import Array, namespace
-from invocupy.backends.contract import Perceptron
+from invocupy.backends.signatures import Perceptron
 
 
 def covariance(x: Array, mean: Array, out: Array) -> None:

@@ -10,10 +10,10 @@ from bounds import DTYPES, PIXELS, SEEDS, agree, draw, filled, roundoff, sizes_o
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from invocupy.backends.contract import Perceptron
 from invocupy.backends.cpu import involution_sum, perceptron
 from invocupy.backends.reference import involution_sum as involution_sum_reference
 from invocupy.backends.reference import perceptron as perceptron_reference
+from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry
 
 

@@ -14,7 +14,7 @@ import pytest
 from cuda_proof import cases, host
 
 from invocupy import backends
-from invocupy.backends.contract import ON_GPU, Function, Perceptron, functions
+from invocupy.backends.signatures import ON_GPU, Function, Perceptron, functions
 from invocupy.geometry import Geometry
 
 SIZES = {
