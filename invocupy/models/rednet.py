@@ -59,16 +59,13 @@ class RedNet(Staged):
 
     Parameters
     ----------
-    depths : sequence of int
-        Blocks of each stage.
-    num_classes, in_channels : int
+    depths, num_classes, in_channels, rng
+        As :class:`invocupy.models.ResNet`.
     stem : "imagenet" or "cifar"
         The authors', which leaves a fourth of the size, or, for small images, the same without
         stride and pool. Both have the same arrays: weights do not say which one they are for.
     fused : bool or "auto"
         See :class:`invocupy.nn.Involution`.
-    rng : numpy.random.Generator or int, optional
-        Where the initial weights are drawn from, or its seed.
     stem_kernel_size : int
         Of the involution in the stem: 3 in the authors' classifiers, 7 in their backbones for
         detection and segmentation.

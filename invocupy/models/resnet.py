@@ -112,10 +112,8 @@ class ResNet(Staged):
 
     Parameters
     ----------
-    block : BasicBlock or Bottleneck
-        The class.
-    depths : sequence of int
-        Blocks of each stage.
+    block, depths : class, sequence of int
+        BasicBlock or Bottleneck, and how many of them each stage has.
     num_classes, in_channels : int
     stem : "imagenet" or "cifar"
         A 7x7 convolution of stride 2 and a 3x3 max pool of stride 2, or, for small images, a 3x3

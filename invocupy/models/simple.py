@@ -156,10 +156,8 @@ class SimpleModel(nn.Module):
     head_relu : bool
         Whether a ReLU follows the first and the second dense layer, as in the article. Without
         them the three layers are one linear map.
-    fused, signed, recompute
-        See :class:`SimpleBlock`.
-    rng : numpy.random.Generator or int, optional
-        Where the initial weights are drawn from, or its seed.
+    fused, signed, recompute, rng
+        See :class:`SimpleBlock`; ``rng`` may also be a seed.
 
     Raises
     ------

@@ -65,11 +65,8 @@ class SmallNet(nn.Module):
     width : int
         Channels of the first stage: a multiple of 32 with involutions, since the stem has half as
         many, and 16 share a kernel.
-    num_classes, in_channels : int
-    fused : bool or "auto"
-        See :class:`invocupy.nn.Involution`.
-    rng : numpy.random.Generator or int, optional
-        Where the initial weights are drawn from, or its seed.
+    num_classes, in_channels, fused, rng
+        As :class:`invocupy.models.RedNet`.
 
     Raises
     ------

@@ -51,10 +51,9 @@ class Module:
     Raises
     ------
     TypeError
-        When another kind of value is assigned to a registered attribute, a container (list, tuple,
-        set, dict, object array, ``functools.partial``, ...) is assigned whose modules or parameters
-        are not registered (or has got some by the time the parameters are asked for or the mode is
-        set), or ``training`` is set to something that is no bool.
+        When another kind of value is assigned to a registered attribute, a container (list, dict,
+        ``functools.partial``, ...) holds modules or parameters that are not registered, when it is
+        assigned or later, or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
