@@ -99,3 +99,43 @@ def test_results_are_the_same(checked):
     print(invocupy.involution(x, kernel).sum())
     """
     assert script(body, INVOCUPY_CHECKED=checked) == "3100.0"
+
+
+SHORT = """
+import sys
+import numpy as np
+from invocupy.backends.cpu import involution
+from invocupy.backends.cpu.checking import OutsideError
+from invocupy.geometry import Geometry
+
+g = Geometry.of((2, 6, 9, 21), (2, 2, 3, 3, 9, 21))
+shapes = {
+    "forward": (g.x_shape, g.kernel_shape, g.out_shape),
+    "grad_x": (g.out_shape, g.kernel_shape, g.x_shape),
+    "grad_kernel": (g.out_shape, g.x_shape, g.kernel_shape),
+}[sys.argv[1]]
+for short in (None, 0, 1, 2):
+    arrays = [np.ones(shape, np.float32) for shape in shapes]
+    if short is not None:
+        arrays[short] = arrays[short].ravel()[:-1]
+    try:
+        getattr(involution, sys.argv[1])(*arrays[:2], g, arrays[2])
+        print("fine")
+    except OutsideError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("forward", ["source", "given", "out"]),
+        ("grad_x", ["source", None, "out"]),  # the last number of the kernel meets the border
+        ("grad_kernel", ["grad", "source", "out"]),
+    ],
+)
+def test_kernels_that_go_past_an_array_are_caught(name: str, fields: list[str | None]) -> None:
+    fine, *found = script(SHORT, arguments=[name], INVOCUPY_CHECKED="1").splitlines()
+    assert fine == "fine"
+    for line, field in zip(found, fields, strict=True):
+        assert line == "fine" if field is None else f"4 past the memory of '{field}'" in line
