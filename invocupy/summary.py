@@ -77,16 +77,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     are those of convolutions, linear maps and involutions (the making of the kernel is the layer's
     ``reduce`` and ``span``); norms, ReLU and pooling count as none.
 
-    Parameters
-    ----------
-    model : Module
-        Not changed.
-    shape : tuple of int
-        Of one image, (C, H, W).
-
-    Returns
-    -------
-    list of Layer
+    The ``model`` is not changed; ``shape`` is that of an image, (C, H, W).
 
     Examples
     --------
@@ -140,18 +131,9 @@ def training_memory(
 ) -> StepMemory:
     """The memory of training steps of :class:`invocupy.optim.SGD`, of which ``options`` are.
 
-    Parameters
-    ----------
-    model : Module
-        Not changed; on the device that is to be asked about.
-    shape : tuple of int
-        Of one image, (C, H, W).
-
-    Returns
-    -------
-    StepMemory
-        Without the program itself, the images of the data set, and what backends need for a
-        moment while they compute, which does not depend on the batch.
+    The ``model`` is not changed, and on the device that is to be asked about; ``shape`` is that of
+    an image, (C, H, W). The program itself does not count, nor the images of the data set, nor what
+    backends need for a moment while they compute, which does not depend on the batch.
 
     Examples
     --------
@@ -176,16 +158,7 @@ def training_memory(
 
 
 def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemory:
-    """The memory of evaluating batches of images.
-
-    Parameters
-    ----------
-    model, shape
-        As in :func:`training_memory`.
-
-    Returns
-    -------
-    StepMemory
+    """The memory of evaluating batches of images; ``model`` and ``shape`` as in training.
 
     Examples
     --------

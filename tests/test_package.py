@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -203,16 +204,13 @@ def lacking(item: Any) -> list[str]:
     text = inspect.getdoc(item)
     if not text or inspect.isclass(item):
         return [] if text else ["a docstring"]
-    wanted = [">>>"]
     # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all, and
     # for numbers made from numbers.
     numbers = item.__module__ == "invocupy.optim" and item.__annotations__["return"] == "float"
     brief = (item.__module__ == "invocupy.functional" and "Raises" not in text) or numbers
-    if inspect.signature(item).parameters and not brief:
-        wanted.append("Parameters\n")
-        if inspect.signature(item).return_annotation not in (None, "None"):
-            wanted.append("Returns\n")
-    return [part.strip() for part in wanted if part not in text]
+    names = [] if brief else inspect.signature(item).parameters
+    missing = [f"what {name} is" for name in names if not re.search(rf"\b{name}\b", text)]
+    return [*missing, *([] if ">>>" in text else ["an example"])]
 
 
 @pytest.mark.parametrize("name", [None, *PUBLIC])

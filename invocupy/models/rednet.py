@@ -149,15 +149,8 @@ def _of_depths(
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"""RedNet-{name[6:]}: {parameters:,} parameters for 1000 classes.
 
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
+    ``num_classes``, ``in_channels``, ``stem``, ``fused``, ``rng`` and ``stem_kernel_size`` are
+    those of :class:`RedNet`.
 
     Examples
     --------

@@ -162,15 +162,7 @@ def resnet18(
 ) -> ResNet:
     """ResNet-18: 11,689,512 parameters for 1000 classes.
 
-    Parameters
-    ----------
-    num_classes, in_channels, stem, rng
-        As :class:`ResNet`.
-
-    Returns
-    -------
-    ResNet
-        ``model(x)`` gives logits.
+    ``num_classes``, ``in_channels``, ``stem`` and ``rng`` are those of :class:`ResNet`.
 
     Examples
     --------
@@ -186,15 +178,7 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50, which the paper replaces the 3x3 convolutions of: 25,557,032 parameters.
 
-    Parameters
-    ----------
-    num_classes, in_channels, stem, rng
-        As :class:`ResNet`.
-
-    Returns
-    -------
-    ResNet
-        ``model(x)`` gives logits.
+    ``num_classes``, ``in_channels``, ``stem`` and ``rng`` are those of :class:`ResNet`.
 
     Examples
     --------

@@ -340,15 +340,7 @@ def _mode(value: Any) -> bool:
 
 @contextmanager
 def keep_modes(model: Module) -> Iterator[None]:
-    """Restore the mode of every module at the end of the block, also after an exception.
-
-    Parameters
-    ----------
-    model : Module
-
-    Returns
-    -------
-    context manager
+    """Restore the mode of every module of ``model`` at the end of the block, or at an exception.
 
     Examples
     --------

@@ -102,14 +102,6 @@ def geometries(
 def options(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """The keyword arguments ``stride``, ``padding`` and ``dilation`` of a geometry.
 
-    Parameters
-    ----------
-    geometry : Geometry
-
-    Returns
-    -------
-    dict
-
     Examples
     --------
     >>> from invocupy import Geometry
@@ -147,10 +139,6 @@ def arrays(
         evenly over the twelve decades around 1.
     xp : module
         ``numpy`` or ``cupy``.
-
-    Returns
-    -------
-    strategy of array
 
     Examples
     --------
