@@ -273,18 +273,10 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     PyTorch's ``clip_grad_norm_``. On a GPU nothing waits for the norm: it stays there. New arrays
     replace the old ones.
 
-    Parameters
-    ----------
-    params : iterable of Parameter
-        On one device, or none; those without a gradient are left out. What :class:`SGD` refuses is
-        refused here, too.
-    limit : float
-        Finite, above 0; else a ``ValueError``.
-
-    Returns
-    -------
-    float64 array ()
-        The norm before, on the device; 0.0 if there is no gradient.
+    The ``params`` are on one device, or none; those without a gradient are left out, and what
+    :class:`SGD` refuses is refused here, too. A ``limit`` that is not a finite number above 0 is a
+    ``ValueError``. Returns the norm before as a float64 array () on the device; 0.0 if there is no
+    gradient.
 
     Examples
     --------
