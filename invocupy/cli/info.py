@@ -81,8 +81,8 @@ def _self_check(device: str) -> list[str]:
 
     def op(function: Any, *operands: Any, **options: Any) -> Callable[[], tuple[Any, ...]]:
         def run() -> tuple[Any, ...]:
-            value, partials = function(*operands, **options)
-            return value, *(partial(value) for partial in partials)
+            value, vjps = function(*operands, **options)
+            return value, *(vjp(value) for vjp in vjps)
 
         return run
 

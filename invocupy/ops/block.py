@@ -40,7 +40,7 @@ from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
 from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each
 from invocupy.ops.normalization import FoldedNorm
-from invocupy.ops.ranks import Comm, add_up, merge
+from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
 Moments = tuple[Any, Any]
 
@@ -114,7 +114,7 @@ def involution_block(
     ...     normal(18, 2, 1, 1),
     ...     normal(3, 8, 1, 1),
     ... )
-    >>> y, partials = involution_block(
+    >>> y, vjps = involution_block(
     ...     x,
     ...     expand,
     ...     *normal(3, 8),
@@ -126,7 +126,7 @@ def involution_block(
     ...     *normal(3, 3),
     ...     kernel_size=3,
     ... )
-    >>> y.shape, len(partials)
+    >>> y.shape, len(vjps)
     ((2, 3, 4, 5), 15)
     """
     parameters = (
@@ -383,7 +383,7 @@ class _Block:
     def coefficients(self, norm: FoldedNorm, total: Any, total_x: Any) -> tuple[Any, Any, Any]:
         """``norm.back`` for the sums of the batch, of which the given ones are a share."""
         if self.comm is not None:
-            total, total_x = add_up(self.comm, total, total_x)
+            total, total_x = allreduce_sum(self.comm, total, total_x)
         return norm.back(total, total_x, self.count)
 
 

@@ -13,7 +13,7 @@ from invocupy.backends.reference import batch_norm as reference
 from invocupy.geometry import number
 from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each, once
-from invocupy.ops.ranks import Comm, add_up, merge
+from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
 
 class FoldedNorm(NamedTuple):
@@ -124,7 +124,7 @@ def batch_norm(
     the gradient flows through them; else they are constants.
 
     With ``comm`` too, they and ``count`` are those of the x of all ranks
-    (:func:`merged_moments`), and so is what flows through them, in one message for all partials
+    (:func:`merged_moments`), and so is what flows through them, in one message for all vjps
     together. The gradients of weight and bias are this rank's share: their sum is the batch's.
     """
     per_channel = {"mean": mean, "var": var, "weight": weight, "bias": bias}
@@ -171,7 +171,7 @@ def batch_norm(
                 backend.grad_sums(contiguous(grad, work), wide, masks, mean, total, total_x)
             norm = scale, inverse, mean
             if ranks is not None:
-                means = (add_up(ranks, total, total_x) / count).astype(channel)
+                means = (allreduce_sum(ranks, total, total_x) / count).astype(channel)
                 backend.coefficients(*norm, *means, 1, b, c, grad_weight)
                 grad_weight = total_x * inverse  # of this rank
             elif x.size:

@@ -80,7 +80,7 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
     return total if is_cupy(total) else int(total), mean, merged.reshape(second.shape)
 
 
-def add_up(comm: Comm, *parts: Any) -> Any:
+def allreduce_sum(comm: Comm, *parts: Any) -> Any:
     """The sums over the ranks of arrays (C,), as one float64 array (number of arrays, C).
 
     Examples
@@ -89,7 +89,7 @@ def add_up(comm: Comm, *parts: Any) -> Any:
     >>> class Two:
     ...     def allgather(self, array):
     ...         return np.stack([array, array + 1])
-    >>> add_up(Two(), np.array([1.0]), np.array([5.0]))
+    >>> allreduce_sum(Two(), np.array([1.0]), np.array([5.0]))
     array([[ 3.],
            [11.]])
     """

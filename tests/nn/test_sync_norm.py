@@ -294,7 +294,7 @@ def local_sums(comm: Any, *parts: Any) -> Any:
     ("name", "mistake"),
     [
         ("merge", forget_between), ("merge", mean_of_variances), ("merge", mean_of_means),
-        ("add_up", local_sums),
+        ("allreduce_sum", local_sums),
     ],
 )  # fmt: skip
 def test_planted_mistakes_are_found(

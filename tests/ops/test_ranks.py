@@ -14,7 +14,7 @@ from ranks import Rank, run_ranks
 
 from invocupy import ops
 from invocupy.ops import normalization
-from invocupy.ops.ranks import add_up, merge
+from invocupy.ops.ranks import allreduce_sum, merge
 
 
 def check_merge(function: Any, shares: list[int], seed: int, level: float, pairs: bool) -> None:
@@ -80,7 +80,7 @@ def test_sums_are_those_of_all_ranks_in_their_order() -> None:
     a = np.array([1e16, 1.0, -1e16])  # in another order another sum
 
     def task(comm: Rank) -> Any:
-        return add_up(comm, a[comm.rank : comm.rank + 1], np.full(1, comm.rank, np.float32))
+        return allreduce_sum(comm, a[comm.rank : comm.rank + 1], np.full(1, comm.rank, np.float32))
 
     for result in run_ranks(3, task):
         np.testing.assert_array_equal(result, [[a[0] + a[1] + a[2]], [3]])

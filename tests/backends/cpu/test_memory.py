@@ -19,7 +19,7 @@ from invocupy import Tensor
 from invocupy.autograd import apply
 from invocupy.backends import memory
 from invocupy.backends.cpu import pool as workers
-from invocupy.ops.ranks import add_up
+from invocupy.ops.ranks import allreduce_sum
 
 LIKE = np.ones(1)
 MB = 1 << 20
@@ -157,7 +157,7 @@ def test_what_has_sent_a_message_to_other_ranks_is_not_tried_again() -> None:
     comm = Comm()
 
     def op(x: Any) -> Any:
-        add_up(comm, x)
+        allreduce_sum(comm, x)
         raise MemoryError
 
     with pytest.raises(MemoryError):
