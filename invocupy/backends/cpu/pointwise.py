@@ -3,7 +3,7 @@
 BLAS is poor at these shapes: with 3 to 64 channels it packs more than it multiplies. Here a chunk
 of pixels of all channels is packed so that it stays in cache (the rows of a channel are often a
 multiple of 4096 bytes from the next channel's, which is the same place in L1), and micro-kernels
-(:mod:`invocupy.backends.cpu.products`) hold a block of results in registers. The bias is the weight
+(:mod:`invocupy.backends.cpu.contract`) hold a block of results in registers. The bias is the weight
 of one more channel, which is 1 everywhere.
 """
 # Numba infers the types of compiled functions.
@@ -19,16 +19,11 @@ import numpy as np
 
 from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.contract import ADD, MR, NR, STORE, ZERO, multiply
 from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.move import packed, transpose
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.products import (
-    BYTES,
-    ROWS,
-    VECTORS,
-    multiply_block,
-    packed,
-    transpose_block,
-)
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
 _BLOCK = 128  # channels of each side in a task of the weight gradient
@@ -36,11 +31,11 @@ _POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, 
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
-_Forward = namedtuple("_Forward", "x weight out channels terms rows pixels chunk shares")
+_Forward = namedtuple("_Forward", "x weight out tile part channels terms rows pixels chunk shares")
 _GradWeight = namedtuple(
     "_GradWeight",
-    "left right sums left_channels rows right_channels columns pixels positions chunk parts height "
-    "width",
+    "left right sums transpose several one left_channels rows right_channels columns pixels "
+    "positions chunk parts height width",
 )
 
 
@@ -57,15 +52,19 @@ def grad_x(grad: Array, weight: Array, out: Array) -> None:
 def _multiply(order: Array, x: Array, out: Array) -> None:
     batch, channels, pixels = x.shape
     blocks, terms, _ = order.shape
-    tile = VECTORS * BYTES // x.itemsize
+    V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
+    tile = NR * V
     chunk = min(max(_CACHE // (terms * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
     shares = min(blocks, -(-_TASKS // chunks))
     launch(
-        _forward(8 * x.itemsize), chunks * shares, x.size * out.shape[1] // 16,
-        terms * (chunk * x.itemsize + 64) + BYTES,
-        _Forward(x, order, out, channels, terms, out.shape[1], pixels, chunk, shares),
+        _forward(bits), chunks * shares, x.size * out.shape[1] // 16,
+        terms * (chunk * x.itemsize + 64) + VECTOR_BYTES,
+        _Forward(
+            x, order, out, *(multiply(MR, R, ZERO, STORE, V, bits) for R in (NR, 1)), channels,
+            terms, out.shape[1], pixels, chunk, shares,
+        ),
     )  # fmt: skip
 
 
@@ -73,12 +72,12 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
     """A product as well, whose terms are the pixels: both sides are transposed in cache."""
     batch, rows, pixels = grad.shape
     columns = x.shape[1] + (grad_bias is not None)  # the last one, of ones, for the bias
-    lanes = BYTES // x.itemsize
+    lanes, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     # Vectors go along the side that has more channels.
     left, right = (grad, rows), (x, columns)
     if rows > columns:
         left, right = right, left
-    row_blocks, height = _blocks(left[1], ROWS)
+    row_blocks, height = _blocks(left[1], MR)
     column_blocks, width = _blocks(right[1], lanes)
     room = _CACHE // ((height + width) * x.itemsize)
     chunk = min(max(room // lanes, 1), _POSITIONS // lanes, -(-batch * pixels // lanes)) * lanes
@@ -89,11 +88,12 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
         (height + chunk) * (width + lanes) + chunk * (height + lanes) + lanes * (chunk + lanes)
     )
     launch(
-        _grad_weight(8 * x.itemsize), parts * blocks, grad.size * columns // 16,
+        _grad_weight(bits), parts * blocks, grad.size * columns // 16,
         elements * x.itemsize,
         _GradWeight(
-            left[0], right[0], sums, left[0].shape[1], left[1], right[0].shape[1], right[1],
-            pixels, batch * pixels, chunk, parts, height, width,
+            left[0], right[0], sums, transpose(lanes, bits),
+            *(multiply(MR, R, ZERO, ADD, lanes, bits) for R in (NR, 1)), left[0].shape[1], left[1],
+            right[0].shape[1], right[1], pixels, batch * pixels, chunk, parts, height, width,
         ),
     )  # fmt: skip
     total = sums.sum(axis=0)
@@ -114,42 +114,41 @@ def _blocks(channels: int, step: int) -> tuple[int, int]:
 @cache
 def _forward(bits: int) -> Any:
     size = bits // 8
-    V, R, S = BYTES // size, VECTORS, ROWS
-    tile = R * V
+    V = VECTOR_BYTES // size
+    tile = NR * V
 
     @jit
     def body(task, turn, scratch, words):
-        x, weight, out, channels, terms, rows, pixels, chunk, shares = read(words, _Forward)
-        plane = chunk * size + 64
-        if terms > channels and turn == 0:
-            ones = pointer(scratch + channels * plane, bits)
-            for i in range(chunk):
+        c = read(words, _Forward)
+        pixels, plane, block = c.pixels, c.chunk * size + 64, c.terms * MR * size
+        if c.terms > c.channels and turn == 0:
+            ones = pointer(scratch + c.channels * plane, bits)
+            for i in range(c.chunk):
                 ones[i] = 1
-        task, share = divmod(task, shares)
-        n, first = divmod(task, -(-pixels // chunk))
-        first *= chunk
-        count = min(chunk, pixels - first)
-        whole = count // tile * tile
-        for c in range(channels):
-            held = pointer(scratch + c * plane, bits)
-            seen = pointer(x + ((n * channels + c) * pixels + first) * size, bits)
+        task, share = divmod(task, c.shares)
+        n, first = divmod(task, -(-pixels // c.chunk))
+        first *= c.chunk
+        count = min(c.chunk, pixels - first)
+        for k in range(c.channels):
+            held = pointer(scratch + k * plane, bits)
+            seen = pointer(c.x + ((n * c.channels + k) * pixels + first) * size, bits)
             for i in range(count):
                 held[i] = seen[i]
-        target = out + (n * rows * pixels + first) * size
-        blocks = -(-rows // S)
-        for b in range(blocks * share // shares, blocks * (share + 1) // shares):
-            w, place = weight + b * terms * S * size, target + b * S * pixels * size
-            last = min(S, rows - b * S) - 1
-            for i in range(0, whole * size, tile * size):
-                multiply_block(
-                    terms, w, S * size, scratch + i, plane, place + i, pixels * size,
-                    last, V, S, R, 0, 0, V, bits,
-                )  # fmt: skip
-            for i in range(whole, count, V):
-                multiply_block(
-                    terms, w, S * size, scratch + i * size, plane, place + i * size,
-                    pixels * size, last, min(V, count - i), S, 1, 0, 0, V, bits,
-                )  # fmt: skip
+        several = -(-c.rows // MR)
+        b0, b1 = several * share // c.shares, several * (share + 1) // c.shares
+        weight, rows = c.weight + b0 * block, min(b1 * MR, c.rows) - b0 * MR
+        target = c.out + ((n * c.rows + b0 * MR) * pixels + first) * size
+        whole = count // tile * tile
+        for i in range(0, whole * size, tile * size):
+            call(c.tile, (
+                c.terms, weight, MR * size, block, scratch + i, plane, target + i, pixels * size,
+                rows, V,
+            ))  # fmt: skip
+        for i in range(whole, count, V):
+            call(c.part, (
+                c.terms, weight, MR * size, block, scratch + i * size, plane, target + i * size,
+                pixels * size, rows, min(V, count - i),
+            ))  # fmt: skip
 
     return body
 
@@ -157,10 +156,10 @@ def _forward(bits: int) -> Any:
 @cache
 def _grad_weight(bits: int) -> Any:
     size = bits // 8
-    V, R, S = BYTES // size, VECTORS, ROWS
+    V = VECTOR_BYTES // size
 
     @jit
-    def transpose(to, pitch, held, row, source, channels, pixels, first, count, start, width):
+    def rows_of(c, to, pitch, held, row, source, channels, first, count, start, width):
         """``count`` positions from ``first`` on, a row of ``to`` each, of channels from ``start``.
 
         After the last channel there are ones.
@@ -168,13 +167,13 @@ def _grad_weight(bits: int) -> Any:
         for group in range(start, start + width, V):
             some = min(V, start + width - group)
             real = min(some, channels - group)
-            n, i = divmod(first, pixels)
+            n, i = divmod(first, c.pixels)
             done = 0
             while done < count:
-                run = min(pixels - i, count - done)
+                run = min(c.pixels - i, count - done)
                 for q in range(real):
                     line = pointer(held + q * row + done * size, bits)
-                    place = source + ((n * channels + group + q) * pixels + i) * size
+                    place = source + ((n * channels + group + q) * c.pixels + i) * size
                     seen = pointer(place, bits)
                     for j in range(run):
                         line[j] = seen[j]
@@ -185,58 +184,39 @@ def _grad_weight(bits: int) -> Any:
                     line[j] = 1
             for j in range(0, count, V):
                 place = to + (group - start) * size + j * pitch
-                transpose_block(held + j * size, row, place, pitch, V, bits)
-
-    def multiply_by(R):
-        @jit
-        def multiply(terms, left, left_row, height, right, right_row, sums):
-            """``sums[i, j] += sum of left[t, i] * right[t, j]`` for R vectors of j."""
-            for i in range(0, height, S):
-                multiply_block(
-                    terms, left + i * size, left_row, right, right_row, sums + i * right_row,
-                    right_row, S - 1, V, S, R, 0, 1, V, bits,
-                )  # fmt: skip
-
-        return multiply
-
-    several, one = multiply_by(R), multiply_by(1)
+                call(c.transpose, (held + j * size, row, place, pitch))
 
     @jit
     def body(task, turn, scratch, words):
-        (
-            left, right, sums, left_channels, rows, right_channels, columns, pixels, positions,
-            chunk, parts, height, width,
-        ) = read(words, _GradWeight)  # fmt: skip
+        c = read(words, _GradWeight)
         # Rows of 4096 bytes would all lie in the same place of L1.
-        left_row, right_row, row = height * size + BYTES, width * size + BYTES, chunk * size + BYTES
-        left_side = scratch + height * right_row
-        right_side = left_side + chunk * left_row
-        held = right_side + chunk * right_row
-        total, out = pointer(scratch, bits), pointer(sums, 64)
-        block, part = divmod(task, parts)
-        o, c = divmod(block, -(-columns // width))
-        o, c = o * height, c * width
-        for i in range(height * right_row // size):
+        height, width = c.height * size + VECTOR_BYTES, c.width * size + VECTOR_BYTES
+        row = c.chunk * size + VECTOR_BYTES
+        left = scratch + c.height * width
+        right = left + c.chunk * height
+        held = right + c.chunk * width
+        total, out = pointer(scratch, bits), pointer(c.sums, 64)
+        block, part = divmod(task, c.parts)
+        o, k = divmod(block, -(-c.columns // c.width))
+        o, k = o * c.height, k * c.width
+        for i in range(c.height * width // size):
             total[i] = 0
-        units, wide = -(-positions // chunk), width // (R * V) * R * V
-        for unit in range(units * part // parts, units * (part + 1) // parts):
-            first = unit * chunk
-            count = min(chunk, positions - first)
-            transpose(
-                left_side, left_row, held, row, left, left_channels, pixels, first, count, o, height
-            )
-            transpose(
-                right_side, right_row, held, row, right, right_channels, pixels, first, count, c,
-                width,
-            )  # fmt: skip
-            for j in range(0, wide * size, R * V * size):
-                several(
-                    count, left_side, left_row, height, right_side + j, right_row, scratch + j
-                )  # fmt: skip
-            for j in range(wide * size, width * size, V * size):
-                one(count, left_side, left_row, height, right_side + j, right_row, scratch + j)
-        for i in range(min(height, rows - o)):
-            for j in range(min(width, columns - c)):
-                out[(part * rows + o + i) * columns + c + j] = total[i * (right_row // size) + j]
+        units = -(-c.positions // c.chunk)
+        for unit in range(units * part // c.parts, units * (part + 1) // c.parts):
+            first = unit * c.chunk
+            count = min(c.chunk, c.positions - first)
+            rows_of(c, left, height, held, row, c.left, c.left_channels, first, count, o, c.height)
+            rows_of(c, right, width, held, row, c.right, c.right_channels, first, count, k, c.width)
+            j = 0
+            while j < c.width:
+                several = c.width - j >= NR * V
+                call(c.several if several else c.one, (
+                    count, left, height, MR * size, right + j * size, width, scratch + j * size,
+                    width, c.height, V,
+                ))  # fmt: skip
+                j += NR * V if several else V
+        for i in range(min(c.height, c.rows - o)):
+            for j in range(min(c.width, c.columns - k)):
+                out[(part * c.rows + o + i) * c.columns + k + j] = total[i * (width // size) + j]
 
     return body

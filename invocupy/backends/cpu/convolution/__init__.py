@@ -1,9 +1,9 @@
 """Convolution on the CPU: matrix products whose one side, the patches, is never stored.
 
-Outputs are cut into *tiles* of VECTORS vectors of positions, counted through all images, so that
+Outputs are cut into *tiles* of NR vectors of positions, counted through all images, so that
 small images fill vectors as well. What a tile sees through some taps and channels, its *terms*, is
 copied into first-level cache, zero outside the image, and multiplied there by micro-kernels
-(:mod:`invocupy.backends.cpu.products`). The gradient of x is the same product with the weights
+(:mod:`invocupy.backends.cpu.contract`). The gradient of x is the same product with the weights
 transposed; with a stride, positions of x are taken by what remains when they are divided by it:
 each such class meets some of the taps, with stride 1.
 """
@@ -17,12 +17,12 @@ import numpy as np
 
 from invocupy.arrays import Array
 from invocupy.backends.cpu.access import Record
+from invocupy.backends.cpu.contract import ADD, COLUMNS, DOUBLES, MR, NR, STORE, ZERO, dot, multiply
 from invocupy.backends.cpu.convolution import depthwise, tiles
-from invocupy.backends.cpu.convolution.blocks import correlate, take
-from invocupy.backends.cpu.convolution.tiles import MARK, TERM, TERMS, Block
+from invocupy.backends.cpu.convolution.tiles import MARK, TERM, TERMS, Block, take
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.products import BYTES, COLUMNS, ROWS, VECTORS
+from invocupy.backends.cpu.vector import VECTOR_BYTES
 from invocupy.backends.windows import Pair
 
 Window = tuple[Pair, Pair, Pair]
@@ -76,20 +76,20 @@ def grad_weight(
     groups = x.shape[1] // channels
     rows = len(out) // groups
     blocks, places, widest, columns = _blocks(channels, len(taps), _BLOCK, True, COLUMNS)
-    height, width = _up(_even(rows, _HEIGHT), ROWS), _up(widest, COLUMNS)
+    height, width = _up(_even(rows, _HEIGHT), MR), _up(widest, COLUMNS)
     columns = _up(columns, COLUMNS)
     number = _tiles(len(x), positions, x.itemsize)
     chunk = min(max(_CACHE // ((height + width) * TERM), 1), number)
     bands, strips = -(-rows // height), -(-len(blocks) // _TOGETHER)
     parts = min(max(PARTS // (groups * bands * strips), 1), -(-number // chunk))
     sums = np.zeros((parts, groups, bands * height, columns), np.float64)
-    V, bits = BYTES // x.itemsize, 8 * x.itemsize
+    V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     launch(
         tiles.grad_weight(bits), groups * bands * strips * parts, grad.size * columns // 16,
         (height + width) * (chunk * TERM + 64) + TERMS * MARK,
         tiles.GradWeight(
             _view(grad, [(0, 0, 0)], positions, (1, 1)), _view(x, taps, positions, window[0]),
-            blocks, len(blocks), sums, correlate(ROWS, COLUMNS, VECTORS, V, bits), groups, columns,
+            blocks, len(blocks), sums, dot(MR, COLUMNS, NR, DOUBLES, V, bits), groups, columns,
             number, chunk, parts, height, width, strips,
         ),
     )  # fmt: skip
@@ -120,24 +120,26 @@ def _multiply(
     blocks, places, _, terms = _blocks(channels, len(taps), TERMS, bias is not None, 1)
     offsets = np.empty(len(places), np.int64)
     offsets[places] = np.add.outer(np.arange(channels) * step, [k for _, _, k in taps]).ravel()
-    matrix = np.empty((groups, -(-rows // ROWS), terms, ROWS), x.dtype)
+    matrix = np.empty((groups, -(-rows // MR), terms, MR), x.dtype)
     launch(
         tiles.order(8 * x.itemsize), groups * matrix.shape[1], matrix.size, 0,
         tiles.Order(
             offsets, len(offsets), weight, bias, matrix, rows, weight.size // groups, row_step
         ),
     )  # fmt: skip
+    V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     number = _tiles(len(x), positions, x.itemsize)
     chunk = max(min(number * groups // _TASKS, _CHUNK), 1)
     chunks = -(-number // chunk)
     # few chunks: their rows are shared out as well
     shares = min(matrix.shape[1], -(-_TASKS // (groups * chunks)))
     launch(
-        tiles.forward(8 * x.itemsize), groups * chunks * shares,
+        tiles.forward(bits), groups * chunks * shares,
         len(x) * positions[0] * positions[1] * matrix.size // 16,
         (TERMS + 1 + rows) * TERM + TERMS * MARK,
         tiles.Forward(
-            _view(x, taps, positions, steps), blocks, len(blocks), matrix, out, groups, rows, terms,
+            _view(x, taps, positions, steps), blocks, len(blocks), matrix, out,
+            *(multiply(MR, NR, ZERO, end, V, bits) for end in (STORE, ADD)), groups, rows, terms,
             height * width, first[0] * width + first[1], out_steps[0] * width, out_steps[1],
             number, chunk, shares,
         ),
@@ -156,7 +158,7 @@ def _tiles(images: int, positions: tuple[int, ...], itemsize: int) -> int:
 
 def _view(x: Array, taps: list[Tap], positions: tuple[int, ...], steps: Pair) -> Record:
     """What :class:`.tiles.View` says of x, whose rows end where the table of taps does."""
-    (V, bits), s, one = (BYTES // x.itemsize, 8 * x.itemsize), steps[1], int(len(taps) == 1)
+    (V, bits), s, one = (VECTOR_BYTES // x.itemsize, 8 * x.itemsize), steps[1], int(len(taps) == 1)
     table = [
         (row, column, -(column // s), -((column - x.shape[3]) // s)) for row, column, _ in taps
     ]

@@ -1,6 +1,6 @@
 """The compiled loops of convolution: tiles of positions, and what they see, in cache.
 
-Names: a *tile* is VECTORS vectors of V positions; a *term* is what it sees through one tap in one
+Names: a *tile* is NR vectors of V positions; a *term* is what it sees through one tap in one
 channel, or a row of ones for the bias; a *row* is a channel of the product's result.
 """
 # Numba infers the types of compiled functions.
@@ -12,14 +12,16 @@ from collections import namedtuple
 from functools import cache
 from typing import Any
 
+from llvmlite import ir
+
 from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.contract import COLUMNS, MR, NR
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.products import BYTES, COLUMNS, ROWS, VECTORS, multiply_block
-from invocupy.backends.cpu.vector import call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors, call, micro, word
 
 TERMS = 256  # of a tile that are multiplied at a time: half of L1
-TERM = VECTORS * BYTES  # bytes of one
-MARK = 4 * BYTES  # bytes of the offset and masks of a tap, while tiles are packed
+TERM = NR * VECTOR_BYTES  # bytes of one
+MARK = 4 * VECTOR_BYTES  # bytes of the offset and masks of a tap, while tiles are packed
 
 # columns of the table of taps: row and column it looks at, and from which to before which position
 # in a row what it sees is inside
@@ -40,12 +42,86 @@ View = namedtuple(
 Order = namedtuple("Order", "offsets terms weight bias out rows group_step row_step")
 Forward = namedtuple(
     "Forward",
-    "x blocks number weight out groups rows terms plane first row_step step tiles chunk shares",
+    "x blocks number weight out multiply multiply_more groups rows terms plane first row_step step "
+    "tiles chunk shares",
 )
 GradWeight = namedtuple(
     "GradWeight",
-    "grad x blocks number sums code groups columns tiles chunk parts height width strips",
+    "grad x blocks number sums dot groups columns tiles chunk parts height width strips",
 )
+
+
+@micro(14)
+def take(v: Vectors, args: Any, stride: int, keep: int, one: int) -> None:
+    """``to[c, t, l]`` = what each tap of a table sees in each channel from the position in lane l.
+
+    The lanes are ``count`` ones from ``lane`` on, for positions from ``j`` on of one row; the
+    others, and those that see nothing, become zero or, with keep=1, stay. ``source`` is where lane
+    0 would see column 0 of row 0, ``top`` the row that row 0 of a tap is, ``line`` the bytes of a
+    row. Offsets and masks of the taps are made first, in ``marks``, or with one=1 in registers.
+    """
+    to, row, source, plane, channels, table, taps, top, j, lane, count, height, line, marks = args
+    builder, zero = v.builder, word(0)
+    halves = range(2 if stride == 2 else 1)
+    wide = ir.VectorType(ir.IntType(8 * v.size), v.V)  # of a mask in memory
+
+    def clamp(value: Any) -> Any:
+        value = builder.select(builder.icmp_signed("<", value, zero), zero, value)
+        return builder.select(builder.icmp_signed(">", value, count), count, value)
+
+    def look(tap: Any) -> list[Any]:
+        """Offset and masks: of the lanes, and of what is loaded for them."""
+        y, x, low, high = (v.load_word(v.add(tap, column)) for column in (Y, X, LOW, HIGH))
+        y = v.add(top, y)
+        low, high = (v.add(lane, clamp(builder.sub(end, j))) for end in (low, high))
+        high = builder.select(builder.icmp_unsigned("<", y, height), high, low)
+        found = [v.add(builder.mul(y, line), v.times(x, v.size)), v.mask(low, high)]
+        if stride == 2:
+            ends = v.times(low, 2), v.add(v.times(high, 2), -1)
+            found += [v.mask(*(v.add(end, -h * v.V) for end in ends)) for h in halves]
+        return found
+
+    def copy(source: Any, offset: Any, inside: Any, *loaded: Any) -> None:
+        place = v.add(source, offset)
+        if stride == 1:
+            seen = v.load_masked(place, inside)
+        elif stride == 2:
+            both = [v.load_masked(v.add(place, h * v.bytes), loaded[h]) for h in halves]
+            seen = v.shuffle(*both, list(range(0, 2 * v.V, 2)))
+        else:
+            seen = v.gather(place, stride, inside)
+        v.store(builder.select(inside, seen, v.load(to)) if keep else seen, to)
+
+    if one:
+        found = look(table)
+        loop = Loop(v, channels, [to, source])
+        to, source = loop.carried
+        copy(source, *found)
+        loop.close([v.add(to, row), v.add(source, plane)])
+        return
+    loop = Loop(v, taps, [table, marks])
+    tap, mark = loop.carried
+    offset, *masks = look(tap)
+    v.store_element(offset, mark)
+    for number, mask in enumerate(masks):
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes), v.bytes)
+        builder.store(builder.sext(mask, wide), place, align=v.size)
+    loop.close([v.add(tap, TAP), v.add(mark, MARK)])
+
+    outer = Loop(v, channels, [to, source])
+    to, source = outer.carried
+    loop = Loop(v, taps, [to, marks])
+    to, mark = loop.carried
+    offset = v.load_word(mark)
+    kept = []
+    for number in range(len(masks)):
+        place = v.pointer(v.add(mark, (number + 1) * v.bytes), v.bytes)
+        held = builder.load(place, align=v.size, typ=wide)
+        kept.append(builder.icmp_signed("<", held, ir.Constant(wide, [0] * v.V)))
+    copy(source, offset, *kept)
+    to = v.add(to, row)
+    loop.close([to, v.add(mark, MARK)])
+    outer.close([to, v.add(source, plane)])
 
 
 @jit
@@ -70,14 +146,14 @@ def _fill(bits: int) -> Any:
 @cache
 def _pack(bits: int) -> Any:
     size = bits // 8
-    V, R = BYTES // size, VECTORS
+    V = VECTOR_BYTES // size
 
     @jit
     def pack(to, row, view, place, tap, taps, channel, channels, marks):
         """What the tile from ``place`` on sees: terms by channel and tap, ``row`` bytes apart."""
         line = view.width * size
         plane = view.height * line
-        for vector in range(place, place + R * V, V):
+        for vector in range(place, place + NR * V, V):
             lane = 0
             while lane < V:
                 n, i, j, count = run(vector + lane, V - lane, view)
@@ -95,7 +171,7 @@ def _pack(bits: int) -> Any:
 
 @cache
 def order(bits: int) -> Any:
-    """Weights in the order of their use: (G, blocks of ROWS rows, terms, ROWS).
+    """Weights in the order of their use: (G, blocks of MR rows, terms, MR).
 
     A last block is filled up with its last row.
     """
@@ -105,34 +181,17 @@ def order(bits: int) -> Any:
         given = read(words, Order)
         offsets, weight = pointer(given.offsets, -64), pointer(given.weight, bits)
         bias, out = pointer(given.bias, bits), pointer(given.out, bits)
-        group, block = divmod(task, -(-given.rows // ROWS))
-        for m in range(ROWS):
-            row = min(block * ROWS + m, given.rows - 1)
+        group, block = divmod(task, -(-given.rows // MR))
+        for m in range(MR):
+            row = min(block * MR + m, given.rows - 1)
             here = group * given.group_step + row * given.row_step
-            to = task * (given.terms + (given.bias != 0)) * ROWS + m
+            to = task * (given.terms + (given.bias != 0)) * MR + m
             for t in range(given.terms):
-                out[to + t * ROWS] = weight[here + offsets[t]]
+                out[to + t * MR] = weight[here + offsets[t]]
             if given.bias != 0:
-                out[to + given.terms * ROWS] = bias[group * given.rows + row]
+                out[to + given.terms * MR] = bias[group * given.rows + row]
 
     return body
-
-
-@cache
-def _multiply(bits: int, end: int) -> Any:
-    size = bits // 8
-    V, R, S = BYTES // size, VECTORS, ROWS
-
-    @jit
-    def multiply(terms, weight, step, rows, first, last, source, target, target_row):
-        """Blocks ``first`` to ``last`` of rows of a product, whose weights are ``step`` apart."""
-        for b in range(first, last):
-            multiply_block(
-                terms, weight + b * step, S * size, source, TERM, target + b * S * target_row,
-                target_row, min(S, rows - b * S) - 1, V, S, R, 0, end, V, bits,
-            )  # fmt: skip
-
-    return multiply
 
 
 @cache
@@ -162,9 +221,8 @@ def _store(bits: int) -> Any:
 @cache
 def forward(bits: int) -> Any:
     size = bits // 8
-    tile, S = TERM // size, ROWS
+    tile, S = TERM // size, MR
     pack, fill, store = _pack(bits), _fill(bits), _store(bits)
-    multiply, multiply_more = _multiply(bits, 0), _multiply(bits, 1)
 
     @jit
     def body(task, turn, scratch, words):
@@ -177,14 +235,16 @@ def forward(bits: int) -> Any:
         task, share = divmod(task, given.shares)
         group, task = divmod(task, -(-given.tiles // given.chunk))
         several = -(-rows // S)
-        b0, b1 = several * share // given.shares, several * (share + 1) // given.shares
+        r0 = several * share // given.shares * S
+        r1 = min(several * (share + 1) // given.shares * S, rows)
         last = min((task + 1) * given.chunk, given.tiles)
         for place in range(task * given.chunk * tile, last * tile, tile):
             n, inside = divmod(place, each)
             whole = dense and inside + tile <= each
-            target, target_row = patch, TERM
+            target, target_row = patch + r0 * TERM, TERM
             if whole:
-                target = given.out + ((n * groups + group) * rows * given.plane + inside) * size
+                image = n * groups + group
+                target = given.out + ((image * rows + r0) * given.plane + inside) * size
                 target_row = given.plane * size
             for k in range(given.number):
                 b = read(given.blocks + k * BLOCK, Block)
@@ -192,14 +252,13 @@ def forward(bits: int) -> Any:
                 pack(scratch, TERM, view, place, b.tap, b.taps, channel, b.channels, marks)
                 if b.terms > b.taps * b.channels:
                     fill(scratch + (b.terms - 1) * TERM, tile, 1)
-                weight = given.weight + (group * several * given.terms + b.start) * S * size
-                step = given.terms * S * size
-                if k == 0:
-                    multiply(b.terms, weight, step, rows, b0, b1, scratch, target, target_row)
-                else:
-                    multiply_more(b.terms, weight, step, rows, b0, b1, scratch, target, target_row)
+                weight = (group * several * S + r0) * given.terms + b.start * S
+                call(given.multiply_more if k else given.multiply, (
+                    b.terms, given.weight + weight * size, S * size, given.terms * S * size,
+                    scratch, TERM, target, target_row, r1 - r0, tile,
+                ))  # fmt: skip
             if not whole:
-                store(patch, place, tile, group, b0 * S, min(b1 * S, rows), view, given)
+                store(patch, place, tile, group, r0, r1, view, given)
 
     return body
 
@@ -207,7 +266,7 @@ def forward(bits: int) -> Any:
 @cache
 def grad_weight(bits: int) -> Any:
     size = bits // 8
-    tile, A, B = TERM // size, ROWS, COLUMNS
+    tile, A, B = TERM // size, MR, COLUMNS
     pack, fill = _pack(bits), _fill(bits)
 
     @jit
@@ -246,10 +305,10 @@ def grad_weight(bits: int) -> Any:
                 for q in range(b.taps * b.channels, -(-b.terms // B) * B):
                     fill(right + q * row, here * tile, q < b.terms)  # ones, for the bias
                 for i in range(0, height, A):
-                    for j in range(0, b.terms, B):
-                        call(given.code, (
-                            here, scratch + i * row, right + j * row, row,
-                            total + (i * given.columns + b.start + j) * 8, given.columns * 8,
-                        ))  # fmt: skip
+                    call(given.dot, (
+                        here, scratch + i * row, row, TERM, right, row, TERM,
+                        total + (i * given.columns + b.start) * 8, given.columns * 8,
+                        -(-b.terms // B),
+                    ))  # fmt: skip
 
     return body
