@@ -62,8 +62,8 @@ def _multiply(order: Array, x: Array, out: Array) -> None:
         _forward(bits), chunks * shares, x.size * out.shape[1] // 16,
         terms * (chunk * x.itemsize + 64) + VECTOR_BYTES,
         _Forward(
-            x, order, out, *(multiply(MR, R, ZERO, STORE, V, bits) for R in (NR, 1)), channels,
-            terms, out.shape[1], pixels, chunk, shares,
+            x, order, out, *_code(STORE, bits), channels, terms, out.shape[1], pixels, chunk,
+            shares,
         ),
     )  # fmt: skip
 
@@ -92,7 +92,7 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
         elements * x.itemsize,
         _GradWeight(
             left[0], right[0], sums, transpose(lanes, bits),
-            *(multiply(MR, R, ZERO, ADD, lanes, bits) for R in (NR, 1)), left[0].shape[1], left[1],
+            *_code(ADD, bits), left[0].shape[1], left[1],
             right[0].shape[1], right[1], pixels, batch * pixels, chunk, parts, height, width,
         ),
     )  # fmt: skip
@@ -109,6 +109,12 @@ def _blocks(channels: int, step: int) -> tuple[int, int]:
     count = -(-channels // _BLOCK)
     size = -(-channels // count)
     return count, -(-size // step) * step
+
+
+@cache
+def _code(end: int, bits: int) -> list[int]:
+    """Products of blocks of rows with NR vectors, and with one."""
+    return [multiply(MR, R, ZERO, end, 8 * VECTOR_BYTES // bits, bits) for R in (NR, 1)]
 
 
 @cache
