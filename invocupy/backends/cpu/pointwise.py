@@ -21,7 +21,8 @@ from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.contract import ADD, MR, NR, STORE, ZERO, multiply
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import packed, transpose
+from invocupy.backends.cpu.move import transpose
+from invocupy.backends.cpu.order import packed
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
