@@ -1,4 +1,4 @@
-"""What a run can be asked for: schedules, clipping, parts of batches, hooks."""
+"""What a run can be asked for: rates, clipping, parts of batches, hooks."""
 
 from __future__ import annotations
 
@@ -52,46 +52,6 @@ def test_rates(settings: dict[str, Any], factors: list[float]) -> None:
     config = Config(lr=0.5, **settings)
     found = [rate(config, step, 8) for step in range(len(factors))]
     np.testing.assert_allclose(found, 0.5 * np.array(factors), rtol=1e-12)
-
-
-def test_biases_and_norms_may_stay_without_decay() -> None:
-    """Without gradients only the decay moves a parameter."""
-    for decay_biases in (True, False):
-        model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2))
-        before = model.state_dict()
-        for parameter in model.parameters():
-            parameter.grad = np.zeros_like(parameter.data)
-        optim.SGD(
-            model.parameters(), 1.0, weight_decay=0.5, decay_biases=decay_biases
-        ).step()  # fmt: skip
-        for name, parameter in model.named_parameters():
-            decays = decay_biases or name in ("0.weight", "2.weight")
-            np.testing.assert_array_equal(parameter.data, before[name] * (0.5 if decays else 1))
-
-
-@pytest.mark.parametrize("limit", [1e-3, 1.0, 1e3])
-def test_clipping(limit: float, xp: Any) -> None:
-    rng = np.random.default_rng(0)
-    grads = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (5,), ())]
-    params = [nn.Parameter(xp.zeros(grad.shape, np.float32)) for grad in (*grads, grads[0])]
-    for parameter, grad in zip(params, grads, strict=False):  # the last one has none
-        parameter.grad = xp.asarray(grad)
-    norm = optim.clip_by_norm(params, limit)
-    wanted = np.sqrt(sum(np.sum(grad.astype(np.float64) ** 2) for grad in grads))
-    assert float(norm) == pytest.approx(wanted, rel=1e-12)
-    factor = min(1, limit / (wanted + 1e-6))
-    for parameter, grad in zip(params, grads, strict=False):
-        assert parameter.grad.dtype == np.float32
-        found = parameter.grad if xp is np else parameter.grad.get()
-        np.testing.assert_allclose(found, grad * factor, rtol=2**-22)
-    assert params[-1].grad is None
-
-
-def test_clipping_nothing() -> None:
-    assert float(optim.clip_by_norm([nn.Parameter(np.ones(2))], 1.0)) == 0
-    for limit in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"limit must be (above 0|a finite)"):
-            optim.clip_by_norm([], limit)
 
 
 def test_gradients_are_clipped_before_the_update() -> None:
