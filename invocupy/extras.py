@@ -12,26 +12,10 @@ class MissingExtra(ModuleNotFoundError, RuntimeError):  # noqa: N818
 
 
 def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
-    """Import a module of an optional package.
+    """Import a module of an optional package, whose ``extra`` of this package brings it.
 
-    Parameters
-    ----------
-    module : str
-    package : str
-        Its name for people.
-    extra : str
-        The extra of this package that brings it.
-    minimum : str, optional
-        The lowest version that works, such as "2.10".
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    MissingExtra
-        If it is missing, older or cannot be loaded, with the command that installs it.
+    Raises MissingExtra, with the command that installs it, if it is missing, cannot be loaded, or
+    is older than ``minimum`` (such as "2.10").
 
     Examples
     --------

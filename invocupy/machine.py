@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
+import re
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from invocupy._version import __version__
 from invocupy.arrays import require_cupy
@@ -26,7 +29,7 @@ def devices() -> tuple[dict[str, str], str | None]:
     >>> "cores" in devices()[0]["cpu"]
     True
     """
-    found = {"cpu": f"{_processor()}, {os.cpu_count()} cores"}
+    found = {"cpu": f"{_processor()}, {psutil.cpu_count()} cores"}
     try:
         cupy = require_cupy()
     except RuntimeError as error:
@@ -60,18 +63,13 @@ def describe() -> dict[str, Any]:
 
 def _installed(*names: str) -> str | None:
     for name in names:
-        try:
+        with suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            pass
     return None
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError):  # psutil does not know the name
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
+            return found[1].strip()
     return platform.processor() or platform.machine()

@@ -11,14 +11,7 @@ _LONGEST = 1000  # a message may quote a whole file
 def one_line(error: BaseException) -> str:
     """The text of an error as one printable line; the name of its class if it has no text.
 
-    Parameters
-    ----------
-    error
-        Of a system error, the reason alone: the message that is built names the file.
-
-    Returns
-    -------
-    str
+    Of a system error it is the reason alone: the message that is built names the file.
 
     Examples
     --------
@@ -34,14 +27,6 @@ def one_line(error: BaseException) -> str:
 
 def kind_of(value: Any) -> str:
     """What a value is: the name of its class, or for a class ``the class ...``.
-
-    Parameters
-    ----------
-    value
-
-    Returns
-    -------
-    str
 
     Examples
     --------

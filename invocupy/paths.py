@@ -10,22 +10,9 @@ AnyPath = str | os.PathLike[str]
 
 
 def expand(path: AnyPath) -> Path:
-    """The path with a leading ``~`` replaced by the home folder.
+    """The path with a leading ``~`` replaced by the home folder; ``./~x`` is a file named ``~x``.
 
-    ``./~x`` is a file named ``~x``.
-
-    Parameters
-    ----------
-    path
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    OSError
-        If it is empty or has a NUL character, or begins with ``~`` and there is no such user.
+    Raises OSError if it is empty or has a NUL character, or if there is no such user.
 
     Examples
     --------
@@ -50,20 +37,9 @@ def expand(path: AnyPath) -> Path:
 
 
 def existing(path: AnyPath) -> Path:
-    """The path of a file that is to be read, expanded (:func:`expand`).
+    """The expanded path of a file that is to be read.
 
-    Parameters
-    ----------
-    path
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    OSError
-        If it is a pipe or a device, whose content may be endless.
+    OSError for a pipe or a device, whose content may be endless.
 
     Examples
     --------

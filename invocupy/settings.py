@@ -40,13 +40,7 @@ def flag(name: str) -> bool:
 
 
 def folder(name: str) -> Path | None:
-    """The folder that a variable names: absolute, with ``~`` expanded; None if unset or empty.
-
-    Raises
-    ------
-    SettingError
-        If the home folder that ``~`` stands for is not known.
-    """
+    """The folder that a variable names: absolute, with ``~`` expanded; None if unset or empty."""
     given = os.environ.get(name)
     if not given:
         return None
@@ -60,11 +54,6 @@ def cache_root() -> Path:
     """The folder ``invocupy`` in the user's caches: ``$XDG_CACHE_HOME`` if absolute, or ~/.cache.
 
     The XDG Base Directory Specification says to ignore relative values.
-
-    Raises
-    ------
-    SettingError
-        If it is not set and the home folder is not known.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
     if Path(given).is_absolute():
@@ -76,13 +65,7 @@ def cache_root() -> Path:
 
 
 def number_of_threads() -> int | None:
-    """``INVOCUPY_NUM_THREADS``; None if it is unset or empty.
-
-    Raises
-    ------
-    SettingError
-        If it is not an integer >= 1.
-    """
+    """``INVOCUPY_NUM_THREADS``; None if it is unset or empty."""
     given = os.environ.get("INVOCUPY_NUM_THREADS", "")
     if not given.strip():
         return None

@@ -185,7 +185,7 @@ def messages(comm: MPI) -> None:
         (r, r, 0.1 + r) for r in range(size)
     ]
     assert values[1]["no"] == math.inf
-    assert comm.exchange_locally(rank) == list(range(size))
+    assert comm.exchange(rank, locally=True) == list(range(size))
     shares = comm.exchange(share(10, comm))
     assert [i for first, last in shares for i in range(first, last)] == list(range(10))
     agree(comm, same=[1, 2], other={"b": 1, "a": 2})

@@ -18,15 +18,13 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands,
-        "import",
-        _run,
+        commands, "import", _run,
         help="turn weights of other programs into safetensors",
         description="Reads safetensors, .npz, PyTorch's zip files (.pth) and Paddle's .pdparams "
         "without PyTorch or Paddle, and runs nothing that is in them. Names that are missing or "
         "left over are errors: exit code 65, and no file is written. In Python, "
         "invocupy.weights.import_state(model, invocupy.weights.read(FILE)) loads either file.",
-    )
+    )  # fmt: skip
     parser.add_argument("file", metavar="FILE", type=path)
     parser.add_argument(
         "--model", metavar="NAME", required=True,
@@ -85,20 +83,17 @@ def _run(arguments: argparse.Namespace) -> int:
     checkpoint.save(out, arrays, info)
     if is_stdout(out):
         return 0
+    count = sum(p.size for name, p in model.named_parameters() if name not in missing)
     result = {
-        "file": arguments.file,
-        "out": str(out),
-        **info,
-        "arrays": len(arrays),
-        "parameters": sum(p.size for name, p in model.named_parameters() if name not in missing),
-        **(fit._asdict() if arguments.no_strict else {}),
+        "file": arguments.file, "out": str(out), **info, "arrays": len(arrays),
+        "parameters": count, **(fit._asdict() if arguments.no_strict else {}),
         "bytes": out.stat().st_size,
-    }
+    }  # fmt: skip
     if arguments.json:
         print_json(result)
         return 0
     print(
-        f"{out}: {arguments.model}, {result['parameters']:,} parameters in {len(arrays)} arrays, "
+        f"{out}: {arguments.model}, {count:,} parameters in {len(arrays)} arrays, "
         f"{', '.join(f'{name}={value}' for name, value in options.items())}, "
         f"{result['bytes'] / 1e6:.1f} MB"
     )

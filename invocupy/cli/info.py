@@ -88,11 +88,8 @@ def _self_check(device: str) -> list[str]:
 
     height, width = 9, 20  # more than a vector, and a part of one
     x, grad = draw(2, 8, height, width), draw(2, 8, height, width)
-    kernel, few, grad_few = (
-        draw(2, 2, 3, 3, height, width),
-        draw(2, 2, 3, 3, 5, 10),
-        draw(2, 8, 5, 10),
-    )
+    kernel, few = draw(2, 2, 3, 3, height, width), draw(2, 2, 3, 3, 5, 10)
+    grad_few = draw(2, 8, 5, 10)
     fused = draw(2, 4, height, width), draw(18, 4), draw(18)
     weight, one, bias = draw(12, 8, 3, 3), draw(12, 8), draw(12)
     checks: dict[str, Callable[[], Any]] = {

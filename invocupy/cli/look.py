@@ -24,23 +24,18 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the two commands to the parser."""
     plot = command(
-        commands,
-        "plot",
-        _plot,
-        help="write pictures of a run into its folder",
+        commands, "plot", _plot, help="write pictures of a run into its folder",
         description="Learning curves, confusion matrix, the most certain mistakes, and heat maps "
         "of the generated kernels, as PNG files in the run's folder. Needs matplotlib: "
         "pip install 'invocupy[plots]'.",
-    )
+    )  # fmt: skip
     report = command(
-        commands,
-        "report",
-        _report,
+        commands, "report", _report,
         help="write a page about a run: one HTML file that needs nothing else",
         description="Settings, curves, confusion matrix, samples, heat maps of the generated "
         "kernels, machine and versions in one HTML file, to open in any browser, offline. Needs "
         "matplotlib: pip install 'invocupy[plots]'.",
-    )
+    )  # fmt: skip
     report.add_argument(
         "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
     )
@@ -70,9 +65,8 @@ def _plot(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from invocupy.report import write_page
 
-    out = Path(arguments.run, "report.html")
-    if arguments.out is not None:
-        out = check_out(arguments.out)
+    given = arguments.out
+    out = Path(arguments.run, "report.html") if given is None else check_out(given)
     write_page(_gather(arguments), out)
     return 0 if is_stdout(out) else _say(arguments, [out])
 

@@ -11,16 +11,14 @@ from invocupy.cli.options import Commands, add_run, command, print_json, table
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands,
-        "predict",
-        _run,
+        commands, "predict", _run,
         help="ask a trained model about image files",
         description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
         "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
         "that cannot be read is one line on standard error and exit code 65; the others are "
         "answered. "
         "Needs Pillow: pip install 'invocupy[plots]'.",
-    )
+    )  # fmt: skip
     add_run(parser, data=False)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
     parser.add_argument(

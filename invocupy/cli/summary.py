@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command(
-        commands,
-        "summary",
-        _run,
-        help="layers, parameters, multiply-adds and memory of a run, without running it",
-        argument_default=argparse.SUPPRESS,
-        late=add_settings,
+        commands, "summary", _run, late=add_settings, argument_default=argparse.SUPPRESS,
+        help="layers, parameters, multiply-adds and estimated memory of a run; nothing is trained",
         description="What the run that train would start with these flags costs.",
-    )
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -23,25 +23,21 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands,
-        "train",
-        _run,
+        commands, "train", _run, late=add_settings, argument_default=argparse.SUPPRESS,
         help="train a model",
-        argument_default=argparse.SUPPRESS,
-        late=add_settings,
         description="Train a model; with no options a small SimpleModel on generated images. Under "
         "mpiexec or srun each process computes its share of every batch.",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--out", metavar="DIR", type=path, help="the run's folder (new; by default runs/...)"
     )
     parser.add_argument(
-        "--resume", metavar="DIR", type=path, help="go on with the run in this folder"
+        "--resume", metavar="DIR", type=path, help="continue the run in this folder"
     )
     parser.add_argument(
         "--comm-timeout", metavar="SECONDS", type=_seconds, default=600.0,
         help="on several ranks (mpiexec -n N invocupy train ...): how long to wait for another "
-        "one before all are ended with exit code 75 (600)",
+        "one before all are ended with exit code 75 (default 600)",
     )  # fmt: skip
     parser.add_argument(
         "--plots", action=argparse.BooleanOptionalAction,
@@ -92,24 +88,21 @@ def _say(arguments: argparse.Namespace, config: Config, out: Any, history: list[
     from dataclasses import asdict
 
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
-    result = {
-        "run": str(out),
-        "epochs": int(last["epoch"]),
-        "test_loss": last["test_loss"],
-        "test_accuracy": last["test_accuracy"],
-        "best_accuracy": best["test_accuracy"],
-        "best_epoch": int(best["epoch"]),
-        "seconds": sum(row["seconds"] for row in history),
-    }
+    epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
     if arguments.json:
-        print_json({**result, "config": asdict(config), "history": history})
-    else:
-        epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
-        print(
-            f"test accuracy {last['test_accuracy']:.2%} after {epochs} and "
-            f"{result['seconds']:.0f} s of training (best {best['test_accuracy']:.2%}, epoch "
-            f"{result['best_epoch']})\nrun: {out}"
-        )
+        result = {
+            "run": str(out), "epochs": epochs, "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"], "best_accuracy": best["test_accuracy"],
+            "best_epoch": int(best["epoch"]), "seconds": seconds,
+            "config": asdict(config), "history": history,
+        }  # fmt: skip
+        print_json(result)
+        return
+    print(
+        f"test accuracy {last['test_accuracy']:.2%} after {epochs} epoch{'s' * (epochs > 1)} and "
+        f"{seconds:.0f} s of training (best {best['test_accuracy']:.2%}, epoch {best['epoch']})\n"
+        f"run: {out}"
+    )
 
 
 def _seconds(text: str) -> float:

@@ -23,19 +23,6 @@ from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
 
 __all__ = [
-    "MPI",
-    "NCCL",
-    "Comm",
-    "LaunchError",
-    "PeerError",
-    "Single",
-    "abort_all",
-    "agree",
-    "is_root",
-    "launched",
-    "share",
-    "start",
-    "synchronise",
-    "together",
-    "with_gpus",
-]
+    "MPI", "NCCL", "Comm", "LaunchError", "PeerError", "Single", "abort_all", "agree", "is_root",
+    "launched", "share", "start", "synchronise", "together", "with_gpus",
+]  # fmt: skip

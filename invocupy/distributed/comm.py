@@ -75,17 +75,9 @@ class Single:
 
 
 def share(count: int, comm: Comm) -> tuple[int, int]:
-    """Where a rank's share of ``count`` things begins and ends: all shares differ by one at most.
+    """First and last of a rank's share ``range(first, last)`` of ``count`` things.
 
-    Parameters
-    ----------
-    count : int
-    comm : communicator
-
-    Returns
-    -------
-    first, last : int
-        The share is ``range(first, last)``; it may be empty.
+    All shares differ by one at most; some may be empty.
 
     Examples
     --------
@@ -99,11 +91,7 @@ def share(count: int, comm: Comm) -> tuple[int, int]:
 def synchronise(model: nn.Module, comm: Comm | None) -> None:
     """Let the batch norms of a model, in training, see the batches of all ranks as one.
 
-    Parameters
-    ----------
-    model : Module
-    comm : communicator or None
-        None goes back to statistics of a rank's own share.
+    ``comm=None`` goes back to statistics of a rank's own share.
 
     Examples
     --------
@@ -122,18 +110,7 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
 
 
 def agree(comm: Comm, **values: Any) -> None:
-    """Refuse to go on unless all ranks give the same values.
-
-    Parameters
-    ----------
-    comm : communicator
-    **values
-        What JSON can hold.
-
-    Raises
-    ------
-    LaunchError
-        On all ranks, naming the values that differ.
+    """Raise LaunchError on all ranks unless all give the same values, which JSON can hold.
 
     Examples
     --------
@@ -160,10 +137,7 @@ def agree(comm: Comm, **values: Any) -> None:
 def together(comm: Comm) -> Iterator[None]:
     """Within it one rank may fail alone: at its end all wait, and all go on or none.
 
-    Raises
-    ------
-    PeerError
-        If another rank has failed within it.
+    The others raise PeerError.
 
     Examples
     --------

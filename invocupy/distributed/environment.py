@@ -19,12 +19,9 @@ class LaunchError(ValueError):
 
 
 def launched() -> tuple[int, int] | None:
-    """Which rank of how many this process is, by its environment; MPI is not loaded.
+    """Which rank of how many (0: not told) this process is; None without a launcher.
 
-    Returns
-    -------
-    rank, size : int
-        ``size`` is 0 where the launcher does not tell; None without a launcher.
+    It is read from the environment; MPI is not loaded.
 
     Examples
     --------

@@ -17,17 +17,7 @@ def start(timeout: float = 600.0) -> Comm:
     """The communicator of this process: :class:`MPI` under a launcher, else :class:`Single`.
 
     Each rank takes its share of the cores, unless the launcher has given it cores of its own or
-    ``INVOCUPY_NUM_THREADS`` is set.
-
-    Parameters
-    ----------
-    timeout : float
-        Of :class:`MPI`.
-
-    Raises
-    ------
-    invocupy.extras.MissingExtra, LaunchError
-        As :class:`MPI`.
+    ``INVOCUPY_NUM_THREADS`` is set. ``timeout`` and errors are those of :class:`MPI`.
 
     Examples
     --------
@@ -46,7 +36,7 @@ def start(timeout: float = 600.0) -> Comm:
 
 def _share_cores(comm: MPI) -> None:
     mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    sets = comm.exchange_locally(mine)
+    sets = comm.exchange(mine, locally=True)
     cores = set().union(*sets)
     pinned = sum(map(len, sets)) == len(cores)
     if mine and not pinned and number_of_threads() is None:
@@ -59,22 +49,15 @@ def with_gpus(comm: Comm, device: str) -> Comm:
     Parameters
     ----------
     comm : communicator
-        From :func:`start`.
+        From :func:`start`; the result itself for a single process or ``"cpu"``.
     device : "auto", "cpu", "cuda" or "cuda:i"
         The GPU of a rank is the one with the number of its ``local_rank``, or the only one that it
         sees. ``"auto"`` takes GPUs if each rank sees some. ``"cuda:i"`` is for a single process.
 
-    Returns
-    -------
-    communicator
-        ``comm`` itself for a single process or ``"cpu"``.
-
     Raises
     ------
-    LaunchError
-        If a rank has no GPU of its own, or two ranks have the same.
-    invocupy.extras.MissingExtra
-        Without NCCL.
+    LaunchError, invocupy.extras.MissingExtra
+        If a rank has no GPU of its own, or without NCCL.
 
     Examples
     --------

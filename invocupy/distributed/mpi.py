@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.distributed.comm import Comm
 from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.faults import Watch
 from invocupy.extras import MissingExtra
 
 
-class MPI:
+class MPI(Comm):
     """All processes that an MPI launcher started; arrays are NumPy's.
 
     From then on an exception that nobody catches, on any rank, ends all of them.
@@ -24,11 +25,9 @@ class MPI:
 
     Raises
     ------
-    invocupy.extras.MissingExtra
-        Without mpi4py or an MPI library.
-    LaunchError
-        If the launcher belongs to another MPI library than mpi4py has found: each process would
-        take itself for the only one.
+    invocupy.extras.MissingExtra, LaunchError
+        Without mpi4py or an MPI library, or if the launcher belongs to another library than mpi4py
+        has found: each process would take itself for the only one.
     """
 
     device = "cpu"
@@ -52,31 +51,22 @@ class MPI:
         self.local_rank, self.local_size = self._node.Get_rank(), self._node.Get_size()
 
     def allgather(self, array: Any) -> Any:
-        """As in :class:`Comm`."""
         array = np.asarray(array, order="C")
         result = np.empty((self.size, *array.shape), array.dtype)
         self.watch.wait("allgather", self._world.Allgather, _bytes(array), _bytes(result))
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """As in :class:`Comm`."""
         self.watch.wait(
             "allreduce_sum", self._world.Allreduce, self._mpi.IN_PLACE, buffer, self._mpi.SUM
         )
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """As in :class:`Comm`."""
         self.watch.wait("broadcast", self._world.Bcast, _bytes(array), root)
 
-    def exchange(self, value: Any) -> list[Any]:
-        """As in :class:`Comm`."""
-        return self._exchange(self._world, value)
-
-    def exchange_locally(self, value: Any) -> list[Any]:
-        """:meth:`exchange` between the ranks of this machine, in the order of ``local_rank``."""
-        return self._exchange(self._node, value)
-
-    def _exchange(self, ranks: Any, value: Any) -> list[Any]:
+    def exchange(self, value: Any, locally: bool = False) -> list[Any]:
+        """As in Comm; or between the ranks of this machine, in the order of ``local_rank``."""
+        ranks = self._node if locally else self._world
         # Bytes of JSON and their lengths: mpi4py's own methods for objects would pickle them.
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
         lengths = np.empty(ranks.Get_size(), np.int64)

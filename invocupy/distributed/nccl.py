@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from invocupy.distributed.comm import Comm
 from invocupy.distributed.environment import LaunchError
 from invocupy.distributed.mpi import MPI
 from invocupy.extras import MissingExtra
 
 
-class NCCL:
+class NCCL(Comm):
     """GPUs that exchange CuPy arrays; each call is put on the current stream, and nobody waits.
 
-    Parameters
-    ----------
-    control : MPI
-        With as many ranks; small values go over it.
-    device : int
-        The number of this rank's GPU.
-
-    Raises
-    ------
-    invocupy.extras.MissingExtra
-        Without the NCCL library.
-    LaunchError
-        If NCCL cannot join the ranks.
+    Small values go over ``control``, which has as many ranks; ``device`` is the number of this
+    rank's GPU. Raises MissingExtra without the NCCL library, and LaunchError if it cannot join the
+    ranks.
     """
 
     def __init__(self, control: MPI, device: int) -> None:
@@ -36,7 +27,7 @@ class NCCL:
         self.rank, self.size = control.rank, control.size
         self.local_rank, self.local_size = control.local_rank, control.local_size
         self.device = f"cuda:{device}"
-        self.exchange = control.exchange
+        self._control = control
         self._gpu = cupy.cuda.Device(device)
         self._gpu.use()
         name = nccl.get_unique_id().hex() if self.rank == 0 else None
@@ -56,7 +47,6 @@ class NCCL:
         control.watch.clocks.append(self._behind)
 
     def allgather(self, array: Any) -> Any:
-        """As in :class:`Comm`."""
         cupy = self._cupy
         array = cupy.ascontiguousarray(array).reshape(array.shape)
         result = cupy.empty((self.size, *array.shape), array.dtype)
@@ -66,7 +56,6 @@ class NCCL:
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """As in :class:`Comm`."""
         _check(buffer)
         dtype = getattr(self._nccl, f"NCCL_{buffer.dtype.name.upper()}")
         place = buffer.data.ptr
@@ -76,12 +65,14 @@ class NCCL:
         self._marks.append(mark)
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """As in :class:`Comm`."""
         _check(array)
         place = array.data.ptr
         self._ranks.broadcast(
             place, place, array.nbytes, self._nccl.NCCL_UINT8, root, self._stream()
         )
+
+    def exchange(self, value: Any) -> list[Any]:
+        return self._control.exchange(value)
 
     def _stream(self) -> int:
         return int(self._cupy.cuda.get_current_stream().ptr)

@@ -5,9 +5,10 @@ A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safeten
 and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
 the CPU, with the same bits as one that was not.
 
-``config`` says what a run is, ``choices`` what its names stand for, ``setup`` makes data, model and
-rates of it, ``run`` saves and restores it, ``evaluation`` measures a model, ``average`` averages
-weights, ``memory`` says whether it fits, ``loop`` trains.
+``config`` says what a run is, made of ``fields``; ``choices`` what its names stand for; ``setup``
+makes data, model and rates of it; ``run`` saves and restores it; ``evaluation`` measures a model;
+``average`` averages weights; ``needs`` says whether it fits; ``replica`` knows ranks; ``loop``
+trains.
 """
 
 from __future__ import annotations
@@ -22,25 +23,7 @@ from invocupy.train.run import NonFiniteLoss, load_run
 from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
 
 __all__ = [
-    "DATASETS",
-    "MODELS",
-    "Config",
-    "ConfigError",
-    "Evaluation",
-    "Interrupted",
-    "NonFiniteLoss",
-    "Progress",
-    "augmentation",
-    "build",
-    "check_memory",
-    "estimate",
-    "evaluate",
-    "fit",
-    "free_memory",
-    "load_data",
-    "load_run",
-    "pick_device",
-    "predict",
-    "rate",
-    "read_settings",
-]
+    "DATASETS", "MODELS", "Config", "ConfigError", "Evaluation", "Interrupted", "NonFiniteLoss",
+    "Progress", "augmentation", "build", "check_memory", "estimate", "evaluate", "fit",
+    "free_memory", "load_data", "load_run", "pick_device", "predict", "rate", "read_settings",
+]  # fmt: skip

@@ -50,9 +50,7 @@ class Config:
     Raises
     ------
     ConfigError
-        If a setting has another type or lies out of range.
-    TypeError
-        If there is no setting of that name.
+        If a setting has another type or lies out of range; TypeError if there is none of the name.
 
     Examples
     --------
@@ -165,6 +163,11 @@ class Config:
         yield "accumulate", self.accumulate <= self.batch_size, most
         yield "nesterov", self.momentum > 0 or not self.nesterov, "false without a momentum"
         yield "overfit", self.overfit is None or self.limit is None, "given without limit"
+
+    @property
+    def part(self) -> int:
+        """Images of a batch that go through the model at a time."""
+        return -(-self.batch_size // self.accumulate)
 
     def to_json(self) -> str:
         """All settings as a JSON object, indented for reading."""

@@ -70,11 +70,9 @@ def evaluate(
     --------
     >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
     >>> from invocupy.models import SimpleModel
-    >>> from invocupy.train import evaluate
-    >>> model = SimpleModel(num_layers=1, rng=0)
-    >>> result = evaluate(model, *shapes10(30, 0), mean=SHAPES10_MEAN, std=SHAPES10_STD)
-    >>> result.confusion.sum(), result.confusion.shape
-    (np.int64(30), (10, 10))
+    >>> style = {"mean": SHAPES10_MEAN, "std": SHAPES10_STD}
+    >>> evaluate(SimpleModel(num_layers=1, rng=0), *shapes10(30, 0), **style).confusion.sum()
+    np.int64(30)
     """
     comm = Single() if comm is None else comm
     total: Any = 0.0
@@ -113,35 +111,24 @@ def predict(
     batch_size: int = 250,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:
-    """Class probabilities of images, in evaluation mode.
+    """Class probabilities of images, in evaluation mode: the softmax of the logits, in float64.
 
     Parameters
     ----------
-    model : Module
-        Its ``logits`` method is used, or the model itself if it has none.
-    images : uint8 array (N, C, H, W)
-        NumPy, or CuPy on the device of the model.
-    mean, std, batch_size, progress
-        As in :func:`evaluate`.
+    model, images, mean, std, batch_size, progress
+        As in :func:`evaluate`, which raises the same errors.
 
     Returns
     -------
     float64 array (N, K)
-        NumPy; the softmax of the model's logits, in float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`evaluate`.
+        NumPy.
 
     Examples
     --------
     >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
     >>> from invocupy.models import SimpleModel
-    >>> from invocupy.train import predict
-    >>> images, _ = shapes10(5, 0)
-    >>> model = SimpleModel(num_layers=1, rng=0)
-    >>> predict(model, images, mean=SHAPES10_MEAN, std=SHAPES10_STD).sum(axis=1).round(6)
+    >>> images, style = shapes10(5, 0)[0], {"mean": SHAPES10_MEAN, "std": SHAPES10_STD}
+    >>> predict(SimpleModel(num_layers=1, rng=0), images, **style).sum(axis=1).round(6)
     array([1., 1., 1., 1., 1.])
     """
     found: list[Array] = []

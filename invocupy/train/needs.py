@@ -35,8 +35,7 @@ class Needs(NamedTuple):
 
     def training_peak(self, config: Config, ranks: int = 1) -> int:
         """Of a step, with everything that is there besides; on several ranks of one of them."""
-        part = min(-(-config.batch_size // config.accumulate), self.images)
-        part = -(-part // ranks)
+        part = -(-min(config.part, self.images) // ranks)
         return self.program + self.data + self.training.of(part)
 
     def evaluation_peak(self) -> int:
@@ -47,16 +46,7 @@ class Needs(NamedTuple):
 
 
 def estimate(config: Config, model: nn.Module) -> Needs:
-    """Estimate what a run needs; the model, on its device, is not changed.
-
-    Parameters
-    ----------
-    config : Config
-    model : Module
-
-    Returns
-    -------
-    Needs
+    """What a run needs; the model, on its device, is not changed.
 
     Examples
     --------
@@ -79,22 +69,10 @@ def estimate(config: Config, model: nn.Module) -> Needs:
 
 
 def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -> None:
-    """Refuse a run that does not fit, and say which settings would.
+    """Refuse a run that does not fit: ConfigError, naming the parts of a batch that would.
 
-    Parameters
-    ----------
-    config : Config
-    needs : Needs
-        From :func:`estimate`.
-    available : int
-        Bytes, as from :func:`free_memory`; on several ranks of one of them.
-    ranks : int
-        Over which each batch is cut.
-
-    Raises
-    ------
-    ConfigError
-        Naming the parts of a batch, or the batch, that fit.
+    ``available`` are bytes, as from :func:`free_memory`, of one of so many ranks over which each
+    batch is cut.
 
     Examples
     --------
@@ -111,10 +89,9 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
     if step > available:
         besides = available - needs.program - needs.data
         fits = needs.training.images(besides) * ranks
-        parts = -(-config.batch_size // config.accumulate)
         what = f"batch_size {config.batch_size}"
         if config.accumulate > 1:
-            what += f" in {config.accumulate} parts of {parts}"
+            what += f" in {config.accumulate} parts of {config.part}"
         short = f"{what} needs about {size(step)} of memory, but {size(available)} are free: "
         if config.model == "simple" and needs.program and not config.recompute:
             short += "recompute=True needs less, and with recompute=False "
@@ -133,14 +110,6 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
 
 def free_memory(device: str) -> int:
     """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
-
-    Parameters
-    ----------
-    device : "cpu", "cuda" or "cuda:i"
-
-    Returns
-    -------
-    int
 
     Examples
     --------

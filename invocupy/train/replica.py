@@ -6,7 +6,7 @@ The loop asks its :class:`Replica` for whatever ranks do together; alone that is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, NamedTuple, TypeVar
@@ -43,7 +43,6 @@ class Replica:
     def __init__(self, comm: Comm, config: Config) -> None:
         self.comm, self.config = comm, config
         self.is_root = comm.rank == 0
-        self.part = -(-config.batch_size // config.accumulate)  # images of a batch at a time
 
     def together(self) -> AbstractContextManager[None]:
         """A context in which one rank may fail alone: at its end all go on or none."""
@@ -75,8 +74,8 @@ class Replica:
         is taken by all of them, each for itself: a rank without images could not follow the others.
         """
         found = []
-        for start in range(0, images, self.part):
-            count = min(self.part, images - start)
+        for start in range(0, images, self.config.part):
+            count = min(self.config.part, images - start)
             shared = count < self.comm.size
             first, last = (0, count) if shared else share(count, self.comm)
             found.append(Part(start + first, start + last, shared, self.is_root or not shared))
@@ -196,16 +195,16 @@ class Ranks(Replica):
             digest.update(array.tobytes())
         mine = {"weights": digest.hexdigest(), "stop": stop, "asked": asked}
         answers = self.comm.exchange({**mine, "row": row if self.is_root else None})
-        root: Mapping[str, Any] = answers[0]
+        row = answers[0]["row"]
         for rank, answer in enumerate(answers):
-            if answer["weights"] != root["weights"]:
+            if answer["weights"] != answers[0]["weights"]:
                 raise RuntimeError(
                     f"the weights of rank {rank} are not those of rank 0 after epoch "
-                    f"{root['row']['epoch']}: a function given to fit changes the model on some "
-                    "ranks only, or a machine computes wrong numbers"
+                    f"{row['epoch']}: a function given to fit changes the model on some ranks "
+                    "only, or a machine computes wrong numbers"
                 )
         ends, pauses = (any(answer[key] for answer in answers) for key in ("stop", "asked"))
-        return root["row"], ends, pauses
+        return row, ends, pauses
 
 
 def replica_of(comm: Comm | None, config: Config) -> Replica:

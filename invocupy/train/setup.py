@@ -12,24 +12,10 @@ from invocupy.train.fields import DEVICE
 
 
 def load_data(config: Config, train: bool) -> Images:
-    """The training or test set of a run.
+    """The training or test set of a run: uint8 images (N, 3, 32, 32) and int64 labels (N,).
 
-    Parameters
-    ----------
-    config : Config
-    train : bool
-
-    Returns
-    -------
-    images : uint8 array (N, 3, 32, 32)
-        NumPy; the first ``config.limit`` of the set. With ``config.overfit`` the first so many of
-        the training set, for training and test.
-    labels : int64 array (N,)
-
-    Raises
-    ------
-    invocupy.data.DataError, invocupy.data.DownloadError
-        As :func:`invocupy.data.cifar10`.
+    They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
+    many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
 
     Examples
     --------
@@ -45,16 +31,7 @@ def load_data(config: Config, train: bool) -> Images:
 
 
 def augmentation(config: Config) -> list[data.batches.Augment]:
-    """The functions that alter the training images of a run, in their order.
-
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    list of callable
-        As :class:`invocupy.data.Batches` takes them.
+    """The functions that alter training images, in their order, for :class:`invocupy.data.Batches`.
 
     Examples
     --------
@@ -62,28 +39,19 @@ def augmentation(config: Config) -> list[data.batches.Augment]:
     >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
     ['random_crop', 'random_flip']
     """
-    name = DATASETS[config.dataset].augment if config.augment == "auto" else config.augment
-    if config.overfit and config.augment == "auto":
-        name = "none"
+    name = config.augment
+    if name == "auto":
+        name = "none" if config.overfit else DATASETS[config.dataset].augment
     cover = [partial(data.cutout, size=config.cutout)] if config.cutout else []
     return [*AUGMENT[name], *cover]
 
 
 def rate(config: Config, step: int, total: int) -> float:
-    """The learning rate of a step.
-
-    Parameters
-    ----------
-    config : Config
-    step, total : int
-        From 0, of the whole run.
-
-    Returns
-    -------
-    float
+    """The learning rate of a step, which counts from 0, of a run of ``total`` steps.
 
     Examples
     --------
+    >>> from invocupy.train import Config, rate
     >>> config = Config(lr=0.1, schedule="constant", warmup=4)
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
     [0.025, 0.1, 0.1]
@@ -93,16 +61,7 @@ def rate(config: Config, step: int, total: int) -> float:
 
 
 def build(config: Config) -> nn.Module:
-    """The untrained model of a run.
-
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    Module
-        On the CPU; its weights depend on ``config.seed``.
+    """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
 
     Examples
     --------
@@ -116,21 +75,9 @@ def build(config: Config) -> nn.Module:
 
 
 def pick_device(device: str) -> str:
-    """What ``"auto"`` means on this machine; other names are checked.
+    """``"cpu"``, ``"cuda"`` or ``"cuda:i"``: what ``"auto"`` means here, or the device itself.
 
-    Parameters
-    ----------
-    device : "auto", "cpu", "cuda" or "cuda:i"
-
-    Returns
-    -------
-    str
-        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
-
-    Raises
-    ------
-    ConfigError
-        If it is another name, or a GPU is asked for and there is none, or none of that number.
+    Raises ConfigError for another name, and if there is no GPU, or none of that number.
 
     Examples
     --------

@@ -94,7 +94,7 @@ def test_ranks_share_the_cores(
 ) -> None:
     monkeypatch.delenv("INVOCUPY_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(cores[0]))
-    comm = SimpleNamespace(local_size=len(cores), exchange_locally=lambda mine: cores)
+    comm = SimpleNamespace(local_size=len(cores), exchange=lambda mine, locally: cores)
     try:
         join._share_cores(comm)  # type: ignore[arg-type]
         assert threads._wanted == expected
