@@ -57,11 +57,8 @@ class _Waiting:
 
         self.told = True
         place = cache_directory() or "memory only"
-        print(
-            f"invocupy: compiling CPU kernels for their first use here (kept in {place})",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = f"invocupy: compiling CPU kernels for their first use here (kept in {place})"
+        print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """No compilation is under way."""

@@ -248,11 +248,8 @@ def _train(
         raise end from None
 
 
-class _Step(NamedTuple):
-    """What a step has found, where it was computed."""
-
-    images: int
-    numbers: tuple[Any, ...]  # loss, correct answers; on several ranks: how many shall stop
+_Step = tuple[int, tuple[Any, ...]]
+"""Images; loss, correct answers and, of several ranks, how many shall stop, on the device."""
 
 
 def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -> None:
@@ -266,7 +263,7 @@ def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -
         images = min(batches.batch_size, len(batches.images) - state.step * batches.batch_size)
         numbers = _gradients(run, x, labels, images)
         numbers = run.replica.reduce(optimiser.params, numbers, asked())
-        unread.append(_Step(images, numbers))
+        unread.append((images, numbers))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.
         stop = False
@@ -322,17 +319,17 @@ def _read(run: Run, unread: list[_Step]) -> bool:
     """
     if not unread:
         return False
-    xp = namespace(unread[0].numbers[0])
+    counts, numbers = zip(*unread, strict=True)
+    xp = namespace(numbers[0][0])
     losses, hits, *stops = (
-        to_device(xp.stack(column), "cpu").tolist()
-        for column in zip(*(step.numbers for step in unread), strict=True)
+        to_device(xp.stack(column), "cpu").tolist() for column in zip(*numbers, strict=True)
     )
     for ago, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
         if not np.isfinite(loss):
             raise run.non_finite(loss, run.state.step - ago)
-    for step, loss, correct in zip(unread, losses, hits, strict=True):
-        run.state.images += step.images
-        run.state.loss += loss * step.images
+    for images, loss, correct in zip(counts, losses, hits, strict=True):
+        run.state.images += images
+        run.state.loss += loss * images
         run.state.correct += int(correct)
     unread.clear()
     return any(map(any, stops))
