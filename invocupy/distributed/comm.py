@@ -26,7 +26,7 @@ class Comm(Protocol):
     device: str
 
     def allgather(self, array: Any) -> Any:
-        """A small array of each rank, of one shape and dtype, as a new one (ranks, *shape)."""
+        """A small array of each rank, of one shape and dtype, as a new one ``(ranks, *shape)``."""
 
     def allreduce_sum(self, buffer: Any) -> None:
         """Replace an array by its sum over the ranks, the same bits on all of them.
