@@ -53,7 +53,7 @@ def fit(
     testing: Callable[[int, int], object] | None = None,
     comm: Comm | None = None,
 ) -> list[Row]:
-    """Train a model; stop and go on as often as you like.
+    """Train a model; an interrupted run can be resumed, on the CPU to the same bits.
 
     Parameters
     ----------
@@ -64,32 +64,28 @@ def fit(
         ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
         (of the highest test accuracy). One process at a time trains in it; others may read it.
     resume : bool
-        Go on from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for the
+        Continue from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for the
         settings marked * on the page of settings. With more epochs the schedule is that of the
         longer run, from the next step on. A ``model`` of your own has to be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
     model : Module, optional
-        What to train, in place; by default :func:`build` makes it from ``config``. With
-        ``config.ema`` it ends with the averaged weights. Modules that are in evaluation mode stay
-        so, for example frozen norms, unless the model itself is: then all of it is trained. At the
-        end each module has its own mode again.
+        Trained in place; by default :func:`build` makes it from ``config``. With ``config.ema`` it
+        ends with the averaged weights. Modules in evaluation mode, such as frozen norms, stay so,
+        unless the model itself is: then all of it is trained. At the end each has its own mode.
     before_update
-        Called with the model and the optimiser in each step, when the gradients are there (and
-        clipped): look at them, change them, or set ``optimiser.lr``. On a GPU, whoever reads a
-        number waits for it.
+        Called with the model and the optimiser in each step, with the (clipped) gradients: it may
+        change them, or set ``optimiser.lr``. On a GPU, reading a number waits for it.
     after_epoch
         Called after each epoch's evaluation with the model, as it was evaluated, and the epoch's
-        line, before that is written: what is added to the line (numbers, strings) is kept. The run
-        stops if it returns True.
+        line, before that is written: what it adds (numbers, strings) is kept. True ends the run.
     testing
         Called in each evaluation with the batches of the test set that are done, and all of them.
     comm : communicator, optional
-        On each of several ranks (:mod:`invocupy.distributed`) that call this function together,
-        with the same settings: each computes its share of every batch, and the result is that of a
-        single process to rounding. Rank 0 alone reads and writes ``out``. Each calls its own
-        functions; a run stops if ``after_epoch`` returns True on one of them, and the line is that
-        of rank 0.
+        Of ranks (:mod:`invocupy.distributed`) that call this function together with the same
+        settings. Each computes its share of every batch; the result is that of a single process
+        to rounding. Rank 0 alone reads and writes ``out``, and its lines count. Each calls its own
+        functions; True of one ``after_epoch`` ends the run.
 
     Returns
     -------
@@ -110,10 +106,9 @@ def fit(
         fit into its memory (not checked for a ``model`` of your own).
     invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
         If there is no whole checkpoint to resume from, or no data.
-    invocupy.distributed.LaunchError, invocupy.distributed.PeerError
-        If settings or models differ between ranks, or another rank failed.
-    RuntimeError
-        If ranks have come to different weights, which only a fault can bring about.
+    invocupy.distributed.LaunchError, invocupy.distributed.PeerError, RuntimeError
+        If settings or models differ between ranks, another rank failed, or the ranks have come to
+        different weights, which only a fault can bring about.
     NonFiniteLoss
         For the training loss. The checkpoints then hold the run before it went wrong.
     Interrupted
