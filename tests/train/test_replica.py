@@ -187,3 +187,23 @@ def test_memory_is_that_of_a_share() -> None:
         check_memory(config, needs, half - (1 << 20), 2)
     fits = int(str(caught.value).rpartition("batch_size=")[2].split()[0])
     assert 500 < fits < 1000
+
+
+def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a single process agrees with nobody")
+
+    for name in ("agree", "together", "synchronise"):
+        monkeypatch.setattr(replica, name, refuse)
+    config = Config(batch_size=10, accumulate=3, epochs=1, limit=10, layers=0, device="cpu")
+    one = replica.replica_of(None, config)
+    assert [tuple(part) for part in one.split(10)] == [
+        (0, 4, False, True), (4, 8, False, True), (8, 10, False, True),
+    ]  # fmt: skip
+    array, row = np.ones(3), {"epoch": 1}
+    assert one.broadcast(array) is array
+    assert one.reduce([], (1.0, 2), True) == (1.0, 2)
+    assert one.same(nn.Identity(), row, True, True) == (row, True, False)
+    assert one.rows() is None
+    assert one.stops(True)
+    assert len(fit(config)) == 1
