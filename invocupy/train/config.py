@@ -196,17 +196,10 @@ if Config.__doc__:  # python -OO has none
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Settings from a TOML file, or from the ``config.json`` of a run.
+    """The settings that a TOML file, or the ``config.json`` of a run, at ``path`` names.
 
-    Parameters
-    ----------
-    path
-        One key a setting, named as in :class:`Config`; a hyphen may stand for an underscore.
-
-    Returns
-    -------
-    dict
-        For ``Config(**settings)``: the settings that the file names.
+    They are for ``Config(**settings)``: one key a setting, named as in :class:`Config`; a hyphen
+    may stand for an underscore.
 
     Raises
     ------

@@ -20,8 +20,8 @@ class Evaluation(NamedTuple):
     """What :func:`evaluate` finds."""
 
     loss: float
-    accuracy: float
-    confusion: NDArray[np.int64]  # (K, K), rows: the label, columns: the model's answer
+    accuracy: float  # in [0, 1]
+    confusion: NDArray[np.int64]  # (K, K), images; rows: the label, columns: the model's answer
 
 
 def evaluate(
@@ -54,12 +54,6 @@ def evaluate(
     comm : communicator, optional
         Of ranks that have the same model and images: each evaluates its share of the images, and
         all get the result of all images, each counted once.
-
-    Returns
-    -------
-    Evaluation
-        ``loss``, ``accuracy`` in [0, 1], and ``confusion`` (K, K): images with the row's label
-        that the model takes for the column's class.
 
     Raises
     ------
@@ -113,15 +107,8 @@ def predict(
 ) -> NDArray[np.float64]:
     """Class probabilities of images, in evaluation mode: the softmax of the logits, in float64.
 
-    Parameters
-    ----------
-    model, images, mean, std, batch_size, progress
-        As in :func:`evaluate`, which raises the same errors.
-
-    Returns
-    -------
-    float64 array (N, K)
-        NumPy.
+    The result is a NumPy array (N, K). ``model``, ``images``, ``mean``, ``std``, ``batch_size``,
+    ``progress`` and the errors are those of :func:`evaluate`.
 
     Examples
     --------

@@ -43,20 +43,11 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818
 def load_run(
     folder: str | os.PathLike[str], which: str = "best"
 ) -> tuple[Config, nn.Module, list[Row]]:
-    """A trained model from a run's folder, on the CPU and in evaluation mode.
+    """Settings, trained model and history from a run's ``folder``.
 
-    Parameters
-    ----------
-    folder
-    which : "best" or "last"
-
-    Returns
-    -------
-    config : Config
-    model : Module
-        With the averaged weights if ``config.ema`` asked for them.
-    history : list of dict
-        The epochs until then, as from :func:`invocupy.train.fit`.
+    ``which`` checkpoint is ``"best"`` or ``"last"``. The model is on the CPU, in evaluation mode,
+    with the averaged weights if ``config.ema`` asked for them. The history has the epochs until
+    then, as from :func:`invocupy.train.fit`.
 
     Raises
     ------

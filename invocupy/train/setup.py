@@ -31,7 +31,9 @@ def load_data(config: Config, train: bool) -> Images:
 
 
 def augmentation(config: Config) -> list[data.batches.Augment]:
-    """The functions that alter training images, in their order, for :class:`invocupy.data.Batches`.
+    """The functions by which ``config`` alters training images, in their order.
+
+    For :class:`invocupy.data.Batches`.
 
     Examples
     --------
