@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import lru_cache
 from numbers import Real
@@ -16,7 +17,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-IntOrPair: TypeAlias = int | tuple[int, int]
+Pair: TypeAlias = tuple[int, int]
+IntOrPair: TypeAlias = int | Pair
 Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
 
 
@@ -55,7 +57,7 @@ def _integers(*items: Any) -> tuple[int, ...]:
         return ()
 
 
-def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+def pair(name: str, value: Any, minimum: int) -> Pair:
     """Read an option given as one integer or as a (vertical, horizontal) pair of them."""
     items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     numbers = _integers(*items)
@@ -66,9 +68,7 @@ def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-def padding_pair(
-    value: Any, kernel_size: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int]:
+def padding_pair(value: Any, kernel_size: Pair, dilation: Pair) -> Pair:
     """Read a padding option: an integer, a pair, ``"same"`` or ``"valid"``."""
     if not isinstance(value, str):
         return pair("padding", value, 0)
@@ -78,7 +78,7 @@ def padding_pair(
         raise ValueError(f"padding must be 'same', 'valid', an integer or a pair, got {value!r}")
     if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
         raise ValueError(
-            f"padding='same' needs an odd kernel size, got {kernel_size[0]}x{kernel_size[1]}: "
+            f"padding='same' needs an odd kernel size, got {_by(kernel_size)}: "
             "an even kernel has no centre, so give the padding as an integer or a pair"
         )
     return dilation[0] * (kernel_size[0] - 1) // 2, dilation[1] * (kernel_size[1] - 1) // 2
@@ -87,6 +87,17 @@ def padding_pair(
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """``floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1``; < 0 if nothing fits."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _options(
+    kernel: Pair, stride: IntOrPair, padding: Padding, dilation: IntOrPair
+) -> tuple[Pair, Pair, Pair]:
+    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
+    return strides, padding_pair(padding, kernel, dilations), dilations
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _is_exact(option: Any) -> bool:
@@ -129,13 +140,9 @@ class Geometry:
 
     @classmethod
     def of(
-        cls,
-        x_shape: tuple[int, ...],
-        kernel_shape: tuple[int, ...],
-        stride: IntOrPair = 1,
-        padding: Padding = "same",
-        dilation: IntOrPair = 1,
-    ) -> Geometry:
+        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrPair = 1,
+        padding: Padding = "same", dilation: IntOrPair = 1,
+    ) -> Geometry:  # fmt: skip
         """Check the shapes of ``x`` (N, C, H, W) and ``kernel`` (N, G, Kh, Kw, Ho, Wo).
 
         Raises
@@ -149,13 +156,9 @@ class Geometry:
 
     @classmethod
     def _checked(
-        cls,
-        x_shape: tuple[int, ...],
-        kernel_shape: tuple[int, ...],
-        stride: IntOrPair,
-        padding: Padding,
+        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrPair, padding: Padding,
         dilation: IntOrPair,
-    ) -> Geometry:
+    ) -> Geometry:  # fmt: skip
         if len(x_shape) != 4:
             raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x_shape}")
         if len(kernel_shape) != 6:
@@ -163,8 +166,8 @@ class Geometry:
                 f"kernel must have 6 dimensions (N, G, Kh, Kw, Ho, Wo), got shape {kernel_shape}: "
                 "reshape a flat (N, G*Kh*Kw, Ho, Wo) array first"
             )
-        batch, channels, height, width = x_shape
-        kernel_batch, groups, kernel_h, kernel_w, kernel_out_h, kernel_out_w = kernel_shape
+        (batch, channels, *sizes), (kernel_batch, groups) = x_shape, kernel_shape[:2]
+        kernel, positions = kernel_shape[2:4], kernel_shape[4:]
         if kernel_batch != batch:
             raise ValueError(
                 f"kernel must have the batch size of x: kernel {kernel_shape} has {kernel_batch}, "
@@ -175,35 +178,26 @@ class Geometry:
                 f"kernel must have a number of groups that divides the channels of x: "
                 f"kernel {kernel_shape} has G={groups}, x {x_shape} has C={channels}"
             )
-        if kernel_h < 1 or kernel_w < 1:
+        if min(kernel) < 1:
             raise ValueError(
-                f"kernel must have at least one tap, got Kh={kernel_h}, Kw={kernel_w} "
+                f"kernel must have at least one tap, got Kh={kernel[0]}, Kw={kernel[1]} "
                 f"in shape {kernel_shape}"
             )
-        stride_h, stride_w = pair("stride", stride, 1)
-        dilation_h, dilation_w = pair("dilation", dilation, 1)
-        pad_h, pad_w = padding_pair(padding, (kernel_h, kernel_w), (dilation_h, dilation_w))
-        out_h = output_size(height, kernel_h, stride_h, pad_h, dilation_h)
-        out_w = output_size(width, kernel_w, stride_w, pad_w, dilation_w)
-        options = (
-            f"kernel size {kernel_h}x{kernel_w}, stride ({stride_h}, {stride_w}), "
-            f"padding ({pad_h}, {pad_w}), dilation ({dilation_h}, {dilation_w})"
-        )
-        if out_h < 0 or out_w < 0:
+        strides, pads, dilations = options = _options(kernel, stride, padding, dilation)
+        out = tuple(map(output_size, sizes, kernel, *options))
+        said = f"kernel size {_by(kernel)}, stride {strides}, padding {pads}, dilation {dilations}"
+        if min(out) < 0:
             raise ValueError(
-                f"x of {height}x{width} is too small for {options}: "
-                "give more padding or a smaller kernel"
+                f"x of {_by(sizes)} is too small for {said}: give more padding or a smaller kernel"
             )
-        if (kernel_out_h, kernel_out_w) != (out_h, out_w):
+        if positions != out:
             raise ValueError(
-                f"kernel has {kernel_out_h}x{kernel_out_w} positions, but x of {height}x{width} "
-                f"with {options} gives {out_h}x{out_w}: make one kernel for each output position "
+                f"kernel has {_by(positions)} positions, but x of {_by(sizes)} "
+                f"with {said} gives {_by(out)}: make one kernel for each output position "
                 "(a stride needs ceil-mode pooling before the kernel generator)"
             )
-        return cls(
-            batch, channels, groups, height, width, kernel_h, kernel_w, out_h, out_w,
-            stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-        )  # fmt: skip
+        window: Shape = (*kernel, *out, *strides, *pads, *dilations)
+        return cls(batch, channels, groups, *sizes, *window)
 
     @property
     def channels_per_group(self) -> int:
@@ -254,15 +248,10 @@ _known = lru_cache(maxsize=512)(Geometry._checked)
 
 
 def fused_geometry(
-    x_shape: tuple[int, ...],
-    features_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    bias_shape: tuple[int, ...] | None,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
-    padding: Padding = "same",
+    x_shape: Shape, features_shape: Shape, weight_shape: Shape, bias_shape: Shape | None,
+    kernel_size: IntOrPair, stride: IntOrPair = 1, padding: Padding = "same",
     dilation: IntOrPair = 1,
-) -> Geometry:
+) -> Geometry:  # fmt: skip
     """The geometry of the involution whose kernel the span makes.
 
     Raises
@@ -270,13 +259,13 @@ def fused_geometry(
     ValueError
         Naming the argument whose shape does not fit the others.
     """
-    kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
+    kernel = pair("kernel_size", kernel_size, 1)
     if len(features_shape) != 4 or features_shape[1] < 1:
         raise ValueError(
             f"features must have 4 dimensions (N, F, Ho, Wo) with F >= 1, got {features_shape}"
         )
-    batch, width, out_h, out_w = features_shape
-    taps = kernel_h * kernel_w
+    batch, width, *positions = features_shape
+    taps = math.prod(kernel)
     if len(weight_shape) != 2 or weight_shape[0] % taps or not weight_shape[0]:
         raise ValueError(
             f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, "
@@ -292,28 +281,21 @@ def fused_geometry(
         raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
     if len(x_shape) == 4:
         # Say "features", not "kernel", where it is the features that do not fit.
-        strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-        pads = padding_pair(padding, (kernel_h, kernel_w), dilations)
+        options = _options(kernel, stride, padding, dilation)
         if x_shape[1] % groups:
             raise ValueError(
                 f"span_weight must have G*Kh*Kw rows with a G that divides the channels of x: "
                 f"span_weight {weight_shape} with Kh*Kw = {taps} has G={groups}, "
                 f"x {x_shape} has C={x_shape[1]}"
             )
-        sizes = tuple(
-            output_size(*axis)
-            for axis in zip(
-                x_shape[2:], (kernel_h, kernel_w), strides, pads, dilations, strict=True
-            )
-        )
-        wanted = (x_shape[0], *sizes)
-        if all(size >= 0 for size in sizes) and wanted != (batch, out_h, out_w):
+        out = list(map(output_size, x_shape[2:], kernel, *options))
+        if min(out) >= 0 and (x_shape[0], out) != (batch, positions):
             raise ValueError(
                 f"features {features_shape} must have the batch size and the output size of the "
-                f"involution, {wanted[0]} and {wanted[1]}x{wanted[2]} for x {x_shape}, got {batch} "
-                f"and {out_h}x{out_w}: make one feature vector for each output position"
+                f"involution, {x_shape[0]} and {_by(out)} for x {x_shape}, got {batch} "
+                f"and {_by(positions)}: make one feature vector for each output position"
             )
-    kernel_shape = (batch, groups, kernel_h, kernel_w, out_h, out_w)
+    kernel_shape = (batch, groups, *kernel, *positions)
     return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
 
 
