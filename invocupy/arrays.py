@@ -42,20 +42,10 @@ def on_device(array: Any) -> AbstractContextManager[Any]:
 
 
 def check(**arrays: Any) -> None:
-    """Refuse what is not an array, not floating, or not on one device with the others.
+    """Refuse what is not a floating array, or not on one device with the others.
 
-    Parameters
-    ----------
-    **arrays
-        The arguments by the names under which the caller knows them.
-
-    Raises
-    ------
-    TypeError
-        For lists and other non-arrays, masked arrays, other dtypes than float16, bfloat16
-        (CuPy only), float32 and float64, and a mix of libraries.
-    ValueError
-        For CuPy arrays on different devices.
+    TypeError also for a mix of libraries, ValueError for CuPy arrays on different devices. The
+    arguments have the names under which the caller knows them.
     """
     if all(type(a) is np.ndarray and a.dtype.char in _NUMPY_FLOATS for a in arrays.values()):
         return
@@ -96,13 +86,7 @@ def check(**arrays: Any) -> None:
 def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> None:
     """Refuse an ``out`` that is not a writeable array of this shape and dtype, with own memory.
 
-    Raises
-    ------
-    TypeError
-        For another library than the inputs', or a masked array.
-    ValueError
-        For another shape, dtype or device, a read-only array, or one that overlaps an input or
-        itself.
+    TypeError for another library than the inputs', or a masked array; else ValueError.
     """
     x = next(iter(inputs.values()))
     if not (is_cupy(out) if is_cupy(x) else isinstance(out, np.ndarray)):
@@ -210,30 +194,13 @@ def converted(array: Any, like: Any, least: float | None = None) -> Any:
     """A copy of loaded state in the dtype and on the device of ``like``, if that keeps its values.
 
     Floating dtypes are converted into each other, and numbers that are whole into integers. An
-    array of shape (1,) does for a single number.
-
-    Parameters
-    ----------
-    array
-        An array of any library, or what :func:`numpy.asarray` takes.
-    like : NumPy or CuPy array
-    least : float, optional
-        The smallest value allowed; NaN is then refused, too.
-
-    Raises
-    ------
-    ValueError
-        Saying what is wrong, and what was expected.
+    array of shape (1,) does for a single number. No value may be below ``least``, if given, or then
+    NaN. A ValueError says what is wrong, and what was expected.
 
     Examples
     --------
-    >>> import numpy as np
     >>> converted([0.5, 2], np.zeros(2, np.float32))
     array([0.5, 2. ], dtype=float32)
-    >>> converted([1, 2], np.zeros(2, np.float32))
-    Traceback (most recent call last):
-    ...
-    ValueError: dtype int64, expected a floating dtype
     """
     plain = readable(array)
     if plain.shape == (1,) and like.shape == ():  # what ascontiguousarray makes of a counter
@@ -281,13 +248,7 @@ def _is_floating(array: Any) -> bool:
 
 
 def require_cupy() -> Any:
-    """Import CuPy, or say in one sentence what is missing.
-
-    Raises
-    ------
-    RuntimeError
-        If CuPy is not installed or finds no GPU.
-    """
+    """Import CuPy; a RuntimeError says in one sentence if it, or a GPU, is missing."""
     try:
         import cupy
     except ImportError as error:

@@ -10,7 +10,7 @@ of the arrays bound the memory, whatever the options are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeAlias
@@ -113,16 +113,16 @@ def bounded(function: Kernel) -> Kernel:
     count, windowed = len(given) - 1, given[-1].name == "window"
     roles = [_role(argument, same) for argument in (*given, *filled)]
     places = {argument.shape[2:]: i for i, argument in enumerate((*given, *filled))}
-
-    def far(arguments: Sequence[Any]) -> Near | None:
-        if not windowed:
-            return near_of(arguments[count], same)
-        x, weight, out = (arguments[places[tuple(s.split())]] for s in ("H W", "Kh Kw", "Ho Wo"))
-        return _near_window(x.shape, weight.shape[2:], out.shape[2:], arguments[count])
+    if windowed:
+        x, weight, out = (places[axes] for axes in (("H", "W"), ("Kh", "Kw"), ("Ho", "Wo")))
 
     @wraps(function)
     def call(*arguments: Any) -> None:
-        near = far(arguments)
+        if windowed:
+            image, taps, result = (arguments[place].shape for place in (x, weight, out))
+            near = _near_window(image, taps, result, arguments[count])
+        else:
+            near = near_of(arguments[count], same)
         if near is None:
             function(*arguments)
             return
@@ -148,12 +148,12 @@ def _role(argument: Argument, same: bool) -> str:
     return "x" if shape[2:] == ("H", "W") and not same else "o"
 
 
-def _near_window(shape: Shape, size: Pair, out: Shape, window: Window) -> Near | None:
-    """:func:`near_of` for (stride, padding, dilation)."""
-    stride, padding, dilation = window
+def _near_window(x: Shape, weight: Shape, out: Shape, window: Window) -> Near | None:
+    """:func:`near_of` for the shapes of three arrays and (stride, padding, dilation)."""
+    (stride, padding, dilation), size = window, (weight[2], weight[3])
     if _is_near(size, stride, dilation):
         return None
-    sizes = *shape[:2], 1, *shape[2:], *size, *out, *stride, *padding, *dilation
+    sizes: Shape = (*x[:2], 1, *x[2:], *size, *out[2:], *stride, *padding, *dilation)
     return _near(Geometry(*sizes))
 
 
