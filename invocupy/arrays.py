@@ -22,6 +22,7 @@ ArrayLike: TypeAlias = Array | np.generic | float
 """What takes part in elementwise arithmetic: an array or a number."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+_ANYWHERE = nullcontext()
 _NUMPY_FLOATS = "efd"  # the type codes of those that NumPy has
 
 
@@ -38,7 +39,7 @@ def namespace(array: Any) -> Any:
 
 def on_device(array: Any) -> AbstractContextManager[Any]:
     """A context in which new arrays are made on the device of ``array``."""
-    return array.device if is_cupy(array) else nullcontext()
+    return array.device if is_cupy(array) else _ANYWHERE
 
 
 def check(**arrays: Any) -> None:

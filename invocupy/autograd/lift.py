@@ -9,7 +9,7 @@ from typing import Any
 
 from invocupy.autograd import protocols
 from invocupy.autograd.methods import Methods
-from invocupy.autograd.tensor import apply
+from invocupy.autograd.tensor import run
 from invocupy.ops import OPS
 from invocupy.ops.declaration import Result
 
@@ -40,26 +40,40 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
         first = first.replace(kind=_POSITIONAL, annotation="Sequence[Array]")
         others = [other.replace(kind=_POSITIONAL) for other in others]
     parameters = [first, *others]
+    places = [p.name for p in parameters if p.kind is _POSITIONAL]
     names = [p.name for p in parameters if _is_operand(p)]
-    count, signature = len(names), inspect.Signature(parameters)
+    count = len(names)
+    missing = {p.name: p.default for p in parameters if p.default is not p.empty}
 
     @wraps(op)
     def function(*arguments: Any, **options: Any) -> Any:
-        if len(arguments) != count:
-            try:
-                bound = signature.bind(*arguments, **options)
-            except TypeError:
-                op(*arguments, **options)  # says it with the name of the function
-                raise
-            bound.apply_defaults()
-            options = bound.arguments
-            arguments = tuple([options.pop(name) for name in names])
-        return apply(op, *(arguments[0] if several else arguments), **options)
+        given = len(arguments)
+        if given > count:  # options by their place
+            placed = dict(zip(places[count:], arguments[count:], strict=False))
+            if given > len(places) or not placed.keys().isdisjoint(options):
+                _refuse(function, arguments, options)
+            arguments, options = arguments[:count], options | placed
+        elif given < count:  # operands by their names, or left out
+            if not missing.keys() | options.keys() >= set(names[given:]):
+                _refuse(function, arguments, options)
+            rest = [options.pop(name, missing.get(name)) for name in names[given:]]
+            arguments = (*arguments, *rest)
+        return run(op, arguments[0] if several else arguments, options)
 
     function.__module__ = "invocupy.functional"
-    function.__signature__ = signature.replace(return_annotation="Array")  # type: ignore[attr-defined]
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        parameters, return_annotation="Array"
+    )
     del function.__wrapped__, function.__annotations__
     return function
+
+
+def _refuse(function: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> None:
+    """Raise a TypeError that says which argument is missing, or too many."""
+    try:
+        inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}() {error}") from None
 
 
 def _is_operand(parameter: inspect.Parameter) -> bool:

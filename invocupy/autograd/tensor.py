@@ -259,35 +259,39 @@ def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
     vjps of those operands that require a gradient.
     """
-    tensors = [isinstance(operand, Tensor) for operand in operands]
+    return run(op, operands, options)
+
+
+def run(op: Callable[..., Result], operands: Any, options: dict[str, Any]) -> Any:
+    """:func:`apply` to operands and options that lie together already."""
     plain: list[Any] = []
-    for operand, tensor in zip(operands, tensors, strict=True):
-        if tensor:
+    on_tape = False
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            on_tape = True
             operand = operand.data
         elif type(operand) is not np.ndarray:  # which nearly all are
             operand = _plain(op, operands, len(plain))
         plain.append(operand)
-    recording = True in tensors
-    if recording and options.get("out") is not None:
+    if on_tape and options.get("out") is not None:
         raise TypeError("out works with plain arrays only: the tape may still need its old content")
     value, vjps = memory.patiently(op, *plain, **options)
-    if not recording:
+    if not on_tape:
         return value
     result = Tensor(value)
     if is_recording():
-        result._parents = tuple(
-            [
-                (operand, vjp)
-                for operand, tensor, vjp in zip(operands, tensors, vjps, strict=True)
-                if tensor and operand.requires_grad
-            ]
-        )
-        result.requires_grad = bool(result._parents)
-        if result._parents and value.dtype.kind not in "fV":
-            raise TypeError(
-                f"gradients are of real numbers, but the result would be {value.dtype}: "
-                "take the .detach() of what requires a gradient"
-            )
+        parents = []
+        for operand, vjp in zip(operands, vjps, strict=True):
+            if isinstance(operand, Tensor) and operand.requires_grad:
+                parents.append((operand, vjp))
+        if parents:
+            result._parents = tuple(parents)
+            result.requires_grad = True
+            if value.dtype.kind not in "fV":
+                raise TypeError(
+                    f"gradients are of real numbers, but the result would be {value.dtype}: "
+                    "take the .detach() of what requires a gradient"
+                )
     return result
 
 

@@ -26,14 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import cast_like, contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import Array, cast_like, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
@@ -43,25 +42,17 @@ from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
 Moments = tuple[Any, Any]
+NAMES = (
+    "expand_weight", "expand_bias", "expand_norm_weight", "expand_norm_bias",
+    "reduce_weight", "reduce_bias", "norm_weight", "norm_bias", "span_weight", "span_bias",
+    "project_weight", "project_bias", "project_norm_weight", "project_norm_bias",
+)  # fmt: skip
+"""The parameters of a block, in order."""
 
 
 def involution_block(
-    x: Any,
-    expand_weight: Any,
-    expand_bias: Any,
-    expand_norm_weight: Any,
-    expand_norm_bias: Any,
-    reduce_weight: Any,
-    reduce_bias: Any,
-    norm_weight: Any,
-    norm_bias: Any,
-    span_weight: Any,
-    span_bias: Any,
-    project_weight: Any,
-    project_bias: Any,
-    project_norm_weight: Any,
-    project_norm_bias: Any,
-    *,
+    x: Array,
+    *parameters: Array,
     kernel_size: IntOrPair,
     dilation: IntOrPair = 1,
     eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
@@ -76,11 +67,10 @@ def involution_block(
     Parameters
     ----------
     x : array (N, C, H, W), float
-    expand_weight, reduce_weight, span_weight, project_weight : arrays (out, in, 1, 1)
-        C to D, D to F, F to G*Kh*Kw, D to C channels; G divides D.
-    expand_bias, reduce_bias, span_bias, project_bias : arrays (out,)
-    expand_norm_weight, norm_weight, project_norm_weight, and the three biases : arrays (out,)
-        Of the norms after expand, reduce and project.
+    *parameters : 14 arrays
+        Of expand, its norm, reduce, its norm, span, project and its norm: weight and bias each.
+        Weights of the convolutions are (out, in, 1, 1): C to D, D to F, F to G*Kh*Kw, D to C
+        channels, where G divides D; all others (out,).
     kernel_size, dilation : int or pair
         Of the involution, whose padding keeps the size.
     eps : three floats
@@ -105,35 +95,16 @@ def involution_block(
     Examples
     --------
     >>> import numpy as np
-    >>> def normal(*shape, rng=np.random.default_rng(0)):
-    ...     return rng.standard_normal(shape)
-    >>> x, expand, reduce, span, project = (
-    ...     normal(2, 3, 4, 5),
-    ...     normal(8, 3, 1, 1),
-    ...     normal(2, 8, 1, 1),
-    ...     normal(18, 2, 1, 1),
-    ...     normal(3, 8, 1, 1),
-    ... )
-    >>> y, vjps = involution_block(
-    ...     x,
-    ...     expand,
-    ...     *normal(3, 8),
-    ...     reduce,
-    ...     *normal(3, 2),
-    ...     span,
-    ...     normal(18),
-    ...     project,
-    ...     *normal(3, 3),
-    ...     kernel_size=3,
-    ... )
+    >>> rng = np.random.default_rng(0)
+    >>> expand, reduce, span, project = (8, 3, 1, 1), (2, 8, 1, 1), (18, 2, 1, 1), (3, 8, 1, 1)
+    >>> shapes = [expand, *[(8,)] * 3, reduce, *[(2,)] * 3, span, (18,), project, *[(3,)] * 3]
+    >>> parameters = (rng.standard_normal(shape) for shape in shapes)
+    >>> y, vjps = involution_block(rng.standard_normal((2, 3, 4, 5)), *parameters, kernel_size=3)
     >>> y.shape, len(vjps)
     ((2, 3, 4, 5), 15)
     """
-    parameters = (
-        expand_weight, expand_bias, expand_norm_weight, expand_norm_bias, reduce_weight,
-        reduce_bias, norm_weight, norm_bias, span_weight, span_bias, project_weight, project_bias,
-        project_norm_weight, project_norm_bias,
-    )  # fmt: skip
+    if len(parameters) != len(NAMES):
+        raise TypeError(f"a block has {len(NAMES)} parameters, got {len(parameters)}")
     size = pair("kernel_size", kernel_size, 1)
     block = _Block(x, parameters, size, dilation, eps, moments, relu, None if moments else comm)
     value = block.forward(recompute)
@@ -163,7 +134,7 @@ class _Block:
         self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
         given = None if moments is None else tuple(m.shape for m in chain(*moments))
         shapes = tuple(p.shape for p in parameters)
-        self.groups = block_groups(x.shape, _PARAMETERS, shapes, given, size)
+        self.groups = block_groups(x.shape, NAMES, shapes, given, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
         self.parameters = parameters
@@ -391,5 +362,3 @@ def flat(z: Any) -> Any:
     """(N, C, H, W) as (N, C, P)."""
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
 
-
-_PARAMETERS = tuple(signature(involution_block).parameters)[1:15]

@@ -27,9 +27,9 @@ class Call:
     def __init__(self, op: str, x: Array, *others: Array | None) -> None:
         self.like, self.backend = x, backends.of(op, x)
         self.dtype, self.work = working_dtypes(x, *others)
-        self.inputs: list[Any] = [
-            None if array is None else contiguous(array, self.work) for array in (x, *others)
-        ]
+        self.inputs: list[Any] = [contiguous(x, self.work)]
+        for array in others:
+            self.inputs.append(None if array is None else contiguous(array, self.work))
 
     def run(
         self,
@@ -43,14 +43,20 @@ class Call:
 
         Then there is nothing to sum, and no backend needs to know empty arrays.
         """
+        made = []  # loops, since comprehensions are calls
         with on_device(self.like):
-            made = [empty(r, self.work, self.like) if type(r) is tuple else r for r in results]
-            if all(array is None or array.size for array in (*inputs, *made)):
-                getattr(self.backend, name)(*inputs, *options, *made)
+            for result in results:
+                new = type(result) is tuple
+                made.append(empty(result, self.work, self.like) if new else result)
+            for array in (*inputs, *made):
+                if array is not None and not array.size:
+                    break
             else:
-                for result in made:
-                    if result is not None and result.dtype == self.work:
-                        result[...] = fill
+                getattr(self.backend, name)(*inputs, *options, *made)
+                return made
+            for result in made:
+                if result is not None and result.dtype == self.work:
+                    result[...] = fill
         return made
 
     def value(
@@ -73,10 +79,10 @@ class Call:
         shapes = [None if array is None else array.shape for array in like]
         made = self.run(name, (contiguous(grad, self.work), *inputs), options, *shapes)
         with on_device(self.like):
-            return [
-                result if array is None else cast_like(result, array)
-                for result, array in zip(made, like, strict=True)
-            ]
+            for i, array in enumerate(like):
+                if array is not None:
+                    made[i] = cast_like(made[i], array)
+        return made
 
 
 def given(**arrays: Array | None) -> dict[str, Array]:
