@@ -361,4 +361,3 @@ class _Block:
 def flat(z: Any) -> Any:
     """(N, C, H, W) as (N, C, P)."""
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])
-

@@ -140,7 +140,8 @@ def _multiply(
         tiles.Forward(
             _view(x, taps, positions, steps), blocks, len(blocks), matrix, out,
             multiply(MR, NR, ZERO, STORE, V, bits), multiply(MR, NR, ZERO, ADD, V, bits), groups,
-            rows, terms, height * width, first[0] * width + first[1], out_steps[0] * width, out_steps[1],
+            rows, terms, height * width, first[0] * width + first[1], out_steps[0] * width,
+            out_steps[1],
             number, chunk, shares,
         ),
     )  # fmt: skip
