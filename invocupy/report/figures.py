@@ -45,7 +45,6 @@ _STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "invocupy",  # the same file every time
     "text.parse_math": False,  # names may have dollars
-    "text.usetex": False,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 _MARK = "invocupy"  # in the metadata of each picture; only files that have it are removed
@@ -67,23 +66,10 @@ class Picture(NamedTuple):
 def draw(found: Findings, folder: AnyPath) -> list[Path]:
     """Write curves, confusion matrix, worst mistakes and kernel heat maps as PNG files.
 
-    Parameters
-    ----------
-    found : Findings
-    folder
-        Where ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for
-        each image that was mapped) go. Pictures of an earlier call are replaced, or removed if
-        there is nothing to show in their place.
-
-    Returns
-    -------
-    list of Path
-        The files, in the order above. Without mistakes or involutions their files are left out.
-
-    Raises
-    ------
-    invocupy.extras.MissingExtra
-        Without matplotlib.
+    They are ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for each
+    image that was mapped) in ``folder``, and the paths of those that there are in ``found`` are
+    returned in this order. Pictures of an earlier call are replaced, or removed if there is nothing
+    to show in their place. Without matplotlib it is an :class:`invocupy.extras.MissingExtra`.
 
     Examples
     --------
@@ -111,15 +97,8 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
 def load_matplotlib() -> ModuleType:
     """Import matplotlib, also if MPLBACKEND names a notebook's backend that is not installed here.
 
-    Returns
-    -------
-    module
-        No backend is used here. One that exists is set as matplotlib itself does it.
-
-    Raises
-    ------
-    invocupy.extras.MissingExtra
-        Without matplotlib.
+    No backend is used here. One that exists is set as matplotlib itself does it. Without matplotlib
+    it is an :class:`invocupy.extras.MissingExtra`.
 
     Examples
     --------
@@ -143,8 +122,11 @@ def load_matplotlib() -> ModuleType:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """In this style, and quiet about letters that the font lacks."""
-    with load_matplotlib().rc_context(_STYLE), warnings.catch_warnings():
+    """In this style, whatever the user's is, and quiet about letters that the font lacks."""
+    load_matplotlib()
+    from matplotlib import style
+
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
 

@@ -207,17 +207,12 @@ def heat_maps(
 
     Parameters
     ----------
-    model : Module
-    images : uint8 array (n, C, H, W)
+    model, images
+        A network, and what it sees: uint8 (n, C, H, W).
     names
         Of involution layers, as ``model.named_modules()`` has them.
     mean, std
         As in :class:`invocupy.data.Batches`.
-
-    Returns
-    -------
-    list of HeatMap
-        In the order of ``names``.
 
     Examples
     --------

@@ -21,13 +21,9 @@ _COLOURS = {BLUE: "blue", INK: "ink", LINE: "line", ORANGE: "orange", SOFT: "sof
 
 
 def write_page(found: Findings, path: AnyPath) -> None:
-    """Write the page of a run; an older file of that name is replaced at once.
+    """Write the page of a run, ``found`` by :func:`invocupy.report.gather`, to ``path``.
 
-    Parameters
-    ----------
-    found : Findings
-        From :func:`invocupy.report.gather`.
-    path
+    An older file of that name is replaced at once.
 
     Raises
     ------

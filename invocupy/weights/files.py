@@ -161,15 +161,14 @@ def _npz(path: Path) -> dict[str, Array]:
             raise WeightsError(f"unpacked it would be larger than {limit >> 20} MiB")
         if any(info.compress_type not in _NUMPYS for info in members):
             raise WeightsError("its members are packed in a way that NumPy does not use")
-        # no more of a member is unpacked than it states
-        return {
-            info.filename.removesuffix(".npy"): _npy(info.filename, archive.read(info))
-            for info in members
-        }
+        return {info.filename.removesuffix(".npy"): _npy(archive, info) for info in members}
 
 
-def _npy(name: str, content: bytes) -> Array:
+def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
     """An array whose header is read by NumPy, which would make room for what it states at once."""
+    name, content = info.filename, archive.read(info)  # which unpacks no more than is stated
+    if len(content) < info.file_size:
+        raise EOFError(f"{name} is cut short")
     file = BytesIO(content)
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:

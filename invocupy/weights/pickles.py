@@ -120,8 +120,7 @@ class _Machine:
         """Take so many values off the stack, or all down to a mark with it; the top comes last."""
         if count is not None:
             return [self.pop() for _ in range(count)][::-1]
-        items = iter(self.stack.pop, _MARK)
-        return [*items][::-1]
+        return [*iter(self.stack.pop, _MARK)][::-1]
 
     def step(self, name: str, argument: Any) -> None:
         """One instruction."""

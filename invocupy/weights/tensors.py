@@ -27,6 +27,9 @@ _STORAGES = {
     "ComplexDouble": "c16", "QInt8": "i1", "QUInt8": "u1", "QInt32": "i4",
 }  # fmt: skip
 _BFLOAT16 = np.dtype("u2")  # PyTorch has no storage of unsigned 16-bit integers
+_SAME = (
+    "parameter", "parameter_with_state", "device_tensor_from_numpy", "device_tensor_from_cpu_tensor"
+)  # fmt: skip
 _UNREAD = {
     "qtensor": "quantized integers", "sparse_tensor": "sparse layout",
     "nested_tensor": "nested layout", "meta_tensor_no_storage": "no data (device meta)",
@@ -234,10 +237,7 @@ def table() -> Table:
         "tensor": _rebuild_tensor,
         "tensor_v2": _rebuild_tensor,
         "tensor_v3": _rebuild_of_dtype,
-        "parameter": _same,
-        "parameter_with_state": _same,
-        "device_tensor_from_numpy": _same,
-        "device_tensor_from_cpu_tensor": _same,
+        **dict.fromkeys(_SAME, _same),
         **{name: _unread(what) for name, what in _UNREAD.items()},
     }
     for core in "numpy.core", "numpy._core":

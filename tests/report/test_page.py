@@ -20,7 +20,7 @@ from invocupy.report import Findings, draw, write_page
 from invocupy.report.page import render
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra plots")
-pytest.importorskip("matplotlib", reason="needs the extra plots")
+matplotlib = pytest.importorskip("matplotlib", reason="needs the extra plots")
 
 
 class Checked(HTMLParser):
@@ -83,8 +83,12 @@ def test_the_page_is_whole_and_needs_nothing(found: Findings) -> None:
         assert part in words
 
 
-def test_the_page_is_the_same_every_time(found: Findings) -> None:
-    assert render(found) == render(found)
+def test_the_page_is_the_same_every_time_and_for_every_user(found: Findings) -> None:
+    page = render(found)
+    theirs = {"text.usetex": True, "font.size": 30, "svg.image_inline": False}
+    with matplotlib.rc_context(theirs):
+        assert render(found) == page
+        assert {name: matplotlib.rcParams[name] for name in theirs} == theirs
 
 
 def test_pictures_have_the_colours_of_the_page_in_light_and_dark(found: Findings) -> None:
