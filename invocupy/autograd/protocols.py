@@ -44,6 +44,11 @@ def _both(ufunc: Any) -> tuple[Any, Any]:
     return lambda self, other: ufunc(self, other), lambda self, other: ufunc(other, self)
 
 
+def _compared(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """The comparison of the arrays, which has no gradient."""
+    return lambda self, other: compare(*_arrays(self, other))
+
+
 class Protocols(Methods):
     """The base of Tensor, which has the attributes below."""
 
@@ -68,24 +73,9 @@ class Protocols(Methods):
             return FUNCTIONS[function](*inputs, **options)
         return _on_values(function, function in _WRITING, function, inputs, options)
 
-    def __eq__(self, other: object) -> Any:
-        return operator.eq(*_arrays(self, other))
-
-    def __ne__(self, other: object) -> Any:
-        return operator.ne(*_arrays(self, other))
-
-    def __lt__(self, other: Any) -> Any:
-        return operator.lt(*_arrays(self, other))
-
-    def __le__(self, other: Any) -> Any:
-        return operator.le(*_arrays(self, other))
-
-    def __gt__(self, other: Any) -> Any:
-        return operator.gt(*_arrays(self, other))
-
-    def __ge__(self, other: Any) -> Any:
-        return operator.ge(*_arrays(self, other))
-
+    __eq__, __ne__ = _compared(operator.eq), _compared(operator.ne)
+    __lt__, __le__ = _compared(operator.lt), _compared(operator.le)
+    __gt__, __ge__ = _compared(operator.gt), _compared(operator.ge)
     __floordiv__, __rfloordiv__ = _both(np.floor_divide)
     __mod__, __rmod__ = _both(np.remainder)
     __divmod__, __rdivmod__ = _both(np.divmod)

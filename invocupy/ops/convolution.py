@@ -8,7 +8,7 @@ import numpy as np
 
 from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device, wide
 from invocupy.geometry import IntOrPair, Padding, integer, padding_pair, pair
-from invocupy.ops.call import Call, given, working_dtypes
+from invocupy.ops.call import Call, given
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.elementwise import unbroadcast
 from invocupy.ops.memo import each
@@ -74,8 +74,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
             f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
         )
     _check_bias(bias, weight)
-    value = _product(weight, x.T, bias).T
-    dtype, _ = working_dtypes(x, weight, bias)
+    call = Call("pointwise", x.T, weight, bias)
+    value = _multiplied(call).T
 
     def grad_x(grad: Array) -> Array:
         with on_device(x):
@@ -89,7 +89,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
         with on_device(x):
             return cast_like(total(grad, 0), bias)
 
-    return contiguous(value, dtype), (grad_x, grad_weight, grad_bias)
+    return contiguous(value, call.dtype), (grad_x, grad_weight, grad_bias)
 
 
 def _over_rows(grad: Array, x: Array) -> Any:
@@ -102,17 +102,19 @@ def _over_rows(grad: Array, x: Array) -> Any:
     return result
 
 
-def _product(a: Array, b: Array, offset: Array | None = None) -> Any:
-    """``a @ b + offset[:, None]``, in the dtype that it is computed in.
+def _product(a: Array, b: Array) -> Any:
+    return _multiplied(Call("pointwise", b, a, None))
+
+
+def _multiplied(call: Call) -> Any:
+    """``a @ b + bias[:, None]`` of inputs (b, a, bias), in the dtype that it is computed in.
 
     b is one image, and a the weights, of a 1x1 convolution. Not BLAS, on the CPU: its threads and
     ours would wait for each other's cores.
     """
-    call = Call("pointwise", b, a, offset)
-    image, matrix, bias = call.inputs
-    shape = (1, len(a), b.shape[1])
+    b, a, bias = call.inputs
     fill = 0 if bias is None else bias[:, None]
-    return call.run("forward", (image[None], matrix, bias), (), shape, fill=fill)[0][0]
+    return call.run("forward", (b[None], a, bias), (), (1, len(a), b.shape[1]), fill=fill)[0][0]
 
 
 def _check_bias(bias: Array | None, weight: Array) -> None:
