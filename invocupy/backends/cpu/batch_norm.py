@@ -8,9 +8,10 @@ sizes alone: each segment of a plane by itself, segments and images then added b
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,21 +28,11 @@ _SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a 
 _TASK = 1 << 15  # elements a thread takes at least: two that walk side by side slow each other down
 
 
-class Call(NamedTuple):
-    """Sizes and arrays of a pass, which has some of them; ``a``, ``b`` and ``c`` are (C,)."""
-
-    channels: int
-    pixels: int
-    segments: int  # of all planes
-    each: int  # of a task
-    x: Array
-    result: Array
-    a: Array | None = None
-    b: Array | None = None
-    residual: Array | None = None  # or its gradient
-    grad: Array | None = None
-    out: Array | None = None  # of the forward pass
-    c: Array | None = None
+# sizes, and arrays of a pass, which has some of them: ``a``, ``b`` and ``c`` are (C,), ``out`` is
+# that of the forward pass, ``residual`` may be its gradient
+Call = namedtuple(
+    "Call", "channels pixels segments each x result a b residual grad out c", defaults=[None] * 6
+)
 
 
 def moments(x: Array, mean: Array, var: Array) -> None:

@@ -9,8 +9,9 @@ columns first, so that they need no such thing.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,26 +24,13 @@ from invocupy.backends.windows import Pair
 Window = tuple[Pair, Pair, Pair]
 
 
-class Call(NamedTuple):
-    """A task is a plane: of x and of the windows' results, or of the gradients of both."""
-
-    x: Array
-    out: Array
-    more: Array  # winners, or the scale
-    table: Array  # LOW, HIGH, FIRST and SORTED of each column of a window
-    height: int
-    width: int
-    rows: int
-    columns: int
-    down: int
-    across: int
-    row_step: int
-    step: int
-    top: int
-
-
-# from which to before which window this column of it lies in x, and where the first window has it
-# in a row of x as it is, and sorted
+# a task is a plane: of x and of the windows' results, or of the gradients of both; ``more`` is the
+# winners or the scale
+Call = namedtuple(
+    "Call", "x out more table height width rows columns down across row_step step top"
+)
+# in the table, of each column of a window: from which to before which window it lies in x, and
+# where the first window has it in a row of x as it is, and sorted
 LOW, HIGH, FIRST, SORTED, FIELDS = range(5)
 
 
