@@ -31,7 +31,9 @@ _TASK = 1 << 15  # elements a thread takes at least: two that walk side by side 
 # sizes, and arrays of a pass, which has some of them: ``a``, ``b`` and ``c`` are (C,), ``out`` is
 # that of the forward pass, ``residual`` may be its gradient
 Call = namedtuple(
-    "Call", "channels pixels segments each x result a b residual grad out c", defaults=[None] * 6
+    "Call",
+    "channels pixels segments each x result a b residual grad out c",
+    defaults=(None, None, None, None, None, None),
 )
 
 
