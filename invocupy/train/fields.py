@@ -1,4 +1,7 @@
-"""A setting declared once: its default, rule and help make its checks, its flag and its docs."""
+"""A setting declared once: its default, rule and help make its checks, its flag and its docs.
+
+A new setting is one field of ``Config``; then ``python docs/write_settings.py`` updates the page.
+"""
 
 from __future__ import annotations
 
