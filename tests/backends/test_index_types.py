@@ -47,17 +47,17 @@ from numpy.lib.stride_tricks import as_strided
 from invocupy import backends, ops
 from invocupy.backends import memory
 kinds = []
-from invocupy.ops import pooling
+from invocupy.ops import call, pooling
 def empty(shape, dtype, like):
     kinds.append(np.dtype(dtype))
     return memory.empty(shape, dtype, like)
-pooling.empty = empty
-pooling.contiguous = lambda x, dtype: x
+pooling.empty = empty  # which makes the winners
+call.contiguous = lambda x, dtype: x
 for height, width in ((1 << 15, (1 << 16) - 1), (1 << 15, 1 << 16), (1 << 20, 1 << 20)):
     x = as_strided(np.zeros(1, np.float32), (1, 1, height, width), (0, 0, 0, 0))
     with backends.dry_run():
         ops.max_pool2d(x, 1 << 13)
-assert [kind.name for kind in kinds[1::2]] == ["int32", "int64", "int64"], kinds
+assert [kind.name for kind in kinds] == ["int32", "int64", "int64"], kinds
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
