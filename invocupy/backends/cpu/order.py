@@ -58,11 +58,20 @@ def packed(
     is an axis, a number and a larger one: every so many channels are filled up to more with zeros.
     A last block is filled up with its last row.
     """
-    order, shape = _order(*weight.shape[:2], bias is not None, groups, transposed, filled)
-    out: Array = empty(shape, weight.dtype, weight)
-    call = _Packing(order, weight, bias, 0, 0, 0, 0, 0, 0, out)
-    launch(_pack(8 * weight.itemsize), groups, 0, 0, call)
+    call = packing(weight, bias, groups, transposed, filled)
+    launch(packer(8 * weight.itemsize), groups, 0, 0, call)
+    out: Array = call.out
     return out
+
+
+def packing(
+    weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False,
+    filled: tuple[int, int, int] | None = None,
+) -> _Packing:  # fmt: skip
+    """What :func:`packer` takes for :func:`packed`: for bodies that pack by themselves."""
+    order, shape = _order(*weight.shape[:2], bias is not None, groups, transposed, filled)
+    out = empty(shape, weight.dtype, weight)
+    return _Packing(order, weight, bias, 0, 0, 0, 0, 0, 0, out)
 
 
 def packed_with_norm(
@@ -76,7 +85,7 @@ def packed_with_norm(
     order, shape = _order(*weight.shape[:2], constants is None, groups, False, filled)
     out: Array = empty(shape, weight.dtype, weight)
     call = _Packing(order, weight, bias, *norm, constants, out)
-    launch(_pack(8 * weight.itemsize), groups, 0, 0, call)
+    launch(packer(8 * weight.itemsize), groups, 0, 0, call)
     return out
 
 
@@ -103,7 +112,7 @@ def _order(
 
 
 @cache
-def _pack(bits: int) -> Any:
+def packer(bits: int) -> Any:
     @jit
     def folded(c, channel):
         """What the weights of a channel are multiplied by, and what stands for its bias."""

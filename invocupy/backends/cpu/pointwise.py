@@ -22,8 +22,8 @@ from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.contract import ADD, MR, NR, STORE, ZERO, multiply
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import transpose
-from invocupy.backends.cpu.order import packed
-from invocupy.backends.cpu.pool import launch
+from invocupy.backends.cpu.order import packer, packing
+from invocupy.backends.cpu.pool import GRAIN, launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
@@ -32,7 +32,9 @@ _POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, 
 _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
-_Forward = namedtuple("_Forward", "x weight out tile part channels terms rows pixels chunk shares")
+_Forward = namedtuple(
+    "_Forward", "x weight out tile part channels terms rows pixels chunk shares alone"
+)
 _GradWeight = namedtuple(
     "_GradWeight",
     "left right sums transpose several one left_channels rows right_channels columns pixels "
@@ -42,31 +44,33 @@ _GradWeight = namedtuple(
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """``out[n] = weight @ x[n] + bias``."""
-    _multiply(packed(weight, bias), x, out)
+    _multiply(packing(weight, bias), x, out)
 
 
 def grad_x(grad: Array, weight: Array, out: Array) -> None:
     """``out[n] = weight.T @ grad[n]``."""
-    _multiply(packed(weight, transposed=True), grad, out)
+    _multiply(packing(weight, transposed=True), grad, out)
 
 
-def _multiply(order: Array, x: Array, out: Array) -> None:
+def _multiply(weights: Any, x: Array, out: Array) -> None:
     batch, channels, pixels = x.shape
-    blocks, terms, _ = order.shape
+    blocks, terms, _ = weights.out.shape
     V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     tile = NR * V
     chunk = min(max(_CACHE // (terms * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
     shares = min(blocks, -(-_TASKS // chunks))
-    launch(
-        _forward(bits), chunks * shares, x.size * out.shape[1] // 16,
-        terms * (chunk * x.itemsize + 64) + VECTOR_BYTES,
-        _Forward(
-            x, order, out, *_code(STORE, bits), channels, terms, out.shape[1], pixels, chunk,
-            shares,
-        ),
+    work = x.size * out.shape[1] // 16
+    alone = work < GRAIN  # one thread packs the weights as well, since a launch takes time
+    if not alone:
+        launch(packer(bits), 1, 0, 0, weights)
+    call = _Forward(
+        x, weights.out, out, *_code(STORE, bits), channels, terms, out.shape[1], pixels, chunk,
+        shares, alone,
     )  # fmt: skip
+    scratch = terms * (chunk * x.itemsize + 64) + VECTOR_BYTES
+    launch(_forward(bits), chunks * shares, work, scratch, call + weights)
 
 
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
@@ -122,11 +126,13 @@ def _code(end: int, bits: int) -> list[int]:
 def _forward(bits: int) -> Any:
     size = bits // 8
     V = VECTOR_BYTES // size
-    tile = NR * V
+    tile, pack, packing = NR * V, packer(bits), 8 * len(_Forward._fields)
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
+        if c.alone and turn == 0:
+            pack(0, 0, scratch, words + packing)
         pixels, plane, block = c.pixels, c.chunk * size + 64, c.terms * MR * size
         if c.terms > c.channels and turn == 0:
             ones = pointer(scratch + c.channels * plane, bits)
