@@ -116,8 +116,7 @@ def _blocks(
     budget = (_BLOCK_ON_GPU if is_cupy(out) else _BLOCK) // row
     rows = max(min(budget, height), 1)
     images, groups = max(budget // rows, 1), padded.shape[1] // c
-    starts = product(range(groups), range(0, n, images), range(0, height, rows))
-    for group, b, i in starts:
+    for group, b, i in product(range(groups), range(0, n, images), range(0, height, rows)):
         channels = slice(group * (o // groups), (group + 1) * (o // groups))
         some = out[b : b + images, channels, i : i + rows]
         look = padded[b : b + images, group * c : (group + 1) * c, i * window[0][0] :]
