@@ -122,7 +122,9 @@ def bounded(function: Kernel) -> Kernel:
             image, taps, result = (arguments[place].shape for place in (x, weight, out))
             near = _near_window(image, taps, result, arguments[count])
         else:
-            near = near_of(arguments[count], same)
+            g = arguments[count]
+            never = g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1
+            near = None if never else near_of(g, same)
         if near is None:
             function(*arguments)
             return
@@ -171,8 +173,6 @@ def near_of(g: Geometry, same: bool = False) -> Near | None:
 
     With ``same`` the window keeps the size as before, for functions that see no image.
     """
-    if g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1:
-        return None
     size = g.kernel_h, g.kernel_w
     if _is_near(size, (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w)):
         return None
