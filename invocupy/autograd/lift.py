@@ -13,8 +13,7 @@ from invocupy.autograd.tensor import run
 from invocupy.ops import OPS
 from invocupy.ops.declaration import Result
 
-_Parameter = inspect.Parameter
-_POSITIONAL = _Parameter.POSITIONAL_OR_KEYWORD
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def lift(op: Callable[..., Result]) -> Callable[..., Any]:
@@ -35,7 +34,7 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
     (array([2., 2.]), Tensor(array([2.])))
     """
     first, *others = inspect.signature(op).parameters.values()
-    several = first.kind is _Parameter.VAR_POSITIONAL
+    several = first.kind is inspect.Parameter.VAR_POSITIONAL
     if several:
         first = first.replace(kind=_POSITIONAL, annotation="Sequence[Array]")
         others = [other.replace(kind=_POSITIONAL) for other in others]
@@ -61,9 +60,8 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
         return run(op, arguments[0] if several else arguments, options)
 
     function.__module__ = "invocupy.functional"
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        parameters, return_annotation="Array"
-    )
+    signature = inspect.Signature(parameters, return_annotation="Array")
+    function.__signature__ = signature  # type: ignore[attr-defined]
     del function.__wrapped__, function.__annotations__
     return function
 
@@ -77,9 +75,8 @@ def _refuse(function: Callable[..., Any], arguments: Any, options: dict[str, Any
 
 
 def _is_operand(parameter: inspect.Parameter) -> bool:
-    return parameter.kind is _POSITIONAL and str(parameter.annotation).startswith(
-        ("Array", "Sequence[Array]")
-    )
+    array = str(parameter.annotation).startswith(("Array", "Sequence[Array]"))
+    return array and parameter.kind is _POSITIONAL
 
 
 def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,7 +26,6 @@ _WRITING = {np.copyto, np.put, np.place, np.putmask, np.put_along_axis}
 # What options are called here, by their names in NumPy.
 _OPTIONS = {name: name for name in ("axis", "keepdims", "shape", "axes", "min", "max")}
 _OPTIONS |= {"a_min": "min", "a_max": "max"}
-_THREE = {np.clip, np.where}  # of whose arguments the first three are known here, not two
 
 
 class _Ufuncs:
@@ -64,10 +63,9 @@ class Protocols(Methods):
         return np.array(arrays.to_device(self.data, "cpu"), dtype=dtype, copy=copy)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
-        known = 1 <= len(inputs) <= (3 if function in _THREE else 2)
+        known = 1 <= len(inputs) <= (3 if function is np.clip else 2)
         if function is np.where:
-            known = len(inputs) == 3
-            inputs = _condition(inputs[0]), *inputs[1:]
+            known, inputs = len(inputs) == 3, (_condition(inputs[0]), *inputs[1:])
         if function in FUNCTIONS and known and options.keys() <= _OPTIONS.keys():
             options = {_OPTIONS[name]: value for name, value in options.items()}
             return FUNCTIONS[function](*inputs, **options)

@@ -234,13 +234,11 @@ class Tensor(Protocols):
         return f"Tensor({self.data!r}{', requires_grad=True' if self.requires_grad else ''})"
 
     def __getitem__(self, index: Any) -> Tensor:
-        result: Tensor = apply(getitem, self, index=_plain_index(index, self.data))
-        return result
+        return apply(getitem, self, index=_plain_index(index, self.data))  # type: ignore[no-any-return]
 
     def reshape(self, *shape: Sizes) -> Tensor:
         """The same elements in another shape, given as integers or one tuple."""
-        result: Tensor = apply(reshape, self, shape=_flat(shape))
-        return result
+        return apply(reshape, self, shape=_flat(shape))  # type: ignore[no-any-return]
 
     def flatten(self, start: int = 0) -> Tensor:
         """All axes from ``start`` on joined into one."""
@@ -249,8 +247,7 @@ class Tensor(Protocols):
 
     def transpose(self, *axes: Sizes) -> Tensor:
         """The axes in another order (reversed by default), given as integers or one tuple."""
-        result: Tensor = apply(transpose, self, axes=_flat(axes) or None)
-        return result
+        return apply(transpose, self, axes=_flat(axes) or None)  # type: ignore[no-any-return]
 
 
 def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:

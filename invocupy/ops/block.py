@@ -112,7 +112,7 @@ def involution_block(
         observe(block.moments, block.count)
     operands, gradients = (x, *parameters), each(block.backward)
 
-    def gradient(i: int, grad: Any) -> Any:
+    def gradient(i: int, grad: Array) -> Any:
         return cast_like(gradients(grad, i).reshape(operands[i].shape), operands[i])
 
     return cast_like(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
@@ -122,7 +122,7 @@ class _Block:
     """The steps of one call, and what they hand on to the gradients. A norm's sums are float64."""
 
     def __init__(
-        self, x: Any, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
+        self, x: Array, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
         eps: tuple[float, float, float], moments: tuple[Moments, Moments, Moments] | None,
         relu: bool, comm: Comm | None,
     ) -> None:  # fmt: skip
@@ -202,17 +202,17 @@ class _Block:
             )
             return w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
 
-    def fold(self, w1: Any, b1: Any, moments: Moments) -> None:
+    def fold(self, w1: Array, b1: Array, moments: Moments) -> None:
         """The first norm into expand."""
         self.norm1 = norm = self.norm(0, moments)
         self.first = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
 
-    def backward(self, grad: Any) -> list[Any]:
+    def backward(self, grad: Array) -> list[Any]:
         """The gradients of x and of all parameters, in the order of the arguments."""
         with on_device(self.x):
             return self.backward_here(contiguous(grad, self.work))
 
-    def backward_here(self, grad: Any) -> list[Any]:
+    def backward_here(self, grad: Array) -> list[Any]:
         """Backwards through the steps of :meth:`forward`."""
         if self.given is not None:  # nothing has been made yet
             self.expand = self.prepare()
@@ -273,14 +273,14 @@ class _Block:
         weight, bias = self.norms[number]
         return FoldedNorm.of(weight, bias, moments, self.eps[number], self.given is None)
 
-    def measure(self, z: Any) -> Moments:
+    def measure(self, z: Array) -> Moments:
         """Mean and variance of each channel in the batch."""
         mean, var = self.moments_here(z)
         if self.comm is not None:
             self.count, mean, var = merge(self.comm, self.here, mean, var)
         return mean.astype(self.work), var.astype(self.work)
 
-    def moments_here(self, z: Any) -> Moments:
+    def moments_here(self, z: Array) -> Moments:
         """Mean and variance of each channel in this rank's share."""
         mean, var = self.xp.zeros((2, z.shape[1]), self.exact)
         self.backend("batch_norm").moments(z, mean, var)
@@ -296,7 +296,7 @@ class _Block:
         )
         return out
 
-    def perceive(self, x: Any) -> tuple[Any, Any]:
+    def perceive(self, x: Array) -> tuple[Any, Any]:
         """What reduce and project, by group, see of the hidden layer."""
         results = self.new(len(self.reduce[0])), self.new(self.groups * self.shape[1])
         self.backend("perceptron").forward(
@@ -308,7 +308,7 @@ class _Block:
         (first, offset), (dense, bias) = self.first, self.reduce
         return Perceptron(first, offset, dense, bias, self.project[0])
 
-    def involve(self, reduced: Any, shares: Any) -> Any:
+    def involve(self, reduced: Array, shares: Array) -> Any:
         """The involution of the shares, added up: what project would have given."""
         out = self.new(self.shape[1])
         self.backend("involution_sum").forward(
@@ -317,7 +317,7 @@ class _Block:
         )  # fmt: skip
         return out
 
-    def perceive_back(self, grad: Any, grad_shares: Any, x: Any) -> tuple[Any, ...]:
+    def perceive_back(self, grad: Array, grad_shares: Array, x: Array) -> tuple[Any, ...]:
         """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
         grad_x = self.new(self.shape[1])
         weights = self.weights()
@@ -334,14 +334,16 @@ class _Block:
         self.backend("batch_norm").forward(self.projected, scale, shift, None, self.relu, out)
         return out
 
-    def product(self, weight: Any, z: Any, bias: Any = None) -> Any:
+    def product(self, weight: Array, z: Array, bias: Array | None = None) -> Any:
         """The 1x1 convolution of z (N, C, ...)."""
         out = self.new(len(weight))
         weight = contiguous(weight, self.work)
         self.backend("pointwise").forward(flat(z), weight, bias, flat(out))
         return out
 
-    def norm_back(self, norm: FoldedNorm, grad: Any, z: Any, out: Any) -> tuple[Any, Any, Any]:
+    def norm_back(
+        self, norm: FoldedNorm, grad: Array, z: Array, out: Array | None
+    ) -> tuple[Any, Any, Any]:
         """Gradients of z, and of the norm's weight and bias; ``out`` None if no ReLU follows."""
         backend, result = self.backend("batch_norm"), self.new(z.shape[1])
         sums = self.xp.zeros((2, z.shape[1]), self.exact)
@@ -351,13 +353,13 @@ class _Block:
         backend.grad_x(grad, z, out, a, b, c, result, None)
         return result, total_x * norm.inverse, total
 
-    def coefficients(self, norm: FoldedNorm, total: Any, total_x: Any) -> tuple[Any, Any, Any]:
+    def coefficients(self, norm: FoldedNorm, total: Array, total_x: Array) -> tuple[Any, Any, Any]:
         """``norm.back`` for the sums of the batch, of which the given ones are a share."""
         if self.comm is not None:
             total, total_x = allreduce_sum(self.comm, total, total_x)
         return norm.back(total, total_x, self.count)
 
 
-def flat(z: Any) -> Any:
+def flat(z: Array) -> Any:
     """(N, C, H, W) as (N, C, P)."""
     return z.reshape(*z.shape[:2], z.shape[2] * z.shape[3])

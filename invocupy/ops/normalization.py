@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import cast_like, check, contiguous, is_cupy, namespace, on_device
+from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.reference import batch_norm as reference
 from invocupy.geometry import number
@@ -19,7 +19,7 @@ from invocupy.ops.ranks import Comm, allreduce_sum, merge
 class FoldedNorm(NamedTuple):
     """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
 
-    mean: Any
+    mean: Array
     inverse: Any  # 1 / standard deviation
     scale: Any
     shift: Any
@@ -27,7 +27,7 @@ class FoldedNorm(NamedTuple):
 
     @classmethod
     def of(
-        cls, weight: Any, bias: Any, moments: tuple[Any, Any], eps: float, batch: bool
+        cls, weight: Array, bias: Array, moments: tuple[Any, Any], eps: float, batch: bool
     ) -> FoldedNorm:
         """From the parameters and (mean, variance)."""
         mean, var = moments
@@ -35,7 +35,7 @@ class FoldedNorm(NamedTuple):
         scale = weight * inverse
         return cls(mean, inverse, scale, bias - mean * scale, batch)
 
-    def back(self, total: Any, total_x: Any, count: Any) -> tuple[Any, Any, Any]:
+    def back(self, total: Array, total_x: Array, count: Any) -> tuple[Any, Any, Any]:
         """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
         if not self.batch:
             return self.scale, 0 * total, 0 * total
@@ -44,7 +44,7 @@ class FoldedNorm(NamedTuple):
         return self.scale, b, turned * total / count - b * self.mean
 
 
-def batch_moments(x: Any) -> tuple[Any, Any]:
+def batch_moments(x: Array) -> tuple[Any, Any]:
     """Mean and biased variance of each channel of x (N, C, H, W); not differentiable by itself."""
     check(x=x)
     if x.ndim != 4 or x.shape[0] * x.shape[2] * x.shape[3] < 1:
@@ -56,7 +56,7 @@ def batch_moments(x: Any) -> tuple[Any, Any]:
     return mean, var
 
 
-def merged_moments(x: Any, comm: Comm) -> tuple[Any, Any, Any]:
+def merged_moments(x: Array, comm: Comm) -> tuple[Any, Any, Any]:
     """Mean and biased variance of each channel over the x of all ranks; and how many values.
 
     One message. A rank whose share of the batch is empty takes part with its x of (0, C, H, W).
@@ -74,7 +74,7 @@ def merged_moments(x: Any, comm: Comm) -> tuple[Any, Any, Any]:
 
 
 def running_moments(
-    running_mean: Any, running_var: Any, mean: Any, var: Any, momentum: float, count: Any
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, count: Any
 ) -> tuple[Any, Any]:
     """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
 
@@ -105,13 +105,13 @@ def running_moments(
 
 
 def batch_norm(
-    x: Any,
-    weight: Any,
-    bias: Any,
-    residual: Any = None,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None = None,
     *,
-    mean: Any,
-    var: Any,
+    mean: Array,
+    var: Array,
     training: bool,
     eps: float = 1e-5,
     relu: bool = False,
@@ -161,7 +161,7 @@ def batch_norm(
     masks = value if relu else None
 
     @once
-    def sums(grad: Any) -> Any:
+    def sums(grad: Array) -> Any:
         """Gradients of bias and weight, and b and c of the gradient of x, (4, C)."""
         with on_device(x):
             new = xp.empty if x.size else xp.zeros
@@ -180,7 +180,7 @@ def batch_norm(
         return total, grad_weight, b, c
 
     @each
-    def taken(grad: Any) -> tuple[Any, Any]:
+    def taken(grad: Array) -> tuple[Any, Any]:
         """Gradients of x and, if a ReLU follows, of the residual."""
         result = empty(x.shape, work, x)
         split = empty(x.shape, work, x) if residual is not None and relu else None
@@ -199,13 +199,13 @@ def batch_norm(
     )
 
 
-def _dtypes(x: Any) -> tuple[np.dtype[Any], np.dtype[Any]]:
+def _dtypes(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
     """What the backend computes in, and the dtype of the per-channel arrays."""
     given = x.dtype.newbyteorder("=")
     work = np.dtype(np.float32) if given == np.float16 and not is_cupy(x) else given
     return work, np.dtype(np.float64 if given == np.float64 else np.float32)
 
 
-def _exact(x: Any, channel: np.dtype[Any]) -> np.dtype[Any]:
+def _exact(x: Array, channel: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype of sums that go to other ranks: the CPU has them in float64 anyhow."""
     return channel if is_cupy(x) else np.dtype(np.float64)
