@@ -139,8 +139,8 @@ def asnumpy(data: Any) -> Any:
     return data.get() if isinstance(data, ndarray) else np.asarray(data)
 
 
-def empty(shape: Any, dtype: Any = float) -> Any:
-    return ndarray(shape, dtype)
+def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
+    return ndarray(shape, dtype) if order == "C" else ndarray(shape[::-1], dtype).transpose()
 
 
 def full(shape: Any, value: Any, dtype: Any = None) -> Any:
