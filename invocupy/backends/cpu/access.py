@@ -43,7 +43,7 @@ class Record:
     """
 
     def __init__(self, values: tuple[Any, ...]) -> None:
-        self.values = values  # whose arrays are so kept
+        self.values: Any = values  # whose arrays are so kept
         self.array = np.array(words_of(values), np.int64)
         self.address = address(self.array)
 
@@ -52,12 +52,13 @@ def words_of(values: tuple[Any, ...]) -> list[int]:
     """Integers as they are; arrays and records by address, None as 0."""
     words = []
     for value in values:
-        if isinstance(value, np.ndarray):
+        kind = type(value)
+        if kind is int:
+            words.append(value)
+        elif kind is np.ndarray or isinstance(value, np.ndarray):
             words.append(address(value))
-        elif isinstance(value, Record):
-            words.append(value.address)
         else:
-            words.append(value or 0)
+            words.append(value.address if kind is Record else value or 0)
     return words
 
 

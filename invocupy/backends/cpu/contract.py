@@ -76,14 +76,14 @@ def taps(v: Vectors, args: Any, M: int, P: int, R: int, scalar: int, moving: int
 
 
 @micro(10)
-def multiply(v: Vectors, args: Any, M: int, R: int, start: int, end: int) -> None:
+def multiply(v: Vectors, args: Any, M: int, R: int, start: int, end: int, whole: int) -> None:
     """``target[m, r] = sum over t < terms of weight[t, m] * source[t, r]``, M rows at a time.
 
     A term's M weights are ``weight_row`` bytes from the next one's, those of a block of M rows
     ``weight_block`` from the next one's; ``terms`` >= 1. The sum starts from zero, from a bias
     (one more row of weights) or from the target; it replaces the target, is added to it, or is
-    zero where it is negative, a ReLU. With R = 1 only ``lanes`` lanes are stored. Rows that fill up
-    the last block are stored over its last row: give them its weights.
+    zero where it is negative, a ReLU. With R = 1 only ``lanes`` lanes are stored. Without ``whole``
+    blocks rows that fill up the last one are stored over its last row: give them its weights.
     """
     terms, weight, weight_row, weight_block, source, source_row = args[:6]
     target, target_row, rows, lanes = args[6:]
@@ -92,7 +92,9 @@ def multiply(v: Vectors, args: Any, M: int, R: int, start: int, end: int) -> Non
     block, base, last = outer.carried
     places = []
     for m in range(M):
-        row = v.builder.select(v.builder.icmp_signed("<", word(m), last), word(m), last)
+        row = word(m)
+        if not whole:
+            row = v.builder.select(v.builder.icmp_signed("<", row, last), row, last)
         place = v.add(base, v.builder.mul(row, target_row))
         places += [v.add(place, r * v.bytes) for r in range(R)]
     begin = [v.zero] * len(places)

@@ -22,7 +22,7 @@ from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import BIAS, MR, NR, RELU, multiply, product
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import Norm, packed, packed_with_norm
+from invocupy.backends.cpu.order import Norm, pack_together, packing
 from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of, up
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES
@@ -45,17 +45,19 @@ def forward(
     span, span_bias, project, project_bias, scale3, shift3 = parameters[8:]
     b, record = _planes(g, x.itemsize, len(expand), len(reduce))
     rows, columns = ((axis, len(expand) // g.groups, b.hidden // g.groups) for axis in (0, 1))
+    epsilons = np.array(eps, np.float64)
     norms = [
-        Norm(scale, shift, *moments[2 * i : 2 * i + 2], np.array([eps[i]], np.float64))
+        Norm(scale, shift, *moments[2 * i : 2 * i + 2], epsilons[i : i + 1])
         for i, (scale, shift) in enumerate(((scale1, shift1), (scale2, shift2), (scale3, shift3)))
     ]
     shift = empty((len(project),), x.dtype, x)
-    call = _Forward(
-        record, x, packed_with_norm(expand, expand_bias, norms[0], filled=rows),
-        packed_with_norm(reduce, reduce_bias, norms[1], filled=columns),
-        packed_with_norm(project, project_bias, norms[2], g.groups, columns, shift),
-        packed(span, span_bias), shift, int(relu), out,
-    )  # fmt: skip
+    weights = pack_together(
+        packing(expand, expand_bias, filled=rows, norm=norms[0]),
+        packing(reduce, reduce_bias, filled=columns, norm=norms[1]),
+        packing(project, project_bias, g.groups, False, columns, norms[2], shift),
+        packing(span, span_bias),
+    )
+    call = _Forward(record, x, *weights, shift, int(relu), out)
     products = b.hidden * (b.each + b.features) + b.taps * (b.features + b.each)
     scratch = (b.hidden + b.kernel_rows) * TILE + _number(b) * b.plane + 128
     work = g.batch * b.pixels * products // 8
@@ -69,7 +71,7 @@ def _planes(g: Geometry, size: int, hidden: int, features: int) -> tuple[Planes,
     number = 2 * each + up(features, MR) + g.channels + up(each, MR) - each
     b = planes_of(g, size, number, features, up(features, MR), _TASKS)._replace(
         hidden=g.groups * up(hidden // g.groups, MR), input_rows=up(each, MR),
-        rectified=multiply(MR, NR, BIAS, RELU, VECTOR_BYTES // size, 8 * size),
+        rectified=multiply(MR, NR, BIAS, RELU, 1, VECTOR_BYTES // size, 8 * size),
     )  # fmt: skip
     return b, Record(b)
 

@@ -34,7 +34,7 @@ from invocupy.backends.cpu.contract import (
 )
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import packed
+from invocupy.backends.cpu.order import pack_together, packing
 from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of, up
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
@@ -59,7 +59,8 @@ def forward(
     """The kernel tile by tile, each used up at once."""
     b, record = _planes(g, x.itemsize, z.shape[1])
     scratch = (g.channels + b.each + b.feature_rows) * b.plane + b.kernel_rows * TILE + 128
-    call = _Forward(record, x, z, scale, shift, packed(weight, bias), offset, out)
+    weights = pack_together(packing(weight, bias))
+    call = _Forward(record, x, z, scale, shift, *weights, offset, out)
     launch(_forward(8 * x.itemsize), b.units, _work(b, g), scratch, call)
 
 
@@ -72,9 +73,9 @@ def backward(
     b, record = _planes(g, x.itemsize, z.shape[1])
     parts = min(PARTS, b.units)
     sums = np.empty((parts, b.taps, b.features + 1), np.float64)
+    weights = pack_together(packing(weight, bias), packing(weight, transposed=True))
     call = _Backward(
-        record, grad, x, z, scale, shift, packed(weight, bias), packed(weight, transposed=True),
-        grad_x, grad_z, sums, parts,
+        record, grad, x, z, scale, shift, *weights, grad_x, grad_z, sums, parts
     )  # fmt: skip
     scratch = _number(b) * b.plane + b.sums + 128
     launch(_backward(8 * x.itemsize), parts, 3 * _work(b, g), scratch, call)

@@ -37,56 +37,51 @@ class _Order(NamedTuple):
     row_depth: int
     column_size: int
     column_depth: int
+    column_groups: int
     row_step: int  # elements from one to the next, and from one group to the next
     column_step: int
     group_step: int
+    groups: int
     biased: bool
     plain: bool  # vectors of weights as they are
 
 
-_Packing = namedtuple("_Packing", "order weight bias scale shift mean var eps constants out")
-
-
-def packed(
-    weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False,
-    filled: tuple[int, int, int] | None = None,
-) -> Array:  # fmt: skip
-    """Weights (R, C) in the order of their use: (blocks of MR rows, C (+ 1), MR).
-
-    A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
-    itself, with one more axis in front. ``transposed`` packs what it takes transposed. ``filled``
-    is an axis, a number and a larger one: every so many channels are filled up to more with zeros.
-    A last block is filled up with its last row.
-    """
-    call = packing(weight, bias, groups, transposed, filled)
-    launch(packer(8 * weight.itemsize), groups, 0, 0, call)
-    out: Array = call.out
-    return out
+Packing = namedtuple("Packing", "order weight bias scale shift mean var eps constants out")
+_BYTES = 8 * len(Packing._fields)
+_NO_NORM = (0, 0, 0, 0, 0)
 
 
 def packing(
     weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False,
-    filled: tuple[int, int, int] | None = None,
-) -> _Packing:  # fmt: skip
-    """What :func:`packer` takes for :func:`packed`: for bodies that pack by themselves."""
-    order, shape = _order(*weight.shape[:2], bias is not None, groups, transposed, filled)
-    out = empty(shape, weight.dtype, weight)
-    return _Packing(order, weight, bias, 0, 0, 0, 0, 0, 0, out)
+    filled: tuple[int, int, int] | None = None, norm: Norm | None = None,
+    constants: Array | None = None,
+) -> Packing:  # fmt: skip
+    """Weights (R, C), to be brought in the order of their use: (blocks of MR rows, C (+ 1), MR).
 
-
-def packed_with_norm(
-    weight: Array, bias: Array, norm: Norm, groups: int = 1,
-    filled: tuple[int, int, int] | None = None, constants: Array | None = None,
-) -> Array:  # fmt: skip
-    """:func:`packed` weights of a 1x1 convolution with the norm after it.
-
-    What then stands for the bias is one more column, or goes to ``constants``.
+    A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
+    itself, with one more axis in front. ``transposed`` packs what it takes transposed. ``filled``
+    is an axis, a number and a larger one: every so many channels are filled up to more with zeros.
+    A last block is filled up with its last row. With a ``norm`` the weights are those of the
+    convolution and the norm together; what stands for their bias may go to ``constants`` instead.
     """
-    order, shape = _order(*weight.shape[:2], constants is None, groups, False, filled)
-    out: Array = empty(shape, weight.dtype, weight)
-    call = _Packing(order, weight, bias, *norm, constants, out)
-    launch(packer(8 * weight.itemsize), groups, 0, 0, call)
-    return out
+    biased = bias is not None and constants is None
+    order, shape = _order(*weight.shape[:2], biased, groups, transposed, filled)
+    out = empty(shape, weight.dtype, weight)
+    return Packing(order, weight, bias, *(norm or _NO_NORM), constants, out)
+
+
+def pack_together(*packings: Packing) -> list[Array]:
+    """Pack weights in one launch."""
+    call: tuple[Any, ...] = sum(packings, ())
+    launch(packer(8 * packings[0].weight.itemsize), len(packings), 0, 0, call)
+    return [p.out for p in packings]
+
+
+def packed(
+    weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False
+) -> Array:
+    """What :func:`packing` describes."""
+    return pack_together(packing(weight, bias, groups, transposed))[0]
 
 
 @lru_cache(maxsize=512)
@@ -105,7 +100,8 @@ def _order(
     plain = depths == sizes and column_step == 1
     order = _Order(
         height, width, row_size, row_depth, min(column_size, width), min(column_depth, width),
-        row_step, column_step, columns // groups, biased, plain,
+        width // min(column_depth, width), row_step, column_step, columns // groups, groups,
+        biased, plain,
     )  # fmt: skip
     shape = -(-height // MR), width + biased, MR
     return Record(order), shape if groups == 1 else (groups, *shape)
@@ -125,40 +121,46 @@ def packer(bits: int) -> Any:
         return factor, factor * center + pointer(c.shift, bits)[channel]
 
     @jit
-    def row(c, o, channel, inside, to, start):
-        """One row, ``to`` as it is used; zeros if it is not ``inside``."""
-        weight, out = pointer(c.weight, bits), pointer(c.out, bits)
-        factor, constant = folded(c, channel)
-        for k in range(o.width // o.column_depth):
-            for t in range(o.column_depth):
-                place = start + (k * o.column_size + t) * o.column_step
-                out[to] = factor * weight[place] if inside and t < o.column_size else 0.0
-                to += MR
-        if o.biased:
-            out[to] = constant if inside else 0.0
-        elif c.constants != 0:
-            pointer(c.constants, bits)[channel] = constant
-
-    @jit
-    def body(task, turn, scratch, words):
-        c = read(words, _Packing)
-        o = read(c.order, _Order)
+    def group(c, o, g):
+        """One block of columns, or all."""
         weight, out, bias = pointer(c.weight, bits), pointer(c.out, bits), pointer(c.bias, bits)
-        block = MR * (o.width + o.biased)
+        constants, wide = pointer(c.constants, bits), o.width + o.biased
+        at = g * -(-o.height // MR) * MR * wide
+        channel, filled = -1, 0  # the row of the weights; those of its group that are behind
         for first in range(0, o.height, MR):
-            at = (task * -(-o.height // MR) * MR + first) * (o.width + o.biased)
+            start = first * o.row_step + g * o.group_step
             if o.plain and c.scale == 0 and first + MR <= o.height:  # then it becomes vectors
-                start = first * o.row_step + task * o.group_step
                 for t in range(o.width):
                     for r in range(MR):
                         out[at + t * MR + r] = weight[start + r * o.row_step + t]
                 for r in range(MR if o.biased else 0):
-                    out[at + block - MR + r] = bias[first + r]
+                    out[at + (wide - 1) * MR + r] = bias[first + r]
+                channel, filled, at = channel + MR, filled + MR, at + MR * wide
                 continue
             for r in range(MR):
-                k, d = divmod(min(first + r, o.height - 1), o.row_depth)
-                channel = k * o.row_size + min(d, o.row_size - 1)
-                start = channel * o.row_step + task * o.group_step
-                row(c, o, channel, d < o.row_size, at + r, start)
+                if first + r < o.height:
+                    filled = 1 if filled == o.row_depth else filled + 1
+                    channel += filled <= o.row_size
+                factor, constant = folded(c, channel)
+                inside = filled <= o.row_size
+                place, to = channel * o.row_step + g * o.group_step, at + r
+                for _ in range(o.column_groups):
+                    for t in range(o.column_depth):
+                        real = inside and t < o.column_size
+                        out[to] = factor * weight[place + t * o.column_step] if real else 0.0
+                        to += MR
+                    place += o.column_size * o.column_step
+                if o.biased:
+                    out[to] = constant if inside else 0.0
+                elif c.constants != 0:
+                    constants[channel] = constant
+            at += MR * wide
+
+    @jit
+    def body(task, turn, scratch, words):
+        c = read(words + task * _BYTES, Packing)
+        o = read(c.order, _Order)
+        for g in range(o.groups):
+            group(c, o, g)
 
     return body

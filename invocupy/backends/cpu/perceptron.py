@@ -33,7 +33,7 @@ from invocupy.backends.cpu.contract import (
 )
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import copying
-from invocupy.backends.cpu.order import packed
+from invocupy.backends.cpu.order import pack_together, packing
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
@@ -90,17 +90,18 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
 def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """One tile after another."""
     first, offset, dense, bias, grouped = weights
-    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    sizes = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    z: _Sizes = sizes.values
     size, depth = len(first) // groups, z.hidden // groups
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
+    weights_in_order = pack_together(
+        packing(first, offset, filled=(0, size, depth)),
+        packing(dense, bias, filled=(1, size, depth)),
+        packing(grouped, groups=groups, filled=(1, size, depth)),
+    )
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
-        rows * _ROW,
-        _Forward(
-            Record(z), x, packed(first, offset, filled=(0, size, depth)),
-            packed(dense, bias, filled=(1, size, depth)),
-            packed(grouped, groups=groups, filled=(1, size, depth)), out, out_grouped,
-        ),
+        rows * _ROW, _Forward(sizes, x, *weights_in_order, out, out_grouped),
     )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def backward(
 ) -> None:  # fmt: skip
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
     first, offset, dense, _, grouped = weights
-    z = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    sizes = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    z: _Sizes = sizes.values
     rows_filled, filled = ((axis, len(first) // groups, z.hidden // groups) for axis in (0, 1))
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
@@ -122,15 +124,16 @@ def backward(
         z.output_rows * z.hidden_rows + groups * z.each_rows * z.group_rows
         + z.hidden * z.input_rows
     )  # fmt: skip
+    weights_in_order = pack_together(
+        packing(first, offset, filled=rows_filled), packing(dense, None, 1, True, filled),
+        packing(grouped, None, groups, True, filled), packing(first, None, 1, True, rows_filled),
+    )  # fmt: skip
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
         vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
         _Backward(
-            Record(z), grad, grad_grouped, x, packed(first, offset, filled=rows_filled),
-            packed(dense, transposed=True, filled=filled),
-            packed(grouped, groups=groups, transposed=True, filled=filled),
-            packed(first, transposed=True, filled=rows_filled), grad_x,
-            sums_dense, sums_grouped, sums_first, units, parts,
+            sizes, grad, grad_grouped, x, *weights_in_order, grad_x, sums_dense, sums_grouped,
+            sums_first, units, parts,
         ),
     )  # fmt: skip
     keep = _kept(len(weights.first), z)
@@ -170,19 +173,19 @@ def _kept(hidden: int, z: _Sizes) -> Any:
 def _sizes(
     batch: int, inputs: int, pixels: int, hidden: int, outputs: int, each: int, groups: int,
     size: int,
-) -> _Sizes:  # fmt: skip
+) -> Record:  # fmt: skip
     def up(rows: int, step: int) -> int:
         return -(-rows // step) * step
 
     V, hidden = VECTOR_BYTES // size, groups * up(hidden // groups, MR)
     ways = (ZERO, STORE), (ZERO, ADD), (BIAS, STORE), (BIAS, RELU)
-    code = [multiply(MR, NR, *way, V, 8 * size) for way in ways]
-    return _Sizes(
+    code = [multiply(MR, NR, *way, 1, V, 8 * size) for way in ways]
+    return Record(_Sizes(
         batch, pixels, inputs, hidden, outputs, each, groups,
         up(inputs + 1, COLUMNS), up(hidden + 1, COLUMNS), up(outputs, MR), up(each, MR),
         up(hidden // groups, COLUMNS), up(inputs, MR),
         *code, dot(MR, COLUMNS, NR, LANES, V, 8 * size),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _tile(x: Any) -> int:

@@ -102,8 +102,9 @@ def planes_of(
     at_once = min(each, _CHANNELS)
     return Planes(
         bands, g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size, lead * size,
-        plane(rows), copy_rows(WORDS, 32), multiply(MR, NR, ZERO, STORE, V, 8 * size),
-        multiply(MR, NR, BIAS, STORE, V, 8 * size), taps(1, at_once, NR, 0, 0, NEAR, V, 8 * size),
+        plane(rows), copy_rows(WORDS, 32), multiply(MR, NR, ZERO, STORE, 1, V, 8 * size),
+        multiply(MR, NR, BIAS, STORE, 1, V, 8 * size),
+        taps(1, at_once, NR, 0, 0, NEAR, V, 8 * size),
         (groups + steps).ravel(), g.groups, each, at_once, tap_number, up(tap_number, MR),
         features, feature_rows, units=g.batch * bands, back_steps=-steps,
     )  # fmt: skip

@@ -231,7 +231,7 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
         copy_features=copy_tile(1, R, 0, 1, V, bits),
     )  # fmt: skip
     codes = cpu_correlate.Codes(
-        multiply(wide, R, TARGET, STORE, V, bits),
+        multiply(wide, R, TARGET, STORE, 1, V, bits),
         dot(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, ELEMENTS, V, bits), store_part(V, bits),
         _TAPS_AT_ONCE, _FEATURES_AT_ONCE,
     )  # fmt: skip
