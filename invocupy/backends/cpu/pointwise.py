@@ -119,7 +119,7 @@ def _blocks(channels: int, step: int) -> tuple[int, int]:
 @cache
 def _code(end: int, bits: int) -> list[int]:
     """Products of blocks of rows with NR vectors, and with one."""
-    return [multiply(MR, R, ZERO, end, 8 * VECTOR_BYTES // bits, bits) for R in (NR, 1)]
+    return [multiply(MR, R, ZERO, end, 0, 8 * VECTOR_BYTES // bits, bits) for R in (NR, 1)]
 
 
 @cache

@@ -12,8 +12,8 @@ The caller writes a *descriptor* of its tasks, a row of integers, and publishes 
 *slot* of the *board*. Workers that have worked lately spin on the board; the others sleep, and
 waking one takes some microseconds here and some ten until it is there. The caller works as if it
 were alone, retracts the descriptor and waits for those who had begun; so a worker that comes too
-late finds nothing, and can never block the caller, not even at interpreter exit. For a long launch
-of the main thread another thread leads, so that the main thread can handle signals.
+late finds nothing, and never blocks the caller. For a long launch of the main thread another thread
+leads, so that the main thread can handle signals.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -28,8 +28,8 @@ from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import CDLL, c_void_p, cast
-from functools import cache
-from struct import Struct
+from functools import cache, partial
+from struct import pack_into
 from threading import main_thread
 from typing import Any
 
@@ -48,16 +48,15 @@ from invocupy.backends.memory import others, patiently
 GRAIN, WAKE = 1 << 14, 1 << 18
 LONG = 1 << 27  # units of work that take some tenth of a second: a person may want to interrupt
 
-# Bytes between the scratch memories of two threads. A core that walks through the planes of its own
-# in strides fetches what would come next, and takes those lines from the core that writes them.
+# Bytes between the scratch memories of two threads: a core that walks through its own in strides
+# fetches what would come next, and takes those lines from the core that writes them.
 _APART = 1 << 17
 _SPIN = 2e-4  # seconds
 _PATIENCE = 600_000  # looks, some hundred microseconds
 _KEPT = 16 << 20  # bytes of scratch for each thread up to which it is kept for the next launch
 _TURNS = 1000
 
-# Places in a descriptor, in bytes, as :func:`_layout` fills them; what different threads write is
-# on different lines.
+# Places in a descriptor, in bytes; what different threads write is on different lines.
 _FUNCTION, _TASKS, _WORKERS, _SCRATCH, _STRIDE = range(0, 40, 8)
 _COUNTER, _JOINED, _WORDS = LINE, 2 * LINE, 3 * LINE
 _MOST_WORDS = 64
@@ -79,6 +78,14 @@ _made: int
 _ended = 0.0  # when the last launch was through
 _workers: int
 _starting: threading.Lock
+_functions: dict[Any, int] = {}  # machine code of bodies
+
+
+def _compile(body: Any) -> int:
+    """The address of its machine code."""
+    result = body.get_compile_result(void(int64, int64, int64, int64))
+    function = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+    return _functions.setdefault(body, function)
 
 
 def launch(
@@ -89,34 +96,16 @@ def launch(
     ``work`` is roughly the number of elements read or vector operations done; ``scratch`` the
     number of bytes that each thread gets for itself. ``call`` is a NamedTuple of integers, arrays,
     None (0) and :class:`~invocupy.backends.cpu.access.Record`.
-    """
-    if tasks == 0:
-        return
-    workers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
-    function = _functions.get(body) or whole(_compile, body)
-    _run(function, tasks, workers, work, scratch, call)
-
-
-_functions: dict[Any, int] = {}
-
-
-def _compile(body: Any) -> int:
-    """The address of its machine code."""
-    result = body.get_compile_result(void(int64, int64, int64, int64))
-    function = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
-    return _functions.setdefault(body, function)
-
-
-def _run(
-    function: int, tasks: int, workers: int, work: int, scratch: int, call: tuple[Any, ...]
-) -> None:
-    """Run ``function`` here and in up to ``workers`` other threads at the same time.
 
     Workers that sleep are woken for much work, or for a launch that comes so soon after another
     that they would still be spinning. In the main thread a long launch can be interrupted by a
     signal: threads end when the task that they are at is done.
     """
     global _ended
+    if tasks == 0:
+        return
+    workers = min(threads.get_num_threads(), tasks, work // GRAIN + 1) - 1
+    function = _functions.get(body) or whole(_compile, body)
     now = time.perf_counter()
     if workers > 0 and not threads.is_set():
         awake = 1 + _counts[_SERVING // 8] - _counts[_SLEEPING // 8]
@@ -133,26 +122,26 @@ def _run(
     try:
         words = words_of(call)
         start = job.scratch((workers + 1) * stride)
-        pack = _layout(len(words)).pack_into
-        pack(job.memory, 0, function, tasks, workers, start, stride, *words)
+        # the words between are zero
+        layout = f"5q{_WORDS - 5 * 8}x{len(words)}q"
+        pack_into(layout, job.memory, 0, function, tasks, workers, start, stride, *words)
         wake = work > WAKE or now - _ended < _SPIN
+        given = _board[1], job.slot, job.address, workers, wake
         if CHECKED:
             with ranges(call, (start, scratch)):
-                _lead(_board[1], job.slot, job.address, 0, False)
+                _lead(*given[:3], 0, False)
         elif begun is None:
-            _lead(_board[1], job.slot, job.address, workers, wake)
+            _lead(*given)
         else:
-            _interruptible(begun, job, tasks, workers, wake, call)
+            _interruptible(begun, job, tasks, partial(_lead, *given), call)
     finally:
         if begun is None or begun.acquire(False):  # else the thread that leads does it
             job.rest()
     _ended = time.perf_counter()
 
 
-def _interruptible(
-    begun: Any, job: _Descriptor, tasks: int, workers: int, wake: bool, call: tuple[Any, ...]
-) -> None:
-    """:func:`_lead` in another thread, while this one waits where Python handles signals.
+def _interruptible(begun: Any, job: _Descriptor, tasks: int, lead: Any, call: Any) -> None:
+    """``lead`` in another thread, while this one waits where Python handles signals.
 
     Signals can follow each other so fast that this thread does not even get to wait for the end.
     So the other one holds the arrays of the ``call``, and the job, until then.
@@ -160,10 +149,10 @@ def _interruptible(
     ended, done, held = allocate_lock(), [], [call]
     ended.acquire()
 
-    def lead() -> None:
+    def run() -> None:
         if begun.acquire(False):
             try:
-                _lead(_board[1], job.slot, job.address, workers, wake)
+                lead()
             finally:
                 job.rest()
                 held.clear()
@@ -171,7 +160,7 @@ def _interruptible(
                 ended.release()
 
     try:
-        start_new_thread(lead, ())
+        start_new_thread(run, ())
         while not ended.acquire(timeout=LOOK):
             pass
     except BaseException as error:
@@ -185,8 +174,7 @@ def _interruptible(
             by_handler = error.__traceback__ is None or error.__traceback__.tb_next is not None
             if by_handler or not isinstance(error, RuntimeError):
                 raise
-            # the system refuses to start threads
-            _lead(_board[1], job.slot, job.address, workers, wake)
+            lead()  # the system refuses to start threads
         finally:
             job.rest()
 
@@ -236,7 +224,10 @@ def _serve(board, turns):
         call(load(board + _LOCK), (mutex,))
         # Callers publish first and look for sleepers then.
         add(board + _SLEEPING, 1)
-        if _empty(board):
+        found = 0
+        for slot in range(board + _FIRST, board + _LAST + 1, LINE):
+            found |= load(slot + _DESCRIPTOR)
+        if found == 0:
             while load(board + _CALLED) == 0 and load(board + _CLOSED) == 0:
                 call(load(board + _WAIT), (board + _WORK, mutex))
             add(board + _CALLED, -1)
@@ -244,14 +235,6 @@ def _serve(board, turns):
             add(board + _SLEEPING, -1)
         call(load(board + _UNLOCK), (mutex,))
     add(board + _SERVING, -1)
-
-
-@jit
-def _empty(board):
-    found = 0
-    for slot in range(board + _FIRST, board + _LAST + 1, LINE):
-        found |= load(slot + _DESCRIPTOR)
-    return found == 0
 
 
 @jit
@@ -299,16 +282,9 @@ def _work(job, number):
         turn, task = turn + 1, add(job + _COUNTER, 1)
 
 
-@cache
-def _layout(words: int) -> Struct:
-    """A descriptor, whose other words are zero at its beginning."""
-    return Struct(f"5q{_WORDS - 5 * 8}x{words}q")
-
-
 class _Descriptor:
     """Memory of a launch and its scratch, kept for the next: fresh pages would cost more."""
 
-    __slots__ = ("address", "memory", "room", "slot", "start", "stride")
     room: Any
     start: int
     stride: int
@@ -356,15 +332,12 @@ def _start(workers: int) -> None:
         turns = _turns()
         try:
             while _workers < workers:
-                threading.Thread(target=_hold, args=(*_board, turns), daemon=True).start()
+                board, place = _board  # the thread holds the board, so that it stays
+                serve = partial(lambda held, *rest: _serve(*rest), board, place, turns)
+                threading.Thread(target=serve, daemon=True).start()
                 _workers += 1
         except RuntimeError:  # the interpreter is closing
             pass
-
-
-def _hold(board: Any, place: int, turns: int) -> None:
-    """A thread; ``board`` is held so that it stays."""
-    _serve(place, turns)
 
 
 @cache
@@ -405,9 +378,8 @@ def _close() -> None:
 def _reset() -> None:
     """Begin with no workers: at import, and in a forked child, which inherits none."""
     global _board, _counts, _resting, _made, _workers, _starting
-    _board, _resting, _made = _new_board(), [], 0
-    _counts = _board[0].cast("q")
-    _workers, _starting = 0, threading.Lock()
+    _board, _resting, _made, _workers = _new_board(), [], 0, 0
+    _counts, _starting = _board[0].cast("q"), threading.Lock()
 
 
 def _forget() -> None:

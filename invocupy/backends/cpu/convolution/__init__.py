@@ -139,7 +139,8 @@ def _multiply(
         (TERMS + 1 + rows) * TERM + TERMS * MARK,
         tiles.Forward(
             _view(x, taps, positions, steps), blocks, len(blocks), matrix, out,
-            multiply(MR, NR, ZERO, STORE, V, bits), multiply(MR, NR, ZERO, ADD, V, bits), groups,
+            multiply(MR, NR, ZERO, STORE, 0, V, bits),
+            multiply(MR, NR, ZERO, ADD, 0, V, bits), groups,
             rows, terms, height * width, first[0] * width + first[1], out_steps[0] * width,
             out_steps[1],
             number, chunk, shares,
