@@ -1,7 +1,7 @@
 """Compare the lines of each folder of the package with ``lines.txt``; fail where one is past them.
 
 Python and CUDA count, docstrings included. A folder's lines are those of all files in it and below,
-but for folders that have a line of their own. ``budget.py --write`` sets what there is.
+but for folders that have a line of their own. ``budget.py --write`` sets what there is, rounded up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(*arguments: str, root: Path = ROOT, file: Path = FILE) -> int:
     lines = counted(root, wanted)
     if arguments == ("--write",):
         comments = [line for line in text.splitlines() if line.startswith("#")]
-        rows = [f"{folder:<28}{-(-lines[folder] // 10) * 10:>6}" for folder in wanted]
+        rows = [f"{folder:<28}{-(-lines[folder] // 20) * 20:>6}" for folder in wanted]
         file.write_text("\n".join([*comments, *rows]) + "\n", "utf-8")
         return 0
     past = {folder: n for folder, n in lines.items() if n > wanted[folder]}
