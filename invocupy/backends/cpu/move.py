@@ -212,11 +212,7 @@ def pack(source, channels, block, p, out, size, fresh):
     Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
     """
     if p.column_step > 1:
-        for c in range(channels):
-            for q in range(block.rows):
-                start = source + ((c * p.height + block.top + q) * p.width + block.left) * size
-                inside = 0 <= block.top + q < p.height
-                _pack_phases(start, inside, block.left, p, out + c * p.plane + q * p.pitch, size)
+        _pack_phases(source, channels, block, p, out, size)
         return
     words, top = size // 4, block.top
     lead = min(max(-block.left, 0), p.phase_width)
@@ -240,24 +236,32 @@ def pack(source, channels, block, p, out, size, fresh):
 
 
 @jit
-def _pack_phases(source, inside, left, p, to, size):
-    """One row, whose columns are sorted by phase; zeros if it is not ``inside``."""
-    words, values = size // 4, pointer(source, 32)
-    for phase in range(p.column_phases):
-        place = to + phase * p.phase_width * size
-        if inside and p.column_step == 2:
-            first = left + phase
-            call(p.take_even, (
-                place, source + phase * size, max(min(-first, _MOST), -_MOST),
-                min(p.width - first, _MOST), -(-p.phase_width * size // VECTOR_BYTES),
-            ))  # fmt: skip
-            continue
-        row = pointer(place, 32)
-        for b in range(p.phase_width):
-            x = phase + b * p.column_step
-            seen = inside and 0 <= left + x < p.width
-            for i in range(words):
-                row[b * words + i] = values[x * words + i] if seen else 0
+def _pack_phases(source, channels, block, p, out, size):
+    """Rows whose columns are sorted by phase; zeros where they are not inside.
+
+    All rows in one call: handing over a plan takes as long as a row.
+    """
+    words, left = size // 4, block.left
+    for c in range(channels):
+        for q in range(block.rows):
+            inside = 0 <= block.top + q < p.height
+            start = source + ((c * p.height + block.top + q) * p.width + left) * size
+            values = pointer(start, 32)
+            for phase in range(p.column_phases):
+                place = out + c * p.plane + q * p.pitch + phase * p.phase_width * size
+                if inside and p.column_step == 2:
+                    first = left + phase
+                    call(p.take_even, (
+                        place, start + phase * size, max(min(-first, _MOST), -_MOST),
+                        min(p.width - first, _MOST), -(-p.phase_width * size // VECTOR_BYTES),
+                    ))  # fmt: skip
+                    continue
+                row = pointer(place, 32)
+                for b in range(p.phase_width):
+                    x = phase + b * p.column_step
+                    seen = inside and 0 <= left + x < p.width
+                    for i in range(words):
+                        row[b * words + i] = values[x * words + i] if seen else 0
 
 
 @jit
