@@ -144,7 +144,7 @@ def _forward(bits: int) -> Any:
         between(shares, b.groups * b.each, top, bottom, b)
         for at in range(inner, inner + rows * b.row, TILE):
             affine(b.affine, b.features, c.span, b.kernel_rows, features + at, b.plane, taps, TILE)
-            involve(b.gather, b.taps, shares + at, b.steps, taps, TILE, result + at, b)
+            involve(b.gather, b.taps, shares + at, b.steps, taps, TILE, result + at, c.planes)
         for k in range(b.each):
             place, out = k * b.plane + inner, (k * b.pixels + start * b.width) * size
             finish(c.out + image + out, result + place, seen + place, shifts[k], c.relu, rows, b)

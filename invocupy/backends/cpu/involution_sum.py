@@ -154,7 +154,7 @@ def _forward(bits: int) -> Any:
             affine(
                 b.affine, b.features, c.weight, b.kernel_rows, features + at, b.plane, taps, TILE
             )
-            involve(b.gather, b.taps, seen + at, b.steps, taps, TILE, result + at, b)
+            involve(b.gather, b.taps, seen + at, b.steps, taps, TILE, result + at, c.planes)
         for k in range(b.each):
             out = c.out + (n * b.each + k) * image_size
             unpack(out, result + k * b.plane, first, rows, offsets[k], b)
@@ -227,7 +227,7 @@ def _backward(bits: int) -> Any:
                 for at in range(inner, end, TILE):
                     involve(
                         b.back, each_tap, grads + at, b.back_steps, kernel + at, b.plane,
-                        result + plane + at, b,
+                        result + plane + at, c.planes,
                     )  # fmt: skip
             for k in range(channels):
                 out = c.grad_x + (n * channels + k) * image_size

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.backends.cpu.access import pointer
+from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.contract import BIAS, MR, NEAR, NR, STORE, ZERO, multiply, taps
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import WORDS, clear, copy_rows
@@ -144,8 +144,9 @@ def planes(bits: int) -> Compiled:
         ))  # fmt: skip
 
     @jit
-    def involve(code, count, source, steps, taps, tap_step, out, b):
+    def involve(code, count, source, steps, taps, tap_step, out, address):
         """A tile of all channels of a group: ``count`` taps that are ``tap_step`` bytes apart."""
+        b = read(address, Planes)
         for k in range(0, b.each, b.at_once):
             plane = min(k, b.each - b.at_once) * b.plane
             call(code, (
