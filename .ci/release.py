@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-SUFFIXES = {".py", ".cu", ".cuh", ".typed"}
+SUFFIXES = {".py", ".pyi", ".cu", ".cuh", ".html", ".typed"}
 IN_SDIST = ("invocupy/", "tests/", "benchmarks/", "docs/")
 BESIDE = {"README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "pyproject.toml"}
 ADDED = {"PKG-INFO", ".gitignore"}  # by the build
@@ -31,7 +31,7 @@ def main(sdist: str, wheel: str) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
     package = {name for name in tracked if name.startswith("invocupy/")}
     if odd := {name for name in package if Path(name).suffix not in SUFFIXES}:
-        sys.exit(f"package: neither Python nor CUDA source: {sorted(odd)}")
+        sys.exit(f"package: neither source nor a page: {sorted(odd)}")
     about = {name for name in files if name.split("/")[0].endswith(".dist-info")}
     same("wheel", files - about, package)
     print(f"source archive {len(names)} files, wheel {len(files)}")
