@@ -131,21 +131,18 @@ def _gathering(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def phases(plan, phase, seen, weight, bias, out, patch, lanes):
-        """A tile of one channel, of the phases that share a row."""
+    def interleaved(plan, phase, seen, weight, bias, out, patch):
+        """The tiles of the phases that share a row, one after another in ``patch``, then merged."""
         p = read(plan, Plan)
-        vector, line = p.lanes * size, p.row_step * p.pitch
-        to, pitch = out, p.out_row_step * size
+        vector = p.lanes * size
         for s in range(p.interleaved):
             own = read(p.phases + (phase + s) * PHASE, Phase)
-            if not p.direct:
-                to, pitch, lanes = patch + s * p.rows * vector, vector, p.lanes
+            to = patch + s * p.rows * vector
             if own.steps > 0:
-                table = p.steps + own.first_step * STEP + SEEN
-                given = weight + own.first_step * p.run * size
                 call(p.contract, (
-                    seen, 0, line, table, STEP, own.steps, given, p.run * size, bias, to, 0, pitch,
-                    lanes,
+                    seen, 0, p.row_step * p.pitch, p.steps + own.first_step * STEP + SEEN, STEP,
+                    own.steps, weight + own.first_step * p.run * size, p.run * size, bias, to, 0,
+                    vector, p.lanes,
                 ))  # fmt: skip
             else:  # no tap reaches this phase
                 values = pointer(to, bits)
@@ -156,7 +153,7 @@ def _gathering(bits: int) -> Any:
     def body(task, turn, scratch, words):
         c = read(words, Gather)
         p = read(c.plan, Plan)
-        V, R = p.lanes, p.rows
+        V, R, line, pitch = p.lanes, p.rows, p.row_step * p.pitch, p.out_row_step * size
         patch, taps = scratch + p.packed_size, p.step_count * p.run * size
         block = block_of(task, p, size)
         packed = scratch + block.skew
@@ -168,20 +165,25 @@ def _gathering(bits: int) -> Any:
             own = read(p.phases + phase * p.interleaved * PHASE, Phase)
             channel, end = block.image % p.groups * p.channels + k, min(block.end_row, own.rows)
             target = c.out + ((block.image * p.channels + k) * p.out_plane + own.out) * size
+            weight, bias = c.weight + channel * taps, c.bias + channel * size
+            table, given = p.steps + own.first_step * STEP + SEEN, own.first_step * p.run * size
             for a in range(block.first_row, end, R):
                 row = min(a, end - R)
                 for b in range(block.first_column, block.end_column, V):
                     column = max(min(b, block.end_column - V), block.first_column)
-                    seen = packed + k * p.plane + (row - block.first_row) * p.row_step * p.pitch
+                    seen = packed + k * p.plane + (row - block.first_row) * line
                     seen += (column - block.first_column) * size
                     out = target + (row * p.out_row_step + column * p.out_step) * size
-                    phases(
-                        c.plan, phase * p.interleaved, seen, c.weight + channel * taps,
-                        c.bias + channel * size, out, patch, lanes,
-                    )  # fmt: skip
-                    if not p.direct:
+                    if p.direct:
+                        call(p.contract, (
+                            seen, 0, line, table, STEP, own.steps, weight + given, p.run * size,
+                            bias, out, 0, pitch, lanes,
+                        ))  # fmt: skip
+                    else:
+                        first = phase * p.interleaved
+                        interleaved(c.plan, first, seen, weight, bias, out, patch)
                         call(p.interleave, (
-                            patch, 1, out, 0, p.out_row_step * size,
+                            patch, 1, out, 0, pitch,
                             min(p.interleaved * V, p.out_width - column * p.out_step),
                         ))  # fmt: skip
 
