@@ -112,9 +112,9 @@ sgd             lists of arrays, whose dtypes may differ; the results are new on
     first step, and stays so without momentum
 """
 
-_OP = re.compile(r"^(\w+) .*\n((?: .*\n)+)", re.MULTILINE)
-_FUNCTION = re.compile(r"^  (\w+)\(([^>]*)->([^)]*)\)", re.MULTILINE)
-_ARGUMENT = re.compile(r"(\*|\w+)(\?)?(?:\[(.*?)\])?")
+_OP = r"(?m)^(\w+) .*\n((?: .*\n)+)"
+_FUNCTION = r"(?m)^  (\w+)\(([^>]*)->([^)]*)\)"
+_ARGUMENT = r"(\*|\w+)(\?)?(?:\[(.*?)\])?"
 
 
 class Argument(NamedTuple):
@@ -147,7 +147,7 @@ def functions() -> dict[str, dict[str, Function]]:
     """The table: its functions, by op and name."""
 
     def arguments(text: str) -> tuple[Argument, ...]:
-        found = _ARGUMENT.findall(text)
+        found = re.findall(_ARGUMENT, text)
         return tuple(
             Argument(name, bool(mark), tuple(shape.split(",")) if shape else ())
             for name, mark, shape in found
@@ -156,7 +156,7 @@ def functions() -> dict[str, dict[str, Function]]:
     return {
         op: {
             name: Function(arguments(given), arguments(filled))
-            for name, given, filled in _FUNCTION.findall(rows)
+            for name, given, filled in re.findall(_FUNCTION, rows)
         }
-        for op, rows in _OP.findall(TABLE)
+        for op, rows in re.findall(_OP, TABLE)
     }
