@@ -76,7 +76,16 @@ def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> N
 
 
 def load(path: AnyPath) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays and the JSON that :func:`save` wrote to ``path``, every bit of them checked.
+    """Read what :func:`save` wrote, every bit of it checked.
+
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    arrays : dict of str to NumPy array
+    info : dict
 
     Raises
     ------
@@ -132,7 +141,15 @@ def load(path: AnyPath) -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def is_own(header: Mapping[str, str]) -> bool:
-    """Whether ``header``, metadata of a safetensors file, is :func:`save`'s, damaged or not.
+    """Whether metadata of a safetensors file are those of :func:`save`, even if one is damaged.
+
+    Parameters
+    ----------
+    header : mapping of str to str
+
+    Returns
+    -------
+    bool
 
     Examples
     --------
@@ -145,9 +162,16 @@ def is_own(header: Mapping[str, str]) -> bool:
 
 
 def strict(value: Any) -> Any:
-    """A copy of ``value``, with all that mappings, lists and tuples in it hold, for strict JSON.
+    """A copy of a value for strict JSON: NumPy's numbers as Python's, NaN and infinities as None.
 
-    NumPy's numbers become Python's, NaN and infinities None.
+    Parameters
+    ----------
+    value
+        Mappings, lists and tuples are copied, with all that they hold.
+
+    Returns
+    -------
+    value
 
     Examples
     --------

@@ -204,8 +204,18 @@ def _tensors(params: Any) -> list[Tensor]:
 
 
 def constant(step: int, total: int) -> float:
-    """1 at every step.
+    """The factor 1 at every step.
 
+    Parameters
+    ----------
+    step, total : int
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
     >>> from invocupy import optim
     >>> optim.constant(3, 10)
     1.0
@@ -216,10 +226,23 @@ def constant(step: int, total: int) -> float:
 def step_decay(
     step: int, total: int, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1
 ) -> float:
-    """1, multiplied by ``factor`` at each of the ``milestones``, which are shares of the run.
+    """A factor that is multiplied by ``factor`` at each milestone.
 
-    The default is that of He et al., arXiv 1512.03385, section 4.2 (to the rounding of its epochs).
+    Parameters
+    ----------
+    step, total : int
+    milestones
+        Shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385, section
+        4.2 (to the rounding of its epochs).
+    factor : float
 
+    Returns
+    -------
+    float
+        To multiply the learning rate with.
+
+    Examples
+    --------
     >>> from invocupy import optim
     >>> [round(optim.step_decay(step, 4), 3) for step in range(4)]
     [1.0, 1.0, 0.1, 0.01]
@@ -228,8 +251,22 @@ def step_decay(
 
 
 def cosine(step: int, total: int) -> float:
-    """From 1 to 0 along half a cosine: ``(1 + cos(pi * step / total)) / 2``.
+    """A factor that falls from 1 to 0 along half a cosine.
 
+    Parameters
+    ----------
+    step : int
+        From 0.
+    total : int
+        Steps of the whole run.
+
+    Returns
+    -------
+    float
+        In [0, 1], to multiply the learning rate with.
+
+    Examples
+    --------
     >>> from invocupy import optim
     >>> [round(optim.cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
@@ -238,8 +275,22 @@ def cosine(step: int, total: int) -> float:
 
 
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
-    """From ``start`` to 1 in a share ``rise`` of the run, then to 0, both along half a cosine.
+    """A factor that rises from ``start`` to 1 in a share ``rise`` of the run, then falls to 0.
 
+    Both ways along half a cosine.
+
+    Parameters
+    ----------
+    step, total : int
+    rise, start : float
+
+    Returns
+    -------
+    float
+        In [0, 1], to multiply the learning rate with.
+
+    Examples
+    --------
     >>> from invocupy import optim
     >>> [round(optim.one_cycle(step, 10), 2) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
@@ -252,10 +303,20 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
 
 
 def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup: int) -> float:
-    """``schedule`` after ``warmup`` steps in which the factor rises linearly to its first value.
+    """A schedule after ``warmup`` steps in which the factor rises linearly to its first value.
 
-    The schedule gets the steps after the warm-up: ``schedule(step - warmup, total - warmup)``.
+    Parameters
+    ----------
+    schedule : callable
+        ``schedule(step, total)``: any of this module; it gets the steps after the warm-up.
+    step, total, warmup : int
 
+    Returns
+    -------
+    float
+
+    Examples
+    --------
     >>> from invocupy import optim
     >>> [round(optim.warm_up(optim.cosine, step, 6, 2), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
@@ -273,10 +334,24 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     PyTorch's ``clip_grad_norm_``. On a GPU nothing waits for the norm: it stays there. New arrays
     replace the old ones.
 
-    The ``params`` are on one device, or none; those without a gradient are left out, and what
-    :class:`SGD` refuses is refused here, too. A ``limit`` that is not a finite number above 0 is a
-    ``ValueError``. Returns the norm before as a float64 array () on the device; 0.0 if there is no
-    gradient.
+    Parameters
+    ----------
+    params : iterable of Parameter
+        On one device; those without a gradient are left out.
+    limit : float
+        Finite, above 0.
+
+    Returns
+    -------
+    float64 array ()
+        The norm before, on the device; 0.0 if there is no gradient.
+
+    Raises
+    ------
+    ValueError
+        For a limit that is not a finite number above 0.
+    TypeError, ValueError
+        For parameters that :class:`SGD` refuses; there may be none.
 
     Examples
     --------

@@ -77,7 +77,16 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     are those of convolutions, linear maps and involutions (the making of the kernel is the layer's
     ``reduce`` and ``span``); norms, ReLU and pooling count as none.
 
-    The ``model`` is not changed; ``shape`` is that of an image, (C, H, W).
+    Parameters
+    ----------
+    model : Module
+        Not changed.
+    shape : tuple of int
+        Of one image, (C, H, W).
+
+    Returns
+    -------
+    list of Layer
 
     Examples
     --------
@@ -129,11 +138,22 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
 def training_memory(
     model: nn.Module, shape: Shape = (3, 32, 32), **options: float | bool
 ) -> StepMemory:
-    """The memory of training steps of :class:`invocupy.optim.SGD`, of which ``options`` are.
+    """The memory of training steps of :class:`invocupy.optim.SGD`.
 
-    The ``model`` is not changed, and on the device that is to be asked about; ``shape`` is that of
-    an image, (C, H, W). The program itself does not count, nor the images of the data set, nor what
-    backends need for a moment while they compute, which does not depend on the batch.
+    Parameters
+    ----------
+    model : Module
+        Not changed; on the device that is to be asked about.
+    shape : tuple of int
+        Of one image, (C, H, W).
+    **options
+        Of :class:`invocupy.optim.SGD`.
+
+    Returns
+    -------
+    StepMemory
+        Without the program itself, the images of the data set, and what backends need for a
+        moment while they compute, which does not depend on the batch.
 
     Examples
     --------
@@ -158,7 +178,18 @@ def training_memory(
 
 
 def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemory:
-    """The memory of evaluating batches of images; ``model`` and ``shape`` as in training.
+    """The memory of evaluating batches of images.
+
+    Parameters
+    ----------
+    model : Module
+        Not changed; on the device that is to be asked about.
+    shape : tuple of int
+        Of one image, (C, H, W).
+
+    Returns
+    -------
+    StepMemory
 
     Examples
     --------

@@ -19,6 +19,7 @@ import pytest
 
 import invocupy
 from invocupy.extras import MissingExtra
+from invocupy.ops import OPS
 
 PACKAGE = Path(invocupy.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -204,13 +205,19 @@ def lacking(item: Any) -> list[str]:
     text = inspect.getdoc(item)
     if not text or inspect.isclass(item):
         return [] if text else ["a docstring"]
-    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all, and
-    # for numbers made from numbers.
-    numbers = item.__module__ == "invocupy.optim" and item.__annotations__["return"] == "float"
-    brief = (item.__module__ == "invocupy.functional" and "Raises" not in text) or numbers
+    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
+    declared = OPS.get(item.__name__) if item.__module__ == "invocupy.functional" else None
+    kind = declared.op.__module__.rpartition(".")[2] if declared else ""
+    plain = kind in ("elementwise", "reductions", "shapes") or item.__name__ == "matmul"
+    brief = plain and "Raises" not in text
     names = [] if brief else inspect.signature(item).parameters
     missing = [f"what {name} is" for name in names if not re.search(rf"\b{name}\b", text)]
-    return [*missing, *([] if ">>>" in text else ["an example"])]
+    wanted = [">>>"]
+    if names:
+        wanted.append("Parameters\n")
+        if inspect.signature(item).return_annotation not in (None, "None"):
+            wanted.append("Returns\n")
+    return [*missing, *(part.strip() for part in wanted if part not in text)]
 
 
 @pytest.mark.parametrize("name", [None, *PUBLIC])

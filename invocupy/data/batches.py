@@ -199,6 +199,10 @@ def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
     pad
         Pixels added on each side.
 
+    Returns
+    -------
+    uint8 array (B, C, H, W)
+
     Examples
     --------
     >>> image = np.arange(9, dtype=np.uint8).reshape(1, 1, 3, 3)
@@ -224,7 +228,17 @@ def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
 
 
 def random_flip(images: Array, random: Array) -> Array:
-    """Mirror each of the images (B, C, H, W) left to right where column 2 of random is below 0.5.
+    """Mirror each image left to right with probability one half.
+
+    Parameters
+    ----------
+    images : uint8 array (B, C, H, W)
+    random : float array (B, 8)
+        Column 2: mirrored below 0.5.
+
+    Returns
+    -------
+    uint8 array (B, C, H, W)
 
     Examples
     --------
@@ -253,6 +267,10 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
     fill
         Pixel value put there; the default is about the mean of usual images, which is what the
         paper's zero after normalisation is.
+
+    Returns
+    -------
+    uint8 array (B, C, H, W)
 
     Examples
     --------

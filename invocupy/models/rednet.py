@@ -149,8 +149,15 @@ def _of_depths(
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"""RedNet-{name[6:]}: {parameters:,} parameters for 1000 classes.
 
-    ``num_classes``, ``in_channels``, ``stem``, ``fused``, ``rng`` and ``stem_kernel_size`` are
-    those of :class:`RedNet`.
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
+        As :class:`RedNet`.
+
+    Returns
+    -------
+    RedNet
+        ``model(x)`` gives logits.
 
     Examples
     --------

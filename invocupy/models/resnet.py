@@ -162,7 +162,15 @@ def resnet18(
 ) -> ResNet:
     """ResNet-18: 11,689,512 parameters for 1000 classes.
 
-    ``num_classes``, ``in_channels``, ``stem`` and ``rng`` are those of :class:`ResNet`.
+    Parameters
+    ----------
+    num_classes, in_channels, stem, rng
+        As :class:`ResNet`.
+
+    Returns
+    -------
+    ResNet
+        ``model(x)`` gives logits.
 
     Examples
     --------
@@ -178,7 +186,15 @@ def resnet50(
 ) -> ResNet:
     """ResNet-50, which the paper replaces the 3x3 convolutions of: 25,557,032 parameters.
 
-    ``num_classes``, ``in_channels``, ``stem`` and ``rng`` are those of :class:`ResNet`.
+    Parameters
+    ----------
+    num_classes, in_channels, stem, rng
+        As :class:`ResNet`.
+
+    Returns
+    -------
+    ResNet
+        ``model(x)`` gives logits.
 
     Examples
     --------

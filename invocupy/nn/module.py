@@ -342,6 +342,14 @@ def _mode(value: Any) -> bool:
 def keep_modes(model: Module) -> Iterator[None]:
     """Restore the mode of every module of ``model`` at the end of the block, or at an exception.
 
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    context manager
+
     Examples
     --------
     >>> from invocupy import nn

@@ -71,6 +71,19 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
     returned in this order. Pictures of an earlier call are replaced, or removed if there is nothing
     to show in their place. Without matplotlib it is an :class:`invocupy.extras.MissingExtra`.
 
+    Parameters
+    ----------
+    found : Findings
+    folder
+        Where ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for
+        each image that was mapped) go. Pictures of an earlier call are replaced, or removed if
+        there is nothing to show in their place.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order above. Without mistakes or involutions their files are left out.
+
     Examples
     --------
     >>> from invocupy.report import draw

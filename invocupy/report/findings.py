@@ -214,6 +214,11 @@ def heat_maps(
     mean, std
         As in :class:`invocupy.data.Batches`.
 
+    Returns
+    -------
+    list of HeatMap
+        In the order of ``names``.
+
     Examples
     --------
     >>> from invocupy.models import SimpleModel

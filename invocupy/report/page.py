@@ -25,6 +25,12 @@ def write_page(found: Findings, path: AnyPath) -> None:
 
     An older file of that name is replaced at once.
 
+    Parameters
+    ----------
+    found : Findings
+        From :func:`invocupy.report.gather`.
+    path
+
     Raises
     ------
     OSError

@@ -41,13 +41,23 @@ def geometries(
     """Draw the sizes and options of a valid involution.
 
     Rectangular and even kernels, strides past the kernel, dilations, paddings up to where a window
-    sees nothing but zeros, and odd sizes are all among them. The shapes are properties of the
-    geometry, and :func:`options` gives the arguments.
+    sees nothing but zeros, and odd sizes are all among them.
 
-    Limits are inclusive: ``max_batch, max_groups, max_channels_per_group, max_kernel, max_stride,
-    max_dilation``, and ``max_size`` for height and width, which is exceeded where the drawn kernel
-    would not fit otherwise; ``max_width`` is another limit for the width, say 300 for rows of
-    several vector registers. With ``empty``, one time in eight, batch and sizes may be 0.
+    Parameters
+    ----------
+    max_batch, max_groups, max_channels_per_group, max_kernel, max_stride, max_dilation : int
+        Limits, inclusive.
+    max_size : int
+        Limit of height and width; exceeded where the drawn kernel would not fit otherwise.
+    max_width : int, optional
+        Another limit for the width, say 300 for rows of several vector registers and tiles.
+    empty : bool
+        Whether, one time in eight, batch and sizes of image and result may be 0.
+
+    Returns
+    -------
+    strategy of Geometry
+        Shapes are its properties; :func:`options` gives the arguments.
 
     Examples
     --------
@@ -92,6 +102,14 @@ def geometries(
 def options(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """The keyword arguments ``stride``, ``padding`` and ``dilation`` of a geometry.
 
+    Parameters
+    ----------
+    geometry : Geometry
+
+    Returns
+    -------
+    dict
+
     Examples
     --------
     >>> from invocupy import Geometry
@@ -117,11 +135,22 @@ def arrays(
 ) -> st.SearchStrategy[Array]:
     """Draw an array: its dtype, the seed of its values, and how it lies in memory.
 
-    Of a ``shape``, of one of the ``dtypes``, in one of the ``layouts`` (names for :func:`lay_out`;
-    by default all that the library ``xp``, numpy or cupy, has). ``values`` are ``"normal"``: of the
-    standard normal distribution; ``"integers"``: in [-3, 3], so that sums of their products are
-    exact in every order; or ``"decades"``: of both signs, their size spread evenly over the twelve
-    decades around 1.
+    Parameters
+    ----------
+    shape : tuple of int
+    dtypes : sequence of dtypes
+    layouts : sequence of str, optional
+        Names for :func:`lay_out`; by default all that the library has.
+    values : str
+        ``"normal"``: of the standard normal distribution. ``"integers"``: in [-3, 3], so that sums
+        of their products are exact in every order. ``"decades"``: of both signs, their size spread
+        evenly over the twelve decades around 1.
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Returns
+    -------
+    strategy of array
 
     Examples
     --------

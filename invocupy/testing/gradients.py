@@ -28,9 +28,17 @@ def gradcheck(
     of the gradient, so that nothing cancels; a single wrong component among some hundred still
     shows.
 
-    ``function`` takes a Tensor for each floating one of the ``arrays``, others as they are, and
-    returns a Tensor. Values should be of order 1. ``seed`` is that of cotangent and directions,
-    ``rtol`` the allowed error relative to ``sum |gradient * d|``.
+    Parameters
+    ----------
+    function : callable
+        Takes a Tensor for each array and returns a Tensor.
+    *arrays : array
+        Floating arrays become float64 Tensors that require a gradient; others are passed as they
+        are. Their values should be of order 1.
+    seed : int
+        Of cotangent and directions.
+    rtol : float
+        Allowed error relative to ``sum |gradient * d|``.
 
     Raises
     ------
@@ -75,9 +83,16 @@ def check_partials(
     to arguments, value and gradient.
     Then in float64, and with a gradient of negative strides, the slopes as in :func:`gradcheck`.
 
-    ``op`` is one of :mod:`invocupy.ops`, or one like them, and gets the ``options``. Of its
-    arguments, the ``arrays``, None or numbers, only floating arrays have their vjp checked;
-    ``seed`` and ``rtol`` as in :func:`gradcheck`.
+    Parameters
+    ----------
+    op : callable
+        Of :mod:`invocupy.ops`, or one like them.
+    *arrays : array, None or number
+        Only floating arrays have their vjp checked.
+    seed, rtol
+        As in :func:`gradcheck`.
+    **options
+        Passed on to ``op``.
 
     Raises
     ------

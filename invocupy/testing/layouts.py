@@ -14,12 +14,21 @@ NUMPY_LAYOUTS = (*LAYOUTS, "big-endian", "unaligned", "read-only")
 
 
 def lay_out(array: Array, layout: str) -> Array:
-    """A copy of a floating ``array`` of one or more dimensions that lies in memory in another way.
+    """A copy of an array that lies in memory in another way.
 
-    The ``layout`` is ``"C"``, ``"Fortran"``, ``"negative strides"`` (all axes), ``"zero strides"``
-    (the last axis: its first element stands for all, the one layout that changes values),
-    ``"sliced"`` (every second element of a larger array that is NaN elsewhere); for NumPy arrays
-    also ``"big-endian"``, ``"unaligned"`` and ``"read-only"``.
+    Parameters
+    ----------
+    array : array of one or more dimensions, floating
+    layout : str
+        ``"C"``, ``"Fortran"``, ``"negative strides"`` (all axes), ``"zero strides"`` (the last
+        axis: its first element stands for all, the one layout that changes values), ``"sliced"``
+        (every second element of a larger array that is NaN elsewhere); for NumPy arrays also
+        ``"big-endian"``, ``"unaligned"`` and ``"read-only"``.
+
+    Returns
+    -------
+    array
+        Equal to ``array``, but for ``"zero strides"``.
 
     Raises
     ------

@@ -42,6 +42,10 @@ def tolerance(
     **options
         Passed on to ``function``.
 
+    Returns
+    -------
+    array of float64, shape of the result
+
     Examples
     --------
     >>> import numpy as np

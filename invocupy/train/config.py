@@ -201,6 +201,16 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     They are for ``Config(**settings)``: one key a setting, named as in :class:`Config`; a hyphen
     may stand for an underscore.
 
+    Parameters
+    ----------
+    path
+        One key a setting, named as in :class:`Config`; a hyphen may stand for an underscore.
+
+    Returns
+    -------
+    dict
+        For ``Config(**settings)``: the settings that the file names.
+
     Raises
     ------
     ConfigError

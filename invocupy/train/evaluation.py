@@ -55,6 +55,12 @@ def evaluate(
         Of ranks that have the same model and images: each evaluates its share of the images, and
         all get the result of all images, each counted once.
 
+    Returns
+    -------
+    Evaluation
+        ``loss``, ``accuracy`` in [0, 1], and ``confusion`` (K, K): images with the row's label
+        that the model takes for the column's class.
+
     Raises
     ------
     TypeError, ValueError
@@ -109,6 +115,20 @@ def predict(
 
     The result is a NumPy array (N, K). ``model``, ``images``, ``mean``, ``std``, ``batch_size``,
     ``progress`` and the errors are those of :func:`evaluate`.
+
+    Parameters
+    ----------
+    model : Module
+        Its ``logits`` method is used, or the model itself if it has none.
+    images : uint8 array (N, C, H, W)
+        NumPy, or CuPy on the device of the model.
+    mean, std, batch_size, progress
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    float64 array (N, K)
+        NumPy; the softmax of the model's logits, in float64.
 
     Examples
     --------

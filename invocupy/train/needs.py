@@ -48,6 +48,15 @@ class Needs(NamedTuple):
 def estimate(config: Config, model: nn.Module) -> Needs:
     """What a run needs; the model, on its device, is not changed.
 
+    Parameters
+    ----------
+    config : Config
+    model : Module
+
+    Returns
+    -------
+    Needs
+
     Examples
     --------
     >>> from invocupy.train import Config, build, estimate
@@ -73,6 +82,16 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
 
     ``available`` are bytes, as from :func:`free_memory`, of one of so many ranks over which each
     batch is cut.
+
+    Parameters
+    ----------
+    config : Config
+    needs : Needs
+        From :func:`estimate`.
+    available : int
+        Bytes, as from :func:`free_memory`; on several ranks of one of them.
+    ranks : int
+        Over which each batch is cut.
 
     Examples
     --------
@@ -110,6 +129,14 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
 
 def free_memory(device: str) -> int:
     """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda" or "cuda:i"
+
+    Returns
+    -------
+    int
 
     Examples
     --------

@@ -49,6 +49,19 @@ def load_run(
     with the averaged weights if ``config.ema`` asked for them. The history has the epochs until
     then, as from :func:`invocupy.train.fit`.
 
+    Parameters
+    ----------
+    folder
+    which : "best" or "last"
+
+    Returns
+    -------
+    config : Config
+    model : Module
+        With the averaged weights if ``config.ema`` asked for them.
+    history : list of dict
+        The epochs until then, as from :func:`invocupy.train.fit`.
+
     Raises
     ------
     invocupy.checkpoint.CheckpointError

@@ -17,6 +17,18 @@ def load_data(config: Config, train: bool) -> Images:
     They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
     many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
 
+    Parameters
+    ----------
+    config : Config
+    train : bool
+
+    Returns
+    -------
+    images : uint8 array (N, 3, 32, 32)
+        NumPy; the first ``config.limit`` of the set. With ``config.overfit`` the first so many of
+        the training set, for training and test.
+    labels : int64 array (N,)
+
     Examples
     --------
     >>> from invocupy.train import Config, load_data
@@ -35,6 +47,15 @@ def augmentation(config: Config) -> list[data.batches.Augment]:
 
     For :class:`invocupy.data.Batches`.
 
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    list of callable
+        As :class:`invocupy.data.Batches` takes them.
+
     Examples
     --------
     >>> from invocupy.train import Config, augmentation
@@ -51,6 +72,16 @@ def augmentation(config: Config) -> list[data.batches.Augment]:
 def rate(config: Config, step: int, total: int) -> float:
     """The learning rate of a step, which counts from 0, of a run of ``total`` steps.
 
+    Parameters
+    ----------
+    config : Config
+    step, total : int
+        From 0, of the whole run.
+
+    Returns
+    -------
+    float
+
     Examples
     --------
     >>> from invocupy.train import Config, rate
@@ -64,6 +95,15 @@ def rate(config: Config, step: int, total: int) -> float:
 
 def build(config: Config) -> nn.Module:
     """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Module
+        On the CPU; its weights depend on ``config.seed``.
 
     Examples
     --------
@@ -80,6 +120,15 @@ def pick_device(device: str) -> str:
     """``"cpu"``, ``"cuda"`` or ``"cuda:i"``: what ``"auto"`` means here, or the device itself.
 
     Raises ConfigError for another name, and if there is no GPU, or none of that number.
+
+    Parameters
+    ----------
+    device : "auto", "cpu", "cuda" or "cuda:i"
+
+    Returns
+    -------
+    str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
 
     Examples
     --------
