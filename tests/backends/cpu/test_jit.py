@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,26 @@ def test_kernels_are_not_kept_where_others_could_write(tmp_path):
 )
 def test_works_without_a_place_for_kernels(where):
     assert script(INVOLUTION, REPORT, **where) == "True 0"
+
+
+def test_a_kernel_of_a_record_with_other_fields_is_another(tmp_path):
+    # an argument's type is known to the kernel's file by the names and order of its fields, too
+    code = """
+        import sys
+        from collections import namedtuple
+        from invocupy.backends.cpu.jit import jit
+        @jit
+        def second(pair):
+            return pair.second
+        print(second(namedtuple("Pair", sys.argv[1])(1, 2)))
+    """
+    file, where = tmp_path / "program.py", {"INVOCUPY_CACHE_DIR": str(tmp_path / "kernels")}
+    file.write_text(textwrap.dedent(code))
+    for fields, expected in (("first second", "2"), ("second first", "1")):
+        found = subprocess.run(
+            [sys.executable, file, fields], env=os.environ | where, capture_output=True, text=True
+        )
+        assert found.stdout.strip() == expected, found.stderr
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
