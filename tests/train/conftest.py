@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import TINY
+from small_runs import TINY
 
 from invocupy.train import (
     fit,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from runs import PLAIN
+from small_runs import PLAIN
 
 from invocupy import checkpoint
 from invocupy.train import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import PLAIN, TINY
+from small_runs import PLAIN, TINY
 
 from invocupy import Tensor, checkpoint
 from invocupy.cli import main

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import HEAD, STEPS, TINY, at, content, interrupt, timeless
+from small_runs import HEAD, STEPS, TINY, at, content, interrupt, timeless
 
 from invocupy import checkpoint, data, nn
 from invocupy import functional as F  # noqa: N812

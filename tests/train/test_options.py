@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import PLAIN
+from small_runs import PLAIN
 
 from invocupy import data, nn, optim
 from invocupy.models import SimpleModel

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import HEAD, STEPS, TINY, at, content, crash, interrupt, timeless
+from small_runs import HEAD, STEPS, TINY, at, content, crash, interrupt, timeless
 
 from invocupy import checkpoint
 from invocupy.checkpoint import CheckpointError
