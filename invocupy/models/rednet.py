@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec
+from collections.abc import Sequence
 
 import numpy as np
 
 from invocupy import nn
 from invocupy.autograd import Tensor
 from invocupy.geometry import integer
-from invocupy.models.resnet import Bottleneck, Rng, Staged, Stem, check_sizes, conv, draw_weight
+from invocupy.models.resnet import (
+    Bottleneck,
+    Rng,
+    Series,
+    Staged,
+    Stem,
+    check_sizes,
+    conv,
+    draw_weight,
+    of_depths,
+)
 
-_Options = ParamSpec("_Options")
 
-
-class RedNetStem(nn.Module):
+class RedNetStem(Series):
     """3x3 convolution, involution, 3x3 convolution, each with norm and ReLU.
 
     (N, in_channels, H, W) to (N, 64, Ho, Wo): a fourth of the size with the stem "imagenet" (a
@@ -24,26 +30,19 @@ class RedNetStem(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        stem: Stem,
-        fused: nn.FusedOption,
-        rng: np.random.Generator,
-        kernel_size: int = 3,
-    ) -> None:
+        self, in_channels: int, stem: Stem, fused: nn.FusedOption, rng: np.random.Generator,
+        kernel_size: int,
+    ) -> None:  # fmt: skip
         large = stem == "imagenet"
-        self.conv1 = conv(in_channels, 32, 3, 2 if large else 1, rng)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = involution(32, kernel_size, 1, fused, rng)
-        self.bn2 = nn.BatchNorm2d(32)
-        self.conv3 = conv(32, 64, 3, 1, rng)
-        self.bn3 = nn.BatchNorm2d(64)
+        super().__init__(
+            conv(in_channels, 32, 3, 2 if large else 1, rng),
+            involution(32, kernel_size, 1, fused, rng),
+            conv(32, 64, 3, 1, rng),
+        )
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
 
     def forward(self, x: nn.Input) -> Tensor:
-        x = self.bn1(self.conv1(x), relu=True)
-        x = self.bn2(self.conv2(x), relu=True)
-        pooled: Tensor = self.maxpool(self.bn3(self.conv3(x), relu=True))
+        pooled: Tensor = self.maxpool(self.series(x))
         return pooled
 
 
@@ -133,43 +132,8 @@ def zero(parameter: nn.Parameter | None) -> None:
         parameter.data = np.zeros_like(parameter.data)
 
 
-def _of_depths(
-    network: Callable[Concatenate[Sequence[int], _Options], RedNet],
-    name: str,
-    depths: tuple[int, ...],
-    parameters: int,
-) -> Callable[_Options, RedNet]:
-    """A network of these depths, as a function of all other arguments of its class."""
-
-    def make(*args: _Options.args, **options: _Options.kwargs) -> RedNet:
-        return network(depths, *args, **options)
-
-    _, *others = inspect.signature(network).parameters.values()
-    make.__signature__ = inspect.Signature(others, return_annotation="RedNet")  # type: ignore[attr-defined]
-    make.__name__ = make.__qualname__ = name
-    make.__doc__ = f"""RedNet-{name[6:]}: {parameters:,} parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, fused, rng, stem_kernel_size
-        As :class:`RedNet`.
-
-    Returns
-    -------
-    RedNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import {name}
-    >>> sum(p.size for p in {name}().parameters())
-    {parameters}
-    """
-    return make
-
-
-rednet26 = _of_depths(RedNet, "rednet26", (1, 2, 4, 1), 9_233_166)
-rednet38 = _of_depths(RedNet, "rednet38", (2, 3, 5, 2), 12_386_986)
-rednet50 = _of_depths(RedNet, "rednet50", (3, 4, 6, 3), 15_540_806)
-rednet101 = _of_depths(RedNet, "rednet101", (3, 4, 23, 3), 25_652_950)
-rednet152 = _of_depths(RedNet, "rednet152", (3, 8, 36, 3), 33_984_582)
+rednet26 = of_depths(RedNet, "rednet26", (1, 2, 4, 1), 9_233_166)
+rednet38 = of_depths(RedNet, "rednet38", (2, 3, 5, 2), 12_386_986)
+rednet50 = of_depths(RedNet, "rednet50", (3, 4, 6, 3), 15_540_806)
+rednet101 = of_depths(RedNet, "rednet101", (3, 4, 23, 3), 25_652_950)
+rednet152 = of_depths(RedNet, "rednet152", (3, 8, 36, 3), 33_984_582)

@@ -1,10 +1,12 @@
-"""ResNet, and what RedNet shares with it. Names of the weights are torchvision's."""
+"""ResNet, and what the other residual networks share with it. Names of weights: torchvision's."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -16,36 +18,73 @@ from invocupy.geometry import integer
 Stem = Literal["imagenet", "cifar"]
 Rng = np.random.Generator | int | None
 
+_Options = ParamSpec("_Options")
+_Network = TypeVar("_Network", bound="Staged")
+
 STAGES = (64, 128, 256, 512)
 """Inner channels of the four stages; all but the first halve the image."""
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; x is added (He et al., arXiv 1512.03385, figure 5).
+class Series(nn.Module):
+    """Layers one after another, each with a norm (``bn1``, ``bn2``, ...) and ReLU."""
 
-    (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)).
-    """
+    names: tuple[str, ...] = ("conv1", "conv2", "conv3")
+    bn3: nn.BatchNorm2d
+
+    def __init__(self, *layers: nn.Module) -> None:
+        channels = 0
+        for number, (name, layer) in enumerate(zip(self.names, layers, strict=True), 1):
+            if isinstance(layer, nn.Conv2d):  # involution leaves their number
+                channels = len(layer.weight)
+            setattr(self, name, layer)
+            setattr(self, f"bn{number}", nn.BatchNorm2d(channels))
+
+    def series(self, x: nn.Input, shortcut: nn.Module | None = None) -> Tensor:
+        """The last layer's value; ``shortcut(x)`` is added before its ReLU."""
+        y = x
+        for number, name in enumerate(self.names, 1):
+            y = getattr(self, name)(y)
+            last = number == len(self.names)
+            residual = shortcut(x) if last and shortcut is not None else None
+            y = getattr(self, f"bn{number}")(y, residual=residual, relu=True)
+        return cast("Tensor", y)
+
+
+class Block(Series):
+    """A series of layers to ``width * expansion`` channels, to which x is added."""
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int, rng: np.random.Generator) -> None:
-        self.conv1 = conv(channels, width, 3, stride, rng)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, 1, rng)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(channels, width, stride, rng)
+    def __init__(
+        self, channels: int, width: int, stride: int, rng: np.random.Generator, *layers: nn.Module
+    ) -> None:
+        super().__init__(*layers)
+        out = width * self.expansion
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            layer = conv(channels, out, 1, stride, rng)
+            self.downsample = nn.Sequential(layer, nn.BatchNorm2d(out))
 
     def forward(self, x: nn.Input) -> Tensor:
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), residual=self.downsample(x), relu=True)
+        """(N, channels, H, W) to (N, width*expansion, ceil(H/stride), ceil(W/stride))."""
+        return self.series(x, self.downsample)
 
 
-class Bottleneck(nn.Module):
+class BasicBlock(Block):
+    """Two 3x3 convolutions; x is added (He et al., arXiv 1512.03385, figure 5)."""
+
+    names = ("conv1", "conv2")
+
+    def __init__(self, channels: int, width: int, stride: int, rng: np.random.Generator) -> None:
+        layers = conv(channels, width, 3, stride, rng), conv(width, width, 3, 1, rng)
+        super().__init__(channels, width, stride, rng, *layers)
+
+
+class Bottleneck(Block):
     """1x1 convolution, a spatial layer, 1x1 convolution to four times as many channels; x is added.
 
-    (N, channels, H, W) to (N, 4*width, ceil(H/stride), ceil(W/stride)). The spatial layer has the
-    block's stride: a 3x3 convolution in ResNet (He et al., arXiv 1512.03385, figure 5), a 7x7
-    involution in RedNet (Li et al., arXiv 2103.06255).
+    The spatial layer has the block's stride: a 3x3 convolution in ResNet (He et al., arXiv
+    1512.03385, figure 5), a 7x7 involution in RedNet (Li et al., arXiv 2103.06255).
     """
 
     expansion = 4
@@ -58,18 +97,12 @@ class Bottleneck(nn.Module):
         rng: np.random.Generator,
         spatial: nn.Module | None = None,
     ) -> None:
-        self.conv1 = conv(channels, width, 1, 1, rng)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride, rng) if spatial is None else spatial
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, 4 * width, 1, 1, rng)
-        self.bn3 = nn.BatchNorm2d(4 * width)
-        self.downsample = _shortcut(channels, 4 * width, stride, rng)
-
-    def forward(self, x: nn.Input) -> Tensor:
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), residual=self.downsample(x), relu=True)
+        layers = (
+            conv(channels, width, 1, 1, rng),
+            conv(width, width, 3, stride, rng) if spatial is None else spatial,
+            conv(width, 4 * width, 1, 1, rng),
+        )
+        super().__init__(channels, width, stride, rng, *layers)
 
 
 class Staged(nn.Module):
@@ -82,7 +115,7 @@ class Staged(nn.Module):
 
     def add_stages(
         self,
-        block: Callable[[int, int, int, np.random.Generator], BasicBlock | Bottleneck],
+        block: Callable[[int, int, int, np.random.Generator], Block],
         depths: Sequence[int],
         num_classes: int,
         rng: np.random.Generator,
@@ -157,54 +190,6 @@ class ResNet(Staged):
         return self.classify(self.maxpool(self.bn1(self.conv1(x), relu=True)))
 
 
-def resnet18(
-    num_classes: int = 1000, in_channels: int = 3, stem: Stem = "imagenet", rng: Rng = None
-) -> ResNet:
-    """ResNet-18: 11,689,512 parameters for 1000 classes.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, rng
-        As :class:`ResNet`.
-
-    Returns
-    -------
-    ResNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import resnet18
-    >>> sum(p.size for p in resnet18().parameters())
-    11689512
-    """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, stem, rng)
-
-
-def resnet50(
-    num_classes: int = 1000, in_channels: int = 3, stem: Stem = "imagenet", rng: Rng = None
-) -> ResNet:
-    """ResNet-50, which the paper replaces the 3x3 convolutions of: 25,557,032 parameters.
-
-    Parameters
-    ----------
-    num_classes, in_channels, stem, rng
-        As :class:`ResNet`.
-
-    Returns
-    -------
-    ResNet
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
-    >>> from invocupy.models import resnet50
-    >>> sum(p.size for p in resnet50(num_classes=10, stem="cifar").parameters())
-    23520842
-    """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem, rng)
-
-
 def conv(
     in_channels: int, out_channels: int, kernel_size: int, stride: int, rng: np.random.Generator,
     groups: int = 1,
@@ -233,8 +218,41 @@ def check_sizes(num_classes: int, in_channels: int, stem: str = "cifar") -> None
         raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
 
 
-def _shortcut(channels: int, out_channels: int, stride: int, rng: np.random.Generator) -> nn.Module:
-    """Beside the block: x itself, or a 1x1 convolution and a norm where the shape changes."""
-    if stride == 1 and channels == out_channels:
-        return nn.Identity()
-    return nn.Sequential(conv(channels, out_channels, 1, stride, rng), nn.BatchNorm2d(out_channels))
+def of_depths(
+    network: Callable[Concatenate[Sequence[int], _Options], _Network],
+    name: str,
+    depths: tuple[int, ...],
+    parameters: int,
+) -> Callable[_Options, _Network]:
+    """A network of these depths, as a function of all other arguments of its class."""
+
+    def make(*args: _Options.args, **options: _Options.kwargs) -> _Network:
+        return network(depths, *args, **options)
+
+    _, *others = inspect.signature(network).parameters.values()
+    kind = "RedNet" if name.startswith("rednet") else "ResNet"
+    make.__signature__ = inspect.Signature(others, return_annotation=kind)  # type: ignore[attr-defined]
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = f"""{kind}-{name[6:]}: {parameters:,} parameters for 1000 classes.
+
+    Parameters
+    ----------
+    {", ".join(option.name for option in others)}
+        As :class:`{kind}`.
+
+    Returns
+    -------
+    {kind}
+        ``model(x)`` gives logits.
+
+    Examples
+    --------
+    >>> from invocupy.models import {name}
+    >>> sum(p.size for p in {name}().parameters())
+    {parameters}
+    """
+    return make
+
+
+resnet18 = of_depths(partial(ResNet, BasicBlock), "resnet18", (2, 2, 2, 2), 11_689_512)
+resnet50 = of_depths(partial(ResNet, Bottleneck), "resnet50", (3, 4, 6, 3), 25_557_032)

@@ -20,8 +20,6 @@ from invocupy.ops.block import involution_block
 class SimpleBlock(nn.Module):
     """1x1 conv to the hidden width, norm, ReLU, involution, 1x1 conv back, norm, ReLU; plus x.
 
-    As the article has it, the stream can only grow; see ``signed``.
-
     Parameters
     ----------
     channels, hidden_channels : int
@@ -31,14 +29,14 @@ class SimpleBlock(nn.Module):
         times faster and with a fraction of the memory; on the GPU see
         :class:`invocupy.nn.Involution`.
     signed : bool
-        Leave out the last ReLU, so that the block can take away from x as well as add to it, and
-        begin with scale 0 in the last norm: with y = x. That norm is then named ``signed_norm``
-        instead of ``project_norm``, so that weights of one kind of block do not fit the other.
+        Leave out the last ReLU, with which, as in the article, the stream can only grow, and begin
+        with scale 0 in the last norm: with y = x. That norm is named ``signed_norm`` instead of
+        ``project_norm``, so that weights of one kind of block do not fit the other.
     rng : numpy.random.Generator, optional
     recompute : bool
-        Where the block is one operator, compute what its wide part gives again for the gradients.
-        Otherwise that is stored in training, which takes less time and more memory. An attribute,
-        to be changed at any time; results are the same to the bit.
+        Where the block is one operator, compute its wide part again for the gradients, or store it
+        in training: less time and more memory. An attribute, to be changed at any time; results
+        are the same to the bit.
 
     Examples
     --------
@@ -116,27 +114,21 @@ class SimpleBlock(nn.Module):
     def _as_one(self, x: nn.Input) -> Tensor:
         """The same by :func:`~invocupy.ops.block.involution_block`: the wide part is not stored."""
         middle, norms = self.involution, self._norms()
-        training = self.expand_norm.training
 
         def observe(moments: tuple[tuple[Array, Array], ...], count: int | Array) -> None:
             for norm, (mean, var) in zip(norms, moments, strict=True):
                 norm.observe(mean, var, count)
 
+        statistics: dict[str, Any] = {"moments": None, "observe": observe}
+        if not self.expand_norm.training:
+            moments = tuple((norm.running_mean.data, norm.running_var.data) for norm in norms)
+            statistics = {"moments": moments, "observe": None}
         out: Tensor = apply(
-            involution_block,
-            x,
-            *self._weights(),
-            kernel_size=middle.kernel_size,
-            dilation=middle.dilation,
-            eps=tuple(norm.eps for norm in norms),
-            moments=None
-            if training
-            else tuple((norm.running_mean.data, norm.running_var.data) for norm in norms),
-            observe=observe if training else None,
-            recompute=self.recompute,
-            relu=not self.signed,
-            comm=self.expand_norm.comm,
-        )
+            involution_block, x, *self._weights(), **statistics,
+            kernel_size=middle.kernel_size, dilation=middle.dilation,
+            eps=tuple(norm.eps for norm in norms), recompute=self.recompute,
+            relu=not self.signed, comm=self.expand_norm.comm,
+        )  # fmt: skip
         return out
 
 
@@ -166,10 +158,9 @@ class SimpleModel(nn.Module):
 
     Notes
     -----
-    The names of the weights say what the model computes, as in PyTorch's ``Sequential``: the dense
-    layers are ``head.0``, ``head.2``, ``head.4`` with ReLUs and ``head.0``, ``head.1``, ``head.2``
-    without. Both options are fixed when the model is made; weights of a model with other options
-    are refused.
+    The names of the weights say what the model computes: the dense layers are ``head.0``,
+    ``head.2``, ``head.4`` with ReLUs and ``head.0``, ``head.1``, ``head.2`` without. Weights of a
+    model with another ``head_relu`` or ``signed`` are refused.
 
     Examples
     --------
@@ -226,12 +217,9 @@ class SimpleModel(nn.Module):
             If the names say that the state is of a model with another ``head_relu`` or ``signed``.
         """
         own = [name for name, _ in self.named_parameters()]
-        for option, yes, no in (
-            ("head_relu", r"head\.4\.", r"head\.1\."),
-            ("signed", r"blocks\.\d+\.signed_norm\.", r"blocks\.\d+\.project_norm\."),
-        ):
-            mine = _said(own, yes, no)
-            its = _said(state if isinstance(state, Mapping) else (), yes, no)
+        names = state if isinstance(state, Mapping) else ()
+        for option, (pattern, yes) in _NAMED.items():
+            mine, its = _said(own, pattern, yes), _said(names, pattern, yes)
             if None not in (mine, its) and mine != its:
                 raise ValueError(
                     f"state has the names of a SimpleModel with {option}={its}, but this one was "
@@ -256,9 +244,15 @@ class SimpleModel(nn.Module):
         return F.softmax(self.logits(x), axis=1)
 
 
-def _said(names: Iterable[str], yes: str, no: str) -> bool | None:
+_NAMED = {
+    "head_relu": (r"head\.([14])\.", "4"),
+    "signed": (r"blocks\.\d+\.(signed|project)_norm\.", "signed"),
+}
+"""The part of a weight's name that differs with an option, and what it is where that is True."""
+
+
+def _said(names: Iterable[str], pattern: str, yes: str) -> bool | None:
     """The value of an option that the names of a state show; None if they show none."""
-    for pattern, answer in ((yes, True), (no, False)):
-        if any(re.match(pattern, str(name)) for name in names):
-            return answer
-    return None
+    matches = (re.match(pattern, str(name)) for name in names)
+    found = {match[1] for match in matches if match}
+    return yes in found if found else None

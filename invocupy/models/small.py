@@ -9,47 +9,44 @@ from invocupy import nn
 from invocupy.autograd import Tensor
 from invocupy.geometry import integer
 from invocupy.models.rednet import involution, zero
-from invocupy.models.resnet import Rng, check_sizes, conv
+from invocupy.models.resnet import Rng, Series, check_sizes, conv
 
 SPATIAL = ("involution", "convolution", "depthwise")
 
 _SIZES = (7, 5, 3)  # of the kernels in the three stages: 16x16, 8x8 and 4x4 pixels
 
 
-class SmallBlock(nn.Module):
+class SmallBlock(Series):
     """1x1 convolution, spatial layer, 1x1 convolution, each with norm and ReLU; x is added.
 
     (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)). Where the stride is not 1, x
     comes through an average pool, so that no pixel is left out, and a 1x1 convolution.
     """
 
+    names = ("conv1", "spatial", "conv3")
+
     def __init__(
         self, channels: int, width: int, stride: int, kernel_size: int, spatial: str,
         fused: nn.FusedOption, rng: np.random.Generator,
     ) -> None:  # fmt: skip
-        self.conv1 = conv(channels, width, 1, 1, rng)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.spatial = _spatial(spatial, width, kernel_size, stride, fused, rng)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = conv(width, width, 1, 1, rng)
-        self.bn3 = nn.BatchNorm2d(width)
+        super().__init__(
+            conv(channels, width, 1, 1, rng),
+            _spatial(spatial, width, kernel_size, stride, fused, rng),
+            conv(width, width, 1, 1, rng),
+        )
         zero(self.bn3.weight)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels != width:
             pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-            self.shortcut = nn.Sequential(
-                pool if stride > 1 else nn.Identity(),
-                conv(channels, width, 1, 1, rng),
-                nn.BatchNorm2d(width),
-            )
+            layer = conv(channels, width, 1, 1, rng)
+            norm = nn.BatchNorm2d(width)
+            self.shortcut = nn.Sequential(pool if stride > 1 else nn.Identity(), layer, norm)
 
     def forward(self, x: nn.Input) -> Tensor:
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.spatial(y), relu=True)
-        return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
+        return self.series(x, self.shortcut)
 
 
-class SmallNet(nn.Module):
+class SmallNet(Series):
     """A residual network that two CPU cores train within an hour, to compare spatial layers.
 
     A stem as RedNet's (Li et al., arXiv 2103.06255: 3x3 convolution, 3x3 spatial layer, 3x3
@@ -106,12 +103,11 @@ class SmallNet(nn.Module):
             )
         check_sizes(num_classes, in_channels)
         rng = np.random.default_rng(rng)
-        self.conv1 = conv(in_channels, width // 2, 3, 1, rng)
-        self.bn1 = nn.BatchNorm2d(width // 2)
-        self.conv2 = _spatial(spatial, width // 2, 3, 1, fused, rng)
-        self.bn2 = nn.BatchNorm2d(width // 2)
-        self.conv3 = conv(width // 2, width, 3, 2, rng)
-        self.bn3 = nn.BatchNorm2d(width)
+        super().__init__(
+            conv(in_channels, width // 2, 3, 1, rng),
+            _spatial(spatial, width // 2, 3, 1, fused, rng),
+            conv(width // 2, width, 3, 2, rng),
+        )
         channels, blocks = width, []
         for stage, size in enumerate(_SIZES):
             for stride in (2 if stage else 1, 1):
@@ -123,10 +119,7 @@ class SmallNet(nn.Module):
 
     def forward(self, x: nn.Input) -> Tensor:
         """(N, in_channels, H, W) to logits (N, num_classes)."""
-        x = self.bn1(self.conv1(x), relu=True)
-        x = self.bn2(self.conv2(x), relu=True)
-        x = self.bn3(self.conv3(x), relu=True)
-        return self.fc(F.mean(self.blocks(x), axis=(2, 3)))
+        return self.fc(F.mean(self.blocks(self.series(x)), axis=(2, 3)))
 
 
 def _spatial(
