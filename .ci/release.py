@@ -1,10 +1,15 @@
-"""Are source archive and wheel complete, and nothing else in them? ``release.py SDIST WHEEL``."""
+"""Are source archive and wheel complete, and nothing else in them?
+
+``release.py [--tag vX.Y.Z] SDIST WHEEL``; with a tag also: may they be published under it?
+"""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -19,7 +24,27 @@ def same(what: str, found: set[str], wanted: set[str]) -> None:
         sys.exit(f"{what}: unasked {sorted(found - wanted)}, missing {sorted(wanted - found)}")
 
 
-def main(sdist: str, wheel: str) -> None:
+def may_publish(tag: str, sdist: str) -> None:
+    """Refuse a tag that is not the version's, and an address that nobody has decided."""
+    address = tomllib.loads(Path("pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    if ".invalid/" in address:
+        sys.exit(f"pyproject.toml: {address} is a placeholder: enter the repository's address")
+    if tag != f"v{Path(sdist).name.removeprefix('invocupy-').removesuffix('.tar.gz')}":
+        sys.exit(f"tag {tag} is not the version of {Path(sdist).name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tag")
+    parser.add_argument("sdist")
+    parser.add_argument("wheel")
+    asked = parser.parse_args()
+    if asked.tag:
+        may_publish(asked.tag, asked.sdist)
+    complete(asked.sdist, asked.wheel)
+
+
+def complete(sdist: str, wheel: str) -> None:
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
     tracked = set(listed.stdout.split())
 
@@ -38,4 +63,4 @@ def main(sdist: str, wheel: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
