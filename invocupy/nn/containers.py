@@ -45,7 +45,7 @@ class ModuleList(Module, MutableSequence[Module]):
         self._hold(list(modules))
 
     def _hold(self, modules: list[Any]) -> None:
-        """Replace all members by these."""
+        """Replace all members by these; an attribute of a subclass keeps its own name."""
         held = {id(m): name for name, m in self.named_children(remove_duplicate=False)}
         for place, module in enumerate(modules):
             if not isinstance(module, Module):
@@ -56,13 +56,11 @@ class ModuleList(Module, MutableSequence[Module]):
                 )
             if id(module) not in held:
                 self._check_member(str(place), module)
-        # An attribute of a subclass keeps its own name.
         names = {key: name for key, name in held.items() if not name.isdecimal()}
-        own = vars(self)
         for name, _ in self.named_children(remove_duplicate=False):
-            del own[name]
+            del vars(self)[name]
         for place, module in enumerate(modules):
-            own[names.pop(id(module), str(place))] = module
+            vars(self)[names.pop(id(module), str(place))] = module
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -41,39 +42,39 @@ class Flatten(Module):
         return F.flatten(x)
 
 
+@dataclass(eq=False, repr=False)
 class Softmax(Module):
     """Softmax along ``axis``."""
 
-    def __init__(self, axis: int = 1) -> None:
-        self.axis = axis
+    axis: int = 1
 
     def forward(self, x: Input) -> Any:
         """Any shape."""
         return F.softmax(x, self.axis)
 
 
+@dataclass(eq=False, repr=False)
 class MaxPool2d(Module):
     """:func:`invocupy.functional.max_pool2d`."""
 
-    def __init__(
-        self, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
-    ) -> None:
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+    kernel_size: IntOrPair
+    stride: IntOrPair | None = None
+    padding: IntOrPair = 0
 
     def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
 
 
+@dataclass(eq=False, repr=False)
 class AvgPool2d(Module):
     """:func:`invocupy.functional.avg_pool2d`."""
 
-    def __init__(
-        self, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0,
-        ceil_mode: bool = False, count_include_pad: bool = True,
-    ) -> None:  # fmt: skip
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+    kernel_size: IntOrPair
+    stride: IntOrPair | None = None
+    padding: IntOrPair = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
 
     def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
@@ -110,9 +111,7 @@ def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: in
 
 
 class Linear(Module):
-    """``x @ weight.T + bias``.
-
-    Initial weights and biases are drawn from ``rng``, uniform in ±1/sqrt(in_features).
+    """``x @ weight.T + bias``, both drawn from ``rng``, uniform in ±1/sqrt(in_features).
 
     Raises
     ------
@@ -145,9 +144,9 @@ class Linear(Module):
 
 
 class Conv2d(Module):
-    """:func:`invocupy.functional.conv2d` with its weights.
+    """:func:`invocupy.functional.conv2d` by weights and biases of its own.
 
-    Initial weights and biases are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
+    Both are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
 
     Raises
     ------
@@ -182,13 +181,12 @@ class Conv2d(Module):
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
                 f"in_channels={in_channels}, out_channels={out_channels}"
             )
-        kernel_h, kernel_w = pair("kernel_size", kernel_size, 1)
+        size = pair("kernel_size", kernel_size, 1)
         self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
-        self.padding = padding_pair(padding, (kernel_h, kernel_w), self.dilation)
+        self.padding = padding_pair(padding, size, self.dilation)
         self.groups = groups
-        fan_in = in_channels // groups * kernel_h * kernel_w
-        shape = (out_channels, in_channels // groups, kernel_h, kernel_w)
-        self.weight = _uniform(rng, shape, fan_in)
+        fan_in = in_channels // groups * math.prod(size)
+        self.weight = _uniform(rng, (out_channels, in_channels // groups, *size), fan_in)
         self.bias = _uniform(rng, (out_channels,), fan_in) if bias else None
 
     def forward(self, x: Input) -> Tensor:
@@ -266,8 +264,7 @@ class BatchNorm2d(Module):
                 moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
             self.observe(*moments)
             options |= {"training": True, "moments": moments, "comm": self.comm}
-        out: Tensor = F.batch_norm(x, *running, self.weight, self.bias, **options)
-        return out
+        return cast("Tensor", F.batch_norm(x, *running, self.weight, self.bias, **options))
 
     def observe(self, mean: Array, var: Array, count: int | Array) -> None:
         """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""

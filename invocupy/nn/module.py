@@ -11,6 +11,7 @@ from collections import UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from gc import get_referents
 from itertools import chain
 from types import MappingProxyType, MemberDescriptorType, SimpleNamespace
 from typing import Any, ParamSpec, Protocol, Self, TypeAlias, TypeVar
@@ -52,8 +53,8 @@ class Module:
     ------
     TypeError
         When another kind of value is assigned to a registered attribute, a container (list, dict,
-        ``functools.partial``, ...) holds modules or parameters that are not registered, when it is
-        assigned or later, or ``training`` is set to something that is no bool.
+        ``functools.partial``, ...) holds modules or parameters that are not registered, at once or
+        later, or ``training`` is set to something that is no bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
@@ -144,24 +145,19 @@ class Module:
 
     def __repr__(self) -> str:
         """The module as a tree: shapes of its arrays, its settings, and what it holds."""
-        own = [
-            f"{name}={value.data.shape}"
-            if isinstance(value, (Parameter, Buffer))
-            else f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if isinstance(value, (Parameter, Buffer, int, float, str, tuple)) and name != "training"
-        ]
-        held = [
-            f"\n  ({name}): " + repr(child).replace("\n", "\n  ")
-            for name, child in self.named_children(remove_duplicate=False)
-        ]
-        return "".join([type(self).__name__, "(", ", ".join(own), *held, "\n)" if held else ")"])
+        own, held = [], ""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                held += f"\n  ({name}): " + repr(value).replace("\n", "\n  ")
+            elif isinstance(value, (Parameter, Buffer)):
+                own.append(f"{name}={value.data.shape}")
+            elif isinstance(value, (int, float, str, tuple)) and name != "training":
+                own.append(f"{name}={value!r}")
+        end = "\n)" if held else ")"
+        return f"{type(self).__name__}({', '.join(own)}{held}{end}"
 
     def named_children(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
-        """The direct submodules with the names of their attributes.
-
-        ``remove_duplicate=False`` gives one that has several names under each of them.
-        """
+        """The direct submodules under the first of their names, or under each of them."""
         children = [(n, value) for n, value in vars(self).items() if isinstance(value, Module)]
         return _once(children) if remove_duplicate else iter(children)
 
@@ -170,10 +166,7 @@ class Module:
         return (child for _, child in self.named_children())
 
     def named_modules(self, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
-        """This module (named ``""``) and all below it, with dotted names.
-
-        ``remove_duplicate=False`` gives one that has several names under each of them.
-        """
+        """This module (named ``""``) and all below it, under the first of their dotted names."""
         below = (
             (f"{name}.{path}" if path else name, module)
             for name, child in self.named_children(remove_duplicate=False)
@@ -217,10 +210,8 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Names to NumPy arrays: parameters and buffers, copied."""
-        return {
-            name: np.array(arrays.to_device(holder.data, "cpu"))
-            for name, holder in self.named_state()
-        }
+        held = self.named_state()
+        return {name: np.array(arrays.to_device(holder.data, "cpu")) for name, holder in held}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Take over arrays by name; nothing changes if anything is wrong.
@@ -238,9 +229,8 @@ class Module:
         TypeError
             If ``state`` is no mapping.
         ValueError
-            Listing every name that is missing, left over, of another shape or kind of dtype, that
-            cannot be converted without overflow, or has a value that its buffer excludes (a
-            negative or NaN variance).
+            Listing every name that is missing, left over, of another shape or kind of dtype, with
+            values that overflow, or that its buffer excludes (a negative or NaN variance).
         """
         if not isinstance(state, Mapping):
             raise TypeError(
@@ -306,19 +296,11 @@ def _once(named: Iterable[tuple[str, _Held]]) -> Iterator[tuple[str, _Held]]:
 
 
 _STATE = (Parameter, Buffer, Module)
-_MAPPINGS = (dict, UserDict, MappingProxyType)
-_MUTABLE = (list, set, deque, UserList, *_MAPPINGS)
+_MUTABLE = (list, set, deque, UserList, dict, UserDict, MappingProxyType)
 _CONTAINERS = (*_MUTABLE, tuple, frozenset, partial, SimpleNamespace, np.ndarray)
-_CONTENTS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
-    (_MAPPINGS, lambda mapping: [*mapping, *mapping.values()]),
-    (partial, lambda call: [call.func, *call.args, *call.keywords.values()]),
-    (SimpleNamespace, lambda space: vars(space).values()),
-    (np.ndarray, lambda array: array.flat if array.dtype.kind == "O" else ()),
-    (_CONTAINERS, list),
-)
 
 
-def _members(value: Any) -> list[Any]:
+def _members(value: Any) -> list[Parameter | Buffer | Module]:
     """The modules, parameters and buffers in a container, at any depth, or ``value`` itself."""
     seen: set[int] = set()
     left, found = [value], []
@@ -328,7 +310,9 @@ def _members(value: Any) -> list[Any]:
             found.append(value)
         elif isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
-            left += next(inside for kind, inside in _CONTENTS if isinstance(value, kind))(value)
+            left += get_referents(value)  # arrays do not show theirs
+            if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+                left += value.flat
     return found
 
 
