@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from invocupy.ops import OPS
+from invocupy.ops.declaration import METHODS
 
 HEAD = '''"""{what}; written by .ci/stubs.py."""
 
 {imports}
 '''
-FUNCTIONS = """from collections.abc import Sequence
+TYPES_OF_FUNCTIONS = """from collections.abc import Sequence
 from typing import overload
 
 from invocupy.arrays import Array, ArrayLike
@@ -27,7 +28,7 @@ from invocupy.functional.normalization import batch_norm as batch_norm
 from invocupy.geometry import IntOrPair, Padding
 from invocupy.ops.declaration import Axis
 """
-METHODS = """from invocupy.arrays import ArrayLike
+TYPES_OF_METHODS = """from invocupy.arrays import ArrayLike
 from invocupy.autograd import Tensor
 from invocupy.ops.declaration import Axis
 """
@@ -73,8 +74,8 @@ def with_tensor(p: Parameter) -> Parameter:
 
 def functions() -> Iterator[str]:
     """An overload for plain arrays, and one for each operand that is the first Tensor."""
-    for name, declaration in sorted(OPS.items()):
-        arrays, options = operands(declaration.op)
+    for name, op in sorted(OPS.items()):
+        arrays, options = operands(op)
         if not arrays:  # any number of them
             axis = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in options[1:]]
             parts = options[0].replace(kind=Parameter.POSITIONAL_OR_KEYWORD)
@@ -98,21 +99,20 @@ def methods() -> Iterator[str]:
     """The methods and operators of Tensor."""
     me = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     yield "class Methods:"
-    for declaration in OPS.values():
-        arrays, options = operands(declaration.op)
-        for method in declaration.methods:
-            others = [with_tensor(p) for p in arrays[1:]]
-            if method.startswith("__"):
-                others = [p.replace(name="other", kind=p.POSITIONAL_ONLY) for p in others]
-                others = [p.replace(annotation="ArrayLike | Tensor") for p in others]
-            yield written(method, [me, *others, *options], "Tensor", "    ")
+    for method, name in METHODS.items():
+        arrays, options = operands(OPS[name])
+        others = [with_tensor(p) for p in arrays[1:]]
+        if method.startswith("__"):
+            others = [p.replace(name="other", kind=p.POSITIONAL_ONLY) for p in others]
+            others = [p.replace(annotation="ArrayLike | Tensor") for p in others]
+        yield written(method, [me, *others, *options], "Tensor", "    ")
 
 
 def stubs() -> dict[Path, str]:
     """What belongs into each file."""
     package = Path(__file__).parents[1] / "invocupy"
-    function = HEAD.format(what="The public functions of all operators", imports=FUNCTIONS)
-    method = HEAD.format(what="What operators add to Tensor", imports=METHODS)
+    function = HEAD.format(what="The public functions of all operators", imports=TYPES_OF_FUNCTIONS)
+    method = HEAD.format(what="What operators add to Tensor", imports=TYPES_OF_METHODS)
     return {
         package / "functional" / "__init__.pyi": function + "\n".join(functions()) + "\n",
         package / "autograd" / "methods.pyi": method + "\n".join(methods()) + "\n",

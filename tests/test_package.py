@@ -207,7 +207,7 @@ def lacking(item: Any) -> list[str]:
         return [] if text else ["a docstring"]
     # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
     declared = OPS.get(item.__name__) if item.__module__ == "invocupy.functional" else None
-    kind = declared.op.__module__.rpartition(".")[2] if declared else ""
+    kind = declared.__module__.rpartition(".")[2] if declared else ""
     plain = kind in ("elementwise", "reductions", "shapes") or item.__name__ == "matmul"
     brief = plain and "Raises" not in text
     names = [] if brief else inspect.signature(item).parameters

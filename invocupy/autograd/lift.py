@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
 from invocupy.autograd import protocols
 from invocupy.autograd.methods import Methods
 from invocupy.autograd.tensor import run
 from invocupy.ops import OPS
-from invocupy.ops.declaration import Result
-
-_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+from invocupy.ops.declaration import METHODS, NUMPY, Result
 
 
 def lift(op: Callable[..., Result]) -> Callable[..., Any]:
@@ -33,16 +32,14 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
     >>> function(np.ones(2)), function(Tensor([1.0]))
     (array([2., 2.]), Tensor(array([2.])))
     """
-    first, *others = inspect.signature(op).parameters.values()
-    several = first.kind is inspect.Parameter.VAR_POSITIONAL
-    if several:
-        first = first.replace(kind=_POSITIONAL, annotation="Sequence[Array]")
-        others = [other.replace(kind=_POSITIONAL) for other in others]
-    parameters = [first, *others]
-    places = [p.name for p in parameters if p.kind is _POSITIONAL]
-    names = [p.name for p in parameters if _is_operand(p)]
+    # Its code says what a signature would, in a tenth of the time.
+    code, notes, defaults = op.__code__, op.__annotations__, op.__defaults__ or ()
+    places = code.co_varnames[: code.co_argcount]
+    if several := bool(code.co_flags & inspect.CO_VARARGS):
+        places = code.co_varnames[code.co_kwonlyargcount :: -1]
+    names = [name for name in places if notes[name].startswith("Array")]
     count = len(names)
-    missing = {p.name: p.default for p in parameters if p.default is not p.empty}
+    missing = dict(zip(places[len(places) - len(defaults) :], defaults, strict=True))
 
     @wraps(op)
     def function(*arguments: Any, **options: Any) -> Any:
@@ -60,9 +57,15 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
         return run(op, arguments[0] if several else arguments, options)
 
     function.__module__ = "invocupy.functional"
-    signature = inspect.Signature(parameters, return_annotation="Array")
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    del function.__wrapped__, function.__annotations__
+    shown = FunctionType(code, op.__globals__, op.__name__, op.__defaults__)
+    shown.__kwdefaults__, shown.__annotations__ = op.__kwdefaults__, notes | {"return": "Array"}
+    if several:
+        signature, one = inspect.signature(shown), inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [p.replace(kind=one) for p in signature.parameters.values()]
+        parameters[0] = parameters[0].replace(annotation="Sequence[Array]")
+        shown.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    function.__wrapped__ = shown
+    function.__annotations__ = {}
     return function
 
 
@@ -74,20 +77,13 @@ def _refuse(function: Callable[..., Any], arguments: Any, options: dict[str, Any
         raise TypeError(f"{function.__name__}() {error}") from None
 
 
-def _is_operand(parameter: inspect.Parameter) -> bool:
-    array = str(parameter.annotation).startswith(("Array", "Sequence[Array]"))
-    return array and parameter.kind is _POSITIONAL
-
-
 def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
     return wraps(function)(lambda self, other: function(other, self))
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {}
+FUNCTIONS = {name: lift(op) for name, op in OPS.items()}
 """The public function of each op."""
-for _name, (_op, _numpy, _methods) in OPS.items():
-    _function = FUNCTIONS[_name] = lift(_op)
-    protocols.FUNCTIONS.update(dict.fromkeys(_numpy, _function))
-    for _method in _methods:
-        reflects = _method.startswith("__r")
-        setattr(Methods, _method, _reflected(_function) if reflects else _function)
+protocols.FUNCTIONS.update({numpy: FUNCTIONS[name] for numpy, name in NUMPY.items()})
+for _method, _name in METHODS.items():
+    _function = FUNCTIONS[_name]
+    setattr(Methods, _method, _reflected(_function) if _method[:3] == "__r" else _function)

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.backends.signatures import ON_GPU
+ON_GPU = ("involution", "convolution", "pointwise", "batch_norm", "sgd")
+"""The ops of the CUDA wing; of the others, CuPy arrays get the reference."""
 
 on_compile: Callable[[str, bool], object] | None = None
 """Called with a CPU kernel's name when its compiling begins, and with True when it is done.

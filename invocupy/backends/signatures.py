@@ -21,9 +21,6 @@ from typing import NamedTuple
 
 from invocupy.arrays import Array
 
-ON_GPU = ("involution", "convolution", "pointwise", "batch_norm", "sgd")
-"""The ops of the CUDA wing; of the others, CuPy arrays get the reference."""
-
 TABLE = """
 involution      kernel = weight @ features + bias in the fused functions, and never stored whole
   forward(x[N,C,H,W], kernel[N,G,Kh,Kw,Ho,Wo], g -> out[N,C,Ho,Wo])

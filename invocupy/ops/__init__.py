@@ -33,8 +33,7 @@ from invocupy.ops.normalization import batch_norm as batch_norm
 from invocupy.ops.shapes import getitem as getitem
 
 DECLARING = attention, convolution, elementwise, loss, pooling, reductions, shapes
-for _name, _declaration in OPS.items():
-    globals()[_name] = _declaration.op
+globals().update(OPS)
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Callable[..., Result]: ...

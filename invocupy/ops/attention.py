@@ -61,10 +61,6 @@ def local_self_attention(
     TypeError, ValueError
         As :func:`involution`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
     >>> F.local_self_attention(nothing, nothing, x, kernel_size=(1, 3))[0, 0]
     array([[1.5, 2. , 3. , 3.5]])
@@ -154,10 +150,6 @@ def self_attention(query: Array, key: Array, value: Array, *, heads: int = 1) ->
     TypeError, ValueError
         As :func:`involution`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> nothing, x = np.zeros((1, 2, 1, 4)), np.array([1.0, 2, 3, 4]).reshape(1, 1, 1, 4)
     >>> F.self_attention(nothing, nothing, x)[0, 0]
     array([[2.5, 2.5, 2.5, 2.5]])

@@ -7,7 +7,7 @@ its docstring; its methods of Tensor; and what NumPy's functions do with a Tenso
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from invocupy.arrays import Array
 
@@ -17,26 +17,34 @@ Result: TypeAlias = tuple[Array, tuple[Vjp, ...]]
 Axis: TypeAlias = int | tuple[int, ...] | None
 _Op = TypeVar("_Op", bound=Callable[..., Result])
 
+OPS: dict[str, Callable[..., Result]] = {}
+"""The operators by name."""
+NUMPY: dict[Any, str] = {}
+"""The operators that functions of NumPy are."""
+METHODS: dict[str, str] = {}
+"""The operators that methods of Tensor are; a reflected one gets its arguments exchanged."""
 
-class Declaration(NamedTuple):
-    """An operator; the functions of NumPy that are it; its methods and operators of Tensor."""
-
-    op: Callable[..., Result]
-    numpy: tuple[Any, ...]
-    methods: list[str]
-
-
-OPS: dict[str, Declaration] = {}
+_EXAMPLE = (
+    "Examples", "--------", ">>> import numpy as np", ">>> from invocupy import functional as F",
+)  # fmt: skip
 
 
 def op(*numpy: Any, methods: str = "") -> Callable[[_Op], _Op]:
     """Declare the operator below, whose array arguments are those annotated as ``Array``.
 
-    Of its arguments the array comes first; a method ``__radd__`` gets them the other way round.
+    Of its arguments the array comes first. A docstring without the section Examples gets its
+    heading, and the imports, before its first ``>>>``.
     """
 
     def declare(function: _Op) -> _Op:
-        OPS[function.__name__] = Declaration(function, numpy, methods.split())
+        name = function.__name__
+        OPS[name] = function
+        NUMPY.update(dict.fromkeys(numpy, name))
+        METHODS.update(dict.fromkeys(methods.split(), name))
+        text, prompt, example = (function.__doc__ or "").partition(">>> ")
+        if prompt and _EXAMPLE[0] not in text:
+            indent = "\n" + text.rpartition("\n")[2]
+            function.__doc__ = text + indent.join([*_EXAMPLE, prompt + example])
         return function
 
     return declare

@@ -45,10 +45,6 @@ def _used(used: Any, slope: Any) -> Any:
 def add(a: Array, b: Array) -> Result:
     """``a + b``, broadcast.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.add(np.ones(2), 1.0)
     array([2., 2.])
     """
@@ -59,10 +55,6 @@ def add(a: Array, b: Array) -> Result:
 def subtract(a: Array, b: Array) -> Result:
     """``a - b``, broadcast.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.subtract(np.ones(2), 1.0)
     array([0., 0.])
     """
@@ -73,10 +65,6 @@ def subtract(a: Array, b: Array) -> Result:
 def multiply(a: Array, b: Array) -> Result:
     """``a * b``, broadcast.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.multiply(np.ones(2), 3.0)
     array([3., 3.])
     """
@@ -87,10 +75,6 @@ def multiply(a: Array, b: Array) -> Result:
 def divide(a: Array, b: Array) -> Result:
     """``a / b``, broadcast.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.divide(np.ones(2), 2.0)
     array([0.5, 0.5])
     """
@@ -106,10 +90,6 @@ def divide(a: Array, b: Array) -> Result:
 def power(a: Array, b: Array) -> Result:
     """``a ** b``, broadcast; the gradient of ``b`` is 0 where ``a`` is 0, as its limit for b > 0.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.power(np.array([2.0, 3.0]), 2)
     array([4., 9.])
     """
@@ -136,10 +116,6 @@ def power(a: Array, b: Array) -> Result:
 def maximum(a: Array, b: Array) -> Result:
     """The larger of two, broadcast; where they are equal each gets half of the gradient.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.maximum(np.array([-1.0, 2.0]), 0.0)
     array([0., 2.])
     """
@@ -150,10 +126,6 @@ def maximum(a: Array, b: Array) -> Result:
 def minimum(a: Array, b: Array) -> Result:
     """The smaller of two, broadcast; where they are equal each gets half of the gradient.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.minimum(np.array([-1.0, 2.0]), 0.0)
     array([-1.,  0.])
     """
@@ -197,10 +169,6 @@ def clip(
     ValueError
         Without bounds, or for numbers of which ``min`` is larger.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.clip(np.array([-1.0, 0.5, 2.0]), 0, 1)
     array([0. , 0.5, 1. ])
     """
@@ -241,10 +209,6 @@ def where(condition: Array, x: Array, y: Array) -> Result:
     TypeError
         If ``condition`` has another dtype than bool.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.where(np.array([True, False]), np.ones(2), 0.0)
     array([1., 0.])
     """
@@ -266,10 +230,6 @@ def where(condition: Array, x: Array, y: Array) -> Result:
 def negative(x: Array) -> Result:
     """``-x``.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.negative(np.ones(1))
     array([-1.])
     """
@@ -280,10 +240,6 @@ def negative(x: Array) -> Result:
 def absolute(x: Array) -> Result:
     """``|x|``; the gradient at 0 is 0.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.absolute(np.array([-2.0]))
     array([2.])
     """
@@ -295,10 +251,6 @@ def absolute(x: Array) -> Result:
 def exp(x: Array) -> Result:
     """``e ** x``.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.exp(np.zeros(1))
     array([1.])
     """
@@ -310,10 +262,6 @@ def exp(x: Array) -> Result:
 def log(x: Array) -> Result:
     """The natural logarithm.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.log(np.ones(1))
     array([0.])
     """
@@ -324,10 +272,6 @@ def log(x: Array) -> Result:
 def sqrt(x: Array) -> Result:
     """The square root.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.sqrt(np.array([4.0]))
     array([2.])
     """
@@ -339,10 +283,6 @@ def sqrt(x: Array) -> Result:
 def tanh(x: Array) -> Result:
     """The hyperbolic tangent.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.tanh(np.zeros(1))
     array([0.])
     """
@@ -354,10 +294,6 @@ def tanh(x: Array) -> Result:
 def sigmoid(x: Array) -> Result:
     """``1 / (1 + exp(-x))``, by powers of e below 1 only, so that none overflows.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.sigmoid(np.array([-1000.0, 0.0]))
     array([0. , 0.5])
     """
@@ -376,10 +312,6 @@ def sigmoid(x: Array) -> Result:
 def relu(x: Array) -> Result:
     """``max(x, 0)``; NaN stays NaN, the gradient at 0 is 0.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.relu(np.array([-1.0, 2.0]))
     array([0., 2.])
     """

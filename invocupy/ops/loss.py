@@ -36,10 +36,6 @@ def softmax(x: Array, axis: int = -1) -> Result:
     ValueError
         If ``x`` has no entries along ``axis``, or no such axis.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.softmax(np.array([[1000.0, 1000.0]]))
     array([[0.5, 0.5]])
     """
@@ -75,10 +71,6 @@ def log_softmax(x: Array, axis: int = -1) -> Result:
     ValueError
         If ``x`` has no entries along ``axis``, or no such axis.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.log_softmax(np.array([[0.0, 1000.0]]))
     array([[-1000.,     0.]])
     """
@@ -117,10 +109,6 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
     ValueError
         For shapes, labels or a smoothing that do not fit.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> round(float(F.cross_entropy(np.zeros((2, 4)), np.array([0, 3]))), 4)  # log 4
     1.3863
     """

@@ -66,10 +66,6 @@ def masked(array: Array, mask: Any) -> Any:
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
     """The sum over ``axis`` (all axes by default).
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.sum(np.ones((2, 3)), axis=1)
     array([3., 3.])
     """
@@ -81,10 +77,6 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa:
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:
     """The mean over ``axis`` (all axes by default).
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.mean(np.ones((2, 3)), axis=0)
     array([1., 1., 1.])
     """
@@ -102,10 +94,6 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:
 def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
     """The largest value over ``axis``; equal ones share the gradient evenly.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.max(np.array([[1.0, 3.0], [2.0, 0.0]]), axis=1)
     array([3., 2.])
     """

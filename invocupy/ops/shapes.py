@@ -16,10 +16,6 @@ from invocupy.ops.declaration import Result, Vjp, op
 def reshape(x: Array, shape: tuple[int, ...]) -> Result:
     """The same elements in another shape; one size may be -1.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.reshape(np.zeros((2, 3)), (3, -1)).shape
     (3, 2)
     """
@@ -30,10 +26,6 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Result:
 def flatten(x: Array, start: int = 1) -> Result:
     """All axes from ``start`` on joined into one; the batch axis stays by default.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.flatten(np.zeros((2, 3, 4))).shape
     (2, 12)
     """
@@ -44,10 +36,6 @@ def flatten(x: Array, start: int = 1) -> Result:
 def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Result:
     """The axes in another order (reversed by default).
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.transpose(np.zeros((2, 3, 4)), (0, 2, 1)).shape
     (2, 4, 3)
     """
@@ -61,10 +49,6 @@ def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Result:
 def concatenate(*parts: Array, axis: int = 0) -> Result:
     """The arrays or Tensors joined along ``axis``.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.concatenate([np.zeros((1, 2)), np.ones((1, 2))]).shape
     (2, 2)
     """

@@ -14,7 +14,7 @@ import pytest
 from cuda_proof import cases, host
 
 from invocupy import backends
-from invocupy.backends.signatures import ON_GPU, Function, Perceptron, functions
+from invocupy.backends.signatures import Function, Perceptron, functions
 from invocupy.geometry import Geometry
 
 SIZES = {
@@ -27,7 +27,7 @@ OPTIONS = {
 }  # fmt: skip
 WINGS = [
     (wing, op) for op in functions() for wing in ("reference", "cpu", "cuda")
-    if wing != "cuda" or op in ON_GPU
+    if wing != "cuda" or op in backends.ON_GPU
 ]  # fmt: skip
 CALLS = [
     (wing, op, name) for wing, op in WINGS for name in functions()[op]
@@ -58,9 +58,9 @@ def test_every_module_is_in_the_table() -> None:
     folder = import_module("invocupy.backends.reference").__path__
     assert {module.name for module in pkgutil.iter_modules(folder)} == set(functions())
     folder = import_module("invocupy.backends.cuda").__path__
-    assert {module.name for module in pkgutil.iter_modules(folder)} == set(ON_GPU)
+    assert {module.name for module in pkgutil.iter_modules(folder)} == set(backends.ON_GPU)
     for op in functions():
-        wing = "cuda" if op in ON_GPU else "reference"
+        wing = "cuda" if op in backends.ON_GPU else "reference"
         assert backends.of(op, object()) is module_of(wing, op)  # what is no array of NumPy
         assert backends.of(op, np.ones(1)) is module_of("cpu", op)
 
