@@ -25,7 +25,7 @@ from invocupy.arrays import Array, ArrayLike
 from invocupy.autograd import Tensor
 from invocupy.functional.normalization import batch_moments as batch_moments
 from invocupy.functional.normalization import batch_norm as batch_norm
-from invocupy.geometry import IntOrPair, Padding
+from invocupy.geometry import IntOrTuple, Padding
 from invocupy.ops.declaration import Axis
 """
 TYPES_OF_METHODS = """from invocupy.arrays import ArrayLike

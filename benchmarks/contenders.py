@@ -154,7 +154,7 @@ def one_thread_per_output(p: Problem) -> dict[str, Calls]:
     macros = {
         "SCALAR": {"float32": "float", "float16": "__half"}[p.dtype],
         "ACCUM": "float", "BATCH": g.batch, "CHANNELS": g.channels, "GROUPS": g.groups,
-        "HEIGHT": g.height, "WIDTH": g.width, "KERNEL": p.k, "PAD": g.pad_h,
+        "HEIGHT": g.size[0], "WIDTH": g.size[1], "KERNEL": p.k, "PAD": g.padding[0],
     }  # fmt: skip
     text = "#include <cuda_fp16.h>\n" + "".join(f"#define {k} {v}\n" for k, v in macros.items())
     text += (Path(__file__).parent / "one_thread_per_output.cu").read_text()
@@ -185,9 +185,9 @@ def unfold_form(p: Problem) -> Callable[..., Any]:
     g = p.g
 
     def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        seen = F.unfold(x, p.k, padding=g.pad_h)
-        seen = seen.view(g.batch, g.groups, PER_GROUP, p.k * p.k, g.height, g.width)
-        taps = kernel.view(g.batch, g.groups, 1, p.k * p.k, g.height, g.width)
+        seen = F.unfold(x, p.k, padding=g.padding[0])
+        seen = seen.view(g.batch, g.groups, PER_GROUP, p.k * p.k, *g.size)
+        taps = kernel.view(g.batch, g.groups, 1, p.k * p.k, *g.size)
         return (taps * seen).sum(3).view(g.out_shape)
 
     return forward
@@ -198,12 +198,12 @@ def shift_form(p: Problem) -> Callable[..., Any]:
     g = p.g
 
     def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x, (g.pad_w, g.pad_w, g.pad_h, g.pad_h))
+        padded = F.pad(x, (g.padding[1], g.padding[1], g.padding[0], g.padding[0]))
         padded = padded.view(g.batch, g.groups, PER_GROUP, *padded.shape[2:])
         total = 0
         for u in range(p.k):
             for v in range(p.k):
-                seen = padded[..., u : u + g.height, v : v + g.width]
+                seen = padded[..., u : u + g.size[0], v : v + g.size[1]]
                 total = total + kernel[:, :, None, u, v] * seen
         return total.reshape(g.out_shape)
 

@@ -1,7 +1,7 @@
 """Sizes of one involution: the one place where they are computed and shape errors are raised.
 
-The same rules serve convolution and pooling through :func:`pair`, :func:`padding_pair` and
-:func:`output_size`. Options everywhere are read with :func:`number` and :func:`integer`.
+The same rules serve convolution and pooling through :func:`per_axis`, :func:`padding_per_axis`
+and :func:`output_size`. Options everywhere are read with :func:`number` and :func:`integer`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,32 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-Pair: TypeAlias = tuple[int, int]
-IntOrPair: TypeAlias = int | Pair
-Padding: TypeAlias = IntOrPair | Literal["same", "valid"]
+IntOrTuple: TypeAlias = int | Shape
+Padding: TypeAlias = IntOrTuple | Literal["same", "valid"]
+
+
+class _Names(NamedTuple):
+    """What messages call an option for so many dimensions, and the axes of arrays."""
+
+    option: str
+    image: str
+    kernel: str
+    out: str
+
+
+_NAMES = {
+    1: _Names("a tuple of one", "W", "Kw", "Wo"),
+    2: _Names("a pair", "H, W", "Kh, Kw", "Ho, Wo"),
+    3: _Names("a triple", "D, H, W", "Kd, Kh, Kw", "Do, Ho, Wo"),
+}
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
@@ -57,31 +72,36 @@ def _integers(*items: Any) -> tuple[int, ...]:
         return ()
 
 
-def pair(name: str, value: Any, minimum: int) -> Pair:
-    """Read an option given as one integer or as a (vertical, horizontal) pair of them."""
-    items = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+def per_axis(name: str, value: Any, minimum: int, dims: int = 2) -> Shape:
+    """Read an option given as one integer or as a tuple of them, one for each spatial axis."""
+    items = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
     numbers = _integers(*items)
-    if len(numbers) != 2 or min(numbers) < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum} or a pair of them, got {value!r}")
+    if len(numbers) != dims or min(numbers) < minimum:
+        raise ValueError(
+            f"{name} must be an integer >= {minimum} or {_NAMES[dims].option} of them, "
+            f"got {value!r}"
+        )
     if max(numbers) >= 1 << 31:
         raise ValueError(f"{name} must be below 2**31, got {value!r}")
-    return numbers[0], numbers[1]
+    return numbers
 
 
-def padding_pair(value: Any, kernel_size: Pair, dilation: Pair) -> Pair:
-    """Read a padding option: an integer, a pair, ``"same"`` or ``"valid"``."""
+def padding_per_axis(value: Any, kernel_size: Shape, dilation: Shape) -> Shape:
+    """Read a padding option: an integer, a tuple, ``"same"`` or ``"valid"``."""
+    dims = len(kernel_size)
     if not isinstance(value, str):
-        return pair("padding", value, 0)
+        return per_axis("padding", value, 0, dims)
     if value == "valid":
-        return 0, 0
+        return (0,) * dims
+    option = _NAMES[dims].option
     if value != "same":
-        raise ValueError(f"padding must be 'same', 'valid', an integer or a pair, got {value!r}")
-    if kernel_size[0] % 2 == 0 or kernel_size[1] % 2 == 0:
+        raise ValueError(f"padding must be 'same', 'valid', an integer or {option}, got {value!r}")
+    if not all(k % 2 for k in kernel_size):
         raise ValueError(
-            f"padding='same' needs an odd kernel size, got {_by(kernel_size)}: "
-            "an even kernel has no centre, so give the padding as an integer or a pair"
+            f"padding='same' needs an odd kernel size, got {by(kernel_size)}: "
+            f"an even kernel has no centre, so give the padding as an integer or {option}"
         )
-    return dilation[0] * (kernel_size[0] - 1) // 2, dilation[1] * (kernel_size[1] - 1) // 2
+    return tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel_size, strict=True))
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -89,15 +109,18 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _options(
-    kernel: Pair, stride: IntOrPair, padding: Padding, dilation: IntOrPair
-) -> tuple[Pair, Pair, Pair]:
-    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    return strides, padding_pair(padding, kernel, dilations), dilations
-
-
-def _by(sizes: Sequence[int]) -> str:
+def by(sizes: Sequence[int]) -> str:
+    """Sizes in a message: 3x3."""
     return "x".join(map(str, sizes))
+
+
+def _options(
+    kernel: Shape, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
+) -> tuple[Shape, Shape, Shape]:
+    dims = len(kernel)
+    strides = per_axis("stride", stride, 1, dims)
+    dilations = per_axis("dilation", dilation, 1, dims)
+    return strides, padding_per_axis(padding, kernel, dilations), dilations
 
 
 def _is_exact(option: Any) -> bool:
@@ -107,43 +130,53 @@ def _is_exact(option: Any) -> bool:
     return type(option) in (int, str)
 
 
+def _dimensions(x_shape: Shape, other: int) -> int:
+    """How many spatial dimensions x has, beside an array that has ``other`` of them.
+
+    Where the two differ, one in two dimensions is taken to be right, or else x.
+    """
+    dims = len(x_shape) - 2
+    wanted = other if other == 2 or dims not in _NAMES else dims
+    if wanted == dims and dims in _NAMES:
+        return dims
+    fits = "3, 4 or 5 dimensions, (N, C, W), (N, C, H, W) or (N, C, D, H, W)"
+    if wanted in _NAMES:
+        fits = f"{wanted + 2} dimensions (N, C, {_NAMES[wanted].image})"
+    raise ValueError(f"x must have {fits}, got shape {x_shape}")
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """All sizes of one involution, checked.
+    """All sizes of one involution in 1, 2 or 3 spatial dimensions, checked.
 
     Build it with :meth:`of`, which raises ``ValueError`` for shapes and options that do not fit
-    together. Every field is a plain ``int``; the order of the fields is the order of
-    :meth:`record`, the struct that the CUDA source receives by value.
+    together. The fields ``size`` to ``dilation`` have a plain ``int`` for each spatial axis.
 
     Examples
     --------
     >>> g = Geometry.of((2, 32, 7, 7), (2, 2, 3, 3, 4, 4), stride=2)
     >>> g.out_shape, g.kernel_shape, g.channels_per_group
     ((2, 32, 4, 4), (2, 2, 3, 3, 4, 4), 16)
+    >>> g.size, g.kernel, g.out, g.stride, g.padding, g.dilation
+    ((7, 7), (3, 3), (4, 4), (2, 2), (1, 1), (1, 1))
     """
 
     batch: int
     channels: int
     groups: int
-    height: int
-    width: int
-    kernel_h: int
-    kernel_w: int
-    out_h: int
-    out_w: int
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
-    dilation_w: int
+    size: Shape
+    kernel: Shape
+    out: Shape
+    stride: Shape
+    padding: Shape
+    dilation: Shape
 
     @classmethod
     def of(
-        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrPair = 1,
-        padding: Padding = "same", dilation: IntOrPair = 1,
+        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrTuple = 1,
+        padding: Padding = "same", dilation: IntOrTuple = 1,
     ) -> Geometry:  # fmt: skip
-        """Check the shapes of ``x`` (N, C, H, W) and ``kernel`` (N, G, Kh, Kw, Ho, Wo).
+        """Check the shapes of ``x`` (N, C, *S) and ``kernel`` (N, G, *K, *O).
 
         Raises
         ------
@@ -156,18 +189,20 @@ class Geometry:
 
     @classmethod
     def _checked(
-        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrPair, padding: Padding,
-        dilation: IntOrPair,
+        cls, x_shape: Shape, kernel_shape: Shape, stride: IntOrTuple, padding: Padding,
+        dilation: IntOrTuple,
     ) -> Geometry:  # fmt: skip
-        if len(x_shape) != 4:
-            raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x_shape}")
-        if len(kernel_shape) != 6:
+        rank = len(kernel_shape)
+        dims = _dimensions(x_shape, 0 if rank % 2 else rank // 2 - 1)
+        names = _NAMES[dims]
+        if rank != 2 * dims + 2:
+            flat = f"G*{names.kernel.replace(', ', '*')}"
             raise ValueError(
-                f"kernel must have 6 dimensions (N, G, Kh, Kw, Ho, Wo), got shape {kernel_shape}: "
-                "reshape a flat (N, G*Kh*Kw, Ho, Wo) array first"
+                f"kernel must have {2 * dims + 2} dimensions (N, G, {names.kernel}, {names.out}), "
+                f"got shape {kernel_shape}: reshape a flat (N, {flat}, {names.out}) array first"
             )
         (batch, channels, *sizes), (kernel_batch, groups) = x_shape, kernel_shape[:2]
-        kernel, positions = kernel_shape[2:4], kernel_shape[4:]
+        kernel, positions = kernel_shape[2 : 2 + dims], kernel_shape[2 + dims :]
         if kernel_batch != batch:
             raise ValueError(
                 f"kernel must have the batch size of x: kernel {kernel_shape} has {kernel_batch}, "
@@ -179,25 +214,29 @@ class Geometry:
                 f"kernel {kernel_shape} has G={groups}, x {x_shape} has C={channels}"
             )
         if min(kernel) < 1:
+            taps = ", ".join(map("{}={}".format, names.kernel.split(", "), kernel))
             raise ValueError(
-                f"kernel must have at least one tap, got Kh={kernel[0]}, Kw={kernel[1]} "
-                f"in shape {kernel_shape}"
+                f"kernel must have at least one tap, got {taps} in shape {kernel_shape}"
             )
         strides, pads, dilations = options = _options(kernel, stride, padding, dilation)
         out = tuple(map(output_size, sizes, kernel, *options))
-        said = f"kernel size {_by(kernel)}, stride {strides}, padding {pads}, dilation {dilations}"
+        said = f"kernel size {by(kernel)}, stride {strides}, padding {pads}, dilation {dilations}"
         if min(out) < 0:
             raise ValueError(
-                f"x of {_by(sizes)} is too small for {said}: give more padding or a smaller kernel"
+                f"x of {by(sizes)} is too small for {said}: give more padding or a smaller kernel"
             )
         if positions != out:
             raise ValueError(
-                f"kernel has {_by(positions)} positions, but x of {_by(sizes)} "
-                f"with {said} gives {_by(out)}: make one kernel for each output position "
+                f"kernel has {by(positions)} positions, but x of {by(sizes)} "
+                f"with {said} gives {by(out)}: make one kernel for each output position "
                 "(a stride needs ceil-mode pooling before the kernel generator)"
             )
-        window: Shape = (*kernel, *out, *strides, *pads, *dilations)
-        return cls(batch, channels, groups, *sizes, *window)
+        return cls(batch, channels, groups, tuple(sizes), kernel, out, strides, pads, dilations)
+
+    @property
+    def dims(self) -> int:
+        """How many spatial dimensions there are: 1, 2 or 3."""
+        return len(self.size)
 
     @property
     def channels_per_group(self) -> int:
@@ -205,19 +244,23 @@ class Geometry:
         return self.channels // self.groups
 
     @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W)."""
-        return self.batch, self.channels, self.height, self.width
+    def x_shape(self) -> Shape:
+        """(N, C, *S)."""
+        return self.batch, self.channels, *self.size
 
     @property
-    def kernel_shape(self) -> tuple[int, int, int, int, int, int]:
-        """(N, G, Kh, Kw, Ho, Wo)."""
-        return self.batch, self.groups, self.kernel_h, self.kernel_w, self.out_h, self.out_w
+    def kernel_shape(self) -> Shape:
+        """(N, G, *K, *O)."""
+        return self.batch, self.groups, *self.kernel, *self.out
 
     @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, Ho, Wo)."""
-        return self.batch, self.channels, self.out_h, self.out_w
+    def out_shape(self) -> Shape:
+        """(N, C, *O)."""
+        return self.batch, self.channels, *self.out
+
+    def lifted(self, dims: int) -> Geometry:
+        """The same involution in ``dims`` or more dimensions; the new, leading axes have size 1."""
+        return self if dims <= len(self.size) else _lifted(self, dims)
 
     def check_grad(self, grad_out: Any) -> None:
         """Refuse a ``grad_out`` that has not the shape of the result, with a ``ValueError``."""
@@ -228,7 +271,7 @@ class Geometry:
             )
 
     def record(self) -> np.void:
-        """The fields as one structured scalar of 15 ``int32``, passed by value to the CUDA source.
+        """All fields, in two or three dimensions, as ``int32`` one after another, for CUDA source.
 
         Raises
         ------
@@ -236,11 +279,24 @@ class Geometry:
             If a size, with its padding, does not fit 32 bits (offsets into arrays are 64-bit
             everywhere).
         """
-        values = astuple(self)
-        padded = self.height + 2 * self.pad_h, self.width + 2 * self.pad_w
-        if max(*values, *padded) > np.iinfo(np.int32).max:
+        g = self.lifted(2)
+        options = *g.size, *g.kernel, *g.out, *g.stride, *g.padding, *g.dilation
+        padded = (n + 2 * p for n, p in zip(g.size, g.padding, strict=True))
+        if max(g.batch, g.channels, *options, *padded) > np.iinfo(np.int32).max:
             raise ValueError(f"x has a size past 2**31 - 1 in one dimension: {self}")
-        return np.array([values], RECORD)[0]  # type: ignore[no-any-return]
+        return np.array([(g.batch, g.channels, g.groups, *options)], _RECORDS[g.dims])[0]  # type: ignore[no-any-return]
+
+
+_RECORDS = {dims: np.dtype([("", np.int32)] * (3 + 6 * dims)) for dims in (2, 3)}
+
+
+@lru_cache(maxsize=512)
+def _lifted(g: Geometry, dims: int) -> Geometry:
+    one, zero = ((number,) * (dims - g.dims) for number in (1, 0))
+    return replace(
+        g, size=one + g.size, kernel=one + g.kernel, out=one + g.out, stride=one + g.stride,
+        padding=zero + g.padding, dilation=one + g.dilation,
+    )  # fmt: skip
 
 
 # A small operator takes less time than the checks.
@@ -249,8 +305,8 @@ _known = lru_cache(maxsize=512)(Geometry._checked)
 
 def fused_geometry(
     x_shape: Shape, features_shape: Shape, weight_shape: Shape, bias_shape: Shape | None,
-    kernel_size: IntOrPair, stride: IntOrPair = 1, padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    kernel_size: IntOrTuple, stride: IntOrTuple = 1, padding: Padding = "same",
+    dilation: IntOrTuple = 1,
 ) -> Geometry:  # fmt: skip
     """The geometry of the involution whose kernel the span makes.
 
@@ -259,17 +315,19 @@ def fused_geometry(
     ValueError
         Naming the argument whose shape does not fit the others.
     """
-    kernel = pair("kernel_size", kernel_size, 1)
-    if len(features_shape) != 4 or features_shape[1] < 1:
+    dims = _dimensions(x_shape, len(features_shape) - 2)
+    names, kernel = _NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)
+    if len(features_shape) != dims + 2 or features_shape[1] < 1:
         raise ValueError(
-            f"features must have 4 dimensions (N, F, Ho, Wo) with F >= 1, got {features_shape}"
+            f"features must have {dims + 2} dimensions (N, F, {names.out}) with F >= 1, "
+            f"got {features_shape}"
         )
     batch, width, *positions = features_shape
-    taps = math.prod(kernel)
+    taps, rows = math.prod(kernel), names.kernel.replace(", ", "*")
     if len(weight_shape) != 2 or weight_shape[0] % taps or not weight_shape[0]:
         raise ValueError(
-            f"span_weight must have shape (G*Kh*Kw, F) with Kh*Kw = {taps}, "
-            f"got {weight_shape}: Kh*Kw rows for each group"
+            f"span_weight must have shape (G*{rows}, F) with {rows} = {taps}, "
+            f"got {weight_shape}: {rows} rows for each group"
         )
     groups = weight_shape[0] // taps
     if weight_shape[1] != width:
@@ -279,33 +337,29 @@ def fused_geometry(
         )
     if bias_shape is not None and bias_shape != weight_shape[:1]:
         raise ValueError(f"span_bias must have shape {weight_shape[:1]}, got {bias_shape}")
-    if len(x_shape) == 4:
-        # Say "features", not "kernel", where it is the features that do not fit.
-        options = _options(kernel, stride, padding, dilation)
-        if x_shape[1] % groups:
-            raise ValueError(
-                f"span_weight must have G*Kh*Kw rows with a G that divides the channels of x: "
-                f"span_weight {weight_shape} with Kh*Kw = {taps} has G={groups}, "
-                f"x {x_shape} has C={x_shape[1]}"
-            )
-        out = list(map(output_size, x_shape[2:], kernel, *options))
-        if min(out) >= 0 and (x_shape[0], out) != (batch, positions):
-            raise ValueError(
-                f"features {features_shape} must have the batch size and the output size of the "
-                f"involution, {x_shape[0]} and {_by(out)} for x {x_shape}, got {batch} "
-                f"and {_by(positions)}: make one feature vector for each output position"
-            )
+    # Say "features", not "kernel", where it is the features that do not fit.
+    options = _options(kernel, stride, padding, dilation)
+    if x_shape[1] % groups:
+        raise ValueError(
+            f"span_weight must have G*{rows} rows with a G that divides the channels of x: "
+            f"span_weight {weight_shape} with {rows} = {taps} has G={groups}, "
+            f"x {x_shape} has C={x_shape[1]}"
+        )
+    out = list(map(output_size, x_shape[2:], kernel, *options))
+    if min(out) >= 0 and (x_shape[0], out) != (batch, positions):
+        raise ValueError(
+            f"features {features_shape} must have the batch size and the output size of the "
+            f"involution, {x_shape[0]} and {by(out)} for x {x_shape}, got {batch} "
+            f"and {by(positions)}: make one feature vector for each output position"
+        )
     kernel_shape = (batch, groups, *kernel, *positions)
     return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
-
-
-RECORD = np.dtype([(field.name, np.int32) for field in fields(Geometry)])
 
 
 @lru_cache(maxsize=512)
 def block_groups(
     shape: Shape, names: tuple[str, ...], given: tuple[Shape, ...],
-    moments: tuple[Shape, ...] | None, size: tuple[int, int],
+    moments: tuple[Shape, ...] | None, size: Shape,
 ) -> int:  # fmt: skip
     """The groups of a block of the article's network, if the shapes of all its arrays fit.
 

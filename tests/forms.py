@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Form:
     grad_terms: Callable[[Geometry], list[int]]
 
     def options(self, g: Geometry) -> dict[str, Any]:
-        extra = {"kernel_size": (g.kernel_h, g.kernel_w)} if self.name.startswith("fused") else {}
+        extra = {"kernel_size": g.kernel} if self.name.startswith("fused") else {}
         return {**options(g), **extra}
 
     def forward(self, *operands: Any, module: Any = invocupy, **chosen: Any) -> Any:
@@ -48,12 +49,12 @@ class Form:
 
 
 def taps(g: Geometry) -> int:
-    return g.kernel_h * g.kernel_w
+    return prod(g.kernel)
 
 
 def span_shapes(g: Geometry) -> list[tuple[int, ...]]:
     rows = g.groups * taps(g)
-    return [g.x_shape, (g.batch, FEATURES, g.out_h, g.out_w), (rows, FEATURES)]
+    return [g.x_shape, (g.batch, FEATURES, *g.out), (rows, FEATURES)]
 
 
 def span_terms(g: Geometry) -> int:
@@ -61,7 +62,7 @@ def span_terms(g: Geometry) -> int:
 
 
 def span_grad_terms(g: Geometry) -> list[int]:
-    pixels = g.batch * g.out_h * g.out_w
+    pixels = g.batch * prod(g.out)
     per_kernel = g.channels_per_group
     return [span_terms(g), per_kernel + g.groups * taps(g), *[per_kernel + pixels] * 2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -29,10 +30,10 @@ def naive(x: Any, kernel: Any, grad: Any, g: Geometry) -> tuple[Any, Any, Any]:
     out, grad_x, grad_kernel = np.zeros_like(grad), np.zeros_like(x), np.zeros_like(kernel)
     for n, c, i, j in np.ndindex(grad.shape):
         group = c // (g.channels // g.groups)
-        for u, v in itertools.product(range(g.kernel_h), range(g.kernel_w)):
-            row = i * g.stride_h + u * g.dilation_h - g.pad_h
-            column = j * g.stride_w + v * g.dilation_w - g.pad_w
-            if 0 <= row < g.height and 0 <= column < g.width:
+        for u, v in itertools.product(range(g.kernel[0]), range(g.kernel[1])):
+            row = i * g.stride[0] + u * g.dilation[0] - g.padding[0]
+            column = j * g.stride[1] + v * g.dilation[1] - g.padding[1]
+            if 0 <= row < g.size[0] and 0 <= column < g.size[1]:
                 out[n, c, i, j] += kernel[n, group, u, v, i, j] * x[n, c, row, column]
                 grad_x[n, c, row, column] += kernel[n, group, u, v, i, j] * grad[n, c, i, j]
                 grad_kernel[n, group, u, v, i, j] += grad[n, c, i, j] * x[n, c, row, column]
@@ -60,26 +61,26 @@ def test_involution_is_the_formula(g: Geometry, seed: int, xp: ModuleType) -> No
 def test_fused_involution_is_the_formula(
     g: Geometry, width: int, bias: bool, seed: int, xp: ModuleType
 ) -> None:
-    taps = g.groups * g.kernel_h * g.kernel_w
+    taps = g.groups * prod(g.kernel)
     x, features, span_weight, span_bias, grad = integers(
-        seed, g.x_shape, (g.batch, width, g.out_h, g.out_w), (taps, width), (taps,), g.out_shape
+        seed, g.x_shape, (g.batch, width, *g.out), (taps, width), (taps,), g.out_shape
     )
     if not bias:
         span_bias[:] = 0
-    kernel = np.zeros((g.batch, taps, g.out_h, g.out_w), int)
-    for n, k, f, i, j in np.ndindex(g.batch, taps, width, g.out_h, g.out_w):
+    kernel = np.zeros((g.batch, taps, *g.out), int)
+    for n, k, f, i, j in np.ndindex(g.batch, taps, width, *g.out):
         kernel[n, k, i, j] += span_weight[k, f] * features[n, f, i, j]
     kernel += span_bias[:, None, None]
     out, grad_x, grad_kernel = naive(x, kernel.reshape(g.kernel_shape), grad, g)
     grad_kernel = grad_kernel.reshape(kernel.shape)
     grad_features, grad_weight = np.zeros_like(features), np.zeros_like(span_weight)
-    for n, k, f, i, j in np.ndindex(g.batch, taps, width, g.out_h, g.out_w):
+    for n, k, f, i, j in np.ndindex(g.batch, taps, width, *g.out):
         grad_features[n, f, i, j] += span_weight[k, f] * grad_kernel[n, k, i, j]
         grad_weight[k, f] += features[n, f, i, j] * grad_kernel[n, k, i, j]
 
     arrays = [xp.asarray(a.astype("float32")) for a in (x, features, span_weight, span_bias)]
     arrays[3] = arrays[3] if bias else None
-    chosen = {**options(g), "kernel_size": (g.kernel_h, g.kernel_w)}
+    chosen = {**options(g), "kernel_size": g.kernel}
     assert_same(reference.fused_involution(*arrays, **chosen), out)
     grad32 = xp.asarray(grad.astype("float32"))
     grads = reference.fused_involution_backward(grad32, *arrays, **chosen)
@@ -102,9 +103,9 @@ def test_fused_involution_is_the_formula(
 )
 def test_named_paddings(name: Any, size: Any, dilation: Any, pads: tuple[int, int]) -> None:
     g = Geometry.of((1, 1, 9, 9), (1, 1, *size, *_out(9, size, dilation, pads)), 1, name, dilation)
-    assert (g.pad_h, g.pad_w) == pads
+    assert g.padding == pads
     if name == "same":
-        assert (g.out_h, g.out_w) == (9, 9)
+        assert g.out == (9, 9)
 
 
 def _out(n: int, size: Any, dilation: Any, pads: tuple[int, int]) -> list[int]:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from invocupy.arrays import Array, namespace, wide
+from invocupy.backends.reference import involution as reference
 from invocupy.backends.signatures import Argument, functions
-from invocupy.backends.windows import Pair, Window
+from invocupy.backends.windows import Window
 from invocupy.geometry import Geometry, Shape
 
 _MARGIN = 64  # rows or columns that may lie outside in any case
@@ -40,15 +41,15 @@ class Near(NamedTuple):
 
     far: Geometry
     g: Geometry
-    axes: tuple[_Axis | None, _Axis | None]
+    axes: tuple[_Axis | None, ...]
 
     def seen(self, x: Array) -> Array:
-        """x (N, C, H, W) as the remaining taps see it."""
+        """x (N, C, *S) as the remaining taps see it."""
         xp = namespace(x)
         for number, axis in enumerate(self.axes, 2):
             if axis is not None:
                 x = xp.take(x, xp.asarray(np.maximum(axis.places, 0)), axis=number)
-                x.swapaxes(number, 3)[..., xp.asarray(axis.places < 0)] = 0
+                x.swapaxes(number, -1)[..., xp.asarray(axis.places < 0)] = 0
         return xp.ascontiguousarray(x)  # type: ignore[no-any-return]
 
     def unseen(self, seen: Array, x: Array) -> None:
@@ -64,18 +65,17 @@ class Near(NamedTuple):
             for tap in range(step):  # through one tap no two outputs see the same pixel
                 places = axis.places[tap::step]
                 outputs = xp.asarray(np.flatnonzero(places >= 0) * step + tap)
-                share = seen.swapaxes(number, 3)[..., outputs]
-                total.swapaxes(number, 3)[..., xp.asarray(places[places >= 0])] += share
+                share = seen.swapaxes(number, -1)[..., outputs]
+                total.swapaxes(number, -1)[..., xp.asarray(places[places >= 0])] += share
             seen = total
         x[...] = seen
 
     def taps(self, role: str, array: Array) -> Array:
-        """A view of the remaining taps of (., ., Kh, Kw, ...), or of (G*Kh*Kw, ...)."""
+        """A view of the remaining taps of (., ., *K, ...), or of (G*prod(K), ...)."""
         if role == "w":
-            size = self.far.kernel_h, self.far.kernel_w
-            array = array.reshape(-1, 1, *size, *array.shape[1:])
-        u, v = (slice(None) if axis is None else axis.taps for axis in self.axes)
-        return array[:, :, u, v]
+            array = array.reshape(-1, 1, *self.far.kernel, *array.shape[1:])
+        taps = (slice(None) if axis is None else axis.taps for axis in self.axes)
+        return array[(slice(None), slice(None), *taps)]
 
     def given(self, role: str, array: Array) -> Array:
         """What the equivalent problem has in place of ``array``."""
@@ -88,11 +88,7 @@ class Near(NamedTuple):
         """Room for the equivalent problem's result."""
         if role == "o":
             return array
-        shape = (
-            (*array.shape[:2], self.g.height, self.g.width)
-            if role == "x"
-            else self.given(role, array).shape
-        )
+        shape = (*array.shape[:2], *self.g.size) if role == "x" else self.given(role, array).shape
         return namespace(array).empty(shape, array.dtype)  # type: ignore[no-any-return]
 
     def fill(self, role: str, array: Array, part: Array) -> None:
@@ -106,7 +102,10 @@ class Near(NamedTuple):
 
 
 def bounded(function: Kernel) -> Kernel:
-    """Decorate a wing's function of a windowed op; the table says what its arrays are."""
+    """Decorate a wing's function of a windowed op; the table says what its arrays are.
+
+    The function gets a geometry of two dimensions for one of one: the arrays have the same memory.
+    """
     op = function.__module__.split(".")[3]
     given, filled = functions()[op][function.__name__]
     same = op == "involution_sum"  # whose windows keep the size of the image
@@ -123,17 +122,22 @@ def bounded(function: Kernel) -> Kernel:
             near = _near_window(image, taps, result, arguments[count])
         else:
             g = arguments[count]
-            never = g.stride_h == g.stride_w == g.dilation_h == g.dilation_w == 1
+            if g.dims == 3:  # until the wings have kernels for it
+                getattr(reference, function.__name__)(*arguments)
+                return
+            never = max(g.stride) == max(g.dilation) == 1
             near = None if never else near_of(g, same)
+            if near is None and g.dims == 1:
+                arguments = *arguments[:count], g.lifted(2), *arguments[count + 1 :]
         if near is None:
             function(*arguments)
             return
         g = near.g
-        window = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w), (g.dilation_h, g.dilation_w)
+        window = g.stride, g.padding, g.dilation
         results = list(zip(roles, arguments, strict=True))[count + 1 :]
         rooms = [near.room(*result) for result in results]
         operands = map(near.given, roles[:count], arguments)
-        function(*operands, window if windowed else g, *rooms)
+        function(*operands, window if windowed else g.lifted(2), *rooms)
         for result, room in zip(results, rooms, strict=True):
             near.fill(*result, room)
 
@@ -152,11 +156,10 @@ def _role(argument: Argument, same: bool) -> str:
 
 def _near_window(x: Shape, weight: Shape, out: Shape, window: Window) -> Near | None:
     """:func:`near_of` for the shapes of three arrays and (stride, padding, dilation)."""
-    (stride, padding, dilation), size = window, (weight[2], weight[3])
-    if _is_near(size, stride, dilation):
+    stride, _, dilation = window
+    if _is_near(weight[2:], stride, dilation):
         return None
-    sizes: Shape = (*x[:2], 1, *x[2:], *size, *out[2:], *stride, *padding, *dilation)
-    return _near(Geometry(*sizes))
+    return _near(Geometry(x[0], x[1], 1, x[2:], weight[2:], out[2:], *window))
 
 
 def near_block(parameters: Iterable[Array], g: Geometry) -> tuple[tuple[Array, ...], Geometry]:
@@ -173,39 +176,39 @@ def near_of(g: Geometry, same: bool = False) -> Near | None:
 
     With ``same`` the window keeps the size as before, for functions that see no image.
     """
-    size = g.kernel_h, g.kernel_w
-    if _is_near(size, (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w)):
-        return None
-    return _near(g, same)
+    return None if _is_near(g.kernel, g.stride, g.dilation) else _near(g, same)
 
 
-def _is_near(size: Pair, stride: Pair, dilation: Pair) -> bool:
+def _is_near(size: Shape, stride: Shape, dilation: Shape) -> bool:
     """Whether no more than the margin can lie outside, whatever the image."""
-    return (
-        size[0] * dilation[0] + _TOGETHER * stride[0] <= _MARGIN
-        and size[1] * dilation[1] + _TOGETHER * stride[1] <= _MARGIN
-    )
+    for k, s, d in zip(size, stride, dilation, strict=True):
+        if k * d + _TOGETHER * s > _MARGIN:
+            return False
+    return True
 
 
 @lru_cache(maxsize=256)
 def _near(g: Geometry, same: bool = False) -> Near | None:
-    down = _axis(g.height, g.kernel_h, g.out_h, g.stride_h, g.pad_h, g.dilation_h)
-    across = _axis(g.width, g.kernel_w, g.out_w, g.stride_w, g.pad_w, g.dilation_w)
-    if down is None and across is None:
+    sizes = zip(g.size, g.kernel, g.out, g.stride, g.padding, g.dilation, strict=True)
+    axes = tuple(_axis(*axis) for axis in sizes)
+    if not any(axes):
         return None
-    near = g
-    for name, other, axis in (("h", "height", down), ("w", "width", across)):
+    size, kernel, stride, padding, dilation = (
+        list(field) for field in (g.size, g.kernel, g.stride, g.padding, g.dilation)
+    )
+    for i, axis in enumerate(axes):
         if axis is None:
             continue
-        taps = axis.taps.stop - axis.taps.start
-        sizes = {f"kernel_{name}": taps}
+        kernel[i] = axis.taps.stop - axis.taps.start
         if same:
-            sizes[f"pad_{name}"] = (taps - 1) // 2 * getattr(g, f"dilation_{name}")
+            padding[i] = (kernel[i] - 1) // 2 * dilation[i]
         else:
-            sizes |= {other: len(axis.places), f"stride_{name}": taps}
-            sizes |= {f"pad_{name}": 0, f"dilation_{name}": 1}
-        near = replace(near, **sizes)
-    return Near(g, near, (down, across))
+            size[i], stride[i], padding[i], dilation[i] = len(axis.places), kernel[i], 0, 1
+    near = replace(
+        g, size=tuple(size), kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
+        dilation=tuple(dilation),
+    )  # fmt: skip
+    return Near(g, near, axes)
 
 
 def _axis(size: int, kernel: int, out: int, stride: int, pad: int, dilation: int) -> _Axis | None:

@@ -1,21 +1,22 @@
-"""What the taps of convolution and pooling see: padded images and strided views of them."""
+"""What the taps of involution, convolution and pooling see: padded images and strided views."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, TypeAlias
 
 from invocupy.arrays import namespace
+from invocupy.geometry import Shape
 
-Pair: TypeAlias = tuple[int, int]
-Window: TypeAlias = tuple[Pair, Pair, Pair]
-"""(stride, padding, dilation) of a convolution, (size, stride, padding) of pooling."""
+Window: TypeAlias = tuple[Shape, Shape, Shape]
+"""(stride, padding, dilation) of a convolution, (size, stride, padding) of pooling; by axis."""
 
 
-def within(window: Window, sizes: Pair, out: Pair) -> Window:
+def within(window: Window, sizes: Shape, out: Shape) -> Window:
     """(size, stride, padding) of windows that see the same and reach less far beyond the image."""
     size, stride, padding = window
-    if padding == (0, 0) and size[0] <= sizes[0] and size[1] <= sizes[1]:
+    if not any(padding) and all(k <= n for k, n in zip(size, sizes, strict=True)):
         return window
     axes = []
     for k, s, p, n, o in zip(size, stride, padding, sizes, out, strict=True):
@@ -25,35 +26,31 @@ def within(window: Window, sizes: Pair, out: Pair) -> Window:
         else:  # without the taps that are outside for all
             outside = max(p - (o - 1) * s, 0)
             axes.append((min(k, p + n) - outside, s, p - outside))
-    down, across = axes
-    return (down[0], across[0]), (down[1], across[1]), (down[2], across[2])
+    nearer, steps, pads = zip(*axes, strict=True)
+    return nearer, steps, pads
 
 
-def pad(x: Any, pads: Pair, fill: float, beyond: Pair = (0, 0)) -> Any:
+def pad(x: Any, pads: Shape, fill: float, beyond: Shape | None = None) -> Any:
     """``x`` itself where there is nothing to pad."""
+    beyond = beyond or (0,) * len(pads)
     if not any((*pads, *beyond)):
         return x
-    (top, left), (more_h, more_w) = pads, beyond
-    borders = ((0, 0), (0, 0), (top, top + more_h), (left, left + more_w))
-    return namespace(x).pad(x, borders, constant_values=fill)
+    borders = ((before, before + more) for before, more in zip(pads, beyond, strict=True))
+    return namespace(x).pad(x, ((0, 0), (0, 0), *borders), constant_values=fill)
 
 
-def unpad(padded: Any, pads: Pair, x: Any) -> Any:
+def unpad(padded: Any, pads: Shape, x: Any) -> Any:
     """The part of a padded array that lies over ``x``."""
-    return padded[:, :, pads[0] : pads[0] + x.shape[2], pads[1] : pads[1] + x.shape[3]]
+    inside = (slice(before, before + n) for before, n in zip(pads, x.shape[2:], strict=True))
+    return padded[:, :, *inside]
 
 
-def windows(
-    kernel: Pair, out: Pair, stride: Pair, dilation: Pair
-) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Each tap (u, v) with the window of the padded image that all outputs see through it."""
-
-    def span(tap: int, axis: int) -> slice:
-        start = tap * dilation[axis]
-        return slice(
-            start, start + max(out[axis] - 1, 0) * stride[axis] + (out[axis] > 0), stride[axis]
+def windows(kernel: Shape, out: Shape, stride: Shape, dilation: Shape) -> Iterator[tuple[Any, Any]]:
+    """Each tap with the window of the padded image that all outputs see through it."""
+    axes = list(zip(out, stride, dilation, strict=True))
+    for tap in product(*map(range, kernel)):
+        seen = (
+            slice(t * d, t * d + max(n - 1, 0) * s + (n > 0), s)
+            for t, (n, s, d) in zip(tap, axes, strict=True)
         )
-
-    for u in range(kernel[0]):
-        for v in range(kernel[1]):
-            yield u, v, (..., span(u, 0), span(v, 1))
+        yield tap, (..., *seen)

@@ -7,7 +7,7 @@ from invocupy.arrays import Array, ArrayLike
 from invocupy.autograd import Tensor
 from invocupy.functional.normalization import batch_moments as batch_moments
 from invocupy.functional.normalization import batch_norm as batch_norm
-from invocupy.geometry import IntOrPair, Padding
+from invocupy.geometry import IntOrTuple, Padding
 from invocupy.ops.declaration import Axis
 
 @overload
@@ -23,9 +23,9 @@ def add(a: ArrayLike, b: Tensor) -> Tensor: ...
 @overload
 def avg_pool2d(
     x: Array,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
     *,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
@@ -33,9 +33,9 @@ def avg_pool2d(
 @overload
 def avg_pool2d(
     x: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
     *,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
@@ -62,9 +62,9 @@ def conv2d(
     weight: Array,
     bias: Array | None = None,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = 0,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Array: ...
 @overload
@@ -73,9 +73,9 @@ def conv2d(
     weight: Array | Tensor,
     bias: Array | Tensor | None = None,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = 0,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Tensor: ...
 @overload
@@ -84,9 +84,9 @@ def conv2d(
     weight: Tensor,
     bias: Array | Tensor | None = None,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = 0,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Tensor: ...
 @overload
@@ -95,9 +95,9 @@ def conv2d(
     weight: Array,
     bias: Tensor,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = 0,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Tensor: ...
 @overload
@@ -129,10 +129,10 @@ def fused_involution(
     span_weight: Array,
     span_bias: Array | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Array: ...
 @overload
@@ -142,10 +142,10 @@ def fused_involution(
     span_weight: Array | Tensor,
     span_bias: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def fused_involution(
@@ -154,10 +154,10 @@ def fused_involution(
     span_weight: Array | Tensor,
     span_bias: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def fused_involution(
@@ -166,10 +166,10 @@ def fused_involution(
     span_weight: Tensor,
     span_bias: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def fused_involution(
@@ -178,19 +178,19 @@ def fused_involution(
     span_weight: Array,
     span_bias: Tensor,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def involution(
     x: Array,
     kernel: Array,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Array: ...
 @overload
@@ -198,18 +198,18 @@ def involution(
     x: Tensor,
     kernel: Array | Tensor,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def involution(
     x: Array,
     kernel: Tensor,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array: ...
@@ -226,9 +226,9 @@ def local_self_attention(
     value: Array,
     positions: Array | None = None,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Array: ...
 @overload
 def local_self_attention(
@@ -237,9 +237,9 @@ def local_self_attention(
     value: Array | Tensor,
     positions: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def local_self_attention(
@@ -248,9 +248,9 @@ def local_self_attention(
     value: Array | Tensor,
     positions: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def local_self_attention(
@@ -259,9 +259,9 @@ def local_self_attention(
     value: Tensor,
     positions: Array | Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def local_self_attention(
@@ -270,9 +270,9 @@ def local_self_attention(
     value: Array,
     positions: Tensor,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor: ...
 @overload
 def log(x: ArrayLike) -> Array: ...
@@ -294,11 +294,11 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
 @overload
 def max_pool2d(
-    x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
 ) -> Array: ...
 @overload
 def max_pool2d(
-    x: Tensor, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+    x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
 ) -> Tensor: ...
 @overload
 def maximum(a: ArrayLike, b: ArrayLike) -> Array: ...

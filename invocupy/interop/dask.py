@@ -21,7 +21,7 @@ from dask.array.overlap import overlap
 
 from invocupy import ops
 from invocupy.arrays import FLOATS
-from invocupy.geometry import Geometry, IntOrPair, Padding
+from invocupy.geometry import Geometry, IntOrTuple, Padding
 
 __all__ = ["involution"]
 
@@ -32,9 +32,9 @@ def involution(
     x: da.Array,
     kernel: da.Array,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> da.Array:
     """:func:`invocupy.involution` of dask arrays, lazily, in chunks of any dimension but the taps.
 
@@ -68,17 +68,16 @@ def involution(
                 "convert it with .astype('float32')"
             )
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
-    strides, pads = (g.stride_h, g.stride_w), (g.pad_h, g.pad_w)
-    reaches = g.dilation_h * (g.kernel_h - 1), g.dilation_w * (g.kernel_w - 1)
+    reaches = (d * (k - 1) for d, k in zip(g.dilation, g.kernel, strict=True))
     axes = [
         _align(*axis)
-        for axis in zip(x.shape[2:], kernel.chunks[4:], strides, pads, reaches, strict=True)
+        for axis in zip(x.shape[2:], kernel.chunks[4:], g.stride, g.padding, reaches, strict=True)
     ]
     images = _common(x.chunks[0], kernel.chunks[0])
     groups = _groups(x.chunks[1], kernel.chunks[1], g.channels_per_group)
     channels = tuple(n * g.channels_per_group for n in groups)
     rows, columns = (ours for ours, _, _ in axes)
-    kernel = kernel.rechunk((images, groups, (g.kernel_h,), (g.kernel_w,), rows, columns))
+    kernel = kernel.rechunk((images, groups, *((k,) for k in g.kernel), rows, columns))
     x = x.rechunk((images, channels, *(theirs for _, theirs, _ in axes)))
     depth = {2 + i: halo for i, (_, _, halo) in enumerate(axes)}
     if any(depth.values()):
@@ -88,8 +87,8 @@ def involution(
         _block, "nchw", x, "nchw", kernel, "ncuvhw",
         dtype=dtype, concatenate=True, align_arrays=False,
         adjust_chunks={"c": channels, "h": rows, "w": columns}, meta=x._meta.astype(dtype),
-        halos=tuple(depth.values()), stride=strides, padding=pads,
-        dilation=(g.dilation_h, g.dilation_w),
+        halos=tuple(depth.values()), stride=g.stride, padding=g.padding,
+        dilation=g.dilation,
     )  # fmt: skip
 
 

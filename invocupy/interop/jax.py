@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 
 from invocupy import backends
 from invocupy.arrays import contiguous
-from invocupy.geometry import Geometry, IntOrPair, Padding
+from invocupy.geometry import Geometry, IntOrTuple, Padding
 
 __all__ = ["involution"]
 
@@ -33,9 +33,9 @@ def involution(
     x: jax.Array,
     kernel: jax.Array,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> jax.Array:
     """:func:`invocupy.involution` of JAX arrays: ``jit``, ``grad``, ``jvp`` and ``vmap`` work.
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from invocupy.geometry import Geometry, IntOrPair, Padding, padding_pair, pair
+from invocupy.geometry import Geometry, IntOrTuple, Padding, padding_per_axis, per_axis
 from invocupy.interop import torch_operators as operators
 
 __all__ = ["Involution", "RedNetInvolution", "decompositions", "fused_involution", "involution"]
@@ -40,9 +40,9 @@ def involution(
     x: Tensor,
     kernel: Tensor,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor:
     """:func:`invocupy.involution` of tensors: differentiable, any number of times.
 
@@ -74,10 +74,10 @@ def fused_involution(
     span_weight: Tensor,
     span_bias: Tensor | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Tensor:
     """:func:`invocupy.fused_involution` of tensors: the generated kernel is never stored.
 
@@ -100,7 +100,7 @@ def fused_involution(
         return handle_torch_function(fused_involution, tuple(given.values()), **own)
     x, features, span_weight, *bias = _one_dtype(**given)
     span_bias = bias[0] if bias else x.new_zeros(span_weight.shape[:1])
-    size = pair("kernel_size", kernel_size, 1)
+    size = per_axis("kernel_size", kernel_size, 1)
     run = _fused_forward if torch.onnx.is_in_onnx_export() else operators.fused_forward
     out: Tensor = run(x, features, span_weight, span_bias, size, *_options(**options))
     return out
@@ -287,11 +287,11 @@ def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _options(
-    stride: IntOrPair, padding: Padding, dilation: IntOrPair
+    stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The options as the operators take them; they compute the padding "same" themselves."""
-    pads = () if padding == "same" else padding_pair(padding, (1, 1), (1, 1))
-    return pair("stride", stride, 1), pads, pair("dilation", dilation, 1)
+    pads = () if padding == "same" else padding_per_axis(padding, (1, 1), (1, 1))
+    return per_axis("stride", stride, 1), pads, per_axis("dilation", dilation, 1)
 
 
 def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -300,14 +300,16 @@ def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any
     options = list(stride), list(padding) or "same", list(dilation)
     g = Geometry.of(x.shape, kernel.shape, *options)  # type: ignore[arg-type]
     work = torch.promote_types(x.dtype, torch.float32)
-    pads = (g.pad_w, g.pad_w, g.pad_h, g.pad_h)
+    pads = tuple(pad for pad in reversed(g.padding) for _ in range(2))
     padded = nn.functional.pad(x.to(work), pads).unflatten(1, (g.groups, g.channels_per_group))
     out: Any = 0
-    for u, v in product(range(g.kernel_h), range(g.kernel_w)):
-        top, left = u * g.dilation_h, v * g.dilation_w
-        rows = slice(top, top + (g.out_h - 1) * g.stride_h + 1, g.stride_h)
-        columns = slice(left, left + (g.out_w - 1) * g.stride_w + 1, g.stride_w)
-        out = out + kernel[:, :, None, u, v].to(work) * padded[..., rows, columns]
+    axes = list(zip(g.out, g.stride, g.dilation, strict=True))
+    for taps in product(*map(range, g.kernel)):
+        seen = tuple(
+            slice(tap * d, tap * d + (n - 1) * s + 1, s)
+            for tap, (n, s, d) in zip(taps, axes, strict=True)
+        )
+        out = out + kernel[(slice(None), slice(None), None, *taps)].to(work) * padded[(..., *seen)]
     result: Tensor = out.flatten(1, 2).to(x.dtype)
     return result
 

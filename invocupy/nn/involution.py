@@ -10,7 +10,7 @@ import numpy as np
 from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
-from invocupy.geometry import IntOrPair, integer, pair
+from invocupy.geometry import IntOrTuple, integer, per_axis
 from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Identity
 from invocupy.nn.module import Input, Module
 
@@ -57,11 +57,11 @@ class Involution(Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: IntOrPair = 3,
+        kernel_size: IntOrTuple = 3,
         reduction_ratio: int = 4,
         channels_per_group: int = 16,
-        stride: IntOrPair = 1,
-        dilation: IntOrPair = 1,
+        stride: IntOrTuple = 1,
+        dilation: IntOrTuple = 1,
         fused: FusedOption = "auto",
         rng: np.random.Generator | None = None,
     ) -> None:
@@ -79,10 +79,11 @@ class Involution(Module):
             )
         if not (isinstance(fused, bool) or fused == "auto"):
             raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
-        self.kernel_size = pair("kernel_size", kernel_size, 1)
+        self.kernel_size = per_axis("kernel_size", kernel_size, 1)
         if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
+        self.stride = per_axis("stride", stride, 1)
+        self.dilation = per_axis("dilation", dilation, 1)
         self.groups = channels // channels_per_group
         self.fused = fused
         width = channels // reduction_ratio

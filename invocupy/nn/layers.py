@@ -11,7 +11,7 @@ import numpy as np
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor
-from invocupy.geometry import IntOrPair, Padding, integer, number, padding_pair, pair
+from invocupy.geometry import IntOrTuple, Padding, integer, number, padding_per_axis, per_axis
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
@@ -57,9 +57,9 @@ class Softmax(Module):
 class MaxPool2d(Module):
     """:func:`invocupy.functional.max_pool2d`."""
 
-    kernel_size: IntOrPair
-    stride: IntOrPair | None = None
-    padding: IntOrPair = 0
+    kernel_size: IntOrTuple
+    stride: IntOrTuple | None = None
+    padding: IntOrTuple = 0
 
     def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C, Ho, Wo)."""
@@ -70,9 +70,9 @@ class MaxPool2d(Module):
 class AvgPool2d(Module):
     """:func:`invocupy.functional.avg_pool2d`."""
 
-    kernel_size: IntOrPair
-    stride: IntOrPair | None = None
-    padding: IntOrPair = 0
+    kernel_size: IntOrTuple
+    stride: IntOrTuple | None = None
+    padding: IntOrTuple = 0
     ceil_mode: bool = False
     count_include_pad: bool = True
 
@@ -165,10 +165,10 @@ class Conv2d(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple = 1,
         padding: Padding = 0,
-        dilation: IntOrPair = 1,
+        dilation: IntOrTuple = 1,
         groups: int = 1,
         bias: bool = True,
         rng: np.random.Generator | None = None,
@@ -181,9 +181,10 @@ class Conv2d(Module):
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
                 f"in_channels={in_channels}, out_channels={out_channels}"
             )
-        size = pair("kernel_size", kernel_size, 1)
-        self.stride, self.dilation = pair("stride", stride, 1), pair("dilation", dilation, 1)
-        self.padding = padding_pair(padding, size, self.dilation)
+        size = per_axis("kernel_size", kernel_size, 1)
+        self.stride = per_axis("stride", stride, 1)
+        self.dilation = per_axis("dilation", dilation, 1)
+        self.padding = padding_per_axis(padding, size, self.dilation)
         self.groups = groups
         fan_in = in_channels // groups * math.prod(size)
         self.weight = _uniform(rng, (out_channels, in_channels // groups, *size), fan_in)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from invocupy.arrays import Array, cast_like, check, contiguous, namespace, on_device
-from invocupy.geometry import Geometry, IntOrPair, integer, pair
+from invocupy.geometry import Geometry, IntOrTuple, integer, per_axis
 from invocupy.ops.call import Call, Shape, given, working_dtypes
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.memo import once
@@ -28,9 +28,9 @@ def local_self_attention(
     value: Array,
     positions: Array | None = None,
     *,
-    kernel_size: IntOrPair,
+    kernel_size: IntOrTuple,
     heads: int = 1,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> Result:
     """Attention of each pixel to its neighbours: an involution with weights from pairs of pixels.
 
@@ -66,7 +66,7 @@ def local_self_attention(
     array([[1.5, 2. , 3. , 3.5]])
     """
     _check(query, key, value, heads, **given(positions=positions))
-    size = pair("kernel_size", kernel_size, 1)
+    size = per_axis("kernel_size", kernel_size, 1)
     (n, _, h, w), taps, depth = query.shape, size[0] * size[1], query.shape[1] // heads
     kernel_shape = (n, heads, *size, h, w)
     seen = Geometry.of(query.shape, kernel_shape, 1, "same", dilation)
@@ -237,6 +237,6 @@ def _inside(g: Geometry, xp: Any) -> Any:
         place = xp.arange(size) + xp.arange(kernel)[:, None] * dilation - padding
         return (place >= 0) & (place < size)
 
-    rows = along(g.height, g.kernel_h, g.dilation_h, g.pad_h)
-    columns = along(g.width, g.kernel_w, g.dilation_w, g.pad_w)
+    axes = zip(g.size, g.kernel, g.dilation, g.padding, strict=True)
+    rows, columns = (along(*axis) for axis in axes)
     return rows[:, None, :, None] & columns[None, :, None, :]

@@ -35,7 +35,7 @@ from invocupy import backends
 from invocupy.arrays import Array, cast_like, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.signatures import Perceptron
-from invocupy.geometry import Geometry, IntOrPair, block_groups, number, pair
+from invocupy.geometry import Geometry, IntOrTuple, Shape, block_groups, number, per_axis
 from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each
 from invocupy.ops.normalization import FoldedNorm
@@ -53,8 +53,8 @@ NAMES = (
 def involution_block(
     x: Array,
     *parameters: Array,
-    kernel_size: IntOrPair,
-    dilation: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    dilation: IntOrTuple = 1,
     eps: tuple[float, float, float] = (1e-5, 1e-5, 1e-5),
     moments: tuple[Moments, Moments, Moments] | None = None,
     observe: Callable[[tuple[Moments, Moments, Moments], Any], None] | None = None,
@@ -105,7 +105,7 @@ def involution_block(
     """
     if len(parameters) != len(NAMES):
         raise TypeError(f"a block has {len(NAMES)} parameters, got {len(parameters)}")
-    size = pair("kernel_size", kernel_size, 1)
+    size = per_axis("kernel_size", kernel_size, 1)
     block = _Block(x, parameters, size, dilation, eps, moments, relu, None if moments else comm)
     value = block.forward(recompute)
     if observe is not None:
@@ -122,7 +122,7 @@ class _Block:
     """The steps of one call, and what they hand on to the gradients. A norm's sums are float64."""
 
     def __init__(
-        self, x: Array, parameters: tuple[Any, ...], size: tuple[int, int], dilation: IntOrPair,
+        self, x: Array, parameters: tuple[Any, ...], size: Shape, dilation: IntOrTuple,
         eps: tuple[float, float, float], moments: tuple[Moments, Moments, Moments] | None,
         relu: bool, comm: Comm | None,
     ) -> None:  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device, wide
-from invocupy.geometry import IntOrPair, Padding, integer, padding_pair, pair
+from invocupy.geometry import IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
 from invocupy.ops.call import Call, given
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.elementwise import unbroadcast
@@ -131,9 +131,9 @@ def conv2d(
     weight: Array,
     bias: Array | None = None,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = 0,
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Result:
     """2-D convolution (a correlation, as in every network library).
@@ -187,8 +187,8 @@ def conv2d(
         raise ValueError(f"weight must have at least one tap, got shape {weight.shape}")
     _check_bias(bias, weight)
     taps = size[0], size[1]
-    strides, dilations = pair("stride", stride, 1), pair("dilation", dilation, 1)
-    pads = padding_pair(padding, taps, dilations)
+    strides, dilations = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
+    pads = padding_per_axis(padding, taps, dilations)
     out = out_size(x.shape[2:], taps, strides, pads, dilations)
     if (*taps, groups, *pads) == (1, 1, 1, 0, 0) and (
         strides == (1, 1) or is_cupy(x)  # there, the pixels that are kept are copied
@@ -210,7 +210,7 @@ def conv2d(
     )
 
 
-def _pointwise(x: Array, weight: Array, bias: Array | None, strides: tuple[int, int]) -> Result:
+def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> Result:
     """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
     seen = x[:, :, :: strides[0], :: strides[1]]
     call = Call("pointwise", seen, weight[:, :, 0, 0], bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from invocupy.arrays import Array, check, check_out, namespace, on_device
-from invocupy.geometry import Geometry, IntOrPair, Padding, fused_geometry
+from invocupy.geometry import Geometry, IntOrTuple, Padding, fused_geometry
 from invocupy.ops.call import Call, given
 from invocupy.ops.declaration import Result, Vjp, op
 from invocupy.ops.memo import each, sharing
@@ -14,9 +14,9 @@ def involution(
     x: Array,
     kernel: Array,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Result:
     """Involution: a convolution whose kernel differs at each pixel and is shared by channels.
@@ -76,9 +76,9 @@ def involution_backward(
     x: Array,
     kernel: Array,
     *,
-    stride: IntOrPair = 1,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> tuple[Array, Array]:
     """Both gradients of :func:`invocupy.involution`, without computing its value.
 
@@ -139,10 +139,10 @@ def fused_involution(
     span_weight: Array,
     span_bias: Array | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Result:
     """Involution whose kernel is made on the fly by a 1x1 convolution, and never stored whole.
@@ -201,10 +201,10 @@ def fused_involution_backward(
     span_weight: Array,
     span_bias: Array | None = None,
     *,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple = 1,
     padding: Padding = "same",
-    dilation: IntOrPair = 1,
+    dilation: IntOrTuple = 1,
 ) -> tuple[Array, Array, Array, Array | None]:
     """All gradients of :func:`invocupy.fused_involution`, without computing its value.
 

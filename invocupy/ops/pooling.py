@@ -6,18 +6,16 @@ import numpy as np
 
 from invocupy.arrays import Array, check, namespace, on_device, wide
 from invocupy.backends.memory import empty
-from invocupy.backends.windows import Pair, within
-from invocupy.geometry import IntOrPair, pair
+from invocupy.backends.windows import Window, within
+from invocupy.geometry import IntOrTuple, per_axis
 from invocupy.ops.call import Call
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.windows import out_size
 
-Window = tuple[Pair, Pair, Pair]
-
 
 @op()
 def max_pool2d(
-    x: Array, kernel_size: IntOrPair, stride: IntOrPair | None = None, padding: IntOrPair = 0
+    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
 ) -> Result:
     """The largest value of each window; padding never wins, the first of equal values does.
 
@@ -68,9 +66,9 @@ def max_pool2d(
 @op()
 def avg_pool2d(
     x: Array,
-    kernel_size: IntOrPair,
-    stride: IntOrPair | None = None,
-    padding: IntOrPair = 0,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
     *,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
@@ -137,13 +135,13 @@ def _counted(out: int, kernel: int, stride: int, pad: int, size: int, padding: b
 
 
 def _window(
-    x: Array, kernel_size: IntOrPair, stride: IntOrPair | None, padding: IntOrPair
+    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple
 ) -> Window:
     """Size, stride and padding."""
     check(x=x)
     if x.ndim != 4:
         raise ValueError(f"x must have 4 dimensions (N, C, H, W), got shape {x.shape}")
-    size, pads = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
+    size, pads = per_axis("kernel_size", kernel_size, 1), per_axis("padding", padding, 0)
     if any(2 * p > k for p, k in zip(pads, size, strict=True)):
         raise ValueError(f"padding must be at most half of kernel_size, got {pads} for {size}")
-    return size, size if stride is None else pair("stride", stride, 1), pads
+    return size, size if stride is None else per_axis("stride", stride, 1), pads

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from invocupy.backends.windows import Pair
-from invocupy.geometry import output_size
+from invocupy.geometry import Shape, by, output_size
 
 
 def out_size(
-    sizes: tuple[int, ...],
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    sizes: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape,
     ceil_mode: bool = False,
-) -> Pair:
-    """Outputs along both axes; PyTorch's rule for ``ceil_mode``."""
+) -> Shape:  # fmt: skip
+    """Outputs along each axis; PyTorch's rule for ``ceil_mode``."""
     result = []
     for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
         out = output_size(n, k, s, p, d)
@@ -23,8 +18,8 @@ def out_size(
             out += 1
         if out < 1 and n:
             raise ValueError(
-                f"x of {sizes[0]}x{sizes[1]} is too small for kernel size {kernel[0]}x{kernel[1]}, "
+                f"x of {by(sizes)} is too small for kernel size {by(kernel)}, "
                 f"padding {padding}, dilation {dilation}: give more padding or a smaller kernel"
             )
         result.append(max(out, 0))
-    return result[0], result[1]
+    return tuple(result)

@@ -99,7 +99,7 @@ def geometries(
     )
 
 
-def options(geometry: Geometry) -> dict[str, tuple[int, int]]:
+def options(geometry: Geometry) -> dict[str, Shape]:
     """The keyword arguments ``stride``, ``padding`` and ``dilation`` of a geometry.
 
     Parameters
@@ -118,11 +118,7 @@ def options(geometry: Geometry) -> dict[str, tuple[int, int]]:
     {'stride': (2, 2), 'padding': (1, 1), 'dilation': (1, 1)}
     """
     g = geometry
-    return {
-        "stride": (g.stride_h, g.stride_w),
-        "padding": (g.pad_h, g.pad_w),
-        "dilation": (g.dilation_h, g.dilation_w),
-    }
+    return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation}
 
 
 def arrays(

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def expected(g: Geometry, x: Any, kernel: Any, grad: Any) -> tuple[Any, Any, Any
         seen = [(i, u, i * stride + u * dilation - pad) for i in range(out) for u in range(taps)]
         return [pair for pair in seen if 0 <= pair[2] < size]
 
-    down = pairs(g.out_h, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h, g.height)
-    across = pairs(g.out_w, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w, g.width)
+    axes = zip(g.out, g.kernel, g.stride, g.padding, g.dilation, g.size, strict=True)
+    down, across = (pairs(*axis) for axis in axes)
     group = np.arange(g.channels) // g.channels_per_group
     for (i, u, y), (j, v, z) in itertools.product(down, across):
         factor = kernel[:, group, u, v, i, j]
@@ -71,17 +72,14 @@ def close(result: Any, right: Any) -> None:
 
 
 def options(g: Geometry) -> dict[str, Any]:
-    return {
-        "stride": (g.stride_h, g.stride_w), "padding": (g.pad_h, g.pad_w),
-        "dilation": (g.dilation_h, g.dilation_w),
-    }  # fmt: skip
+    return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation}
 
 
 @windows
 def test_involution(window: Any) -> None:
     g, rng = geometry(window), np.random.default_rng(1)
     # A padding past 2**31 - 1 comes from "same" only, which asks for an odd kernel.
-    given = options(g) if g.pad_h < 1 << 31 else options(g) | {"padding": "same"}
+    given = options(g) if g.padding[0] < 1 << 31 else options(g) | {"padding": "same"}
     x, kernel, grad = map(rng.standard_normal, (g.x_shape, g.kernel_shape, g.out_shape))
     value, (grad_x, grad_kernel) = ops.involution(x, kernel, **given)
     for result, right in zip(
@@ -108,16 +106,14 @@ def test_involution_on_a_gpu() -> None:
 @windows
 def test_fused_involution(window: Any) -> None:
     g, rng = geometry(window), np.random.default_rng(2)
-    given = options(g) if g.pad_h < 1 << 31 else options(g) | {"padding": "same"}
-    x, features = map(rng.standard_normal, (g.x_shape, (2, 3, g.out_h, g.out_w)))
-    weight = rng.standard_normal((g.groups * g.kernel_h * g.kernel_w, 3))
+    given = options(g) if g.padding[0] < 1 << 31 else options(g) | {"padding": "same"}
+    x, features = map(rng.standard_normal, (g.x_shape, (2, 3, *g.out)))
+    weight = rng.standard_normal((g.groups * prod(g.kernel), 3))
     bias, grad = map(rng.standard_normal, (len(weight), g.out_shape))
     kernel = np.einsum("kf,nfij->nkij", weight, features) + bias[:, None, None]
-    value, partials = ops.fused_involution(
-        x, features, weight, bias, kernel_size=(g.kernel_h, g.kernel_w), **given
-    )
+    value, partials = ops.fused_involution(x, features, weight, bias, kernel_size=g.kernel, **given)
     right, grad_x, grad_kernel = expected(g, x, kernel.reshape(g.kernel_shape), grad)
-    flat = grad_kernel.reshape(2, len(weight), g.out_h, g.out_w)
+    flat = grad_kernel.reshape(2, len(weight), *g.out)
     close(value, right)
     for partial, wanted in zip(
         partials,
@@ -135,7 +131,7 @@ def test_fused_involution(window: Any) -> None:
 def test_convolution(window: Any, groups: int) -> None:
     g, rng = geometry(window, 4, groups), np.random.default_rng(3)
     x, grad = map(rng.standard_normal, (g.x_shape, g.out_shape))
-    weight = rng.standard_normal((4, 4 // groups, g.kernel_h, g.kernel_w))
+    weight = rng.standard_normal((4, 4 // groups, *g.kernel))
     bias = rng.standard_normal(4)
     # Channel o of the output sees each channel of its group by an involution of its own.
     value, grad_x, grad_weight = np.zeros(g.out_shape), np.zeros(x.shape), np.zeros(weight.shape)
@@ -150,7 +146,7 @@ def test_convolution(window: Any, groups: int) -> None:
         grad_x[:, channel] += parts[1]
         grad_weight[o, c] = parts[2].sum(axis=(0, 1, 4, 5))
     value += bias[:, None, None]
-    given = options(g) if g.pad_h < 1 << 31 else options(g) | {"padding": "same"}
+    given = options(g) if g.padding[0] < 1 << 31 else options(g) | {"padding": "same"}
     result, partials = ops.conv2d(x, weight, bias, groups=groups, **given)
     close(result, value)
     for partial, right in zip(

@@ -28,7 +28,7 @@ from invocupy.backends.cuda import sgd as sgd_device
 from invocupy.backends.reference import batch_norm as batch_norm_reference
 from invocupy.backends.reference import involution as involution_reference
 from invocupy.backends.reference import pointwise as pointwise_reference
-from invocupy.geometry import Geometry, output_size, padding_pair, pair
+from invocupy.geometry import Geometry, output_size, padding_per_axis, per_axis
 
 from . import gemm
 
@@ -150,8 +150,8 @@ def involution(
 ) -> Problem:  # fmt: skip
     """A call of an involution function, ``units`` (odd) wide; sizes grow to fit the kernel."""
     f, kind = FAMILIES[family], DTYPES[dtype]
-    stride, dilation = pair("stride", f.stride, 1), pair("dilation", f.dilation, 1)
-    padding = padding_pair(f.padding, f.kernel, dilation)
+    stride, dilation = per_axis("stride", f.stride, 1), per_axis("dilation", f.dilation, 1)
+    padding = padding_per_axis(f.padding, f.kernel, dilation)
     least = [dilation[a] * (f.kernel[a] - 1) + 1 - 2 * padding[a] for a in (0, 1)]
     while units * f.unit < least[1]:
         units += 2

@@ -35,7 +35,7 @@ def chunks(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ..
 
 def operands(g: Geometry, xp: Any = np) -> tuple[Any, Any]:
     """Small integers, whose sums of products are exact in every order."""
-    rng = np.random.default_rng(g.height)
+    rng = np.random.default_rng(g.size[0])
     shapes = g.x_shape, g.kernel_shape
     return tuple(xp.asarray(rng.integers(-3, 4, shape).astype(np.float32)) for shape in shapes)
 

@@ -63,7 +63,7 @@ def test_conv2d_is_its_formula(
     rng = np.random.default_rng(seed)
     x = integers(rng, *g.x_shape)
     o = g.groups * per_group
-    weight = integers(rng, o, g.channels_per_group, g.kernel_h, g.kernel_w)
+    weight = integers(rng, o, g.channels_per_group, *g.kernel)
     bias = integers(rng, o)
     on_xp = [xp.asarray(a.astype("float32")) for a in (x, weight, bias)]
     value, partials = ops.conv2d(*on_xp, **testing.options(g), groups=g.groups)
@@ -136,7 +136,7 @@ def test_involution_with_a_constant_kernel_is_a_depthwise_convolution(
 ) -> None:
     rng = np.random.default_rng(seed)
     x = xp.asarray(integers(rng, *g.x_shape).astype("float32"))
-    weight = integers(rng, g.groups, g.kernel_h, g.kernel_w).astype("float32")
+    weight = integers(rng, g.groups, *g.kernel).astype("float32")
     kernel = np.broadcast_to(weight[None, ..., None, None], g.kernel_shape)
     value = invocupy.involution(x, xp.asarray(kernel), **testing.options(g))
     depthwise = np.repeat(weight, g.channels_per_group, axis=0)[:, None]

@@ -25,20 +25,20 @@ def test_geometries_are_in_their_limits(g: invocupy.Geometry) -> None:
     assert g.batch <= 3
     assert g.groups <= 3
     assert g.channels_per_group <= 5
-    assert max(g.kernel_h, g.kernel_w) <= 5
+    assert max(g.kernel) <= 5
 
 
 @pytest.mark.parametrize(
     "kind",
     [
         lambda g: g.batch == 0,
-        lambda g: g.out_h == 0,
-        lambda g: g.kernel_h % 2 == 0,
-        lambda g: g.kernel_h != g.kernel_w,
-        lambda g: g.stride_h > g.kernel_h,
+        lambda g: g.out[0] == 0,
+        lambda g: g.kernel[0] % 2 == 0,
+        lambda g: g.kernel[0] != g.kernel[1],
+        lambda g: g.stride[0] > g.kernel[0],
         lambda g: g.groups == g.channels > 1,
-        lambda g: g.dilation_w > 1 < g.kernel_w and g.stride_w > 1,
-        lambda g: g.pad_w > g.dilation_w * (g.kernel_w - 1),  # some windows see zeros only
+        lambda g: g.dilation[1] > 1 < g.kernel[1] and g.stride[1] > 1,
+        lambda g: g.padding[1] > g.dilation[1] * (g.kernel[1] - 1),  # some windows see zeros only
     ],
 )
 def test_geometries_reach_every_kind(kind: Callable[[Any], bool]) -> None:

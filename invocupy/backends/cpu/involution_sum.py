@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def backward(
 
 @lru_cache(maxsize=512)
 def _planes(g: Geometry, size: int, features: int) -> tuple[Planes, Record]:
-    tap_number, V, bits = g.groups * g.kernel_h * g.kernel_w, VECTOR_BYTES // size, 8 * size
+    tap_number, V, bits = g.groups * prod(g.kernel), VECTOR_BYTES // size, 8 * size
     gradient_rows, feature_rows = up(tap_number, _LEFT), up(features + 1, COLUMNS)
     rows, span_rows = max(up(tap_number, MR), gradient_rows), up(features, MR)
     number = 2 * g.channels + g.channels_per_group + feature_rows + rows + span_rows

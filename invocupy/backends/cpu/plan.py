@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -153,24 +154,24 @@ def plan(
     the width better.
     """
     if backward:
-        down = _reached(g.height, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h)
-        across = _reached(g.width, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w)
+        axes = zip(g.size, g.stride, g.padding, g.dilation, g.kernel, strict=True)
+        down, across = (_reached(*axis) for axis in axes)
         row_step = column_step = 1
-        result_width = g.width
+        result_width = g.size[1]
     else:
-        down = [_Axis(0, g.out_h, -g.pad_h, [(u, 0, u * g.dilation_h) for u in range(g.kernel_h)])]
-        across = [
-            _Axis(0, g.out_w, -g.pad_w, [(v, 0, v * g.dilation_w) for v in range(g.kernel_w)])
-        ]
-        row_step, column_step = g.stride_h, g.stride_w
-        result_width = g.out_w
+        down, across = (
+            [_Axis(0, n, -pad, [(u, 0, u * dilation) for u in range(kernel)])]
+            for n, pad, dilation, kernel in zip(g.out, g.padding, g.dilation, g.kernel, strict=True)
+        )
+        row_step, column_step = g.stride
+        result_width = g.out[1]
 
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
     rows = min(rows, fewest)
     run = 1
-    if g.stride_h == g.dilation_h:
-        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel_h % m == 0)
+    if g.stride[0] == g.dilation[0]:
+        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel[0] % m == 0)
     # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
     # little each, and too much where results go to as many places as there are taps.
     sizes = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
@@ -184,7 +185,7 @@ def plan(
     phase_width = width + reach // column_step
     if column_step == 1:
         # the zeros after a row are those before the next one
-        there = g.out_w if backward else g.width
+        there = g.out[1] if backward else g.size[1]
         after = max(a.source + a.number for a in across) + reach - there
         border = min(max(0, *(-a.source for a in across), after), phase_width)
         held = min(phase_width, there)
@@ -212,7 +213,7 @@ def plan(
                 u, shift_y, seen_y = y.taps[first]
                 for v, shift_x, seen_x in x.taps:
                     column = seen_x % column_step * phase_width + seen_x // column_step
-                    kernel = (u * g.kernel_w + v) * g.out_h * g.out_w + shift_y * g.out_w + shift_x
+                    kernel = (u * g.kernel[1] + v) * prod(g.out) + shift_y * g.out[1] + shift_x
                     tile = (len(steps) - start) * run * rows * lanes
                     steps.append(
                         Step(
@@ -223,7 +224,7 @@ def plan(
                             tile * size,
                         )
                     )
-                    taps += [w * g.kernel_w + v for w, _, _ in y.taps[first : first + run]]
+                    taps += [w * g.kernel[1] + v for w, _, _ in y.taps[first : first + run]]
             shifts_y, shifts_x = [s for _, s, _ in y.taps], [s for _, s, _ in x.taps]
             phases.append(Phase(
                 start, len(steps) - start, y.number, x.number, y.source, x.source,
@@ -232,18 +233,18 @@ def plan(
                 max(shifts_x, default=0),
             ))  # fmt: skip
     counts = [phase.steps for phase in phases]
-    plane_out = g.out_h * g.out_w
-    tap_step = g.kernel_w * plane_out * size
+    plane_out = prod(g.out)
+    tap_step = g.kernel[1] * plane_out * size
     step_table = np.array(steps, np.int64).reshape(-1, len(Step._fields))
     return Plan(
         images=g.batch, groups=g.groups, channels=g.channels_per_group,
-        height=g.out_h if backward else g.height, width=g.out_w if backward else g.width,
-        kernel_rows=g.out_h, kernel_columns=g.out_w,
-        kernel_plane=g.kernel_h * g.kernel_w * plane_out * size,
-        out_plane=g.height * g.width if backward else plane_out, out_width=result_width,
-        out_row_step=result_width * (g.stride_h if backward else 1),
-        out_step=g.stride_w if backward else 1,
-        tap_step=g.out_w * size - tap_step if backward else tap_step,
+        height=g.out[0] if backward else g.size[0], width=g.out[1] if backward else g.size[1],
+        kernel_rows=g.out[0], kernel_columns=g.out[1],
+        kernel_plane=prod(g.kernel) * plane_out * size,
+        out_plane=prod(g.size) if backward else plane_out, out_width=result_width,
+        out_row_step=result_width * (g.stride[0] if backward else 1),
+        out_step=g.stride[1] if backward else 1,
+        tap_step=g.out[1] * size - tap_step if backward else tap_step,
         lanes=lanes, run=run, rows=rows, interleaved=len(across),
         direct=len(across) == 1 and all(counts), bands=bands, strips=strips, tall=phases[0].rows,
         wide=phases[0].columns, top=phases[0].top, left=phases[0].left, row_step=row_step,

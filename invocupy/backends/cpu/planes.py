@@ -11,6 +11,7 @@ border.
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,29 +80,31 @@ def planes_of(
 
     Rows that two bands see are worked on twice: for the sake of tasks at most an eighth of a band.
     """
-    row, V, each = g.width + g.pad_w, VECTOR_BYTES // size, g.channels_per_group
-    reach = g.pad_h * row + g.pad_w  # how far the kernel looks, forth and back
+    (height, width), (halo, pad) = g.size, g.padding
+    row, V, each = width + pad, VECTOR_BYTES // size, g.channels_per_group
+    reach = halo * row + pad  # how far the kernel looks, forth and back
     # the first pixel of a band is at the start of a vector
-    lead = g.pad_w + -(g.pad_w + g.pad_h * row) % V
+    lead = pad + -(pad + halo * row) % V
 
     def plane(rows: int) -> int:
-        bytes_ = (lead + (rows + 2 * g.pad_h) * row + reach) * size + 2 * TILE
+        bytes_ = (lead + (rows + 2 * halo) * row + reach) * size + 2 * TILE
         return (-(-bytes_ // 64) | 1) * 64  # odd: planes do not fall into the same cache sets
 
-    rows = g.height
+    rows = height
     while rows > 1:
-        few = g.batch * -(-g.height // rows) < tasks and rows >= max(32 * g.pad_h, _FEWEST)
+        few = g.batch * -(-height // rows) < tasks and rows >= max(32 * halo, _FEWEST)
         if number * plane(rows) <= _BUDGET and not few:
             break
         rows = -(-rows // 2)
-    bands, tap_number = -(-g.height // rows), g.groups * g.kernel_h * g.kernel_w
-    down = np.arange(g.kernel_h) * g.dilation_h - g.pad_h
-    across = np.arange(g.kernel_w) * g.dilation_w - g.pad_w
+    bands, tap_number = -(-height // rows), g.groups * prod(g.kernel)
+    down, across = (
+        np.arange(k) * d - p for k, d, p in zip(g.kernel, g.dilation, g.padding, strict=True)
+    )
     steps = (down[:, None] * row + across).ravel() * size
     groups = np.arange(g.groups)[:, None] * each * plane(rows)
     at_once = min(each, _CHANNELS)
     return Planes(
-        bands, g.height, g.width, g.height * g.width, g.pad_h, g.pad_w, row * size, lead * size,
+        bands, height, width, height * width, halo, pad, row * size, lead * size,
         plane(rows), copy_rows(WORDS, 32), multiply(MR, NR, ZERO, STORE, 1, V, 8 * size),
         multiply(MR, NR, BIAS, STORE, 1, V, 8 * size),
         taps(1, at_once, NR, 0, 0, NEAR, V, 8 * size),

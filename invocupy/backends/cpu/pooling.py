@@ -19,10 +19,7 @@ from invocupy.arrays import Array
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.windows import Pair
-
-Window = tuple[Pair, Pair, Pair]
-
+from invocupy.backends.windows import Window
 
 _TASKS = 64  # into which many planes are cut at least
 _LEAST = 4096  # pixels of a task otherwise

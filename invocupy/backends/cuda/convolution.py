@@ -32,7 +32,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Ar
         total = out if work == x.dtype else empty(out.shape, work, x)
         total[...] = 0 if bias is None else bias[:, None, None]
         share = {"out": empty(out.shape, work, x), "dtype": work}
-        for u, v, seen in _windows(weight, window, out):
+        for (u, v), seen in _windows(weight, window, out):
             total += namespace(x).multiply(weight[:, 0, u, v, None, None], padded[seen], **share)
         if total is not out:
             out[...] = total
@@ -57,7 +57,7 @@ def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
     total[...] = 0
     if _is_depthwise(out, weight):
         share = {"out": empty(grad.shape, work, grad), "dtype": work}
-        for u, v, seen in _windows(weight, window, grad):
+        for (u, v), seen in _windows(weight, window, grad):
             total[seen] += xp.multiply(weight[:, 0, u, v, None, None], grad, **share)
     else:
         matrix = weight.reshape(groups, len(weight) // groups, -1)
@@ -81,7 +81,7 @@ def grad_weight(grad: Array, x: Array, window: Window, out: Array, grad_bias: Ar
         grad_bias[...] = grad.sum(axis=(0, 2, 3), dtype=work)
     if _is_depthwise(x, out):
         share = {"out": empty(grad.shape, work, x), "dtype": work}
-        for u, v, seen in _windows(out, window, grad):
+        for (u, v), seen in _windows(out, window, grad):
             out[:, 0, u, v] = xp.multiply(grad, padded[seen], **share).sum(axis=(0, 2, 3))
         return
     total = xp.zeros((groups, len(out) // groups, out.size // len(out)), work)
@@ -121,7 +121,8 @@ def _blocks(
         some = out[b : b + images, channels, i : i + rows]
         look = padded[b : b + images, group * c : (group + 1) * c, i * window[0][0] :]
         taps = _windows(weight, window, some)
-        yield group, some.swapaxes(0, 1), [(u, v, look[seen].swapaxes(0, 1)) for u, v, seen in taps]
+        seen = [(*tap, look[view].swapaxes(0, 1)) for tap, view in taps]
+        yield group, some.swapaxes(0, 1), seen
 
 
 def _patches(weight: Array, some: Array, seen: _Seen) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 from invocupy.arrays import Array, namespace, widen
@@ -14,9 +15,9 @@ def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
     """Each tap multiplies its slice of the kernel with what it sees of x."""
     taps, padded = widen(kernel), _padded(widen(x), g)
     total: Any = 0
-    for u, v, seen in _taps(g):
-        # (N, G, 1, Ho, Wo) * (N, G, C/G, Ho, Wo)
-        total = total + taps[:, :, None, u, v] * padded[seen]
+    for tap, seen in _taps(g):
+        # (N, G, 1, *O) * (N, G, C/G, *O)
+        total = total + taps[:, :, None, *tap] * padded[seen]
     out[...] = total.reshape(g.out_shape)
 
 
@@ -24,16 +25,16 @@ def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
     """Each tap puts its share back where it looked."""
     taps, grad = widen(kernel), _by_group(widen(grad), g)
     padded = _padded(namespace(grad).zeros(g.x_shape, grad.dtype), g)
-    for u, v, seen in _taps(g):
-        padded[seen] += taps[:, :, None, u, v] * grad
+    for tap, seen in _taps(g):
+        padded[seen] += taps[:, :, None, *tap] * grad
     inside = padded.reshape(g.batch, g.channels, *padded.shape[3:])
-    out[...] = unpad(inside, (g.pad_h, g.pad_w), out)
+    out[...] = unpad(inside, g.padding, out)
 
 
 def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
     grad, padded = _by_group(widen(grad), g), _padded(widen(x), g)
-    for u, v, seen in _taps(g):
-        out[:, :, u, v] = (grad * padded[seen]).sum(axis=2)
+    for tap, seen in _taps(g):
+        out[:, :, *tap] = (grad * padded[seen]).sum(axis=2)
 
 
 def fused_forward(
@@ -55,20 +56,21 @@ def fused_grad_span(
     xp, features = namespace(x), widen(features)
     taps = xp.empty(g.kernel_shape, features.dtype)
     grad_kernel(grad, x, g, taps)
-    taps = taps.reshape(g.batch, weight.shape[0], g.out_h, g.out_w)
-    grad_features[...] = xp.einsum("kf,nkij->nfij", widen(weight), taps)
-    grad_weight[...] = xp.einsum("nkij,nfij->kf", taps, features)
-    grad_bias[...] = taps.sum(axis=(0, 2, 3))
+    taps = taps.reshape(g.batch, len(weight), *g.out)
+    grad_features[...] = xp.einsum("kf,nk...->nf...", widen(weight), taps)
+    taps, features = (a.reshape(*a.shape[:2], prod(g.out)) for a in (taps, features))
+    grad_weight[...] = xp.einsum("nkp,nfp->kf", taps, features)
+    grad_bias[...] = taps.sum(axis=(0, 2))
 
 
 def _span(features: Array, weight: Array, bias: Array, g: Geometry) -> Any:
     """The whole generated kernel; only the reference may hold it."""
-    kernel = namespace(features).einsum("kf,nfij->nkij", widen(weight), widen(features))
-    return (kernel + widen(bias)[:, None, None]).reshape(g.kernel_shape)
+    kernel = namespace(features).einsum("kf,nf...->nk...", widen(weight), widen(features))
+    return (kernel + widen(bias).reshape(-1, *(1 for _ in g.out))).reshape(g.kernel_shape)
 
 
 def _padded(x: Array, g: Geometry) -> Any:
-    return _by_group(pad(x, (g.pad_h, g.pad_w), 0), g)
+    return _by_group(pad(x, g.padding, 0), g)
 
 
 def _by_group(x: Array, g: Geometry) -> Any:
@@ -76,7 +78,6 @@ def _by_group(x: Array, g: Geometry) -> Any:
     return x.reshape(g.batch, g.groups, g.channels_per_group, *x.shape[2:])
 
 
-def _taps(g: Geometry) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
-    """Each tap (u, v), and what all outputs see through it of the padded image."""
-    sizes = (g.kernel_h, g.kernel_w), (g.out_h, g.out_w)
-    return windows(*sizes, (g.stride_h, g.stride_w), (g.dilation_h, g.dilation_w))
+def _taps(g: Geometry) -> Iterator[tuple[Any, Any]]:
+    """Each tap, and what all outputs see through it of the padded image."""
+    return windows(g.kernel, g.out, g.stride, g.dilation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from invocupy.arrays import Array, namespace
@@ -18,13 +19,13 @@ def forward(
     reduce, bias = _fold(x, parameters[4:8], moments[2:4], eps[1])
     project, shift = _fold(x, parameters[10:], moments[4:], eps[2])
     span, span_bias = parameters[8].reshape(len(parameters[8]), -1), parameters[9]
-    xp, features, pixels = namespace(x), len(reduce), g.height * g.width
+    xp, features, pixels = namespace(x), len(reduce), prod(g.size)
     z, shares = xp.empty((g.batch, features, pixels), x.dtype), xp.empty(g.x_shape, x.dtype)
     weights = Perceptron(expand, offset, reduce, bias, project)
     flat, flat_shares = (a.reshape(*a.shape[:2], pixels) for a in (x, shares))
     perceptron.forward(flat, weights, g.groups, z, flat_shares)
     one, zero = xp.ones(features, x.dtype), xp.zeros(features, x.dtype)
-    z = z.reshape(g.batch, features, g.height, g.width)
+    z = z.reshape(g.batch, features, *g.size)
     involution_sum.forward(shares, z, one, zero, span, span_bias, shift, g, out)
     if relu:
         xp.maximum(out, 0, out=out)

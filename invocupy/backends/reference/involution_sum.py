@@ -35,4 +35,4 @@ def _features(z: Array, scale: Array, shift: Array) -> Any:
 
 
 def _by_group(x: Array, g: Geometry) -> Any:
-    return x.reshape(g.batch, g.groups, g.channels_per_group, g.height, g.width)
+    return x.reshape(g.batch, g.groups, g.channels_per_group, *g.size)

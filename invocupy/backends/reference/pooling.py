@@ -52,12 +52,13 @@ def avg_pool_grad(grad: Array, scale: Array, window: Window, out: Array) -> None
 def _taps(xp: Any, x: Array, window: Window, out: Array) -> Iterator[tuple[Any, Any]]:
     """For each tap, which pixel of the plane of x each window sees, and all of them as a view."""
     size, stride, padding = window
-    rows, columns = (
-        xp.arange(n, dtype=xp.int64) * s - p
-        for n, s, p in zip(out.shape[2:], stride, padding, strict=True)
-    )
-    for u, v, seen in windows(size, out.shape[2:], stride, (1, 1)):
-        yield (rows[:, None] + u) * x.shape[3] + columns + v, seen
+    dims = len(size)
+    for tap, seen in windows(size, out.shape[2:], stride, (1,) * dims):
+        place: Any = 0
+        for i, (t, n, s, p) in enumerate(zip(tap, out.shape[2:], stride, padding, strict=True)):
+            along = xp.arange(n, dtype=xp.int64) * s - p + t
+            place = place * x.shape[2 + i] + along.reshape(-1, *[1] * (dims - 1 - i))
+        yield place, seen
 
 
 def _padded(x: Array, window: Window, out: Array, fill: Any) -> Any:
@@ -67,4 +68,4 @@ def _padded(x: Array, window: Window, out: Array, fill: Any) -> Any:
         max((n - 1) * s + k - (full + 2 * p), 0)
         for n, s, k, full, p in zip(out.shape[2:], stride, size, x.shape[2:], padding, strict=True)
     )
-    return pad(x, padding, fill, (beyond[0], beyond[1]))
+    return pad(x, padding, fill, beyond)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -34,27 +35,27 @@ def plain(x: Any, kernel: int, stride: int = 1, padding: int = 0, groups: int = 
 
 
 def window(g: Geometry) -> Any:
-    return (g.stride_h, g.stride_w), (g.pad_h, g.pad_w), (g.dilation_h, g.dilation_w)
+    return g.stride, g.padding, g.dilation
 
 
 def problem(g: Geometry, per_group: int, dtype: str, seed: int) -> list[np.ndarray]:
     """x, weight, bias and gradient."""
     o = g.groups * per_group
-    weight = o, g.channels_per_group, g.kernel_h, g.kernel_w
-    return draw(seed, dtype, g.x_shape, weight, (o,), (g.batch, o, g.out_h, g.out_w))
+    weight = o, g.channels_per_group, *g.kernel
+    return draw(seed, dtype, g.x_shape, weight, (o,), (g.batch, o, *g.out))
 
 
 def check(backend: Any, dtype: str, g: Geometry, per_group: int, seed: int, bias: bool) -> None:
     """All three functions of ``backend`` against the plain form in float64."""
     x, weight, b, grad = problem(g, per_group, dtype, seed)
-    taps, looks = g.kernel_h * g.kernel_w, window(g)
+    taps, looks = prod(g.kernel), window(g)
     shapes = [weight.shape, b.shape] if bias else [weight.shape]
     nothing = [] if bias else [None]
     cases: list[tuple[str, list[Any], list[Any], int]] = [
         ("forward", [x, weight, b if bias else None], [grad.shape], g.channels_per_group * taps),
         ("grad_x", [grad, weight], [x.shape], per_group * taps),
         # the parts are summed in float64, and rounded once at the end
-        ("grad_weight", [grad, x], shapes, g.batch * g.out_h * g.out_w),
+        ("grad_weight", [grad, x], shapes, g.batch * prod(g.out)),
     ]
     for name, arrays, results, terms in cases:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from math import prod
 
 import numpy as np
 import pytest
@@ -35,12 +36,12 @@ def geometry(
 def arguments(name, g, features, dtype, seed=0):
     """Random arguments of one function and the shapes of its results."""
     rng = np.random.default_rng(seed)
-    taps = g.groups * g.kernel_h * g.kernel_w
+    taps = g.groups * prod(g.kernel)
     shapes = {
         "x": g.x_shape,
         "grad": g.out_shape,
         "kernel": g.kernel_shape,
-        "features": (g.batch, features, g.out_h, g.out_w),
+        "features": (g.batch, features, *g.out),
         "weight": (taps, features),
         "bias": (taps,),
     }
@@ -66,7 +67,7 @@ def call(name, g, features=5, dtype=np.float32, seed=0, backend=cpu):
 
 def longest_sum(name, g, features):
     """A bound on how many rounded products and sums one element of a result goes through."""
-    taps, positions = g.kernel_h * g.kernel_w, g.batch * g.out_h * g.out_w
+    taps, positions = prod(g.kernel), g.batch * prod(g.out)
     return {
         "forward": taps,
         "grad_x": taps,

@@ -23,9 +23,9 @@ from invocupy.backends.cpu.convolution.tiles import MARK, TERM, TERMS, Block, ta
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES
-from invocupy.backends.windows import Pair
+from invocupy.backends.windows import Window
+from invocupy.geometry import Shape
 
-Window = tuple[Pair, Pair, Pair]
 Tap = tuple[int, int, int]  # row and column where the position (0, 0) sees it, place in the weights
 
 _TASKS = 16  # into which a product is cut at least
@@ -104,8 +104,8 @@ def _is_depthwise(x: Array, weight: Array) -> bool:
 
 
 def _multiply(
-    x: Array, weight: Array, bias: Array | None, transposed: bool, taps: list[Tap], steps: Pair,
-    out: Array, first: Pair, out_steps: Pair,
+    x: Array, weight: Array, bias: Array | None, transposed: bool, taps: list[Tap], steps: Shape,
+    out: Array, first: Shape, out_steps: Shape,
 ) -> None:  # fmt: skip
     """Every ``out_steps``-th position of ``out`` from ``first`` on, which sees x by ``steps``."""
     channels, area = weight.shape[1], weight.shape[2] * weight.shape[3]
@@ -158,7 +158,7 @@ def _tiles(images: int, positions: tuple[int, ...], itemsize: int) -> int:
     return -(-images * positions[0] * positions[1] // (TERM // itemsize))
 
 
-def _view(x: Array, taps: list[Tap], positions: tuple[int, ...], steps: Pair) -> Record:
+def _view(x: Array, taps: list[Tap], positions: tuple[int, ...], steps: Shape) -> Record:
     """What :class:`.tiles.View` says of x, whose rows end where the table of taps does."""
     (V, bits), s, one = (VECTOR_BYTES // x.itemsize, 8 * x.itemsize), steps[1], int(len(taps) == 1)
     table = [

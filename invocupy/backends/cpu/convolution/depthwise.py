@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from functools import cache, lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,9 +85,8 @@ def _geometry(x: Any, weight: Any, window: Any, out: Any) -> Geometry:
     groups = channels // max(c for c in range(1, _CHANNELS + 1) if channels % c == 0)
     (stride, padding, dilation), size = window, weight.shape[2:]
     return Geometry(
-        x.shape[0], channels, groups, *x.shape[2:], *size, *out.shape[2:], *stride, *padding,
-        *dilation,
-    )  # fmt: skip
+        x.shape[0], channels, groups, x.shape[2:], size, out.shape[2:], stride, padding, dilation
+    )
 
 
 def _gather(
@@ -121,7 +121,7 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
 
 
 def _job(g: Geometry, p: Plan, more: int) -> _Job:
-    work = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
+    work = g.batch * g.channels * prod(g.out) * prod(g.kernel)
     return _Job(p, Record(p), g.groups * p.bands * p.strips, p.packed_size + more, work // 8)
 
 

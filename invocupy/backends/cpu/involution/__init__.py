@@ -11,6 +11,7 @@ parts whose number depends on the sizes alone.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def fused_grad_span(
     if _empty(x, grad_weight) or _empty(grad, grad_weight):
         grad_features[...], grad_weight[...], grad_bias[...] = 0, 0, 0
         return
-    number_of_taps, number = g.kernel_h * g.kernel_w, features.shape[1]
+    number_of_taps, number = prod(g.kernel), features.shape[1]
     job = _span_job(g, grad.itemsize, number)
     order = job.plan.taps
     # (G, number_of_taps, F) -> (G, F / wide, number_of_taps, wide)
@@ -159,18 +160,18 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     vector = R * V * size
     if features:
         p = p._replace(
-            kernel_plane=(features - 1) * g.out_h * g.out_w * size, features=features,
+            kernel_plane=(features - 1) * prod(g.out) * size, features=features,
             features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
     tile = max(p.most_taps, 1) * vector
     tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
-    width = g.width if backward else g.out_w
+    width = g.size[1] if backward else g.out[1]
     tiles = min(tiles, -(-width // (p.strips * V)))  # those of a row of the widest block
     together, past = _together(p), _past(g, p, size, width) if p.direct else NEAR
     p = p._replace(
         tiles=tiles, tile_size=tiles * tile, patch_size=p.channels * p.interleaved * vector,
         at_once=channels, together=together, shifted=backward,
-        unpacked=not backward and g.out_w // p.strips >= V,
+        unpacked=not backward and g.out[1] // p.strips >= V,
         contract=taps(M, channels, R, 0, 0, past, V, bits),
         interleave=interleave(p.interleaved, R, V, bits),
         copy_edge=copy_tile(M, R, int(backward), 1, V, bits),
@@ -191,13 +192,13 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
     # all steps at once read grad only once, and as it is if no tile is narrower than a vector
-    direct = _together(p) == len(p.steps) and g.out_w // p.strips >= p.lanes
+    direct = _together(p) == len(p.steps) and g.out[1] // p.strips >= p.lanes
     p = p._replace(patch_size=p.channels * p.rows * p.lanes * size, unpacked=direct)
     # 56 columns are three vectors and a half one, not four
     half = p.lanes // 2
-    if p.strips == 1 and half > 1 and p.lanes < g.out_w and 0 < g.out_w % p.lanes <= half:
+    if p.strips == 1 and half > 1 and p.lanes < g.out[1] and 0 < g.out[1] % p.lanes <= half:
         p = p._replace(half=half)
-    p = _with_contract(p, size, _past(g, p, size, g.out_w))
+    p = _with_contract(p, size, _past(g, p, size, g.out[1]))
     tasks = g.batch * g.groups * p.bands * p.strips
     return _job(g, cpu_correlate.correlate(8 * size), cpu_correlate.Correlate, p, tasks)
 
@@ -220,11 +221,11 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     R, V, bits = p.rows, p.lanes, 8 * size
     wide = min(ACCUMULATORS // R, max(features, 1))
     span = _up(features + 1, _FEATURES_AT_ONCE)
-    tap_rows = _up(g.kernel_h * g.kernel_w, _TAPS_AT_ONCE)
-    rows, columns = -(-g.out_h // p.bands), -(-g.out_w // p.strips)  # of the largest block
+    tap_rows = _up(prod(g.kernel), _TAPS_AT_ONCE)
+    rows, columns = -(-g.out[0] // p.bands), -(-g.out[1] // p.strips)  # of the largest block
     tiles = -(-rows // R) * -(-columns // V)
     p = _with_contract(p, size, NEAR)._replace(
-        kernel_plane=features * g.out_h * g.out_w * size, features=features + 1,
+        kernel_plane=features * prod(g.out) * size, features=features + 1,
         padded=_up(features, wide), features_size=tiles * span * R * V * size,
         tile_size=tiles * tap_rows * R * V * size,
         patch_size=max(p.channels, wide) * R * V * size, at_once=wide,
@@ -255,7 +256,7 @@ def _together(p: Plan) -> int:
 
 def _job(g: Geometry, body: Any, call: Any, p: Plan, tasks: int, *more: Record) -> _Job:
     scratch = p.packed_size + p.features_size + p.tile_size + p.patch_size
-    products = g.batch * g.channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w
+    products = g.batch * g.channels * prod(g.out) * prod(g.kernel)
     work = products * (1 + p.features // p.channels)
     return _Job(body, call, p, (Record(p), *more), tasks, scratch, work // _GRAIN)
 
@@ -267,9 +268,9 @@ def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
     """
     if p.lanes * size != LINE or width * size % LINE:
         return NEAR
-    x = g.batch * g.channels * g.height * g.width
-    outside = g.channels + g.groups * g.kernel_h * g.kernel_w
-    return PAST if (x + g.batch * outside * g.out_h * g.out_w) * size > _CACHES else NEAR
+    x = g.batch * g.channels * prod(g.size)
+    outside = g.channels + g.groups * prod(g.kernel)
+    return PAST if (x + g.batch * outside * prod(g.out)) * size > _CACHES else NEAR
 
 
 def _up(number: int, step: int) -> int:

@@ -16,9 +16,7 @@ from invocupy.geometry import Geometry
 
 Macros: TypeAlias = dict[str, str | int]
 
-_FIXED = (  # by a layer, and so compiled in
-    "kernel_h", "kernel_w", "stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w",
-)  # fmt: skip
+_FIXED = {"KERNEL": "kernel", "STRIDE": "stride", "PAD": "padding", "DILATION": "dilation"}
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
@@ -43,7 +41,7 @@ def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
 def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
     """A thread for each strip of columns and tap row."""
     macros, strips = _result_strips(g, x, grad, out)
-    launch("involution/grad_kernel", macros, strips * g.kernel_h, grad, x, out, g)
+    launch("involution/grad_kernel", macros, strips * g.kernel[0], grad, x, out, g)
 
 
 @bounded
@@ -85,7 +83,7 @@ def fused_grad_span(
     threads = strips * shares if grad_features.size else 0
     launch("involution/grad_features", macros, threads, grad, x, weight, grad_features, g, count)
 
-    warps = g.groups * g.kernel_h * shares
+    warps = g.groups * g.kernel[0] * shares
     # Enough slices to fill a GPU, but each long enough that adding up lanes costs little.
     slices = max(1, min(2048 // warps, strips // 256))
     partial = cuda.workspace(x, slices, rows, count + 1)
@@ -99,15 +97,15 @@ def _result_strips(
     g: Geometry, x: Array, *others: Array, widest: int = 8, least: int = 4
 ) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
-    vector_x = min(widest, cuda.vector(g.width, x))
-    vector_out = min(widest, cuda.vector(g.out_w, *others))
+    vector_x = min(widest, cuda.vector(g.size[1], x))
+    vector_out = min(widest, cuda.vector(g.out[1], *others))
     columns = _columns(x, vector_x, vector_out, least=least)
     macros = _macros(x, g) | {
         "COLUMNS": columns,
         "VECTOR_X": min(columns, vector_x),
         "VECTOR_OUT": min(columns, vector_out),
     }
-    return macros, g.batch * g.groups * g.out_h * ceil_div(g.out_w, columns)
+    return macros, g.batch * g.groups * g.out[0] * ceil_div(g.out[1], columns)
 
 
 def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[Macros, int]:
@@ -116,17 +114,17 @@ def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[M
     A strip holds a multiple of the stride, so that each tap serves the same columns of every strip;
     and rows are taken in phases of the stride, all of the same length.
     """
-    vector_x = min(widest, cuda.vector(g.width, x))
-    vector_out = min(widest, cuda.vector(g.out_w, *others))
-    live = max(1, _columns(x, vector_x, vector_out) // g.stride_w)
-    columns = live * g.stride_w
+    vector_x = min(widest, cuda.vector(g.size[1], x))
+    vector_out = min(widest, cuda.vector(g.out[1], *others))
+    live = max(1, _columns(x, vector_x, vector_out) // g.stride[1])
+    columns = live * g.stride[1]
     macros = _macros(x, g) | {
         "COLUMNS": columns,
         "VECTOR_X": gcd(columns, vector_x),
         "VECTOR_OUT": gcd(live, vector_out),
     }
-    rows = ceil_div(g.height, g.stride_h) * g.stride_h
-    return macros, g.batch * g.groups * rows * ceil_div(g.width, columns)
+    rows = ceil_div(g.size[0], g.stride[0]) * g.stride[0]
+    return macros, g.batch * g.groups * rows * ceil_div(g.size[1], columns)
 
 
 def _columns(array: Array, *vectors: int, least: int = 4) -> int:
@@ -137,7 +135,13 @@ def _columns(array: Array, *vectors: int, least: int = 4) -> int:
 
 
 def _macros(array: Array, g: Geometry) -> Macros:
-    return cuda.element(array.dtype) | {name.upper(): getattr(g, name) for name in _FIXED}
+    """What a layer fixes is compiled in."""
+    fixed: Macros = {
+        f"{macro}_{axis}": number
+        for macro, field in _FIXED.items()
+        for axis, number in zip("HW", getattr(g, field), strict=True)
+    }
+    return cuda.element(array.dtype) | fixed
 
 
 def _share_channels(
