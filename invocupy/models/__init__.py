@@ -14,30 +14,10 @@ from invocupy.models.simple import SimpleBlock, SimpleModel
 from invocupy.models.small import SPATIAL, SmallNet
 
 __all__ = [
-    "NETWORKS",
-    "SPATIAL",
-    "RedNet",
-    "ResNet",
-    "SimpleBlock",
-    "SimpleModel",
-    "SmallNet",
-    "rednet26",
-    "rednet38",
-    "rednet50",
-    "rednet101",
-    "rednet152",
-    "resnet18",
-    "resnet50",
-]
+    "NETWORKS", "SPATIAL", "RedNet", "ResNet", "SimpleBlock", "SimpleModel", "SmallNet",
+    "rednet26", "rednet38", "rednet50", "rednet101", "rednet152", "resnet18", "resnet50",
+]  # fmt: skip
 
-
-NETWORKS: dict[str, Callable[..., RedNet | ResNet]] = {
-    "rednet26": rednet26,
-    "rednet38": rednet38,
-    "rednet50": rednet50,
-    "rednet101": rednet101,
-    "rednet152": rednet152,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-}
+_NETWORKS = rednet26, rednet38, rednet50, rednet101, rednet152, resnet18, resnet50
+NETWORKS: dict[str, Callable[..., RedNet | ResNet]] = {make.__name__: make for make in _NETWORKS}
 """The networks that take ``(num_classes, in_channels, stem)``, by name."""

@@ -21,24 +21,7 @@ from invocupy.nn.module import Input, Module, keep_modes
 from invocupy.nn.parameter import Buffer, Parameter
 
 __all__ = [
-    "AvgPool2d",
-    "BatchNorm2d",
-    "Buffer",
-    "Conv2d",
-    "CrossEntropyLoss",
-    "Flatten",
-    "FusedOption",
-    "GlobalAvgPool2d",
-    "Identity",
-    "Input",
-    "Involution",
-    "Linear",
-    "MaxPool2d",
-    "Module",
-    "ModuleList",
-    "Parameter",
-    "ReLU",
-    "Sequential",
-    "Softmax",
-    "keep_modes",
-]
+    "AvgPool2d", "BatchNorm2d", "Buffer", "Conv2d", "CrossEntropyLoss", "Flatten", "FusedOption",
+    "GlobalAvgPool2d", "Identity", "Input", "Involution", "Linear", "MaxPool2d", "Module",
+    "ModuleList", "Parameter", "ReLU", "Sequential", "Softmax", "keep_modes",
+]  # fmt: skip
