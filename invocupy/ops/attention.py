@@ -114,7 +114,7 @@ def local_self_attention(
             return cast_like(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
 
     def grad_value(grad: Array) -> Array:
-        return call.gradients("grad_x", grad, (weights,), (summed,), value)[0]
+        return call.gradient("grad_x", grad, (weights,), (summed,), value)
 
     def grad_positions(grad: Array) -> Array:
         with on_device(query):

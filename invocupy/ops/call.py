@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -22,29 +22,24 @@ class Call:
     the ``dtype`` of the result but for float16 on the CPU.
     """
 
-    __slots__ = ("backend", "dtype", "inputs", "like", "work")
+    __slots__ = ("backend", "device", "dtype", "inputs", "like", "work")
 
     def __init__(self, op: str, x: Array, *others: Array | None) -> None:
-        self.like, self.backend = x, backends.of(op, x)
+        self.like, self.device, self.backend = x, on_device(x), backends.of(op, x)
         self.dtype, self.work = working_dtypes(x, *others)
         self.inputs: list[Any] = [contiguous(x, self.work)]
         for array in others:
             self.inputs.append(None if array is None else contiguous(array, self.work))
 
     def run(
-        self,
-        name: str,
-        inputs: Sequence[Any],
-        options: Sequence[Any],
-        *results: Any,
-        fill: Any = 0,
+        self, name: str, inputs: Iterable[Any], options: Iterable[Any], *results: Any, fill: Any = 0
     ) -> list[Any]:
         """Let the backend fill ``results``, new where a shape is given; ``fill`` if one is empty.
 
         Then there is nothing to sum, and no backend needs to know empty arrays.
         """
         made = []  # loops, since comprehensions are calls
-        with on_device(self.like):
+        with self.device:
             for result in results:
                 new = type(result) is tuple
                 made.append(empty(result, self.work, self.like) if new else result)
@@ -60,25 +55,36 @@ class Call:
         return made
 
     def value(
-        self, name: str, options: Sequence[Any], shape: Shape, out: Any = None, fill: Any = 0
+        self, name: str, options: Iterable[Any], shape: Shape, out: Any = None, fill: Any = 0
     ) -> Any:
         """The result of the operator; in ``out`` if that is given."""
         within = out is not None and self.work == self.dtype and contiguous(out, self.work) is out
         (result,) = self.run(name, self.inputs, options, out if within else shape, fill=fill)
-        with on_device(self.like):
+        if result.dtype == self.dtype and out is None:
+            return result
+        with self.device:
             if out is None:
-                return result.astype(self.dtype, copy=False)
+                return result.astype(self.dtype)
             if not within:
                 out[...] = result
             return out
 
-    def gradients(
-        self, name: str, grad: Array, inputs: Sequence[Any], options: Sequence[Any], *like: Any
-    ) -> list[Array]:
+    def gradient(
+        self, name: str, grad: Array, inputs: Iterable[Any], options: Iterable[Any], like: Array
+    ) -> Array:
         """What the backend makes of ``grad`` and ``inputs``, in shape and dtype as ``like``."""
+        inputs = contiguous(grad, self.work), *inputs
+        (made,) = self.run(name, inputs, options, like.shape)
+        with self.device:
+            return cast_like(made, like)
+
+    def gradients(
+        self, name: str, grad: Array, inputs: Iterable[Any], options: Iterable[Any], *like: Any
+    ) -> list[Array]:
+        """:meth:`gradient` where the backend makes several."""
         shapes = [None if array is None else array.shape for array in like]
         made = self.run(name, (contiguous(grad, self.work), *inputs), options, *shapes)
-        with on_device(self.like):
+        with self.device:
             for i, array in enumerate(like):
                 if array is not None:
                     made[i] = cast_like(made[i], array)

@@ -204,7 +204,7 @@ def conv2d(
         return call.gradients("grad_weight", grad, (image,), (window,), weight, bias)
 
     return value, (
-        lambda grad: call.gradients("grad_x", grad, (kernel,), (window,), x)[0],
+        lambda grad: call.gradient("grad_x", grad, (kernel,), (window,), x),
         lambda grad: parameters(grad, 0),
         lambda grad: parameters(grad, 1),
     )
@@ -224,7 +224,7 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> R
         return contiguous(grad, call.work).reshape(shape)
 
     def grad_x(grad: Array) -> Array:
-        (pixels,) = call.gradients("grad_x", flat(grad), (matrix,), (), image)
+        pixels = call.gradient("grad_x", flat(grad), (matrix,), (), image)
         with on_device(x):
             result: Array = cast_like(pixels, x).reshape(seen.shape)
             if strides == (1, 1):

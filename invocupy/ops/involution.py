@@ -127,8 +127,8 @@ def _involution(x: Array, kernel: Array, g: Geometry) -> tuple[Call, tuple[Vjp, 
     call = Call("involution", x, kernel)
     seen, taps = call.inputs
     return call, (
-        lambda grad: call.gradients("grad_x", grad, (taps,), (g,), x)[0],
-        lambda grad: call.gradients("grad_kernel", grad, (seen,), (g,), kernel)[0],
+        lambda grad: call.gradient("grad_x", grad, (taps,), (g,), x),
+        lambda grad: call.gradient("grad_kernel", grad, (seen,), (g,), kernel),
     )
 
 
@@ -268,7 +268,7 @@ def _fused(
         return call.gradients("fused_grad_span", grad, (seen, *span[:2]), (g,), *like)
 
     return call, (
-        lambda grad: call.gradients("fused_grad_x", grad, span, (g,), x)[0],
+        lambda grad: call.gradient("fused_grad_x", grad, span, (g,), x),
         lambda grad: grads(grad, 0),
         lambda grad: grads(grad, 1),
         lambda grad: grads(grad, 2),

@@ -58,7 +58,7 @@ def max_pool2d(
     value, _ = call.run("max_pool", call.inputs, (window,), shape, winner, fill=-np.inf)
 
     def vjp(grad: Array) -> Array:
-        return call.gradients("max_pool_grad", grad, (), (winner, window), x)[0]
+        return call.gradient("max_pool_grad", grad, (), (winner, window), x)
 
     return value.astype(call.dtype, copy=False), (vjp,)
 
@@ -122,7 +122,7 @@ def avg_pool2d(
     value = call.value("avg_pool", (scale, window), (*x.shape[:2], *out), fill=empty)
 
     def vjp(grad: Array) -> Array:
-        return call.gradients("avg_pool_grad", grad, (), (scale, window), x)[0]
+        return call.gradient("avg_pool_grad", grad, (), (scale, window), x)
 
     return value, (vjp,)
 
