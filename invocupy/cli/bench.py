@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
 
-from invocupy.cli.options import Commands, add_device, command, print_json, table
+from invocupy.cli.options import Commands, add_device, command, table, tell
 
 _SHAPES = {  # name: (N, C, H, W), G, K
     "article's layer": ((32, 64, 32, 32), 4, 3),
@@ -18,10 +20,21 @@ _LAYERS, _BATCH = 10, 32
 _ROUNDS = 5
 _LONGEST = 3600  # seconds
 _COPIED = 1 << 27  # bytes: far beyond the caches
-_RATES = {"gb_s": "GB/s", "gflop_s": "GFLOP/s", "images_per_second": "images/s"}
+_RATES = {  # of an amount per millisecond: the unit for people, and its size
+    "gb_s": ("GB/s", 1e6), "gflop_s": ("GFLOP/s", 1e6), "images_per_second": ("images/s", 1e-3),
+}  # fmt: skip
+_PEER = "PyTorch, unfold"
 
 Call = Callable[[], Any]
-Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """Calls that take turns, and how much the first of them does, in units of a rate."""
+
+    what: str
+    calls: dict[str, Call]  # by who computes
+    rate: str
+    amount: float
 
 
 def add(commands: Commands) -> None:
@@ -52,36 +65,33 @@ def _run(arguments: argparse.Namespace) -> int:
             f"seconds must be a finite number above 0 and at most {_LONGEST}, got {seconds}"
         )
     device = pick_device(arguments.device)
-    rows: list[Row] = []
-    with tqdm(["machine", *_SHAPES, "network"], leave=False, disable=None, file=sys.stderr) as bar:
-        for name in bar:
-            bar.set_description(name)
-            if name in _SHAPES:
-                rows += _operator(device, name, seconds)
-            else:
-                rows += (_machine if name == "machine" else _network)(device, seconds)
-    for row in rows[2:]:
-        if "gb_s" in row:
-            row["of_copy"] = row["gb_s"] / rows[0]["gb_s"]
     about = machine.describe()
-    if arguments.json:
-        print_json({"machine": about, "device": device, "rows": rows})
-        return 0
     name = about["devices"].get(device) or next(iter(about["devices"].values()))
-    print(f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n")
+    rows: list[dict[str, Any]] = []
     cells: list[tuple[str, ...]] = [("what", "ms", "20 to 80 %", "rate", "of the copy")]
-    for row in rows:
-        rates = [f"{row[key]:,.0f} {unit}" for key, unit in _RATES.items() if key in row]
-        share = f"{row['of_copy']:.0%}" if "of_copy" in row else ""
-        what = ", ".join(filter(None, (row["what"], row["who"])))
-        spread = f"{row['low']:.3g} to {row['high']:.3g}"
-        cells.append((what, f"{row['ms']:.3g}", spread, *(rates or [""]), share))
-    print(table(cells, "<>>>>"))
-    return 0
+    with tqdm(_cases(device), leave=False, disable=None, file=sys.stderr) as bar:
+        for what, calls, rate, amount in bar:
+            bar.set_description(what)
+            for who, (low, ms, high) in _timed(calls, device, seconds).items():
+                row = {"what": what, "who": who, "low": low, "ms": ms, "high": high}
+                speed = share = ""
+                if who != _PEER:
+                    unit, size = _RATES[rate]
+                    row[rate] = amount / ms / size
+                    speed = f"{row[rate]:,.0f} {unit}"
+                    if rate == "gb_s" and rows:  # the first row is the copy
+                        row["of_copy"] = row[rate] / rows[0][rate]
+                        share = f"{row['of_copy']:.0%}"
+                rows.append(row)
+                title = ", ".join(filter(None, (what, who)))
+                cells.append((title, f"{ms:.3g}", f"{low:.3g} to {high:.3g}", speed, share))
+    head = f"invocupy {about['invocupy']} on {device}: {name}, {about['threads']} threads\n"
+    result = {"machine": about, "device": device, "rows": rows}
+    return tell(arguments, result, head, table(cells, "<>>>>"))
 
 
-def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, dict[str, float]]:
-    """Milliseconds a call, by name: median and quantiles over rounds in which all take turns."""
+def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds a call, by name: quantiles 0.2, 0.5, 0.8 of rounds in which all take turns."""
     import numpy as np
 
     if device != "cpu":
@@ -95,83 +105,70 @@ def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, dic
             cupy.cuda.get_current_stream().synchronize()
         return (time.perf_counter() - start) / repeats
 
-    repeats, times = {}, dict[str, list[float]]()
+    repeats = {}
     for name, call in calls.items():
         once(call, 1)  # compiles
         repeats[name] = max(round(seconds / _ROUNDS / max(once(call, 1), 1e-7)), 1)
-    for _ in range(_ROUNDS):
-        for name, call in calls.items():
-            times.setdefault(name, []).append(once(call, repeats[name]) * 1e3)
-    quantiles = {name: np.quantile(t, (0.2, 0.5, 0.8)).tolist() for name, t in times.items()}
-    return {name: dict(zip(("low", "ms", "high"), q, strict=True)) for name, q in quantiles.items()}
+    times = [[once(call, repeats[name]) for name, call in calls.items()] for _ in range(_ROUNDS)]
+    quantiles = np.quantile(times, (0.2, 0.5, 0.8), axis=0) * 1e3
+    return dict(zip(calls, quantiles.T.tolist(), strict=True))
 
 
-def _machine(device: str, seconds: float) -> list[Row]:
-    """The copy bandwidth, reading and writing, with all threads; a product of 1024 x 1024."""
-    from concurrent.futures import ThreadPoolExecutor
-
+def _cases(device: str) -> Iterator[Case]:
+    """What is timed, one after another, so that each case's arrays go before the next ones come."""
     import numpy as np
 
     from invocupy import to_device
+
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return to_device(rng.standard_normal(shape, np.float32), device)
+
+    yield from _machine(device, draw)
+    for name, (shape, groups, size) in _SHAPES.items():
+        yield from _operator(
+            name, draw(*shape), draw(shape[0], groups, size, size, *shape[2:]), draw(*shape)
+        )
+    yield from _network(device, draw)
+
+
+def _machine(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
+    """The copy bandwidth, reading and writing, with all threads; a product of 1024 x 1024."""
     from invocupy.arrays import namespace
     from invocupy.backends.cpu.threads import get_num_threads
 
-    source = to_device(np.ones(_COPIED, np.uint8), device)
+    source = draw(_COPIED // 4)
     xp = namespace(source)
     target = xp.empty_like(source)
-    matrix = to_device(np.ones((1024, 1024), np.float32), device)
-    parts = get_num_threads() if device == "cpu" else 1
-    pieces = list(zip(xp.array_split(target, parts), xp.array_split(source, parts), strict=True))
-    with ThreadPoolExecutor(parts) as pool:
-        calls: dict[str, Call] = {
-            "copy": (lambda: list(pool.map(lambda piece: xp.copyto(*piece), pieces)))
-            if device == "cpu"
-            else (lambda: xp.copyto(target, source)),
-            "product": lambda: matrix @ matrix,
-        }
-        copy, product = _timed(calls, device, seconds).values()
-    copied, flops = 2 * _COPIED / copy["ms"] / 1e6, 2 * 1024**3 / product["ms"] / 1e6
-    return [
-        {"what": "copy", "who": "", **copy, "gb_s": copied},
-        {"what": "matrix product, 1024", "who": "", **product, "gflop_s": flops},
-    ]
+    threads = get_num_threads()
+    pieces = xp.array_split(target, threads), xp.array_split(source, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        cpu, gpu = lambda: list(pool.map(xp.copyto, *pieces)), lambda: xp.copyto(target, source)
+        yield Case("copy", {"": cpu if device == "cpu" else gpu}, "gb_s", 2 * _COPIED)
+    matrix = draw(1024, 1024)
+    yield Case("matrix product, 1024", {"": lambda: matrix @ matrix}, "gflop_s", 2 * 1024**3)
 
 
-def _operator(device: str, name: str, seconds: float) -> list[Row]:
+def _operator(name: str, x: Any, kernel: Any, grad: Any) -> Iterator[Case]:
     """Forward, and both gradients, of one shape."""
     import numpy as np
 
     import invocupy
 
-    shape, groups, size = _SHAPES[name]
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> Any:
-        return invocupy.to_device(rng.standard_normal(shape, np.float32), device)
-
-    x, grad = draw(*shape), draw(*shape)
-    kernel = draw(shape[0], groups, size, size, *shape[2:])
     forward: dict[str, Call] = {"invocupy": lambda: invocupy.involution(x, kernel)}
     backward: dict[str, Call] = {"invocupy": lambda: invocupy.involution_backward(grad, x, kernel)}
     torch = _torch()
-    if torch is not None and device == "cpu":
-        forward["PyTorch, unfold"], backward["PyTorch, unfold"] = _unfold(torch, x, kernel, grad)
-        want, got = forward["invocupy"](), forward["PyTorch, unfold"]().numpy()
+    if torch is not None and isinstance(x, np.ndarray):
+        forward[_PEER], backward[_PEER] = _unfold(torch, x, kernel, grad)
+        want, got = forward["invocupy"](), forward[_PEER]().numpy()
         if not np.allclose(got, want, rtol=1e-4, atol=1e-3):  # never time what is wrong
             raise RuntimeError(f"{name}: the forms differ")
-    rows = []
-    for what, calls, moved in (
-        ("forward", forward, 2 * x.nbytes + kernel.nbytes),
-        ("gradients", backward, 3 * x.nbytes + 2 * kernel.nbytes),
-    ):
-        for who, times in _timed(calls, device, seconds).items():
-            rows.append({"what": f"{name}, {what}", "who": who, **times})
-            if who == "invocupy":
-                rows[-1]["gb_s"] = moved / times["ms"] / 1e6
-    return rows
+    yield Case(f"{name}, forward", forward, "gb_s", 2 * x.nbytes + kernel.nbytes)
+    yield Case(f"{name}, gradients", backward, "gb_s", 3 * x.nbytes + 2 * kernel.nbytes)
 
 
-def _network(device: str, seconds: float) -> list[Row]:
+def _network(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
     """A training step and an evaluation of the article's network."""
     import numpy as np
 
@@ -181,9 +178,7 @@ def _network(device: str, seconds: float) -> list[Row]:
 
     model = SimpleModel(num_layers=_LAYERS, rng=0).to(device)
     sgd = optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    rng = np.random.default_rng(0)
-    x = to_device(rng.standard_normal((_BATCH, 3, 32, 32), np.float32), device)
-    labels = to_device(rng.integers(0, 10, _BATCH), device)
+    x, labels = draw(_BATCH, 3, 32, 32), to_device(np.arange(_BATCH) % 10, device)
 
     def step() -> None:
         sgd.zero_grad()
@@ -194,13 +189,9 @@ def _network(device: str, seconds: float) -> list[Row]:
         with no_grad():
             model.eval().logits(x)
 
-    rows = []
-    for what, call in (("training step", step), ("evaluation", evaluate)):
-        times = _timed({what: call}, device, seconds)[what]
-        name = f"SimpleModel, {_LAYERS} blocks, {_BATCH} images, {what}"
-        rate = _BATCH / times["ms"] * 1e3
-        rows.append({"what": name, "who": "invocupy", **times, "images_per_second": rate})
-    return rows
+    name = f"SimpleModel, {_LAYERS} blocks, {_BATCH} images"
+    for what, call in ("training step", step), ("evaluation", evaluate):
+        yield Case(f"{name}, {what}", {"invocupy": call}, "images_per_second", _BATCH)
 
 
 def _torch() -> Any:
@@ -216,16 +207,11 @@ def _unfold(torch: Any, x: Any, kernel: Any, grad: Any) -> tuple[Call, Call]:
     n, c, h, w = x.shape
     g, size = kernel.shape[1:3]
     tx, tk = (torch.from_numpy(array).requires_grad_() for array in (x, kernel))
-    tg = torch.from_numpy(grad)
 
     def form() -> Any:
         patches = torch.nn.functional.unfold(tx, size, padding=size // 2)
         patches = patches.view(n, g, c // g, size * size, h, w)
         return (tk.view(n, g, 1, size * size, h, w) * patches).sum(dim=3).view(n, c, h, w)
 
-    def forward() -> Any:
-        with torch.no_grad():
-            return form()
-
-    graph = form()
-    return forward, lambda: torch.autograd.grad(graph, (tx, tk), tg, retain_graph=True)
+    backward = partial(torch.autograd.grad, form(), (tx, tk), torch.from_numpy(grad))
+    return torch.no_grad()(form), partial(backward, retain_graph=True)

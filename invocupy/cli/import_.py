@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, check_out, command, is_stdout, path, print_json
+from invocupy.cli.options import Commands, check_out, command, is_stdout, path, tell
 
 if TYPE_CHECKING:
     from invocupy.nn import Module
@@ -89,18 +89,15 @@ def _run(arguments: argparse.Namespace) -> int:
         "parameters": count, **(fit._asdict() if arguments.no_strict else {}),
         "bytes": out.stat().st_size,
     }  # fmt: skip
-    if arguments.json:
-        print_json(result)
-        return 0
-    print(
+    lines = [
         f"{out}: {arguments.model}, {count:,} parameters in {len(arrays)} arrays, "
         f"{', '.join(f'{name}={value}' for name, value in options.items())}, "
         f"{result['bytes'] / 1e6:.1f} MB"
-    )
+    ]
     for kind, names in fit._asdict().items():
         if names:
-            print(f"{kind.replace('_', ' ')}: {', '.join(names)}")
-    return 0
+            lines.append(f"{kind.replace('_', ' ')}: {', '.join(names)}")
+    return tell(arguments, result, *lines)
 
 
 def _of_a_network(state: Mapping[str, Any], network: Callable[..., Any]) -> dict[str, Any]:
@@ -112,48 +109,36 @@ def _of_a_network(state: Mapping[str, Any], network: Callable[..., Any]) -> dict
 
 
 def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[str, Any]:
-    """The options of the ``SimpleModel`` that has these arrays.
-
-    ``head_relu`` is for files whose names do not say it.
-    """
+    """The options of the ``SimpleModel`` that has these arrays."""
     from invocupy.weights.names import article_state
 
-    shapes = _shapes(article_state(state, head_relu))
-    names = "head.4.weight", "head.2.weight"
+    arrays = article_state(state, head_relu)
+    # An empty array must not make a model large.
+    shapes = {name: array.shape for name, array in arrays.items() if array.size}
+
+    def size(default: int, axis: int, *names: str) -> int:
+        """That of the first array that exists; else the default, and loading fails."""
+        found = (shapes[name] for name in names if len(shapes.get(name, ())) > axis)
+        return next((shape[axis] for shape in found), default)
+
     found = "head.1.weight" not in shapes  # also without a head: SimpleModel's default
     if "head.0.weight" in shapes and head_relu not in (None, found):
         raise ValueError(f"its dense layers are numbered as with head_relu={found}")
-    blocks = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
-    hidden = _size(shapes, 0, "blocks.0.expand.weight", default=64)
-    pixels = _size(shapes, 1, "head.0.weight", default=3 * 32 * 32) // 3
+    blocks = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+    hidden = size(64, 0, "blocks.0.expand.weight")
+    pixels = size(3 * 32 * 32, 1, "head.0.weight") // 3
     side = math.isqrt(pixels)
     if side * side != pixels:
         raise ValueError(f"its first dense layer takes {pixels} pixels, which are no square image")
     # The two largest arrays: what the file has not got is not made.
     dense = 500 * 3 * pixels if "head.0.weight" in shapes else 0
-    needed = dense + len(blocks) * hidden * hidden // 4
-    if needed > sum(map(math.prod, shapes.values())):
+    if dense + blocks * hidden * hidden // 4 > sum(map(math.prod, shapes.values())):
         raise ValueError(
-            f"{len(blocks)} blocks of {hidden} channels and images of {side} x {side} pixels need "
+            f"{blocks} blocks of {hidden} channels and images of {side} x {side} pixels need "
             f"more than its {len(shapes)} arrays hold: some are missing or of another shape"
         )
     return {
-        "num_layers": len(blocks),
-        "height": side,
-        "width": side,
-        "hidden_channels": hidden,
-        "num_classes": _size(shapes, 0, *names),
-        "head_relu": found,
+        "num_layers": blocks, "height": side, "width": side, "hidden_channels": hidden,
+        "num_classes": size(1, 0, "head.4.weight", "head.2.weight"), "head_relu": found,
         "signed": "blocks.0.signed_norm.weight" in shapes,
-    }
-
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays that are not empty: an empty array must not make a model large."""
-    return {name: array.shape for name, array in state.items() if array.size}
-
-
-def _size(shapes: Mapping[str, tuple[int, ...]], axis: int, *names: str, default: int = 1) -> int:
-    """The size of the first of these arrays that exists; else ``default``, and loading fails."""
-    found = (shapes[name] for name in names if name in shapes)
-    return next((shape[axis] for shape in found if len(shape) > axis), default)
+    }  # fmt: skip

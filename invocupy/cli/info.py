@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from invocupy.cli.options import Commands, command, print_json
+from invocupy.cli.options import Commands, command, tell
 
 _WARM = ((7, 1), (7, 2))  # kernel size and stride of RedNet's involutions
 
@@ -29,97 +29,85 @@ def _run(arguments: argparse.Namespace) -> int:
 
     about = machine.describe()
     devices, reason = machine.devices()
-    cupy_cache = None
+    cache, gpu_cache = cache_directory(), ""
     if reason is None:
-        cupy_cache = str(folder("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+        gpu_cache = str(folder("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     checks = {device: _self_check(device) for device in devices}
     result: dict[str, Any] = {
         **about,
         "cuda": reason or "ready",
         "data_cache": str(data_folder()),
-        "kernel_cache": {"cpu": str(cache_directory() or ""), "cuda": cupy_cache or ""},
+        "kernel_cache": {"cpu": str(cache or ""), "cuda": gpu_cache},
         "self_check": checks,
     }
-    if arguments.warm:
-        result["warm_seconds"] = {device: _warm(device) for device in devices}
-    good = all(faults == [] for faults in checks.values())
-    if arguments.json:
-        print_json(result)
-        return 0 if good else 1
-    print(f"invocupy {result['invocupy']}, Python {result['python']}")
-    packages = about["packages"].items()
-    print("packages:", ", ".join(f"{name} {number or '(none)'}" for name, number in packages))
+    packages = (f"{name} {number or '(none)'}" for name, number in about["packages"].items())
+    lines = [
+        f"invocupy {about['invocupy']}, Python {about['python']}",
+        f"packages: {', '.join(packages)}",
+    ]
     for device, description in devices.items():
         state = "kernels agree with the reference" if not checks[device] else "KERNELS ARE WRONG: "
-        print(f"{device}: {description}; {state}{', '.join(checks[device])}")
+        lines.append(f"{device}: {description}; {state}{', '.join(checks[device])}")
     if reason:
-        print(f"cuda: not used; {reason}")
-    print(f"threads: {result['threads']} (INVOCUPY_NUM_THREADS)")
-    print(f"data cache: {result['data_cache']} (INVOCUPY_DATA)")
-    kept = result["kernel_cache"]
-    place = kept["cpu"] or f"in memory only; {why_not_kept()}"
-    print(f"compiled CPU kernels: {place} (INVOCUPY_CACHE_DIR)")
-    if kept["cuda"]:
-        print(f"compiled CUDA kernels: {kept['cuda']} (CUPY_CACHE_DIR)")
-    for device, seconds in result.get("warm_seconds", {}).items():
-        print(f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s")
-    return 0 if good else 1
+        lines.append(f"cuda: not used; {reason}")
+    lines += [
+        f"threads: {about['threads']} (INVOCUPY_NUM_THREADS)",
+        f"data cache: {result['data_cache']} (INVOCUPY_DATA)",
+        f"compiled CPU kernels: {cache or f'in memory only; {why_not_kept()}'} "
+        "(INVOCUPY_CACHE_DIR)",
+    ]
+    if gpu_cache:
+        lines.append(f"compiled CUDA kernels: {gpu_cache} (CUPY_CACHE_DIR)")
+    if arguments.warm:
+        warm = result["warm_seconds"] = {device: _warm(device) for device in devices}
+        for device, seconds in warm.items():
+            lines.append(
+                f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s"
+            )
+    return tell(arguments, result, *lines, code=1 if any(checks.values()) else 0)
 
 
 def _self_check(device: str) -> list[str]:
     """Names of the functions that differ from the reference; integers make all sums exact."""
     import numpy as np
 
-    import invocupy
-    from invocupy import backends, ops
+    from invocupy import backends, ops, to_device
     from invocupy.arrays import on_device
 
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> Any:
-        return invocupy.to_device(rng.integers(-3, 4, shape).astype(np.float32), device)
+        return to_device(rng.integers(-3, 4, shape).astype(np.float32), device)
 
-    def op(function: Any, *operands: Any, **options: Any) -> Callable[[], tuple[Any, ...]]:
-        def run() -> tuple[Any, ...]:
-            value, vjps = function(*operands, **options)
-            return value, *(vjp(value) for vjp in vjps)
-
-        return run
-
-    height, width = 9, 20  # more than a vector, and a part of one
-    x, grad = draw(2, 8, height, width), draw(2, 8, height, width)
-    kernel, few = draw(2, 2, 3, 3, height, width), draw(2, 2, 3, 3, 5, 10)
-    grad_few = draw(2, 8, 5, 10)
-    fused = draw(2, 4, height, width), draw(18, 4), draw(18)
-    weight, one, bias = draw(12, 8, 3, 3), draw(12, 8), draw(12)
-    checks: dict[str, Callable[[], Any]] = {
-        "involution": lambda: invocupy.involution(x, kernel),
-        "involution_backward": lambda: invocupy.involution_backward(grad, x, kernel),
-        "fused_involution": lambda: invocupy.fused_involution(x, *fused, kernel_size=3),
-        "fused_involution_backward": lambda: invocupy.fused_involution_backward(
-            grad, x, *fused, kernel_size=3
-        ),
-        "involution (stride 2)": lambda: invocupy.involution(x, few, stride=2, dilation=2),
-        "involution_backward (stride 2)": lambda: invocupy.involution_backward(
-            grad_few, x, few, stride=2, dilation=2
-        ),
-        "conv2d": op(ops.conv2d, x, weight, bias, padding=1),
-        "conv2d (stride 2)": op(ops.conv2d, x, weight, bias, padding=1, stride=2),
-        "conv2d (1x1)": op(ops.conv2d, x, one[:, :, None, None], bias),
-        "linear": op(ops.linear, x[:, :, 0, 0], one, bias),
-        "max_pool2d": op(ops.max_pool2d, x, 3, stride=2, padding=1),
-        "avg_pool2d": op(ops.avg_pool2d, x, 2),
+    x = draw(2, 8, 9, 20)  # a row is more than a vector, and a part of one
+    kernel, few = draw(2, 2, 3, 3, 9, 20), draw(2, 2, 3, 3, 5, 10)
+    fused = draw(2, 4, 9, 20), draw(18, 4), draw(18)
+    weight, one, bias = draw(12, 8, 3, 3), draw(12, 8, 1, 1), draw(12)
+    checks: dict[str, tuple[Any, ...]] = {
+        "involution": (ops.involution, x, kernel),
+        "fused_involution": (partial(ops.fused_involution, kernel_size=3), x, *fused),
+        "involution (stride 2)": (partial(ops.involution, stride=2, dilation=2), x, few),
+        "conv2d": (partial(ops.conv2d, padding=1), x, weight, bias),
+        "conv2d (stride 2)": (partial(ops.conv2d, padding=1, stride=2), x, weight, bias),
+        "conv2d (1x1)": (ops.conv2d, x, one, bias),
+        "linear": (ops.linear, x[:, :, 0, 0], one[:, :, 0, 0], bias),
+        "max_pool2d": (partial(ops.max_pool2d, kernel_size=3, stride=2, padding=1), x),
+        "avg_pool2d": (partial(ops.avg_pool2d, kernel_size=2), x),
     }
     wrong = []
-    for name, run in checks.items():
-        got = run()
+    for name, (op, *operands) in checks.items():
         with backends.plain():
-            want = run()
-        got, want = ((r if isinstance(r, tuple) else (r,)) for r in (got, want))
+            value, vjps = op(*operands)
+            wanted = [vjp(value) for vjp in vjps]
         with on_device(x):
-            if not all(bool((a == b).all()) for a, b in zip(got, want, strict=True)):
+            found, vjps = op(*operands)
+            gradients = [vjp(value) for vjp in vjps]
+            same = [bool((a == b).all()) for a, b in zip(gradients, wanted, strict=True)]
+            if not (found == value).all():
                 wrong.append(name)
-    return wrong
+        if not all(same):
+            wrong.append(name.replace("involution", "involution_backward"))
+    return list(dict.fromkeys(wrong))
 
 
 def _warm(device: str) -> float:

@@ -6,16 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import (
-    Commands,
-    add_run,
-    bar,
-    check_out,
-    command,
-    is_stdout,
-    path,
-    print_json,
-)
+from invocupy.cli.options import Commands, add_run, bar, check_out, command, is_stdout, path, tell
 
 if TYPE_CHECKING:
     from invocupy.report import Findings
@@ -39,7 +30,7 @@ def add(commands: Commands) -> None:
     report.add_argument(
         "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
     )
-    for parser in (plot, report):
+    for parser in plot, report:
         add_run(parser)
         parser.add_argument(
             "--involutions", metavar="N", type=int, nargs="+",
@@ -47,19 +38,19 @@ def add(commands: Commands) -> None:
         )  # fmt: skip
 
 
-def write_plots(folder: Any, device: str, data_dir: str | None) -> list[Path]:
-    """What ``plot`` does, for the end of a training."""
-    from invocupy.report import draw, gather
+def findings(run: Any, **options: Any) -> Findings:
+    """What there is to see of a run; without matplotlib an error before the work, not after it."""
+    from invocupy.report import gather, load_matplotlib
 
+    load_matplotlib()
     with bar("test images") as progress:
-        found = gather(folder, device=device, data_dir=data_dir, progress=progress)
-    return draw(found, folder)
+        return gather(run, progress=progress, **options)
 
 
 def _plot(arguments: argparse.Namespace) -> int:
     from invocupy.report import draw
 
-    return _say(arguments, draw(_gather(arguments), arguments.run))
+    return _tell(arguments, draw(_findings(arguments), arguments.run))
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -67,24 +58,17 @@ def _report(arguments: argparse.Namespace) -> int:
 
     given = arguments.out
     out = Path(arguments.run, "report.html") if given is None else check_out(given)
-    write_page(_gather(arguments), out)
-    return 0 if is_stdout(out) else _say(arguments, [out])
+    write_page(_findings(arguments), out)
+    return 0 if is_stdout(out) else _tell(arguments, [out])
 
 
-def _gather(arguments: argparse.Namespace) -> Findings:
-    from invocupy.report import gather, load_matplotlib
-
-    load_matplotlib()  # before the work, not after it
-    with bar("test images") as progress:
-        return gather(
-            arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,
-            device=arguments.device, data_dir=arguments.data_dir, progress=progress,
-        )  # fmt: skip
+def _findings(arguments: argparse.Namespace) -> Findings:
+    return findings(
+        arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,
+        device=arguments.device, data_dir=arguments.data_dir,
+    )  # fmt: skip
 
 
-def _say(arguments: argparse.Namespace, files: list[Path]) -> int:
-    if arguments.json:
-        print_json({"run": arguments.run, "files": [str(path) for path in files]})
-    else:
-        print("\n".join(map(str, files)))
-    return 0
+def _tell(arguments: argparse.Namespace, files: list[Path]) -> int:
+    paths = [str(path) for path in files]
+    return tell(arguments, {"run": arguments.run, "files": paths}, *paths)

@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""What the commands share: parsers, flags, progress, and how a result is printed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def add_device(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def check_out(text: str | os.PathLike[str]) -> Path:
+def check_out(text: str) -> Path:
     """The file to write, before the work; ConfigError if there is no folder for it."""
     from invocupy.train import ConfigError
 
@@ -106,11 +106,15 @@ def is_stdout(out: Path) -> bool:
     return False
 
 
-def print_json(result: Any) -> None:
-    """Print strict JSON: NaN and infinities become null."""
+def tell(arguments: argparse.Namespace, result: Any, *lines: str, code: int = 0) -> int:
+    """Print a result, as strict JSON (NaN and infinities are null) or in lines; the exit code."""
     from invocupy.checkpoint import strict
 
-    print(json.dumps(strict(result), allow_nan=False))
+    if arguments.json:
+        lines = (json.dumps(strict(result), allow_nan=False),)
+    if lines:
+        print("\n".join(lines))
+    return code
 
 
 @contextmanager
@@ -130,16 +134,10 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def table(rows: Sequence[Sequence[str]], align: str) -> str:
     """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each.
 
-    Examples
-    --------
     >>> print(table([("a", "1"), ("bcd", "23")], "<>"))
     a     1
     bcd  23
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
+    return "\n".join(line.format(*row).rstrip() for row in rows)

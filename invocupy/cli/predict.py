@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
-from invocupy.cli.options import Commands, add_run, command, print_json, table
+from invocupy.cli.options import Commands, add_run, command, table, tell
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands, "predict", _run,
-        help="ask a trained model about image files",
+        commands, "predict", _run, help="ask a trained model about image files",
         description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
         "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
         "that cannot be read is one line on standard error and exit code 65; the others are "
-        "answered. "
-        "Needs Pillow: pip install 'invocupy[plots]'.",
+        "answered. Needs Pillow: pip install 'invocupy[plots]'.",
     )  # fmt: skip
     add_run(parser, data=False)
     parser.add_argument("images", metavar="IMAGE", nargs="+")
@@ -39,8 +38,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config, model, _ = load_run(arguments.run, arguments.checkpoint)
     dataset = DATASETS[config.dataset]
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
-    results: dict[str, dict[str, object]] = {}
-    images = {}
+    images, results = {}, dict[str, dict[str, Any]]()
 
     def fail(path: str, reason: str) -> None:
         print(f"invocupy: {reason}", file=sys.stderr)
@@ -60,24 +58,14 @@ def _run(arguments: argparse.Namespace) -> int:
                 fail(path, f"{path} has no answer: the model's numbers for it are not finite")
                 continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
-            results[path] = {
-                "image": path,
-                "classes": [
-                    {"class": dataset.classes[i], "probability": float(probabilities[i])}
-                    for i in best
-                ],
-            }
+            classes = [{"class": dataset.classes[i], "probability": probabilities[i]} for i in best]
+            results[path] = {"image": path, "classes": classes}
     rows = [results[path] for path in arguments.images]
-    code = 65 if any("error" in row for row in rows) else 0
-    if arguments.json:
-        result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
-        print_json(result)
-        return code
+    result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}
     shown = [
-        (str(row["image"]), *(f"{c['class']} {c['probability']:.1%}" for c in classes))
+        (row["image"], *(f"{c['class']} {c['probability']:.1%}" for c in row["classes"]))
         for row in rows
-        if isinstance(classes := row.get("classes"), list)
+        if "classes" in row
     ]
-    if shown:
-        print(table(shown, "<" * len(shown[0])))
-    return code
+    lines = [table(shown, "<" * len(shown[0]))] if shown else []
+    return tell(arguments, result, *lines, code=0 if len(shown) == len(rows) else 65)

@@ -15,26 +15,20 @@ _KINDS: dict[str, dict[str, Any]] = {
     "tuple[float,": {"type": float, "metavar": "X", "nargs": "*"},
     "bool": {"action": argparse.BooleanOptionalAction},
     "str": {"metavar": "NAME"},
+    "DIR": {"type": path, "metavar": "DIR"},
 }
 
 
 def add_settings(parser: Parser) -> None:
-    """Add a flag for each setting; those that are not given leave no trace.
-
-    The parser must have ``argument_default=argparse.SUPPRESS``: ``invocupy.train.Config`` has the
-    defaults.
-    """
+    """Add a flag for each setting to a parser whose ``argument_default`` is ``SUPPRESS``."""
     from invocupy.train import Config
 
     groups: dict[str, Any] = {}
     for item in fields(Config):
         name = item.metadata["group"]
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        kind = _KINDS[item.type.split()[0]]
-        if item.metadata["unit"] == "DIR":
-            kind = {"metavar": "DIR", "type": path}
-        groups[name].add_argument(f"--{item.name.replace('_', '-')}", help=_help(item), **kind)
+        group = groups[name] = groups.get(name) or parser.add_argument_group(name)
+        kind = _KINDS["DIR" if item.metadata["unit"] == "DIR" else item.type.split()[0]]
+        group.add_argument(f"--{item.name.replace('_', '-')}", help=_help(item), **kind)
     parser.add_argument(
         "--smoke", action="store_true",
         help="one short epoch (64 images in batches of 16): does everything work?",
@@ -60,20 +54,13 @@ def _help(item: Field[Any]) -> str:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given: by flags, then ``--smoke``, then the file.
-
-    Raises
-    ------
-    invocupy.train.ConfigError
-        If the file cannot be used.
-    """
+    """The settings that were given: by flags, then ``--smoke``, then the file."""
     from invocupy.train import Config, read_settings
 
-    names = {item.name for item in fields(Config)}
-    flags = {name: value for name, value in vars(arguments).items() if name in names}
-    file = getattr(arguments, "config", None)
-    settings = read_settings(file) if file is not None else {}
-    if getattr(arguments, "smoke", False):
+    given = vars(arguments)
+    flags = {item.name: given[item.name] for item in fields(Config) if item.name in given}
+    settings = read_settings(given["config"]) if "config" in given else {}
+    if "smoke" in given:
         settings |= _SMOKE
         if "overfit" in flags | settings:
             del settings["limit"]

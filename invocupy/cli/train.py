@@ -1,4 +1,4 @@
-"""``invocupy train``."""
+"""``invocupy train``: train a model, with progress, into a folder of its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.look import write_plots
-from invocupy.cli.options import Commands, command, path, print_json
+from invocupy.cli.look import findings
+from invocupy.cli.options import Commands, command, path, tell
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
@@ -46,63 +46,54 @@ def add(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from invocupy.distributed import start, together, with_gpus
     from invocupy.train import Config, ConfigError, fit, load_run
 
     comm = start(arguments.comm_timeout)
     given = given_settings(arguments)
-    resume = getattr(arguments, "resume", None)
-    if resume is not None and hasattr(arguments, "out"):
+    resume, out, plots = map(vars(arguments).get, ("resume", "out", "plots"))
+    if resume and out:
         raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
     # Only rank 0 need see the folder.
     old = "{}"
     with together(comm):
-        if comm.rank == 0 and resume is not None:
+        if comm.rank == 0 and resume:
             old = load_run(resume, "last")[0].to_json()
     config = replace(Config.from_json(comm.exchange(old)[0]), **given)
     comm = with_gpus(comm, config.device)
     if comm.rank:
-        fit(config, resume=resume is not None, comm=comm)
+        fit(config, resume=bool(resume), comm=comm)
         return 0
-    plots = getattr(arguments, "plots", find_spec("matplotlib") is not None)
+    plots = find_spec("matplotlib") is not None if plots is None else plots
     if plots:
-        from invocupy.report import load_matplotlib
+        from invocupy.report import draw, load_matplotlib
 
         load_matplotlib()  # now, not after the training
     report, testing = _reporter()
-    given_folder = resume if resume is not None else getattr(arguments, "out", None)
-    with nullcontext(given_folder) if given_folder else _new_folder(config) as out:
-        history = fit(
-            config, out, resume=resume is not None, progress=report, testing=testing, comm=comm
-        )
-    _say(arguments, config, out, history)
-    if plots:
-        files = write_plots(out, config.device, config.data_dir)
-        print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
-    return 0
-
-
-def _say(arguments: argparse.Namespace, config: Config, out: Any, history: list[Any]) -> None:
-    from dataclasses import asdict
-
+    folder = resume or out
+    with nullcontext(folder) if folder else _new_folder(config) as out:
+        history = fit(config, out, resume=bool(resume), progress=report, testing=testing, comm=comm)
     last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
     epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
-    if arguments.json:
-        result = {
-            "run": str(out), "epochs": epochs, "test_loss": last["test_loss"],
-            "test_accuracy": last["test_accuracy"], "best_accuracy": best["test_accuracy"],
-            "best_epoch": int(best["epoch"]), "seconds": seconds,
-            "config": asdict(config), "history": history,
-        }  # fmt: skip
-        print_json(result)
-        return
-    print(
+    result = {
+        "run": str(out), "epochs": epochs, "test_loss": last["test_loss"],
+        "test_accuracy": last["test_accuracy"], "best_accuracy": best["test_accuracy"],
+        "best_epoch": int(best["epoch"]), "seconds": seconds,
+        "config": asdict(config), "history": history,
+    }  # fmt: skip
+    code = tell(
+        arguments,
+        result,
         f"test accuracy {last['test_accuracy']:.2%} after {epochs} epoch{'s' * (epochs > 1)} and "
-        f"{seconds:.0f} s of training (best {best['test_accuracy']:.2%}, epoch {best['epoch']})\n"
-        f"run: {out}"
+        f"{seconds:.0f} s of training (best {best['test_accuracy']:.2%}, epoch {best['epoch']})",
+        f"run: {out}",
     )
+    if plots:
+        files = draw(findings(out, device=config.device, data_dir=config.data_dir), out)
+        print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
+    return code
 
 
 def _seconds(text: str) -> float:
@@ -138,27 +129,24 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
     bars: list[Any] = []
 
     def report(now: Progress) -> None:
-        title = f"epoch {now.epoch}/{now.epochs}"
-        if now.row is None:
+        title, row = f"epoch {now.epoch}/{now.epochs}", now.row
+        if row is None:
             if not bars:
                 # disable=None: no bar where standard error is not a terminal
                 bars.append(tqdm(total=now.steps, desc=title, leave=False, disable=None))
-            bars[0].set_postfix(
-                loss=f"{now.loss:.3f}", accuracy=f"{now.accuracy:.1%}", refresh=False
-            )
+            loss, accuracy = f"{now.loss:.3f}", f"{now.accuracy:.1%}"
+            bars[0].set_postfix(loss=loss, accuracy=accuracy, refresh=False)
             bars[0].update(now.step - bars[0].n)
             return
         while bars:
             bars.pop().close()
-        row = now.row
         test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4g}"
-        print(
+        line = (
             f"{title}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}  "
             f"test loss {test_loss}  test accuracy {row['test_accuracy']:.2%}  "
-            f"{row['images_per_second']:.0f} images/s",
-            file=sys.stderr,
-            flush=True,
+            f"{row['images_per_second']:.0f} images/s"
         )
+        print(line, file=sys.stderr, flush=True)
 
     def testing(done: int, batches: int) -> None:
         if bars:

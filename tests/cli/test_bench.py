@@ -70,4 +70,4 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_torch", lambda: "PyTorch")
     monkeypatch.setattr(bench, "_unfold", lambda *_: (Wrong, Wrong))
     with pytest.raises(RuntimeError, match="the forms differ"):
-        bench._operator("cpu", "tiny", 0.01)
+        main(["bench", "--seconds", "0.01", "--device", "cpu"])
