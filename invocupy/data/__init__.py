@@ -20,19 +20,7 @@ from invocupy.data.generated import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_ST
 from invocupy.data.images import read_image
 
 __all__ = [
-    "CIFAR10_CLASSES",
-    "CIFAR10_MEAN",
-    "CIFAR10_STD",
-    "SHAPES10_CLASSES",
-    "SHAPES10_MEAN",
-    "SHAPES10_STD",
-    "Batches",
-    "DataError",
-    "DownloadError",
-    "cifar10",
-    "cutout",
-    "random_crop",
-    "random_flip",
-    "read_image",
-    "shapes10",
-]
+    "CIFAR10_CLASSES", "CIFAR10_MEAN", "CIFAR10_STD", "SHAPES10_CLASSES", "SHAPES10_MEAN",
+    "SHAPES10_STD", "Batches", "DataError", "DownloadError", "cifar10", "cutout", "random_crop",
+    "random_flip", "read_image", "shapes10",
+]  # fmt: skip

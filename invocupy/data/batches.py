@@ -1,8 +1,7 @@
 """Batches that depend on (seed, epoch, sample number) alone, and augmentation.
 
-One table of random numbers is drawn an epoch, a row a sample. Its first column orders the
-samples, the others drive the augmentation. So a batch is the same whether the epoch is run
-through or resumed at its step, on one device or cut over many ranks.
+One table of random numbers is drawn an epoch, a row a sample: its first column orders the samples,
+the others drive the augmentation. So a batch is the same in a resumed epoch, or cut over ranks.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ class Batches:
         Functions ``f(images, random) -> images`` applied in turn to a batch: uint8 (B, C, H, W)
         and float64 (B, 8), uniform in [0, 1), with the samples' rows of the epoch's table. Columns
         0, 1 belong to ``random_crop``, 2 to ``random_flip``, 3, 4 to ``cutout``; 5 to 7 are free.
-        Bind options with ``functools.partial``.
     mean, std
         One number a channel, for pixels in units of 0..1.
     drop_last
@@ -49,10 +47,8 @@ class Batches:
 
     Raises
     ------
-    TypeError
-        If images or labels have the wrong dtype or belong to different libraries.
-    ValueError
-        If shapes, sizes or the numbers of channels do not fit.
+    TypeError, ValueError
+        If dtypes or libraries of the arrays, or shapes, sizes or numbers of channels do not fit.
 
     Examples
     --------
@@ -93,12 +89,14 @@ class Batches:
                 f"got {images.shape} and {labels.shape}"
             )
         channels = images.shape[1]
-        numbers = np.asarray(mean), np.asarray(std)
-        right = all(
-            a.shape == (channels,) and a.dtype.kind in "iuf" and np.isfinite(a).all()
-            for a in numbers
-        )
-        if not (right and (numbers[1] > 0).all()):
+        centre, spread = np.asarray(mean), np.asarray(std)
+        if (
+            not all(
+                a.shape == (channels,) and a.dtype.kind in "iuf" and np.isfinite(a).all()
+                for a in (centre, spread)
+            )
+            or not (spread > 0).all()
+        ):
             raise ValueError(
                 f"mean and std must have {channels} finite numbers, one a channel, and std "
                 f"positive ones, got {mean!r} and {std!r}"
@@ -114,10 +112,10 @@ class Batches:
         self.shuffle, self.augment = shuffle, tuple(augment)
         self.drop_last, self.rows = drop_last, rows
         # x = (pixel / 255 - mean) / std = pixel * scale + shift
-        centre, spread = (a.astype(np.float64).reshape(channels, 1, 1) for a in numbers)
-        scale, shift = (1 / (255 * spread)).astype("f4"), (-centre / spread).astype("f4")
+        centre, spread = centre.astype(np.float64), spread.astype(np.float64)
+        constants = np.array([1 / (255 * spread), -centre / spread], "f4")[..., None, None]
         with on_device(images):
-            self._scale, self._shift = xp.asarray(scale), xp.asarray(shift)
+            self._scale, self._shift = xp.asarray(constants)
 
     def __len__(self) -> int:
         """Steps an epoch."""
@@ -125,7 +123,7 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array]]:
-        """The batches of one epoch from step ``start`` on.
+        """The batches of one epoch from step ``start`` on; ValueError if there is none.
 
         Parameters
         ----------
@@ -140,11 +138,6 @@ class Batches:
             Normalised, C-contiguous, new memory, of the library and device of the images.
         labels : array (B,)
             Of the dtype of the labels given.
-
-        Raises
-        ------
-        ValueError
-            If ``epoch`` or ``start`` is out of range.
         """
         epoch, start = integer("epoch", epoch, 0), integer("start", start, 0)
         if start > len(self):
@@ -174,10 +167,9 @@ class Batches:
             yield x, labels
 
     def _draw(self, epoch: int) -> tuple[Array, Array]:
-        """Order (N,) and random numbers (N, 8) of an epoch.
+        """Order (N,) and random numbers (N, 8) of an epoch, the same in all versions of NumPy.
 
-        Philox words and a stable sort of them, not ``Generator.permutation``: NumPy promises the
-        former for all its versions, so that a run resumes under another one, too.
+        So Philox words and a stable sort of them, not ``Generator.permutation``.
         """
         n = len(self.images)
         bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
@@ -187,9 +179,9 @@ class Batches:
 
 
 def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
-    """Move each image by up to ``pad`` pixels each way; black comes in at the edges.
+    """Pad each image with black on all sides and cut the old size out, at a random place.
 
-    The crop of He et al., arXiv 1512.03385, section 4.2: pad on all sides, cut the old size out.
+    As He et al., arXiv 1512.03385, section 4.2.
 
     Parameters
     ----------
@@ -218,12 +210,8 @@ def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
     offset = (random[:, :2] * (2 * pad + 1)).astype(np.int64)
     rows = offset[:, 0, None] + xp.arange(height)  # (B, H)
     columns = offset[:, 1, None] + xp.arange(width)  # (B, W)
-    moved: Array = padded[
-        xp.arange(n)[:, None, None, None],
-        xp.arange(channels)[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    index = xp.arange(n)[:, None, None, None], xp.arange(channels)[:, None, None]
+    moved: Array = padded[*index, rows[:, None, :, None], columns[:, None, None, :]]
     return moved
 
 
@@ -265,8 +253,7 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
     size
         Side of the square in pixels.
     fill
-        Pixel value put there; the default is about the mean of usual images, which is what the
-        paper's zero after normalisation is.
+        Pixel value put there; the default is about the mean of usual images, the paper's zero.
 
     Returns
     -------
@@ -281,11 +268,11 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
            [0, 0, 0, 0]], dtype=uint8)
     """
     xp = namespace(images)
-    height, width = images.shape[2:]
-    top = (random[:, 3] * height).astype(np.int64)[:, None] - size // 2  # (B, 1)
-    left = (random[:, 4] * width).astype(np.int64)[:, None] - size // 2
-    i, j = xp.arange(height), xp.arange(width)
-    in_rows, in_columns = (i >= top) & (i < top + size), (j >= left) & (j < left + size)
-    covered = in_rows[:, None, :, None] & in_columns[:, None, None, :]  # (B, 1, H, W)
+    inside = []  # (B, H) and (B, W)
+    for axis, length in enumerate(images.shape[2:]):
+        first = (random[:, 3 + axis] * length).astype(np.int64)[:, None] - size // 2
+        place = xp.arange(length)
+        inside.append((place >= first) & (place < first + size))
+    covered = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
     cut: Array = xp.where(covered, xp.full_like(images, fill), images)
     return cut

@@ -1,8 +1,7 @@
-"""CIFAR-10 from its official binary files or their archive, which is read and never extracted.
+"""CIFAR-10 from its binary files or their archive, which is read and never extracted.
 
-The set: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Its binary
-version has six files of 10,000 records; a record is one label byte, then 1,024 red, 1,024 green
-and 1,024 blue bytes. (The other version is made of pickles, which this package never opens.)
+The set: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The binary
+version has six files of 10,000 records: a label byte, then 1,024 red, green and blue bytes each.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ _MEMBER_LIMIT = 100
 _PACKED = {b"\x1f\x8b": ("gzip", ".gz"), b"BZh": ("bz2", ".bz2"), b"\xfd7zXZ\0": ("lzma", ".xz")}
 """How a packed file begins: the module that unpacks it, and how its name ends."""
 _FILES = tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE
-# What these headers say about the next one (times, owners) is not needed, except for:
-_EXTENSIONS = tarfile.XHDTYPE, tarfile.XGLTYPE
+_EXTENSIONS = tarfile.XHDTYPE, tarfile.XGLTYPE  # about the next member; refused if they say:
 _CHANGES = re.compile(rb"(^|\n)\d+ (path|size|GNU\.sparse[^=\n]*)=")
 _RETRIES = 2
 
@@ -68,18 +66,14 @@ def cifar10(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read CIFAR-10, downloading it if no place is given and none has it.
 
-    Nothing is extracted: from an archive the files are read in passing, by exact name and size, and
-    to its end, where its checksum is.
-
     Parameters
     ----------
     root
         A folder with the binary files, with a folder ``cifar-10-batches-bin`` of them, or with
         ``cifar-10-binary.tar.gz``; or the path of that archive, which may also be packed anew
-        (``.tar``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``). ``~`` is the user's home folder. None
-        looks in the folder named by the environment variable ``INVOCUPY_DATA``, or else in the
-        user's cache folder, and downloads the archive (170 MB, checked by its SHA-256) into it if
-        it is not there.
+        (``.tar``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``). None looks in the folder named by
+        ``INVOCUPY_DATA``, or else in the user's cache folder, and downloads the archive (170 MB,
+        checked by its SHA-256) into it if it is not there.
     train
         The 50,000 training images, or the 10,000 test images.
 
@@ -93,8 +87,8 @@ def cifar10(
     Raises
     ------
     DataError
-        If files are missing, too short, too long, hold a label above 9, or if the archive is
-        damaged, hostile, or not the one that was to be downloaded.
+        If files are missing, of another size, hold a label above 9, or if the archive is damaged,
+        hostile, or not the one that was to be downloaded.
     DownloadError
         If the archive cannot be downloaded or stored.
 
@@ -177,60 +171,52 @@ def _check_size(where: str, size: int) -> None:
         )
 
 
-class _Tar:
-    """A tar file, read once from start to end and up to a limit.
+def _members(file: IO[bytes], path: Path) -> Iterator[tuple[str, bytes]]:
+    """The plain files of a tar file, which is read once to its end: names and contents.
 
-    Only the parser of a single header is taken from ``tarfile``. The reader of ``tarfile`` follows
-    sizes and chains of headers without a limit, so a few bytes could keep it busy for ever.
+    ``tarfile`` only parses each header: its own reader follows sizes and chains of headers without
+    a limit. What the official archive cannot have is refused, although nothing is extracted.
     """
+    left = _UNPACKED_LIMIT
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path, self.left = file, path, _UNPACKED_LIMIT
-
-    def read(self, size: int) -> bytes:
-        """Read ``size`` bytes, or fewer at the end."""
+    def read(size: int) -> bytes:
+        nonlocal left
         if size < 0:
             raise ValueError(f"a member has a size of {size}")
-        block = self.file.read(min(size, self.left + 1))
-        self.left -= len(block)
-        if self.left < 0:
+        block = file.read(min(size, left + 1))
+        left -= len(block)
+        if left < 0:
             raise DataError(
-                f"{self.path} unpacks to more than {_UNPACKED_LIMIT} bytes, which {ARCHIVE} "
+                f"{path} unpacks to more than {_UNPACKED_LIMIT} bytes, which {ARCHIVE} "
                 f"does not: {_WAY_OUT}"
             )
         return block
 
-    def members(self) -> Iterator[tuple[str, bytes]]:
-        """The plain files: their names, without ``./``, and contents."""
-        for number in count():
-            header = self.read(tarfile.BLOCKSIZE)
-            if not header.strip(b"\0"):
-                break
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-            content = b"" if member.isdir() else self.read(member.size)
-            if fault := _fault(member, content, number):
-                raise DataError(f"{self.path} is not {ARCHIVE}, {fault}: {_WAY_OUT}")
-            if len(content) < member.size and not member.isdir():
-                raise EOFError(f"it ends within {member.name!r}")
-            self.read(-len(content) % tarfile.BLOCKSIZE)
-            if member.type in _FILES:
-                yield str(PurePosixPath(member.name)), content
-        while self.read(2**20):  # to the end, where the checksum is
-            pass
-
-
-def _fault(member: tarfile.TarInfo, content: bytes, number: int) -> str:
-    """What the official archive cannot have, and is refused although nothing is ever extracted."""
-    parts = member.name.split("/")
-    if not (member.isdir() or member.type in (*_FILES, *_EXTENSIONS)):
-        return f"member {member.name!r} is neither a plain file nor a folder"
-    if parts[0] == "" or ".." in parts:
-        return f"member {member.name!r} points outside the archive"
-    if number >= _MEMBER_LIMIT:
-        return f"it has more than {_MEMBER_LIMIT} members"
-    if member.type in _EXTENSIONS and _CHANGES.search(content):
-        return f"member {member.name!r} changes the name or size of the next one"
-    return ""
+    for number in count():
+        header = read(tarfile.BLOCKSIZE)
+        if not header.strip(b"\0"):
+            break
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        name, size = member.name, 0 if member.isdir() else member.size
+        content = read(size)
+        known = member.isdir() or member.type in (*_FILES, *_EXTENSIONS)
+        outside = name[:1] in ("", "/") or ".." in name.split("/")
+        changes = member.type in _EXTENSIONS and _CHANGES.search(content)
+        for wrong, what in (
+            (not known, f"member {name!r} is neither a plain file nor a folder"),
+            (outside, f"member {name!r} points outside the archive"),
+            (number >= _MEMBER_LIMIT, f"it has more than {_MEMBER_LIMIT} members"),
+            (changes, f"member {name!r} changes the name or size of the next one"),
+        ):
+            if wrong:
+                raise DataError(f"{path} is not {ARCHIVE}, {what}: {_WAY_OUT}")
+        if len(content) < size:
+            raise EOFError(f"it ends within {name!r}")
+        read(-size % tarfile.BLOCKSIZE)
+        if member.type in _FILES:
+            yield str(PurePosixPath(name)), content  # without ./
+    while read(2**20):  # to the end, where the checksum is
+        pass
 
 
 def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -241,11 +227,10 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
         if size > _UNPACKED_LIMIT + 2**20:
             raise DataError(f"{path} has {size} bytes, more than {ARCHIVE} unpacked: {_WAY_OUT}")
         file.seek(0)
-        kinds = (kind for magic, kind in _PACKED.items() if start.startswith(magic))
-        module, ending = next(kinds, ("", ""))
+        module, ending = next((_PACKED[m] for m in _PACKED if start.startswith(m)), ("", ""))
         try:
             plain: IO[bytes] = import_module(module).open(file) if module else file
-            for member, content in _Tar(plain, path).members():
+            for member, content in _members(plain, path):
                 if member not in wanted:
                     continue
                 if member not in missing:
@@ -291,12 +276,9 @@ def _download(cache: Path) -> Path:
         f"{cache / ARCHIVE}, or use --dataset shapes10, which needs no network"
     )
     keeper = pooch.create(
-        path=cache,
-        base_url="",
-        registry={ARCHIVE: f"sha256:{ARCHIVE_SHA256}"},
-        urls={ARCHIVE: URL},
+        cache, "", registry={ARCHIVE: f"sha256:{ARCHIVE_SHA256}"}, urls={ARCHIVE: URL},
         retry_if_failed=_RETRIES,
-    )
+    )  # fmt: skip
     try:
         return Path(keeper.fetch(ARCHIVE, downloader=download))
     except OSError as error:  # also what requests raises

@@ -1,12 +1,12 @@
 """shapes10-v1: ten classes of generated 32x32 colour images, the data set that is always there.
 
-Every image shows one shape of random place, size, turn and colour on a random background with
-shading and noise. Colour, brightness and position tell nothing about the class, so neither a
-colour histogram nor a linear model gets far; a small convolutional or involution network does.
+Each shows a shape of random place, size, turn and colour on a random background with shading and
+noise. Colour, brightness and position tell nothing about the class: a small network learns it, a
+colour histogram or a linear model does not.
 
 The same (n, seed, train) gives the same bytes everywhere: the randomness is the raw output of
-Philox, and only +, -, *, /, sqrt, min and max of float32 are used, which IEEE 754 rounds in one
-way only. No sine, no matrix product, no sum whose order could vary.
+Philox, and of float32 only +, -, *, /, sqrt, min and max are used, which IEEE 754 rounds in one
+way. No sine, no matrix product, no sum whose order could vary.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], 
     n
         Number of images. The first images of a longer set are those of a shorter one.
     seed
-        Any integer from 0. One seed gives one training and one test set, from disjoint parts of
-        its random stream.
+        Any integer from 0. Its training and test set are from disjoint parts of its random stream.
     train
         The training set, or the test set.
 
@@ -65,13 +64,10 @@ def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], 
     ((100, 3, 32, 32), 'uint8', [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
     n, seed = integer("n", n, 0), integer("seed", seed, 0)
-    # One cipher key a seed. The counter's highest word keeps the two sets apart: they could only
-    # meet after 2**192 blocks.
+    # The counter's highest word keeps the two sets apart: they could meet after 2**192 blocks.
     key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     bits = np.random.Philox(key=key, counter=[0, 0, 0, 0 if train else 1])
-
-    images = np.empty((n, 3, _SIDE, _SIDE), np.uint8)
-    labels = np.empty(n, np.int64)
+    images, labels = np.empty((n, 3, _SIDE, _SIDE), np.uint8), np.empty(n, np.int64)
     for start in range(0, n, _CHUNK):
         count = min(_CHUNK, n - start)
         whole = -(-count // 10) * 10
@@ -104,8 +100,7 @@ def _draw(labels: NDArray[np.int64], words: NDArray[np.uint64]) -> NDArray[np.ui
         mine = labels == label
         cover[mine] = np.clip(0.5 - radius[mine] * outline(u[mine], v[mine]), 0, 1)
 
-    # One of shape and background is the lighter one, by 0.3 to 0.7 in every channel, so that the
-    # shape never drowns; which of them it is has nothing to do with the class.
+    # Shape or background is the lighter one, by 0.3 to 0.7 in each channel, whatever the class.
     gap = 0.3 + 0.4 * uniform[9:12, :, 0].transpose(1, 0, 2)[..., None]  # (m, 3, 1, 1)
     dark = uniform[6:9, :, 0].transpose(1, 0, 2)[..., None] * (1 - gap)
     cover = np.where(uniform[15] < 0.5, cover, 1 - cover)
@@ -138,8 +133,7 @@ def _circle(u: Plane, v: Plane, radius: float) -> Plane:
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    # Five lines at 0.36 radii; the star lies on the inner side of at least four of them, so the
-    # second largest of the five distances decides.
+    # On the inner side of at least four of five lines: the second largest distance decides.
     first = second = np.full_like(u, -np.inf)
     for a, b in (
         (0.0, 1.0), (0.95105652, 0.30901699), (0.58778525, -0.80901699),

@@ -24,10 +24,9 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     """An image file as a small square image in colour.
 
     Turned as its EXIF orientation says, transparency put on white, the middle square cut out, and
-    that resized by area averages (Pillow's box filter), or enlarged bicubically.
-
-    Grey images of 16 bits are scaled to 8 bits, and those of floats from 0 (black) to 1 (white),
-    too. Other floats and 32-bit integers are refused: nothing says which of their values is white.
+    that resized by area averages (Pillow's box filter), or enlarged bicubically. Grey images of 16
+    bits and of floats from 0 (black) to 1 (white) are scaled to 8 bits. Other floats and 32-bit
+    integers are refused: nothing says which of their values is white.
 
     Parameters
     ----------
@@ -43,8 +42,8 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file cannot be read, is no image, is damaged, has pixels of no known scale or more of
-        them than Pillow takes for safe or than fit into memory.
+        If the file cannot be read, is no whole image, has pixels of no known scale, or more of them
+        than Pillow takes for safe or than fit into memory.
     ValueError
         If ``size`` is not an integer >= 1.
     invocupy.extras.MissingExtra
@@ -58,14 +57,13 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...)
     """
     size = integer("size", size, 1)
-    pillow = require("PIL.Image", "Pillow", "plots")
-    turned = require("PIL.ImageOps", "Pillow", "plots")
+    pillow, ops = (require(f"PIL.{name}", "Pillow", "plots") for name in ("Image", "ImageOps"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong with an image is an error or harmless
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(existing(path)) as file:
-                image = turned.exif_transpose(file)
+                image = ops.exif_transpose(file)
                 side = min(image.size)
                 left, top = ((length - side) // 2 for length in image.size)
                 image = image.crop((left, top, left + side, top + side))
@@ -85,12 +83,12 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
 
 def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
     """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off."""
-    if image.mode != "F" and not image.mode.startswith("I"):
+    if image.mode == "F":
+        white = 1.0
+    elif not image.mode.startswith("I"):
         # Premultiplied grey is converted to nothing else; LAB becomes RGBA of alpha 0.
         image = image.convert("LA") if image.mode == "La" else image
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode == "F":
-        white = 1.0
     elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind in ("PPM", "PNG")):
         white = 2.0 ** min(np.atleast_1d(tags.get(_TIFF_BITS, 16))[0], 16) - 1
     else:
