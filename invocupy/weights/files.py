@@ -19,7 +19,7 @@ from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing
 from invocupy.weights.pickles import WeightsError, end_of_pickle, read_pickle
 from invocupy.weights.states import find
-from invocupy.weights.tensors import Pending, bfloat16, storage_sizes, storages, table
+from invocupy.weights.tensors import Pending, bfloat16, storages, table
 
 _PADDLE_EXTRA = "StructuredToParameterName@@"
 _SAFETENSORS = {
@@ -39,11 +39,10 @@ _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorc
 def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     """Read the arrays of a file, whatever program wrote it, without that program.
 
-    Known are safetensors (our own, with their digest checked, and others'), ``.npz``, PyTorch's
+    Known by their content are safetensors (of our own the digest is checked), ``.npz``, PyTorch's
     files (``.pth``, ``.pt``; also from before version 1.6 and from Python 2), and pickles of NumPy
-    arrays (Paddle's ``.pdparams``). Which one it is shows in the content. Pickles are not
-    unpickled: of their instructions only those that describe arrays are followed, and nothing in
-    them is run.
+    arrays (Paddle's ``.pdparams``). Of a pickle's instructions only those that describe arrays are
+    followed, and nothing in it is run.
 
     Parameters
     ----------
@@ -84,9 +83,6 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
         path = existing(path)
         with path.open("rb") as file:
             start = file.read(64)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({one_line(error)})") from error
-    try:
         arrays = find(_kind(start, path)(path), _is_array, key)
         arrays = {n: v.array if isinstance(v, Pending) else v for n, v in arrays.items()}
     except checkpoint.CheckpointError as error:
@@ -165,7 +161,7 @@ def _npz(path: Path) -> dict[str, Array]:
 
 
 def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """An array whose header is read by NumPy, which would make room for what it states at once."""
+    """An array; NumPy reads the header only, as its reader makes room for what that states."""
     name, content = info.filename, archive.read(info)  # which unpacks no more than is stated
     if len(content) < info.file_size:
         raise EOFError(f"{name} is cut short")
@@ -206,7 +202,7 @@ def _torch(path: Path) -> Any:
             return archive.read(info)
 
         big = f"{root}byteorder" in names and member("byteorder") == b"big"
-        storage = storages(lambda key: member(f"data/{key}"), big)
+        storage = storages(lambda key, _: member(f"data/{key}"), big)
         return read_pickle(member("data.pkl"), table(), storage)
 
 
@@ -217,14 +213,19 @@ def _old_torch(path: Path) -> Any:
     for _ in range(5):
         ends.append(end_of_pickle(content, ends[-1]))
     _, _, about, main, order = (content[a:b] for a, b in pairwise(ends))
-    sizes, place = storage_sizes(main), ends[-1]
-    places: dict[str, memoryview] = {}
+    sizes: dict[str, int] = {}
+    read_pickle(main, table(), storages(sizes.__setitem__))
+    places, place = {}, ends[-1]
     for key in read_pickle(order, {}):
         place += 8  # the number of elements, which the pickle has, too
-        places[key] = memoryview(content)[place : place + sizes[key]]
+        places[key] = place
         place += sizes[key]
+
+    def storage(key: str, size: int) -> memoryview:
+        return memoryview(content)[places[key] : places[key] + size]
+
     big = read_pickle(about, {})["little_endian"] is not True
-    return read_pickle(main, table(), storages(places.__getitem__, big))
+    return read_pickle(main, table(), storages(storage, big))
 
 
 def _pickle(path: Path) -> Any:

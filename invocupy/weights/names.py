@@ -15,23 +15,25 @@ from invocupy.models import RedNet, ResNet, SimpleModel
 from invocupy.nn import Involution, Module
 from invocupy.weights.states import merge, plain
 
-# The article registers each layer of its kernel generator twice: by itself and in a Sequential.
-_GENERATOR = {
-    "weights0": "reduce", "BN": "norm", "weights1": "span",
-    "kernel_generator.0": "reduce", "kernel_generator.1": "norm", "kernel_generator.3": "span",
-}  # fmt: skip
-_BLOCK = {
-    "0": "expand", "1": "expand_norm", "3": "involution", "4": "project", "5": "project_norm",
-}  # fmt: skip
+_ARTICLE = {
+    r"^layers\.(\d+)\.0\.": r"blocks.\1.expand.",
+    r"^layers\.(\d+)\.1\.": r"blocks.\1.expand_norm.",
+    r"^layers\.(\d+)\.3\.": r"blocks.\1.involution.",
+    r"^layers\.(\d+)\.4\.": r"blocks.\1.project.",
+    r"^layers\.(\d+)\.5\.": r"blocks.\1.project_norm.",
+    # each layer of the kernel generator is registered twice: by itself and in a Sequential
+    r"\b(weights0|kernel_generator\.0)\.(?=\w+$)": "reduce.",
+    r"\b(BN|kernel_generator\.1)\.(?=\w+$)": "norm.",
+    r"\b(weights1|kernel_generator\.3)\.(?=\w+$)": "span.",
+}
+_IN_BLOCK = re.compile(r"layers\.\d+\.[01345]\..+")
 # From the authors' names, which Paddle's conversions keep, and Paddle's for batch norm.
 _NETWORK = {
     r"^(backbone|head)\.": "",
-    r"^stem\.0\.conv\.": "stem.conv1.",
-    r"^stem\.0\.bn\.": "stem.bn1.",
+    r"^stem\.0\.(conv|bn)\.": r"stem.\g<1>1.",
     r"^stem\.1\.": "stem.conv2.",
     r"^stem\.2\.": "stem.bn2.",
-    r"^stem\.4\.conv\.": "stem.conv3.",
-    r"^stem\.4\.bn\.": "stem.bn3.",
+    r"^stem\.4\.(conv|bn)\.": r"stem.\g<1>3.",
     r"\bconv2\.conv1\.conv\.": "conv2.reduce.",
     r"\bconv2\.conv1\.bn\.": "conv2.norm.",
     r"\bconv2\.conv2\.conv\.": "conv2.span.",
@@ -41,7 +43,6 @@ _NETWORK = {
     r"\._mean$": ".running_mean",
     r"\._variance$": ".running_var",
 }
-_ARTICLE = re.compile(r"layers\.(\d+)\.([01345])\.(.+)")
 _SOURCES = {"article": (SimpleModel, Involution), "rednet": (RedNet,), "torchvision": (ResNet,)}
 
 
@@ -59,23 +60,24 @@ def import_state(
     state : mapping of str to array
         NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` takes; floating point but
         for counters. It may lie in a checkpoint with other things, where :func:`read` finds it.
-        Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``backbone.``,
-        ``ema_model.``, in any order, or any other prefix that all names share) are removed, and
-        counters of averages (``n_averaged``) are ignored.
+        Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``, ``ema_model.``
+        in any order, or one that all names share) are removed, and counters of averages
+        (``n_averaged``) are ignored. A missing ``num_batches_tracked`` is 0.
     source : str
         Whose names they are; ``"auto"``: what the model and the names say.
 
         - ``"article"``: of the article's PyTorch classes (``layers.0.3.weights0.weight``, with
           duplicates under ``kernel_generator``), for :class:`~invocupy.models.SimpleModel` and
-          :class:`~invocupy.nn.Involution`.
+          :class:`~invocupy.nn.Involution`. Dense layers are found by their order. A gap between
+          numbers (``dense_network.0``, ``.2``) is an activation: ``model.head_relu`` must say the
+          same, and decides where names (``fc1``) do not.
         - ``"rednet"``: of the authors' checkpoints (``backbone.stem.0.conv.weight``) or of Paddle's
           conversions (``stem.0.bn._mean``, and ``fc.weight`` the other way round), for
           :class:`~invocupy.models.RedNet`.
         - ``"torchvision"``: of its ResNets, for :class:`~invocupy.models.ResNet`.
         - ``"invocupy"``: :meth:`~invocupy.nn.Module.state_dict`'s, for any module.
     strict : bool
-        Whether missing or left-over names are errors. If not, the others are loaded, such as the
-        weights of a network without its head.
+        Whether missing or left-over names are errors. If not, the others are loaded.
 
     Returns
     -------
@@ -87,30 +89,17 @@ def import_state(
     ------
     ValueError
         Listing every name that is missing, left over, doubled with another value, of another
-        shape or dtype; or if nothing fits, whether ``strict`` or not; or, where the weights are of
-        a network of the same kind with another option, naming it. Nothing is loaded then.
-
-    Notes
-    -----
-    The article's dense layers are found by their order. Numbers as names (``dense_network.0``,
-    ``.2``, ``.4``) are places in a ``Sequential``, and a gap between two of them is an activation:
-    ``model.head_relu`` must say the same, and decides where names (``fc1``) do not show it.
-
-    ``num_batches_tracked``, which Paddle and old versions of PyTorch lack, is 0 if it is missing.
+        shape or dtype; or if nothing fits; or naming the option that a network of these weights
+        has and ``model`` has not. Nothing is loaded then.
 
     Examples
     --------
     >>> import numpy as np
     >>> from invocupy import nn, weights
     >>> layer = nn.Involution(16)
-    >>> norm = {"weight": np.ones(4), "bias": np.zeros(4)}
-    >>> norm |= {"running_mean": np.zeros(4), "running_var": np.ones(4)}
-    >>> article = {f"BN.{name}": array for name, array in norm.items()} | {
-    ...     "weights0.weight": np.ones((4, 16, 1, 1)), "weights0.bias": np.zeros(4),
-    ...     "weights1.weight": np.ones((9, 4, 1, 1)), "weights1.bias": np.zeros(9),
-    ... }  # fmt: skip
-    >>> weights.import_state(layer, article)
-    Fit(missing=[], left_over=[])
+    >>> article = {"weights1.weight": np.ones((9, 4, 1, 1)), "weights1.bias": np.zeros(9)}
+    >>> weights.import_state(layer, article, strict=False).left_over
+    []
     >>> float(layer.span.weight.data.sum())
     36.0
     """
@@ -129,13 +118,13 @@ def import_state(
     if isinstance(model, SimpleModel):
         arrays = article_state(arrays, model.head_relu)
     elif isinstance(model, Involution):
-        arrays = merge((_generator_name(name), name, value) for name, value in arrays.items())
+        arrays = merge((_renamed(name, _ARTICLE), name, value) for name, value in arrays.items())
     else:
         arrays = network_state(arrays)
         _check_options(own, arrays)
     for name in own:
-        norm, dot, kind = name.rpartition(".")
-        if kind == "num_batches_tracked" and f"{norm}{dot}running_mean" in arrays:
+        # Paddle and old versions of PyTorch do not have it.
+        if name.removesuffix("num_batches_tracked") + "running_mean" in arrays:
             arrays.setdefault(name, np.array(0))
     return _load(model, own, arrays, strict)
 
@@ -159,7 +148,7 @@ def _load(model: Module, own: Mapping[str, Array], arrays: dict[str, Any], stric
 
 def _source(model: Module, own: Mapping[str, Array], arrays: Mapping[str, Any]) -> Any:
     """Whose names these are; those of a network of ours are translated to themselves."""
-    ours = any(name in arrays for name in own) and not any(map(_ARTICLE.fullmatch, arrays))
+    ours = any(name in arrays for name in own) and not any(map(_IN_BLOCK.fullmatch, arrays))
     if ours and not isinstance(model, RedNet | ResNet):
         return "invocupy"
     return next((name for name, kinds in _SOURCES.items() if isinstance(model, kinds)), "article")
@@ -208,14 +197,14 @@ def network_state(state: Mapping[str, Any]) -> dict[str, Any]:
     ['stem.conv2.span.bias']
     """
     theirs = plain(state)
-    arrays = merge((_network_name(name), name, value) for name, value in theirs.items())
+    arrays = merge((_renamed(name, _NETWORK), name, value) for name, value in theirs.items())
     if any(name.endswith("._mean") for name in theirs) and "fc.weight" in arrays:
         arrays["fc.weight"] = arrays["fc.weight"].T  # (in, out) in Paddle
     return arrays
 
 
-def _network_name(name: str) -> str:
-    for pattern, new in _NETWORK.items():
+def _renamed(name: str, patterns: Mapping[str, str]) -> str:
+    for pattern, new in patterns.items():
         name = re.sub(pattern, new, name)
     return name
 
@@ -223,30 +212,19 @@ def _network_name(name: str) -> str:
 def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> dict[str, Any]:
     """The arrays of the article's network under our names, whether from its classes or from us.
 
-    ``head_relu`` says whether ReLUs stand between the dense layers, for names that do not.
-
     >>> list(article_state({f"dense_network.{i}.bias": np.ones(2) for i in (0, 2, 4)}))
     ['head.0.bias', 'head.2.bias', 'head.4.bias']
     """
     arrays = plain(state)
     if any(name.startswith("blocks.") for name in arrays):
         return arrays
-    ours = {name: _block_name(name) for name in arrays}
-    head = [name for name in arrays if not ours[name]]
+    ours = {name: _renamed(name, _ARTICLE) for name in arrays}
+    head = [name for name in arrays if not _IN_BLOCK.fullmatch(name)]
     places = _places([*dict.fromkeys(name.rpartition(".")[0] for name in head)], head_relu)
     for name in head:
         layer, _, kind = name.rpartition(".")
         ours[name] = f"head.{places[layer]}.{kind}"
     return merge((ours[name], name, array) for name, array in arrays.items())
-
-
-def _block_name(name: str) -> str:
-    """Our name for an array of the article's blocks; "" for another one."""
-    if not (match := _ARTICLE.fullmatch(name)):
-        return ""
-    block, position, rest = match.groups()
-    rest = _generator_name(rest) if position == "3" else rest
-    return f"blocks.{block}.{_BLOCK[position]}.{rest}"
 
 
 def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
@@ -278,8 +256,3 @@ def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
 
 def _number(layer: str) -> int:
     return int(layer.rpartition(".")[2])
-
-
-def _generator_name(name: str) -> str:
-    layer, _, kind = name.rpartition(".")
-    return f"{_GENERATOR.get(layer, layer)}.{kind}"

@@ -1,9 +1,8 @@
 """Reading pickles without unpickling: no name in the file ever reaches an import or a call.
 
 A pickle is a program for a stack machine. This one knows the instructions that build dicts, lists,
-tuples, strings and numbers. Where the file names a function, a name in a table given by the caller
-stands for the table's function. Every other name stands for a placeholder: calling it, giving it a
-state or adding items to it does nothing, and leaves the placeholder.
+tuples, strings and numbers. A name in the file stands for what the caller's table has under it, or
+for a placeholder: calling that, giving it a state or adding items to it does nothing.
 
 Nothing here grows beyond the file: shared objects stay shared, keys are plain values (no hash walks
 through nested tuples), and objects from the file are never printed.
@@ -16,8 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-Table = Mapping[str, Callable[..., Any]]
-"""From ``module.name`` to what takes its place."""
+import numpy as np
+
+Table = Mapping[str, Callable[..., Any] | np.dtype[Any]]
+"""From ``module.name`` to what takes its place: a function, or the dtype of a class of arrays."""
 
 
 class WeightsError(ValueError):
@@ -38,11 +39,11 @@ class Placeholder(Buildable):
         self.what, self.is_array = what[:100], is_array  # its class, for messages
 
 
-class _Function:
-    """A function of the table; in the file's hands it can only be called by REDUCE, or passed."""
+class _Named:
+    """A thing of the table; in the file's hands it can only be called by REDUCE, or passed."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
+    def __init__(self, thing: Callable[..., Any] | np.dtype[Any]) -> None:
+        self.thing = thing
 
 
 _MARK = object()
@@ -56,7 +57,9 @@ _VALUES = {
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
     "SHORT_BINSTRING", "BINSTRING", "INT",  # Python 2's; strings as Latin-1
 }  # fmt: skip
+_EMPTY: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # items; None: all to the mark
+_CALLS = {"REDUCE": 2, "NEWOBJ": 2, "NEWOBJ_EX": 3}  # items: function, arguments[, named ones]
 _ADDING: dict[str, tuple[type, int | None]] = {
     "APPEND": (list, 1), "APPENDS": (list, None), "SETITEM": (dict, 2), "SETITEMS": (dict, None),
     "ADDITEMS": (set, None),
@@ -70,8 +73,7 @@ def read_pickle(
 ) -> Any:
     """The object that a pickle describes; WeightsError if it is cut short or not well formed.
 
-    ``table`` is what the names in the file stand for, and ``persistent`` what its persistent ids
-    stand for; without it there may be none.
+    ``table`` and ``persistent`` say what the names and the persistent ids in the file stand for.
 
     >>> read_pickle(b"\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.", {})
     {'a': 1}
@@ -135,10 +137,10 @@ class _Machine:
             case _ if name in _ADDING:
                 kind, count = _ADDING[name]
                 _add(kind, self.take(count), self.stack[-1])
-            case "EMPTY_DICT":
-                push({})
-            case "EMPTY_LIST":
-                push([])
+            case _ if name in _EMPTY:
+                push(_EMPTY[name]())
+            case _ if name in _CALLS:
+                push(call(*self.take(_CALLS[name])[:2]))
             case "FROZENSET":
                 self.take()
                 push(_SET)
@@ -154,10 +156,6 @@ class _Machine:
                 push(self.named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 push(self.named(*self.take(2)))
-            case "REDUCE" | "NEWOBJ":
-                push(call(*self.take(2)))
-            case "NEWOBJ_EX":
-                push(call(*self.take(3)[:2]))
             case "OBJ":
                 function, *arguments = self.take()
                 push(call(function, tuple(arguments)))
@@ -176,14 +174,14 @@ class _Machine:
             case _:
                 raise WeightsError(f"its pickle has an instruction {name} that arrays do not need")
 
-    def named(self, module: Any, name: Any) -> _Function | Placeholder:
+    def named(self, module: Any, name: Any) -> _Named | Placeholder:
         """What a name in the file stands for."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a name that is not text")
         if len(module) + len(name) > _LONGEST:
             raise ValueError("a name that is too long")
         found = self.table.get(f"{module}.{name}")
-        return Placeholder(f"{module}.{name}") if found is None else _Function(found)
+        return Placeholder(f"{module}.{name}") if found is None else _Named(found)
 
 
 def _add(kind: type, items: list[Any], target: Any) -> None:
@@ -200,9 +198,11 @@ def call(function: Any, arguments: Any) -> Any:
     """What a function of the table makes of the file's arguments; of another one, nothing."""
     if isinstance(function, Placeholder):
         return function
-    if not isinstance(function, _Function) or type(arguments) is not tuple:
+    if not isinstance(function, _Named) or type(arguments) is not tuple:
         raise TypeError("a call of something that is no function")
-    return function.call(*arguments)
+    if isinstance(function.thing, np.dtype):
+        raise TypeError("an array or storage made directly")
+    return function.thing(*arguments)
 
 
 def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -213,8 +213,8 @@ def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any
         yield key if plain else Placeholder("a key"), value
 
 
-def called(value: Any, what: type) -> Any:
-    """The function of the table that the file has passed as an argument, if it is a ``what``."""
-    if not isinstance(value, _Function) or not isinstance(value.call, what):
+def passed(value: Any) -> np.dtype[Any]:
+    """The dtype in the table whose name the file has passed as an argument."""
+    if not isinstance(value, _Named) or not isinstance(value.thing, np.dtype):
         raise TypeError("the wrong kind of argument")
-    return value.call
+    return value.thing

@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.weights.pickles import (
-    Buildable,
-    Placeholder,
-    Table,
-    call,
-    called,
-    pairs,
-    read_pickle,
-)
+from invocupy.weights.pickles import Buildable, Placeholder, Table, call, pairs, passed
 
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)")
 _STORAGES = {
@@ -47,16 +39,6 @@ def bfloat16(bits: Array) -> Array:
     return (numbers.astype("u4") << 16).view("f4")  # whose upper half it is
 
 
-class _Class:
-    """Stands for ``numpy.ndarray`` or a storage of PyTorch's, which are only ever arguments."""
-
-    def __init__(self, what: str, dtype: str = "V") -> None:
-        self.what, self.dtype = what, np.dtype(dtype)
-
-    def __call__(self, *_: Any) -> Any:
-        raise TypeError(f"{self.what} made directly")
-
-
 class _Dtype(Buildable):
     """A dtype of numbers; the state has the byte order."""
 
@@ -65,10 +47,8 @@ class _Dtype(Buildable):
 
     def build(self, state: Any) -> None:
         """State: (version, byte order, base dtype, names, fields, ...)."""
-        if any(part is not None for part in state[2:5]):
-            raise TypeError("a dtype of numbers with fields")
-        if state[1] not in ("<", ">", "|", "="):
-            raise ValueError("a byte order that does not exist")
+        if any(part is not None for part in state[2:5]) or state[1] not in ("<", ">", "|", "="):
+            raise ValueError("a dtype of numbers with fields or a byte order that does not exist")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -80,7 +60,7 @@ def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
         return Placeholder(name.what, is_array=True)
     if not isinstance(name, str):
         raise TypeError("a dtype without a name")
-    # text, objects, times: no weights
+    # Text, objects and times are no weights.
     return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
 
 
@@ -108,12 +88,10 @@ class Pending(Placeholder):
         if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
             raise TypeError("an array of something else")
         shape = _sizes(shape)
-        # Python's integers: no overflow
-        if len(content) != math.prod(shape) * dtype.dtype.itemsize:
+        if len(content) != math.prod(shape) * dtype.dtype.itemsize:  # of Python's integers
             raise ValueError("an array with more or less bytes than its shape has")
-        array = np.frombuffer(content, dtype.dtype).reshape(
-            shape, order="F" if order == "F" else "C"
-        )
+        array = np.frombuffer(content, dtype.dtype)
+        array = array.reshape(shape, order="F" if order == "F" else "C")
         self.array = bfloat16(array) if dtype.bfloat16 else array
         return self
 
@@ -154,10 +132,7 @@ class _Storage:
 def _rebuild_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, *more: Any
 ) -> Pending | Placeholder:
-    """A view of a storage, which must lie inside it and have no more elements than it.
-
-    ``more`` is (requires_grad, hooks[, metadata]).
-    """
+    """A view inside a storage; ``more`` is (requires_grad, hooks[, metadata])."""
     if isinstance(storage, Placeholder):
         return Placeholder(f"a tensor of {storage.what}", is_array=True)
     if not isinstance(storage, _Storage):
@@ -183,8 +158,7 @@ def _rebuild_tensor(
 
 def _rebuild_of_dtype(*arguments: Any) -> Placeholder:
     """A tensor of float8 or a similar dtype, which has no storage type of its own."""
-    dtype = arguments[6]
-    kind = dtype.what if isinstance(dtype, Placeholder) else "no dtype"
+    kind = arguments[6].what if isinstance(arguments[6], Placeholder) else "no dtype"
     return Placeholder(f"a tensor of {kind}", is_array=True)
 
 
@@ -193,11 +167,6 @@ def _same(data: Any, *_: Any) -> Placeholder:
     if not isinstance(data, Placeholder):  # arrays are, too
         raise TypeError("a parameter without a tensor")
     return data
-
-
-def _rebuild_subclass(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    """A tensor with attributes, or of a class of its own, as the tensor that it was made from."""
-    return call(function, arguments)
 
 
 def _unread(what: str) -> Callable[..., Placeholder]:
@@ -219,84 +188,71 @@ def table() -> Table:
     def reconstruct(kind: Any, *_: Any) -> Pending | Placeholder:
         if isinstance(kind, Placeholder):  # a subclass of NumPy's
             return Placeholder(f"an array of class {kind.what}", is_array=True)
-        called(kind, _Class)
+        passed(kind)
         return Pending(encode=encode)
 
-    named: dict[str, Callable[..., Any]] = {
-        "collections.OrderedDict": _dictionary,
-        "collections.defaultdict": lambda *_: {},
-        "_codecs.encode": encode,
-        "builtins.tuple": _tuple,
-        "__builtin__.tuple": _tuple,
-        "numpy.ndarray": _Class("an array"),
-        "numpy.dtype": _dtype,
-        "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
-        "torch.storage.UntypedStorage": _Class("a storage", "u1"),
-    }
-    utils: dict[str, Callable[..., Any]] = {
+    utils = {
         "tensor": _rebuild_tensor,
         "tensor_v2": _rebuild_tensor,
         "tensor_v3": _rebuild_of_dtype,
         **dict.fromkeys(_SAME, _same),
         **{name: _unread(what) for name, what in _UNREAD.items()},
     }
-    for core in "numpy.core", "numpy._core":
-        named |= {
-            f"{core}.multiarray._reconstruct": reconstruct,
-            f"{core}.numeric._frombuffer": lambda *arguments: Pending().fill(*arguments),
-        }
-    named |= {f"torch._utils._rebuild_{name}": function for name, function in utils.items()}
-    named |= {f"torch.{kind}Storage": _Class("a storage", t) for kind, t in _STORAGES.items()}
-    return named
+    arrays = {
+        "multiarray._reconstruct": reconstruct,
+        "numeric._frombuffer": lambda *arguments: Pending().fill(*arguments),
+    }
+    return {
+        "collections.OrderedDict": _dictionary,
+        "collections.defaultdict": lambda *_: {},
+        "_codecs.encode": encode,
+        "builtins.tuple": _tuple,
+        "__builtin__.tuple": _tuple,
+        "numpy.ndarray": np.dtype("V"),
+        "numpy.dtype": _dtype,
+        # a tensor with attributes, or of a class of its own, as the one that it was made from
+        "torch._tensor._rebuild_from_type_v2": lambda rebuild, _, given, *__: call(rebuild, given),
+        "torch.storage.UntypedStorage": np.dtype("u1"),
+        **{f"numpy.{core}.{name}": arrays[name] for core in ("core", "_core") for name in arrays},
+        **{f"torch._utils._rebuild_{name}": function for name, function in utils.items()},
+        **{f"torch.{kind}Storage": np.dtype(dtype) for kind, dtype in _STORAGES.items()},
+    }
 
 
-def storages(read: Callable[[str], Any], big: bool) -> Callable[[Any], _Storage | Placeholder]:
-    """What PyTorch's persistent ids stand for: storages, each read once, big-endian or not."""
+def storages(
+    read: Callable[[str, int], Any], big: bool = False
+) -> Callable[[Any], _Storage | Placeholder]:
+    """What PyTorch's persistent ids stand for: storages, each read once, big-endian or not.
+
+    ``read(key, size)`` gives the bytes, or None if they are not wanted. An id is ("storage", kind,
+    key, device, elements[, view]). Old files have the source of a model's class in the same way:
+    ("module", class, file, text).
+    """
     known: dict[str, _Storage] = {}
 
     def storage(identity: Any) -> _Storage | Placeholder:
-        key, kind, count = _identity(identity)
+        word, kind, key, *_ = identity
+        if word == "module" and isinstance(kind, Placeholder):
+            return kind
+        _, _, count, *view = identity[2:]
+        (count,) = _sizes((count,))
+        right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
+        if not right or view not in ([], [None]):
+            raise TypeError("something other than a storage")
         if isinstance(kind, Placeholder):
             return kind
+        dtype = passed(kind)
         if key not in known:
-            found = np.frombuffer(read(key), kind.newbyteorder(">" if big else "<"))
-            known[key] = _Storage(bfloat16(found) if kind == _BFLOAT16 else found)
+            content = read(key, count * dtype.itemsize)
+            if content is None:
+                return Placeholder("a storage")
+            found = np.frombuffer(content, dtype.newbyteorder(">" if big else "<"))
+            known[key] = _Storage(bfloat16(found) if dtype == _BFLOAT16 else found)
         if len(known[key].array) != count:
             raise ValueError("a storage of another size")
         return known[key]
 
     return storage
-
-
-def storage_sizes(content: bytes) -> dict[str, int]:
-    """The bytes of each storage that a pickle of PyTorch mentions."""
-    found: dict[str, int] = {}
-
-    def note(identity: Any) -> Placeholder:
-        key, kind, count = _identity(identity)
-        if isinstance(kind, Placeholder):
-            return kind
-        found[key] = count * kind.itemsize
-        return Placeholder("a storage")
-
-    read_pickle(content, table(), note)
-    return found
-
-
-def _identity(identity: Any) -> tuple[str, np.dtype[Any] | Placeholder, int]:
-    """Key, dtype and elements of a storage: ("storage", kind, key, device, elements[, view]).
-
-    Old files have the source of a model's class in the same way: ("module", class, file, text).
-    """
-    word, kind, key, *_ = identity
-    if word == "module" and isinstance(kind, Placeholder):
-        return "", kind, 0
-    _, _, count, *view = identity[2:]
-    (count,) = _sizes((count,))
-    right = word == "storage" and isinstance(key, str) and re.fullmatch(r"\d+", key)
-    if not right or view not in ([], [None]):
-        raise TypeError("something other than a storage")
-    return key, kind if isinstance(kind, Placeholder) else called(kind, _Class).dtype, count
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
