@@ -23,7 +23,7 @@ from invocupy.train.evaluation import check_model, evaluate, logits_of
 from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
-from invocupy.train.replica import replica_of
+from invocupy.train.replica import Replica
 from invocupy.train.run import Row, Run, check_folder
 from invocupy.train.setup import augmentation, build, load_data, rate
 
@@ -131,7 +131,7 @@ def fit(
     for name, hook in hooks._asdict().items():
         if hook is not None and not callable(hook):
             raise TypeError(f"{name} must be a function, got {type(hook).__name__}")
-    replica, own = replica_of(comm, config), model is not None
+    replica, own = Replica(comm, config), model is not None
     device = replica.comm.device
     model = (build(config) if model is None else model).to(device)
     folder = None if out is None or not replica.is_root else expand(out)
@@ -293,7 +293,7 @@ def _gradients(run: Run, x: Array, labels: Array, images: int) -> tuple[Any, Any
     for part in run.replica.split(images):
         end = start + part.last - part.first
         share, answers = x[start:end], labels[start:end]
-        with run.replica.norms_apart(run.model) if part.shared else nullcontext():
+        with run.replica.norms(run.model, apart=True) if part.shared else nullcontext():
             logits = logits_of(run.model, Tensor(share))
             loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
             if len(share) < images or not part.counts:

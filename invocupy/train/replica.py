@@ -1,7 +1,4 @@
-"""A copy of the training in a process: one that is alone, or one of several ranks.
-
-The loop asks its :class:`Replica` for whatever ranks do together; alone that is the identity.
-"""
+"""The training of one process among the ranks: the loop asks its Replica what they do together."""
 
 from __future__ import annotations
 
@@ -36,36 +33,64 @@ class Part(NamedTuple):
 
 
 class Replica:
-    """The process that trains alone: nothing is sent, and it stops when it is asked to."""
+    """This process among the ranks. Alone it sends nothing: every method is the identity.
 
-    grace = 0.0  # seconds in which launchers may hand on one Ctrl-C more than once
+    Raises ConfigError if the ranks' device is not that of the settings.
+    """
 
-    def __init__(self, comm: Comm, config: Config) -> None:
+    def __init__(self, comm: Comm | None, config: Config) -> None:
+        if comm is None or comm.size == 1:
+            comm = Single(pick_device(config.device))
+        elif config.device not in ("auto", comm.device.partition(":")[0]):
+            raise ConfigError(
+                f"device is {config.device}, but the ranks compute on {comm.device}: give the "
+                "communicator that invocupy.distributed.with_gpus makes for that device"
+            )
         self.comm, self.config = comm, config
-        self.is_root = comm.rank == 0
+        self.alone, self.is_root = comm.size == 1, comm.rank == 0
+        self.grace = 0.0 if self.alone else 1.0  # seconds in which launchers repeat one Ctrl-C
+        self._norms = comm if config.sync_norm else None
+        self._message: Message | None = None
 
     def together(self) -> AbstractContextManager[None]:
         """A context in which one rank may fail alone: at its end all go on or none."""
-        return nullcontext()
+        return nullcontext() if self.alone else together(self.comm)
 
     def check(self, model: nn.Module, resume: bool) -> None:
         """Refuse ranks with other settings, versions or shapes of parameters."""
+        if not self.alone:
+            shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
+            settings = asdict(self.config)
+            agree(self.comm, version=__version__, **settings, resume=resume, parameters=shapes)
 
     def root_first(self, function: Callable[[], T]) -> T:
         """The result of a function that rank 0 calls before the others, as it may download."""
-        return function()
+        for turn in (self.is_root, not self.is_root):
+            with self.together():
+                if turn:
+                    found = function()
+        return found
 
     def from_root(self, value: T) -> T:
         """A small value of rank 0, as JSON holds it."""
-        return value
+        found: T = self.comm.exchange(value if self.is_root else None)[0]
+        return found
 
     def broadcast(self, array: Array) -> Array:
         """The array of rank 0."""
-        return array
+        if self.alone:
+            return array
+        # A copy: the array may be held by somebody.
+        with on_device(array):
+            copy: Array = namespace(array).array(array, order="C")
+            self.comm.broadcast(copy)
+        return copy
 
     def rows(self) -> Callable[[int], NDArray[np.int64]] | None:
         """Which rows of a batch this rank needs, given their number; None for all of them."""
-        return None
+        if self.alone:
+            return None
+        return lambda count: np.concatenate([np.arange(p.first, p.last) for p in self.split(count)])
 
     def split(self, images: int) -> list[Part]:
         """How this process takes a batch of so many images through the model.
@@ -84,97 +109,35 @@ class Replica:
     def reduce(
         self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
     ) -> tuple[Any, ...]:
-        """Numbers, and the gradients of parameters, summed; whether some rank is asked to stop."""
-        return numbers
-
-    def stops(self, asked: bool) -> bool:
-        """Whether to stop at once; ranks stop together, by what :meth:`reduce` has summed."""
-        return asked
-
-    def norms(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which batch norms see the batches of all ranks, if they shall."""
-        return nullcontext()
-
-    def norms_apart(self, model: nn.Module) -> AbstractContextManager[None]:
-        """A context in which batch norms see what this rank computes."""
-        return nullcontext()
-
-    def average_norms(self, model: nn.Module, averages: MutableMapping[str, Array]) -> None:
-        """Average the running statistics over the ranks where each has its own."""
-
-    def same(
-        self, model: nn.Module, row: dict[str, Any], stop: bool, asked: bool
-    ) -> tuple[dict[str, Any], bool, bool]:
-        """The epoch's line, whether the run ends and whether it pauses, as all ranks see it."""
-        return row, stop, False
-
-
-class Ranks(Replica):
-    """One of several ranks."""
-
-    grace = 1.0
-
-    def __init__(self, comm: Comm, config: Config) -> None:
-        super().__init__(comm, config)
-        self._message: Message | None = None
-
-    def together(self) -> AbstractContextManager[None]:
-        return together(self.comm)
-
-    def check(self, model: nn.Module, resume: bool) -> None:
-        shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
-        settings = asdict(self.config)
-        agree(self.comm, version=__version__, **settings, resume=resume, parameters=shapes)
-
-    def root_first(self, function: Callable[[], T]) -> T:
-        for turn in (self.is_root, not self.is_root):
-            with self.together():
-                if turn:
-                    found = function()
-        return found
-
-    def from_root(self, value: T) -> T:
-        found: T = self.comm.exchange(value if self.is_root else None)[0]
-        return found
-
-    def broadcast(self, array: Array) -> Array:
-        # A copy: the array may be held by somebody.
-        with on_device(array):
-            copy: Array = namespace(array).array(array, order="C")
-            self.comm.broadcast(copy)
-        return copy
-
-    def rows(self) -> Callable[[int], NDArray[np.int64]]:
-        return lambda count: np.concatenate([np.arange(p.first, p.last) for p in self.split(count)])
-
-    def reduce(
-        self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
-    ) -> tuple[Any, ...]:
+        """Numbers, and the gradients of parameters, summed; of ranks, how many are asked to stop."""
+        if self.alone:
+            return numbers
         if self._message is None:
             self._message = Message(params, len(numbers) + 1, self.comm)
         return tuple(self._message.sum(*numbers, asked))
 
     def stops(self, asked: bool) -> bool:
-        return False
+        """Whether to stop at once; ranks stop together, by what :meth:`reduce` has summed."""
+        return asked and self.alone
 
     @contextmanager
-    def norms(self, model: nn.Module) -> Iterator[None]:
-        synchronise(model, self.comm if self.config.sync_norm else None)
+    def norms(self, model: nn.Module, apart: bool = False) -> Iterator[None]:
+        """A context in which batch norms see the batches of all ranks, if they shall.
+
+        ``apart``: what this rank computes, within such a context.
+        """
+        inside, after = (None, self._norms) if apart else (self._norms, None)
+        if not self.alone:
+            synchronise(model, inside)
         try:
             yield
         finally:
-            synchronise(model, None)
-
-    @contextmanager
-    def norms_apart(self, model: nn.Module) -> Iterator[None]:
-        synchronise(model, None)
-        try:
-            yield
-        finally:
-            synchronise(model, self.comm if self.config.sync_norm else None)
+            if not self.alone:
+                synchronise(model, after)
 
     def average_norms(self, model: nn.Module, averages: MutableMapping[str, Array]) -> None:
-        if self.config.sync_norm:
+        """Average the running statistics over the ranks where each has its own."""
+        if self.alone or self.config.sync_norm:
             return
         for name, holder in model.named_state():
             if isinstance(holder, nn.Buffer) and holder.data.dtype.kind == "f":
@@ -190,6 +153,9 @@ class Ranks(Replica):
     def same(
         self, model: nn.Module, row: dict[str, Any], stop: bool, asked: bool
     ) -> tuple[dict[str, Any], bool, bool]:
+        """The epoch's line, whether the run ends and whether it pauses, as all ranks see it."""
+        if self.alone:
+            return row, stop, False
         digest = hashlib.sha256()
         for array in model.state_dict().values():
             digest.update(array.tobytes())
@@ -207,18 +173,6 @@ class Ranks(Replica):
         return row, ends, pauses
 
 
-def replica_of(comm: Comm | None, config: Config) -> Replica:
-    """The replica of this process; ConfigError if the ranks' device is not that of the settings."""
-    if comm is None or comm.size == 1:
-        return Replica(Single(pick_device(config.device)), config)
-    if config.device not in ("auto", comm.device.partition(":")[0]):
-        raise ConfigError(
-            f"device is {config.device}, but the ranks compute on {comm.device}: give the "
-            "communicator that invocupy.distributed.with_gpus makes for that device"
-        )
-    return Ranks(comm, config)
-
-
 class Message:
     """The gradients of a model and a few numbers in one flat array, to be summed over the ranks.
 
@@ -227,13 +181,12 @@ class Message:
     """
 
     def __init__(self, params: Sequence[Tensor], numbers: int, comm: Comm) -> None:
-        self.params, self.comm, self.places = params, comm, []
+        self.params, self.comm = params, comm
         # Behind the numbers, on how many ranks each parameter has a gradient.
         self.counts = slice(numbers, numbers + len(params))
-        end = -(-self.counts.stop // _ALIGNED) * _ALIGNED
-        for parameter in params:
-            self.places.append(slice(end, end + parameter.size))
-            end += -(-parameter.size // _ALIGNED) * _ALIGNED
+        sizes = [self.counts.stop, *(parameter.size for parameter in params)]
+        *starts, end = np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes]).tolist()
+        self.places = [slice(i, i + p.size) for i, p in zip(starts, params, strict=True)]
         # Half types would lose in the sum what the gradients still have.
         dtype = np.result_type(np.float32, *{p.dtype for p in params if p.dtype.itemsize == 8})
         first = params[0].data

@@ -26,17 +26,17 @@ from invocupy.train import (
     load_data,
     replica,
 )
-from invocupy.train.replica import Message, Ranks
+from invocupy.train.replica import Message, Replica
 
 
 def test_shares_of_a_batch() -> None:
     """Each row belongs to one rank, or all of them to each where there are too few."""
-    for ranks in (1, 2, 3, 5):
-        comms = [SimpleNamespace(rank=rank, size=ranks) for rank in range(ranks)]
+    for ranks in (2, 3, 5):
+        comms = [SimpleNamespace(rank=rank, size=ranks, device="cpu") for rank in range(ranks)]
         for count in range(1, 23):
             for size in (1, 4, 7, count):
                 config = replace(PLAIN, batch_size=size, accumulate=1)
-                copies = [Ranks(comm, config) for comm in comms]
+                copies = [Replica(comm, config) for comm in comms]
                 cut = [copy.split(count) for copy in copies]
                 wanted = [copy.rows()(count).tolist() for copy in copies]
                 for same in zip(*cut, strict=True):
@@ -54,8 +54,8 @@ def test_ranks_augment_their_own_rows_as_one_process_would() -> None:
     for ranks in (2, 3):
         found: list[dict[int, Any]] = [{} for _ in whole]
         for rank in range(ranks):
-            comm: Any = SimpleNamespace(rank=rank, size=ranks)
-            wanted = Ranks(comm, replace(PLAIN, batch_size=3)).rows()
+            comm: Any = SimpleNamespace(rank=rank, size=ranks, device="cpu")
+            wanted = Replica(comm, replace(PLAIN, batch_size=3)).rows()
             mine = Batches(images, labels, 7, rows=wanted, **options).epoch(2, 1)
             for step, (x, y) in enumerate(mine):
                 numbers = wanted(len(whole[step][0]))
@@ -196,7 +196,7 @@ def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> No
     for name in ("agree", "together", "synchronise"):
         monkeypatch.setattr(replica, name, refuse)
     config = Config(batch_size=10, accumulate=3, epochs=1, limit=10, layers=0, device="cpu")
-    one = replica.replica_of(None, config)
+    one = Replica(None, config)
     assert [tuple(part) for part in one.split(10)] == [
         (0, 4, False, True), (4, 8, False, True), (8, 10, False, True),
     ]  # fmt: skip
