@@ -1,6 +1,7 @@
 """Stochastic gradient descent, clipping, and learning-rate schedules.
 
-A schedule gives the factor of the learning rate at a step (from 0) of a run of ``total`` steps.
+A schedule is a function of a step (from 0) and all steps of a run: it gives the factor of the
+learning rate there, in [0, 1].
 """
 
 from __future__ import annotations
@@ -46,7 +47,6 @@ class SGD:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from invocupy import nn, optim
     >>> p = nn.Parameter(np.array([1.0]))
     >>> sgd = optim.SGD([p], lr=0.5)
@@ -57,14 +57,9 @@ class SGD:
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        decay_biases: bool = True,
-    ) -> None:
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.0,
+        weight_decay: float = 0.0, nesterov: bool = False, decay_biases: bool = True,
+    ) -> None:  # fmt: skip
         self.params = _tensors(params)
         if not self.params:
             raise ValueError("params must hold at least one parameter, got none")
@@ -126,7 +121,6 @@ class SGD:
 
         Examples
         --------
-        >>> import numpy as np
         >>> from invocupy import nn, optim
         >>> p = nn.Parameter(np.array([1.0]))
         >>> sgd = optim.SGD([p], lr=0.5, momentum=0.9)
@@ -216,8 +210,7 @@ def constant(step: int, total: int) -> float:
 
     Examples
     --------
-    >>> from invocupy import optim
-    >>> optim.constant(3, 10)
+    >>> constant(3, 10)
     1.0
     """
     return 1.0
@@ -239,12 +232,10 @@ def step_decay(
     Returns
     -------
     float
-        To multiply the learning rate with.
 
     Examples
     --------
-    >>> from invocupy import optim
-    >>> [round(optim.step_decay(step, 4), 3) for step in range(4)]
+    >>> [round(step_decay(step, 4), 3) for step in range(4)]
     [1.0, 1.0, 0.1, 0.01]
     """
     return factor ** sum(step >= share * total for share in milestones)
@@ -255,20 +246,15 @@ def cosine(step: int, total: int) -> float:
 
     Parameters
     ----------
-    step : int
-        From 0.
-    total : int
-        Steps of the whole run.
+    step, total : int
 
     Returns
     -------
     float
-        In [0, 1], to multiply the learning rate with.
 
     Examples
     --------
-    >>> from invocupy import optim
-    >>> [round(optim.cosine(step, 4), 3) for step in range(5)]
+    >>> [round(cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
     return 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
@@ -287,12 +273,10 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
     Returns
     -------
     float
-        In [0, 1], to multiply the learning rate with.
 
     Examples
     --------
-    >>> from invocupy import optim
-    >>> [round(optim.one_cycle(step, 10), 2) for step in (0, 3, 10)]
+    >>> [round(one_cycle(step, 10), 2) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
     """
     top = max(rise * total, 1e-9)
@@ -317,8 +301,7 @@ def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup
 
     Examples
     --------
-    >>> from invocupy import optim
-    >>> [round(optim.warm_up(optim.cosine, step, 6, 2), 2) for step in range(6)]
+    >>> [round(warm_up(cosine, step, 6, 2), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
     rest = max(total - warmup, 1)
@@ -355,7 +338,6 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from invocupy import nn, optim
     >>> p = nn.Parameter(np.zeros(2))
     >>> p.grad = np.array([3.0, 4.0])
