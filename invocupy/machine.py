@@ -25,7 +25,6 @@ def devices() -> tuple[dict[str, str], str | None]:
 
     Examples
     --------
-    >>> from invocupy.machine import devices
     >>> "cores" in devices()[0]["cpu"]
     True
     """
@@ -46,7 +45,6 @@ def describe() -> dict[str, Any]:
 
     Examples
     --------
-    >>> from invocupy.machine import describe
     >>> sorted(describe())
     ['devices', 'invocupy', 'packages', 'python', 'threads']
     """

@@ -25,7 +25,6 @@ def launched() -> tuple[int, int] | None:
 
     Examples
     --------
-    >>> from invocupy.distributed import launched
     >>> launched() is None
     True
     """

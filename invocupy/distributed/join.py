@@ -21,7 +21,6 @@ def start(timeout: float = 600.0) -> Comm:
 
     Examples
     --------
-    >>> from invocupy.distributed import start
     >>> type(start()).__name__
     'Single'
     """
@@ -61,7 +60,6 @@ def with_gpus(comm: Comm, device: str) -> Comm:
 
     Examples
     --------
-    >>> from invocupy.distributed import Single, with_gpus
     >>> with_gpus(Single(), "cpu").device
     'cpu'
     """

@@ -15,20 +15,9 @@ from invocupy.models import SPATIAL
 from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 from invocupy.train.fields import (
-    DEVICE,
-    FOLDER,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARES,
-    at_least,
-    parameters,
-    plain,
-    problem,
-    setting,
-    shown,
-    within,
-)
+    DEVICE, FOLDER, NOT_NEGATIVE, POSITIVE, SEED, SHARES, at_least, parameters, plain, problem,
+    setting, shown, within,
+)  # fmt: skip
 
 _LONGEST = 1 << 20  # bytes of a file of settings
 _IMAGES = at_least(1, 1_000_000)  # that are taken or drawn
@@ -54,7 +43,6 @@ class Config:
 
     Examples
     --------
-    >>> from invocupy.train import Config
     >>> config = Config(layers=2, lr=0.1)
     >>> Config.from_json(config.to_json()) == config
     True
@@ -196,10 +184,7 @@ if Config.__doc__:  # python -OO has none
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that a TOML file, or the ``config.json`` of a run, at ``path`` names.
-
-    They are for ``Config(**settings)``: one key a setting, named as in :class:`Config`; a hyphen
-    may stand for an underscore.
+    """The settings that a TOML file, or the ``config.json`` of a run, names.
 
     Parameters
     ----------
@@ -209,7 +194,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        For ``Config(**settings)``: the settings that the file names.
+        For ``Config(**settings)``.
 
     Raises
     ------
@@ -220,7 +205,6 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     --------
     >>> import tempfile
     >>> from pathlib import Path
-    >>> from invocupy.train import read_settings
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "long.toml")
     ...     _ = path.write_text("layers = 10\\nbatch-size = 128\\n")

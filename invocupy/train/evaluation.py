@@ -21,20 +21,14 @@ class Evaluation(NamedTuple):
 
     loss: float
     accuracy: float  # in [0, 1]
-    confusion: NDArray[np.int64]  # (K, K), images; rows: the label, columns: the model's answer
+    confusion: NDArray[np.int64]  # (K, K): images of the row's label, taken for the column's class
 
 
 def evaluate(
-    model: nn.Module,
-    images: Any,
-    labels: Any,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    batch_size: int = 250,
-    progress: Callable[[int, int], None] | None = None,
+    model: nn.Module, images: Any, labels: Any, *, mean: tuple[float, ...], std: tuple[float, ...],
+    batch_size: int = 250, progress: Callable[[int, int], None] | None = None,
     comm: Comm | None = None,
-) -> Evaluation:
+) -> Evaluation:  # fmt: skip
     """Mean cross-entropy, accuracy and confusion matrix of a model, in evaluation mode.
 
     Parameters
@@ -52,14 +46,12 @@ def evaluate(
     progress
         Called with the steps done and all steps.
     comm : communicator, optional
-        Of ranks that have the same model and images: each evaluates its share of the images, and
-        all get the result of all images, each counted once.
+        Of ranks that have the same model and images: each evaluates its share, and all get the
+        result of all images.
 
     Returns
     -------
     Evaluation
-        ``loss``, ``accuracy`` in [0, 1], and ``confusion`` (K, K): images with the row's label
-        that the model takes for the column's class.
 
     Raises
     ------
@@ -103,27 +95,15 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module,
-    images: Any,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    batch_size: int = 250,
-    progress: Callable[[int, int], None] | None = None,
-) -> NDArray[np.float64]:
-    """Class probabilities of images, in evaluation mode: the softmax of the logits, in float64.
-
-    The result is a NumPy array (N, K). ``model``, ``images``, ``mean``, ``std``, ``batch_size``,
-    ``progress`` and the errors are those of :func:`evaluate`.
+    model: nn.Module, images: Any, *, mean: tuple[float, ...], std: tuple[float, ...],
+    batch_size: int = 250, progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Class probabilities of images, in evaluation mode.
 
     Parameters
     ----------
-    model : Module
-        Its ``logits`` method is used, or the model itself if it has none.
-    images : uint8 array (N, C, H, W)
-        NumPy, or CuPy on the device of the model.
-    mean, std, batch_size, progress
-        As in :func:`evaluate`.
+    model, images, mean, std, batch_size, progress
+        As in :func:`evaluate`, whose errors are raised.
 
     Returns
     -------
@@ -159,10 +139,7 @@ def _forward(
     take: Callable[[Tensor, Array], None], progress: Callable[[int, int], None] | None,
     **options: Any,
 ) -> Array:  # fmt: skip
-    """Hand the scores and labels of each batch of this rank's share to a function; the labels.
-
-    The model is in evaluation mode; ``options`` are those of the batches.
-    """
+    """Hand the scores and labels of each batch of this rank's share to a function; the labels."""
     check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")

@@ -46,7 +46,7 @@ class Needs(NamedTuple):
 
 
 def estimate(config: Config, model: nn.Module) -> Needs:
-    """What a run needs; the model, on its device, is not changed.
+    """The memory of a run; the model, on its device, is not changed.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def estimate(config: Config, model: nn.Module) -> Needs:
 
     Examples
     --------
-    >>> from invocupy.train import Config, build, estimate
+    >>> from invocupy.train import build
     >>> config = Config(batch_size=1000, device="cpu")
     >>> needs = estimate(config, build(config))
     >>> needs.training_peak(config) > needs.training.of(100)
@@ -80,9 +80,6 @@ def estimate(config: Config, model: nn.Module) -> Needs:
 def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -> None:
     """Refuse a run that does not fit: ConfigError, naming the parts of a batch that would.
 
-    ``available`` are bytes, as from :func:`free_memory`, of one of so many ranks over which each
-    batch is cut.
-
     Parameters
     ----------
     config : Config
@@ -95,8 +92,6 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
 
     Examples
     --------
-    >>> from invocupy.summary import StepMemory
-    >>> from invocupy.train import Config
     >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 250, 0)
     >>> check_memory(Config(batch_size=100), needs, 60 << 20)
     Traceback (most recent call last):
@@ -140,7 +135,6 @@ def free_memory(device: str) -> int:
 
     Examples
     --------
-    >>> from invocupy.train import free_memory
     >>> free_memory("cpu") > 0
     True
     """

@@ -43,22 +43,19 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818
 def load_run(
     folder: str | os.PathLike[str], which: str = "best"
 ) -> tuple[Config, nn.Module, list[Row]]:
-    """Settings, trained model and history from a run's ``folder``.
-
-    ``which`` checkpoint is ``"best"`` or ``"last"``. The model is on the CPU, in evaluation mode,
-    with the averaged weights if ``config.ema`` asked for them. The history has the epochs until
-    then, as from :func:`invocupy.train.fit`.
+    """Settings, trained model and history from a run's folder.
 
     Parameters
     ----------
-    folder
+    folder : path
     which : "best" or "last"
+        Of the checkpoints.
 
     Returns
     -------
     config : Config
     model : Module
-        With the averaged weights if ``config.ema`` asked for them.
+        On the CPU, in evaluation mode, with the averaged weights if ``config.ema`` asked for them.
     history : list of dict
         The epochs until then, as from :func:`invocupy.train.fit`.
 

@@ -12,10 +12,7 @@ from invocupy.train.fields import DEVICE
 
 
 def load_data(config: Config, train: bool) -> Images:
-    """The training or test set of a run: uint8 images (N, 3, 32, 32) and int64 labels (N,).
-
-    They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
-    many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
+    """The training or test set of a run; raises as :func:`invocupy.data.cifar10`.
 
     Parameters
     ----------
@@ -31,7 +28,6 @@ def load_data(config: Config, train: bool) -> Images:
 
     Examples
     --------
-    >>> from invocupy.train import Config, load_data
     >>> images, labels = load_data(Config(limit=20), train=False)
     >>> images.shape
     (20, 3, 32, 32)
@@ -45,8 +41,6 @@ def load_data(config: Config, train: bool) -> Images:
 def augmentation(config: Config) -> list[data.batches.Augment]:
     """The functions by which ``config`` alters training images, in their order.
 
-    For :class:`invocupy.data.Batches`.
-
     Parameters
     ----------
     config : Config
@@ -58,25 +52,23 @@ def augmentation(config: Config) -> list[data.batches.Augment]:
 
     Examples
     --------
-    >>> from invocupy.train import Config, augmentation
     >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
     ['random_crop', 'random_flip']
     """
-    name = config.augment
-    if name == "auto":
-        name = "none" if config.overfit else DATASETS[config.dataset].augment
+    auto = "none" if config.overfit else DATASETS[config.dataset].augment
+    name = auto if config.augment == "auto" else config.augment
     cover = [partial(data.cutout, size=config.cutout)] if config.cutout else []
     return [*AUGMENT[name], *cover]
 
 
 def rate(config: Config, step: int, total: int) -> float:
-    """The learning rate of a step, which counts from 0, of a run of ``total`` steps.
+    """The learning rate of a step.
 
     Parameters
     ----------
     config : Config
     step, total : int
-        From 0, of the whole run.
+        The step, from 0, and the number of all steps of the run.
 
     Returns
     -------
@@ -84,7 +76,6 @@ def rate(config: Config, step: int, total: int) -> float:
 
     Examples
     --------
-    >>> from invocupy.train import Config, rate
     >>> config = Config(lr=0.1, schedule="constant", warmup=4)
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
     [0.025, 0.1, 0.1]
@@ -94,7 +85,7 @@ def rate(config: Config, step: int, total: int) -> float:
 
 
 def build(config: Config) -> nn.Module:
-    """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
+    """The untrained model of a run.
 
     Parameters
     ----------
@@ -107,7 +98,6 @@ def build(config: Config) -> nn.Module:
 
     Examples
     --------
-    >>> from invocupy.train import Config, build
     >>> type(build(Config(layers=1))).__name__
     'SimpleModel'
     """
@@ -117,7 +107,7 @@ def build(config: Config) -> nn.Module:
 
 
 def pick_device(device: str) -> str:
-    """``"cpu"``, ``"cuda"`` or ``"cuda:i"``: what ``"auto"`` means here, or the device itself.
+    """The device itself, or what ``"auto"`` means on this machine.
 
     Raises ConfigError for another name, and if there is no GPU, or none of that number.
 
@@ -132,7 +122,6 @@ def pick_device(device: str) -> str:
 
     Examples
     --------
-    >>> from invocupy.train import pick_device
     >>> pick_device("cpu")
     'cpu'
     """
