@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from invocupy.paths import expand
 
-
-class Variable(NamedTuple):
-    """What an environment variable sets, and what holds without it."""
-
-    sets: str
-    default: str
-
-
+# What each environment variable sets, and what holds without it.
 VARIABLES = {
-    "INVOCUPY_DATA": Variable("folder of downloaded data", "the cache folder"),
-    "INVOCUPY_CACHE_DIR": Variable(
-        "folder of compiled CPU kernels; if empty, none are kept", "the cache folder"
+    "INVOCUPY_DATA": ("folder of downloaded data", "the cache folder"),
+    "INVOCUPY_CACHE_DIR": (
+        "folder of compiled CPU kernels; if empty, none are kept", "the cache folder",
     ),
-    "INVOCUPY_NUM_THREADS": Variable("number of threads, an integer >= 1", "the idle cores"),
-    "INVOCUPY_CHECKED": Variable(
-        "1: CPU kernels compare each address with the memory of their call", "0"
-    ),
-    "INVOCUPY_CUDA_SYNC": Variable("1: wait after each CUDA kernel, to find one that fails", "0"),
-}
+    "INVOCUPY_NUM_THREADS": ("number of threads, an integer >= 1", "the idle cores"),
+    "INVOCUPY_CHECKED": ("1: CPU kernels compare each address with the memory of their call", "0"),
+    "INVOCUPY_CUDA_SYNC": ("1: wait after each CUDA kernel, to find one that fails", "0"),
+}  # fmt: skip
 
 
 class SettingError(ValueError):

@@ -1,16 +1,9 @@
 """Ranks: processes that train one model together, over MPI on CPUs and over NCCL on GPUs.
 
 A launcher starts them (``mpiexec -n 4 invocupy train ...``); each computes its share of every
-batch, and a communicator adds up what they find. :class:`Single`, :class:`MPI` and :class:`NCCL`
-have the same attributes and methods:
-
-- ``rank`` of ``size``, ``local_rank`` of ``local_size`` on this machine, and ``device``, where the
-  arrays of the data plane live;
-- ``allgather(array)``, ``allreduce_sum(buffer)``, ``broadcast(array, root=0)``: arrays;
-- ``exchange(value)``: small values, as JSON. Nothing is ever unpickled.
-
-All of them are collective: every rank calls them equally often and in the same order. A rank that
-fails, hangs or loses its launcher ends all of them (:mod:`invocupy.distributed.faults`).
+batch, and a communicator (:class:`Comm`: :class:`Single`, :class:`MPI` or :class:`NCCL`) adds up
+what they find. A rank that fails, hangs or loses its launcher ends all of them
+(:mod:`invocupy.distributed.faults`).
 """
 
 from __future__ import annotations

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class Comm(Protocol):
-    """What :class:`Single`, :class:`MPI` and :class:`NCCL` have in common."""
+    """What :class:`Single`, :class:`MPI` and :class:`NCCL` have in common.
+
+    All methods are collective: every rank calls them equally often and in the same order.
+    """
 
     rank: int
     size: int
-    local_rank: int
+    local_rank: int  # on this machine
     local_size: int
-    device: str
+    device: str  # where the arrays live that are sent
 
     def allgather(self, array: Any) -> Any:
         """A small array of each rank, of one shape and dtype, as a new one ``(ranks, *shape)``."""
@@ -38,10 +41,10 @@ class Comm(Protocol):
         """Replace a C-contiguous array by that of one rank."""
 
     def exchange(self, value: Any) -> list[Any]:
-        """A small value of each rank, in rank order, as JSON holds it: tuples become lists."""
+        """A small value of each rank, in rank order, as JSON: tuples become lists."""
 
 
-class Single:
+class Single(Comm):
     """One process: nothing is sent.
 
     Examples
@@ -57,18 +60,16 @@ class Single:
         self.device = device
 
     def allgather(self, array: Any) -> Any:
-        """A copy with one axis more."""
         with on_device(array):
             return array[None].copy()
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """``buffer`` is its sum."""
+        pass
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        """``array`` is what it is."""
+        pass
 
     def exchange(self, value: Any) -> list[Any]:
-        """The value itself."""
         return [value]
 
 
@@ -105,6 +106,13 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
             module.comm = comm
 
 
+def contiguous(array: Any) -> Any:
+    """The array itself; ValueError if it is not C-contiguous."""
+    if not array.flags.c_contiguous:
+        raise ValueError("array must be C-contiguous: give a copy")
+    return array
+
+
 def agree(comm: Comm, **values: Any) -> None:
     """Raise LaunchError on all ranks unless all give the same values, which JSON can hold.
 
@@ -119,9 +127,9 @@ def agree(comm: Comm, **values: Any) -> None:
     first, *others = comm.exchange(texts)
     for rank, row in enumerate(others, 1):
         for name in sorted(first.keys() | row.keys()):
-            mine, other = (texts.get(name, "nothing") for texts in (first, row))
-            if mine != other:
-                mine, other = (t if len(t) < 60 else f"{t[:57]}..." for t in (mine, other))
+            both = [texts.get(name, "nothing") for texts in (first, row)]
+            if both[0] != both[1]:
+                mine, other = (text if len(text) < 60 else f"{text[:57]}..." for text in both)
                 raise LaunchError(
                     f"{name} differs between ranks: {mine} on rank 0, {other} on rank {rank}: "
                     "start all ranks with the same settings, files and version"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.distributed.comm import Comm
+from invocupy.distributed.comm import Comm, contiguous
 from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.faults import Watch
 from invocupy.extras import MissingExtra
@@ -82,10 +82,8 @@ class MPI(Comm):
 
 
 def _bytes(array: Any) -> Any:
-    """The memory of a C-contiguous array, whatever its shape and dtype."""
-    if not array.flags.c_contiguous:
-        raise ValueError("array must be C-contiguous: give a copy")
-    return array.reshape(-1).view(np.uint8)
+    """The memory of an array, whatever its shape and dtype."""
+    return contiguous(array).reshape(-1).view(np.uint8)
 
 
 def _load() -> Any:

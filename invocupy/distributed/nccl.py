@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from invocupy.distributed.comm import Comm
+from invocupy.distributed.comm import Comm, contiguous
 from invocupy.distributed.environment import LaunchError
 from invocupy.distributed.mpi import MPI
 from invocupy.extras import MissingExtra
@@ -56,17 +56,15 @@ class NCCL(Comm):
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        _check(buffer)
         dtype = getattr(self._nccl, f"NCCL_{buffer.dtype.name.upper()}")
-        place = buffer.data.ptr
+        place = contiguous(buffer).data.ptr
         self._ranks.allReduce(place, place, buffer.size, dtype, self._nccl.NCCL_SUM, self._stream())
         mark = self._cupy.cuda.Event(disable_timing=True)
         mark.record()
         self._marks.append(mark)
 
     def broadcast(self, array: Any, root: int = 0) -> None:
-        _check(array)
-        place = array.data.ptr
+        place = contiguous(array).data.ptr
         self._ranks.broadcast(
             place, place, array.nbytes, self._nccl.NCCL_UINT8, root, self._stream()
         )
@@ -84,11 +82,6 @@ class NCCL(Comm):
         while self._marks and self._marks[0].done:
             self._marks.popleft()
         return (self._marks[0], "allreduce_sum on the GPU") if self._marks else None
-
-
-def _check(array: Any) -> None:
-    if not array.flags.c_contiguous:
-        raise ValueError("array must be C-contiguous: give a copy")
 
 
 def _load() -> Any:

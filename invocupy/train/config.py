@@ -15,9 +15,20 @@ from invocupy.models import SPATIAL
 from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 from invocupy.train.fields import (
-    DEVICE, FOLDER, NOT_NEGATIVE, POSITIVE, SEED, SHARES, at_least, parameters, plain, problem,
-    setting, shown, within,
-)  # fmt: skip
+    DEVICE,
+    FOLDER,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARES,
+    at_least,
+    parameters,
+    plain,
+    problem,
+    setting,
+    shown,
+    within,
+)
 
 _LONGEST = 1 << 20  # bytes of a file of settings
 _IMAGES = at_least(1, 1_000_000)  # that are taken or drawn

@@ -88,10 +88,8 @@ def evaluate(
     if comm.size > 1:
         counts = to_device(counts, comm.device)
         comm.allreduce_sum(counts)
-        counts = to_device(counts, "cpu")
-    confusion = counts.reshape(classes, classes)
-    right = int(np.trace(confusion))
-    return Evaluation(sum(sums) / len(images), right / len(images), confusion)
+    confusion = to_device(counts, "cpu").reshape(classes, classes)
+    return Evaluation(sum(sums) / len(images), int(np.trace(confusion)) / len(images), confusion)
 
 
 def predict(

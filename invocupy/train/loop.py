@@ -1,8 +1,7 @@
-"""The training loop."""
+"""Training: :func:`fit` makes a run of its settings, and the loop over its epochs and steps."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -15,7 +14,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.distributed import Comm
-from invocupy.paths import expand
+from invocupy.paths import AnyPath, expand
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config
@@ -43,16 +42,12 @@ class Progress(NamedTuple):
 
 
 def fit(
-    config: Config,
-    out: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    model: nn.Module | None = None,
+    config: Config, out: AnyPath | None = None, resume: bool = False,
+    progress: Callable[[Progress], None] | None = None, model: nn.Module | None = None,
     before_update: Callable[[nn.Module, optim.SGD], object] | None = None,
     after_epoch: Callable[[nn.Module, Row], object] | None = None,
-    testing: Callable[[int, int], object] | None = None,
-    comm: Comm | None = None,
-) -> list[Row]:
+    testing: Callable[[int, int], object] | None = None, comm: Comm | None = None,
+) -> list[Row]:  # fmt: skip
     """Train a model; an interrupted run can be resumed, on the CPU to the same bits.
 
     Parameters
@@ -68,7 +63,7 @@ def fit(
         settings marked * on the page of settings. With more epochs the schedule is that of the
         longer run, from the next step on. A ``model`` of your own has to be given again.
     progress
-        Called with a :class:`Progress` after each step and each epoch. Nothing is printed.
+        Called with a :class:`Progress` after each step and each epoch.
     model : Module, optional
         Trained in place; by default :func:`build` makes it from ``config``. With ``config.ema`` it
         ends with the averaged weights. Modules in evaluation mode, such as frozen norms, stay so,
@@ -84,8 +79,8 @@ def fit(
     comm : communicator, optional
         Of ranks (:mod:`invocupy.distributed`) that call this function together with the same
         settings. Each computes its share of every batch; the result is that of a single process
-        to rounding. Rank 0 alone reads and writes ``out``, and its lines count. Each calls its own
-        functions; True of one ``after_epoch`` ends the run.
+        to rounding. Rank 0 alone reads and writes ``out``. Each calls its own functions; True of
+        one ``after_epoch`` ends the run.
 
     Returns
     -------
@@ -195,9 +190,7 @@ def _train(
 ) -> None:  # fmt: skip
     """Do the epochs that are left."""
     model, replica = run.model, run.replica
-    if not model.training:
-        model.train()
-    frozen = [module for module in model.modules() if not module.training]
+    frozen = [module for module in model.modules() if model.training and not module.training]
 
     def tested(*done: int) -> None:
         if hooks.testing is not None:
@@ -209,7 +202,7 @@ def _train(
         stop = pause = False
         with replica.norms(model):
             while run.state.epoch < run.config.epochs and not (stop or run.stalled()):
-                if not model.training:  # a function given to fit has left it so
+                if not model.training:  # or a function given to fit has left it so
                     model.train()
                     for module in frozen:
                         module.training = False
@@ -231,9 +224,8 @@ def _train(
                 with replica.together():
                     run.end_epoch(row)
                 if hooks.progress is not None:
-                    means = row["train_loss"], row["train_accuracy"]
-                    now = run.state.epoch, run.config.epochs, run.steps, run.steps
-                    hooks.progress(Progress(*now, *means, row))
+                    done = run.state.epoch, run.config.epochs, run.steps, run.steps
+                    hooks.progress(Progress(*done, row["train_loss"], row["train_accuracy"], row))
     except _Pause:
         run.average_norms()
         with replica.together():
@@ -275,9 +267,9 @@ def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -
         state.seconds += now - clock
         clock = now
         if hooks.progress is not None:
-            means = state.loss / max(state.images, 1), state.correct / max(state.images, 1)
-            epochs = state.epoch + 1, config.epochs
-            hooks.progress(Progress(*epochs, state.step, run.steps, *means, None))
+            done = state.epoch + 1, config.epochs, state.step, run.steps
+            seen = max(state.images, 1)
+            hooks.progress(Progress(*done, state.loss / seen, state.correct / seen, None))
         if stop or run.replica.stops(asked()):
             _read(run, unread)
             raise _Pause

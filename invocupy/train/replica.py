@@ -109,7 +109,7 @@ class Replica:
     def reduce(
         self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
     ) -> tuple[Any, ...]:
-        """Numbers, and the gradients of parameters, summed; of ranks, how many are asked to stop."""
+        """Numbers, and the gradients of parameters, summed; how many ranks are asked to stop."""
         if self.alone:
             return numbers
         if self._message is None:

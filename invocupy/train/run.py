@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from invocupy import checkpoint, machine, nn, optim
 from invocupy._version import __version__
-from invocupy.arrays import device_of, namespace, to_device
+from invocupy.arrays import Array, device_of, namespace, to_device
 from invocupy.checkpoint import CheckpointError
 from invocupy.paths import expand
 from invocupy.train.average import Average
@@ -26,13 +24,12 @@ from invocupy.train.setup import build, rate
 Row = dict[str, Any]
 """One line of ``metrics.jsonl``: names to numbers."""
 
-Saved = tuple[Config, "State", nn.Module, dict[str, np.ndarray[Any, Any]]]
+Saved = tuple[Config, "State", nn.Module, dict[str, Array]]
 """Settings, state, model and all arrays of a checkpoint."""
 
-_LAST, _CONFIG, _MACHINE, _METRICS = (
-    "last.safetensors", "config.json", "machine.json", "metrics.jsonl",
+_FILES = _LAST, _BEST, _CONFIG, _MACHINE, _METRICS = (
+    "last.safetensors", "best.safetensors", "config.json", "machine.json", "metrics.jsonl",
 )  # fmt: skip
-_FILES = (_LAST, "best.safetensors", _CONFIG, _MACHINE, _METRICS)
 _FREE_AT_RESUME = {item.name for item in fields(Config) if item.metadata["free"]}
 
 
@@ -90,21 +87,18 @@ class State:
     history: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counts = self.epoch, self.step, self.images, self.correct
-        whole = all(type(count) is int and count >= 0 for count in counts)
+        rows = self.history if isinstance(self.history, list) else [None]
+        numbers: list[Any] = [self.loss, self.seconds]
+        numbers += [row.get("test_accuracy") if isinstance(row, dict) else None for row in rows]
         if not (
-            whole
-            and all(map(_is_number, (self.loss, self.seconds)))
-            and isinstance(self.history, list)
-            and len(self.history) == self.epoch
-            and all(isinstance(row, dict) for row in self.history)
-            and all(_is_number(row.get("test_accuracy")) for row in self.history)
+            all(
+                type(count) is int and count >= 0
+                for count in (self.epoch, self.step, self.images, self.correct)
+            )
+            and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+            and len(rows) == self.epoch
         ):
             raise ValueError("its state is not that of a run")
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 @dataclass
@@ -184,13 +178,18 @@ class Run:
         """Write a checkpoint, ``"last"`` or ``"best"``."""
         if self.folder is None:
             return
-        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
-        named = self.model.named_parameters()
-        for (name, _), velocity in zip(named, self.optimiser.velocities, strict=True):
-            if velocity is not None:
-                arrays[f"velocity.{name}"] = to_device(velocity, "cpu")
-        for name, array in self.average.arrays.items() if self.average else ():
-            arrays[f"average.{name}"] = to_device(array, "cpu")
+        names = (name for name, _ in self.model.named_parameters())
+        parts: dict[str, Mapping[str, Array | None]] = {
+            "model": self.model.state_dict(),
+            "velocity": dict(zip(names, self.optimiser.velocities, strict=True)),
+            "average": self.average.arrays if self.average else {},
+        }
+        arrays = {
+            f"{part}.{name}": to_device(array, "cpu")
+            for part, held in parts.items()
+            for name, array in held.items()
+            if array is not None
+        }
         info = {
             "invocupy": __version__,
             "config": asdict(self.config),
@@ -232,20 +231,17 @@ class Run:
 
     def non_finite(self, loss: float, step: int) -> NonFiniteLoss:
         """The error that says which step of this epoch it was, and where to look."""
-        number = self.state.epoch * self.steps + step
+        named = [*self.model.named_parameters()]
+        arrays = [(f"parameter {name}", parameter.data) for name, parameter in named]
+        arrays += [(f"gradient of {name}", p.grad) for name, p in named if p.grad is not None]
+        wrong = (name for name, array in arrays if not namespace(array).isfinite(array).all())
+        first = next((f" (first non-finite: {name})" for name in wrong), "")
         kept = f"; {self.folder / _LAST} is from before" if self.folder else ""
         return NonFiniteLoss(
-            f"training loss is {loss} in epoch {self.state.epoch + 1}, step {number}"
-            f"{self._first_non_finite()}: train with a lower lr than {self.config.lr}{kept}"
+            f"training loss is {loss} in epoch {self.state.epoch + 1}, step "
+            f"{self.state.epoch * self.steps + step}{first}: train with a lower lr than "
+            f"{self.config.lr}{kept}"
         )
-
-    def _first_non_finite(self) -> str:
-        for kind, words in (("data", "parameter"), ("grad", "gradient of")):
-            for name, parameter in self.model.named_parameters():
-                array = getattr(parameter, kind)
-                if array is not None and not namespace(array).isfinite(array).all():
-                    return f" (first non-finite: {words} {name})"
-        return ""
 
     def _best(self) -> float | None:
         return max((row["test_accuracy"] for row in self.state.history), default=None)
