@@ -16,8 +16,16 @@ from invocupy.testing import geometries, options
 
 FEATURES = 3
 
-# All kinds of sizes, and rows of several vector registers and tiles.
-GEOMETRIES = geometries() | geometries(max_batch=2, max_size=3, max_width=300, max_kernel=4)
+# All kinds of sizes, and rows of several vector registers and tiles; by dimensions.
+LONG = {"max_batch": 2, "max_size": 3, "max_kernel": 4}
+GEOMETRIES = geometries() | geometries(max_width=300, **LONG)
+IN = {
+    1: geometries(dims=1, max_size=40) | geometries(dims=1, max_width=300, **LONG),
+    2: GEOMETRIES,
+    3: geometries(dims=3, max_size=6, max_kernel=3, max_groups=2)
+    | geometries(dims=3, max_width=70, max_groups=2, **LONG | {"max_kernel": 3}),
+}
+in_all = pytest.mark.parametrize("dims", IN)
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,25 @@ ROWS = [
     ),
     Row("involution", [normal(2, 4, 5, 4), normal(2, 2, 3, 3, 5, 4)]),
     Row("involution", [normal(2, 3, 6, 7), normal(2, 1, 3, 2, 3, 9)], STRIDED, variant="strided"),
+    Row("involution", [normal(2, 4, 7), normal(2, 2, 3, 4)], {"stride": 2}, variant="1d"),
+    Row(
+        "involution",
+        [normal(2, 4, 4, 3, 5), normal(2, 2, 3, 3, 2, 2, 3, 6)],
+        {"stride": (2, 1, 1), "padding": 1},
+        variant="3d",
+    ),
+    Row(
+        "fused_involution",
+        [normal(2, 4, 7), normal(2, 3, 7), normal(10, 3), normal(10)],
+        {"kernel_size": 5},
+        variant="1d",
+    ),
+    Row(
+        "fused_involution",
+        [normal(1, 4, 3, 4, 5), normal(1, 2, 3, 4, 5), normal(54, 2), normal(54)],
+        {"kernel_size": 3},
+        variant="3d",
+    ),
     Row(
         "fused_involution",
         [normal(2, 4, 5, 4), normal(2, 3, 5, 4), normal(18, 3), normal(18)],

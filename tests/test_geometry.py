@@ -33,15 +33,15 @@ def test_outputs_are_the_places_where_the_whole_window_fits(
     assert max(output_size(size, kernel, stride, padding, dilation), 0) == fitting
 
 
-@given(geometries(empty=False))
+@given(geometries(dims=(1, 2, 3), max_size=4, empty=False))
 def test_a_geometry_holds_what_it_was_made_of(g: Geometry) -> None:
     chosen = options(g)
     assert Geometry.of(g.x_shape, g.kernel_shape, **chosen) == g
     assert hash(Geometry.of(list(g.x_shape), g.kernel_shape, **chosen)) == hash(g)  # type: ignore[arg-type]
     assert pickle.loads(pickle.dumps(g)) == g  # noqa: S301
     assert g.channels_per_group * g.groups == g.channels
-    assert g.out_shape == (g.batch, g.channels, *g.kernel_shape[4:])
-    record = g.record()
+    assert g.out_shape == (g.batch, g.channels, *g.kernel_shape[2 + g.dims :])
+    record, g = g.record(), g.lifted(2)
     axes = *g.size, *g.kernel, *g.out, *g.stride, *g.padding, *g.dilation
     assert record.item() == (g.batch, g.channels, g.groups, *axes)
     assert record.nbytes == 4 * len(record)
@@ -117,6 +117,50 @@ def test_shapes_that_do_not_fit_are_named(
             Geometry.of(x, kernel, **chosen)
 
 
+LINE, VOLUME = (2, 4, 6), (2, 4, 3, 5, 6)
+ALONG, AROUND = (2, 2, 3, 6), (2, 2, 3, 3, 3, 3, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "chosen", "message"),
+    [
+        (LINE, KERNEL, {}, r"x must have 4 dimensions \(N, C, H, W\), got shape \(2, 4, 6\)"),
+        (VOLUME, KERNEL, {}, r"x must have 4 dimensions \(N, C, H, W\), got shape"),
+        (X, AROUND, {}, r"kernel must have 6 dimensions \(N, G, Kh, Kw, Ho, Wo\), got shape"),
+        (LINE, AROUND, {}, r"kernel must have 4 dimensions \(N, G, Kw, Wo\), got shape"),
+        (VOLUME, ALONG, {}, r"kernel must have 8 dimensions \(N, G, Kd, Kh, Kw, Do, Ho, Wo\)"),
+        (VOLUME, (2, 54, 3, 5, 6), {}, r"a flat \(N, G\*Kd\*Kh\*Kw, Do, Ho, Wo\) array first"),
+        (LINE, (2, 6, 6), {}, r"reshape a flat \(N, G\*Kw, Wo\) array first"),
+        ((2, *VOLUME), AROUND, {}, r"x must have 5 dimensions \(N, C, D, H, W\), got shape"),
+        ((2, 4), ALONG, {}, r"x must have 3 dimensions \(N, C, W\), got shape \(2, 4\)"),
+        ((2, *VOLUME), (2, *AROUND), {}, r"3, 4 or 5 dimensions, \(N, C, W\), \(N, C, H, W\) or"),
+        ((2, 4), (2, 4), {}, "x must have 3, 4 or 5 dimensions"),
+        (VOLUME, AROUND, {"stride": (1, 2)}, "an integer >= 1 or a triple of them, got"),
+        (VOLUME, AROUND, {"padding": "full"}, "'valid', an integer or a triple, got 'full'"),
+        (LINE, ALONG, {"dilation": (1, 1)}, "an integer >= 1 or a tuple of one of them, got"),
+        (LINE, (2, 2, 4, 6), {}, "odd kernel size, got 4: .* as an integer or a tuple of one"),
+        (VOLUME, (2, 2, 3, 2, 3, 3, 5, 6), {}, "odd kernel size, got 3x2x3: .* or a triple"),
+        (VOLUME, (*AROUND[:2], 0, *AROUND[3:]), {}, "at least one tap, got Kd=0, Kh=3, Kw=3"),
+        (VOLUME, (*AROUND[:7], 7), {}, "kernel has 3x5x7 positions, but x of 3x5x6 .* gives 3x5x6"),
+        (LINE, ALONG, {"padding": 0, "dilation": 4}, "x of 6 is too small for kernel size 3, "),
+    ],
+)
+def test_what_does_not_fit_in_other_dimensions_is_named(
+    x: Any, kernel: Any, chosen: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        Geometry.of(x, kernel, **chosen)
+    assert "\n" not in str(refusal.value)
+
+
+def test_in_more_dimensions_the_new_axes_have_size_one() -> None:
+    g = Geometry.of((2, 4, 6), (2, 2, 3, 3), stride=2)
+    assert g.lifted(1) is g
+    assert g.lifted(2) == Geometry.of((2, 4, 1, 6), (2, 2, 1, 3, 1, 3), (1, 2), (0, 1))
+    assert g.lifted(3) == g.lifted(2).lifted(3)
+    assert g.lifted(3).x_shape == (2, 4, 1, 1, 6)
+
+
 def test_true_is_not_taken_for_the_one_that_was_asked_before() -> None:
     Geometry.of(X, KERNEL, stride=1)
     with pytest.raises(ValueError, match="stride must be an integer >= 1"):
@@ -156,3 +200,15 @@ def test_spans_that_do_not_fit_are_named(
     assert good == Geometry.of(X, KERNEL)
     with pytest.raises(ValueError, match=message):
         fused_geometry(X, features, weight, bias, 3)
+
+
+def test_spans_fit_in_every_dimension() -> None:
+    assert fused_geometry(LINE, (2, 3, 6), (6, 3), (6,), 3) == Geometry.of(LINE, ALONG)
+    made = fused_geometry(VOLUME, (2, 3, 3, 5, 6), (54, 3), (54,), (3, 3, 3))
+    assert made == Geometry.of(VOLUME, AROUND)
+    with pytest.raises(ValueError, match=r"features must have 5 dimensions \(N, F, Do, Ho, Wo\)"):
+        fused_geometry(VOLUME, (2, 3, 6), (54, 3), None, 3)
+    with pytest.raises(ValueError, match=r"shape \(G\*Kd\*Kh\*Kw, F\) with Kd\*Kh\*Kw = 27, got"):
+        fused_geometry(VOLUME, (2, 3, 3, 5, 6), (18, 3), None, 3)
+    with pytest.raises(ValueError, match="kernel_size must be an integer >= 1 or a triple of them"):
+        fused_geometry(VOLUME, (2, 3, 3, 5, 6), (54, 3), None, (3, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,8 @@ import invocupy
 from invocupy import Geometry, reference
 from invocupy.testing import geometries, options
 
-SMALL = geometries(max_batch=2, max_groups=2, max_channels_per_group=2, max_size=4, max_kernel=3)
+LIMITS = {"max_batch": 2, "max_groups": 2, "max_channels_per_group": 2, "max_kernel": 3}
+SMALL = geometries(dims=(1, 2), max_size=4, **LIMITS) | geometries(dims=3, max_size=3, **LIMITS)
 
 
 def integers(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
@@ -28,15 +28,16 @@ def integers(seed: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
 def naive(x: Any, kernel: Any, grad: Any, g: Geometry) -> tuple[Any, Any, Any]:
     """``out``, ``grad_x``, ``grad_kernel``: every product of the formula, one after the other."""
     out, grad_x, grad_kernel = np.zeros_like(grad), np.zeros_like(x), np.zeros_like(kernel)
-    for n, c, i, j in np.ndindex(grad.shape):
+    for n, c, *position in np.ndindex(grad.shape):
         group = c // (g.channels // g.groups)
-        for u, v in itertools.product(range(g.kernel[0]), range(g.kernel[1])):
-            row = i * g.stride[0] + u * g.dilation[0] - g.padding[0]
-            column = j * g.stride[1] + v * g.dilation[1] - g.padding[1]
-            if 0 <= row < g.size[0] and 0 <= column < g.size[1]:
-                out[n, c, i, j] += kernel[n, group, u, v, i, j] * x[n, c, row, column]
-                grad_x[n, c, row, column] += kernel[n, group, u, v, i, j] * grad[n, c, i, j]
-                grad_kernel[n, group, u, v, i, j] += grad[n, c, i, j] * x[n, c, row, column]
+        for tap in np.ndindex(g.kernel):
+            axes = zip(position, g.stride, tap, g.dilation, g.padding, strict=True)
+            place = tuple(i * stride + u * dilation - pad for i, stride, u, dilation, pad in axes)
+            if all(0 <= k < size for k, size in zip(place, g.size, strict=True)):
+                seen, made, weight = (n, c, *place), (n, c, *position), (n, group, *tap, *position)
+                out[made] += kernel[weight] * x[seen]
+                grad_x[seen] += kernel[weight] * grad[made]
+                grad_kernel[weight] += grad[made] * x[seen]
     return out, grad_x, grad_kernel
 
 
@@ -68,15 +69,15 @@ def test_fused_involution_is_the_formula(
     if not bias:
         span_bias[:] = 0
     kernel = np.zeros((g.batch, taps, *g.out), int)
-    for n, k, f, i, j in np.ndindex(g.batch, taps, width, *g.out):
-        kernel[n, k, i, j] += span_weight[k, f] * features[n, f, i, j]
-    kernel += span_bias[:, None, None]
+    for n, k, f, *i in np.ndindex(g.batch, taps, width, *g.out):
+        kernel[n, k, *i] += span_weight[k, f] * features[n, f, *i]
+    kernel += span_bias.reshape(-1, *[1] * g.dims)
     out, grad_x, grad_kernel = naive(x, kernel.reshape(g.kernel_shape), grad, g)
     grad_kernel = grad_kernel.reshape(kernel.shape)
     grad_features, grad_weight = np.zeros_like(features), np.zeros_like(span_weight)
-    for n, k, f, i, j in np.ndindex(g.batch, taps, width, *g.out):
-        grad_features[n, f, i, j] += span_weight[k, f] * grad_kernel[n, k, i, j]
-        grad_weight[k, f] += features[n, f, i, j] * grad_kernel[n, k, i, j]
+    for n, k, f, *i in np.ndindex(g.batch, taps, width, *g.out):
+        grad_features[n, f, *i] += span_weight[k, f] * grad_kernel[n, k, *i]
+        grad_weight[k, f] += features[n, f, *i] * grad_kernel[n, k, *i]
 
     arrays = [xp.asarray(a.astype("float32")) for a in (x, features, span_weight, span_bias)]
     arrays[3] = arrays[3] if bias else None
@@ -87,7 +88,7 @@ def test_fused_involution_is_the_formula(
     for actual, expected in zip(grads[:3], (grad_x, grad_features, grad_weight), strict=True):
         assert_same(actual, expected)
     if bias:
-        assert_same(grads[3], grad_kernel.sum(axis=(0, 2, 3)))
+        assert_same(grads[3], grad_kernel.sum(axis=(0, *range(2, g.dims + 2))))
     else:
         assert grads[3] is None
 

@@ -147,11 +147,11 @@ def bounded(function: Kernel) -> Kernel:
 def _role(argument: Argument, same: bool) -> str:
     """``x`` an image, ``k`` with axes of taps, ``w`` with rows of taps; ``o`` stays as it is."""
     shape = argument.shape
-    if "Kh" in shape:
+    if "Kh" in shape or "*K" in shape:
         return "k"
-    if shape[:1] == ("G*Kh*Kw",):
+    if shape[:1] == ("T",):
         return "w"
-    return "x" if shape[2:] == ("H", "W") and not same else "o"
+    return "x" if shape[2:] in (("H", "W"), ("*S",)) and not same else "o"
 
 
 def _near_window(x: Shape, weight: Shape, out: Shape, window: Window) -> Near | None:

@@ -4,7 +4,9 @@ A row of :data:`TABLE` says what a function is given, what it fills, with shapes
 becomes. ``?`` marks an array that may be None, and what has no shape is no array: ``g`` is a
 :class:`~invocupy.geometry.Geometry`; ``window`` is (stride, padding, dilation), or for pooling
 (size, stride, padding), a pair each. sh, ph, dh are the vertical stride, padding and dilation, and
-sw, pw, dw the horizontal ones. A test holds the modules to the table.
+sw, pw, dw the horizontal ones. An involution has one, two or three spatial axes: ``*S`` are the
+sizes of the image, ``*O`` of the result and ``*K`` of the kernel, T is G times the product of
+``*K``; a position i and a tap u have an index for each axis. A test holds the modules to the table.
 
 Arrays come in C-contiguous, of one floating dtype that the wing knows, of the right shapes, on one
 device, none of them empty. Results are the last arguments; they are filled completely and never
@@ -23,18 +25,16 @@ from invocupy.arrays import Array
 
 TABLE = """
 involution      kernel = weight @ features + bias in the fused functions, and never stored whole
-  forward(x[N,C,H,W], kernel[N,G,Kh,Kw,Ho,Wo], g -> out[N,C,Ho,Wo])
-    out[n,c,i,j] = sum_uv kernel[n,c//(C/G),u,v,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
-  grad_x(grad[N,C,Ho,Wo], kernel[N,G,Kh,Kw,Ho,Wo], g -> out[N,C,H,W])
+  forward(x[N,C,*S], kernel[N,G,*K,*O], g -> out[N,C,*O])
+    out[n,c,i] = sum_u kernel[n,c//(C/G),u,i] * x[n,c,i*stride+u*dilation-padding]
+  grad_x(grad[N,C,*O], kernel[N,G,*K,*O], g -> out[N,C,*S])
     the transpose of forward in x
-  grad_kernel(grad[N,C,Ho,Wo], x[N,C,H,W], g -> out[N,G,Kh,Kw,Ho,Wo])
-    sum over the group's channels of grad[n,c,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
-  fused_forward(x[N,C,H,W], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], bias[G*Kh*Kw], g
-                -> out[N,C,Ho,Wo])
-  fused_grad_x(grad[N,C,Ho,Wo], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], bias[G*Kh*Kw], g
-               -> out[N,C,H,W])
-  fused_grad_span(grad[N,C,Ho,Wo], x[N,C,H,W], features[N,F,Ho,Wo], weight[G*Kh*Kw,F], g
-                  -> grad_features[N,F,Ho,Wo], grad_weight[G*Kh*Kw,F], grad_bias[G*Kh*Kw])
+  grad_kernel(grad[N,C,*O], x[N,C,*S], g -> out[N,G,*K,*O])
+    sum over the group's channels of grad[n,c,i] * x[n,c,i*stride+u*dilation-padding]
+  fused_forward(x[N,C,*S], features[N,F,*O], weight[T,F], bias[T], g -> out[N,C,*O])
+  fused_grad_x(grad[N,C,*O], features[N,F,*O], weight[T,F], bias[T], g -> out[N,C,*S])
+  fused_grad_span(grad[N,C,*O], x[N,C,*S], features[N,F,*O], weight[T,F], g
+                  -> grad_features[N,F,*O], grad_weight[T,F], grad_bias[T])
     grad_kernel, pushed through the product that makes the kernel
 
 convolution     zero outside x
@@ -89,12 +89,12 @@ perceptron      h = relu(first @ x + offset), never stored; weights and their gr
            -> grad_x[N,C,P], grad_weights)
 
 involution_sum  of f = relu(scale * z + shift): stride 1, and a padding that keeps the size
-  forward(x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[G*Kh*Kw,F], bias[G*Kh*Kw],
+  forward(x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[T,F], bias[T],
           offset[O], g -> out[N,O,H,W])
     offset + the sum over the groups of involution's fused_forward(x, f, weight, bias)
-  backward(grad[N,O,H,W], x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[G*Kh*Kw,F],
-           bias[G*Kh*Kw], g -> grad_x[N,G*O,H,W], grad_z[N,F,H,W], grad_weight[G*Kh*Kw,F],
-           grad_bias[G*Kh*Kw])
+  backward(grad[N,O,H,W], x[N,G*O,H,W], z[N,F,H,W], scale[F], shift[F], weight[T,F],
+           bias[T], g -> grad_x[N,G*O,H,W], grad_z[N,F,H,W], grad_weight[T,F],
+           grad_bias[T])
     grad_z is that of scale * z + shift; those of parameters are float64
 
 involution_block  a block of the article's network in evaluation, see invocupy.ops.block

@@ -21,27 +21,31 @@ def involution(
 ) -> Result:
     """Involution: a convolution whose kernel differs at each pixel and is shared by channels.
 
-    ``out[n,c,i,j] = sum_uv kernel[n, c//(C/G), u, v, i, j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
+    In one, two or three dimensions: ``x`` is (N, C, *S) with S = (W,), (H, W) or (D, H, W), a
+    position i and a tap u have an index for each spatial axis, and
+    ``out[n,c,i] = sum_u kernel[n, c//(C/G), u, i] * x[n, c, i*stride + u*dilation - padding]``
     with zero outside ``x``; a correlation, without a flip (Li et al., CVPR 2021, arXiv 2103.06255,
-    eq. 4). ``Ho = floor((H + 2*ph - dh*(Kh-1) - 1) / sh) + 1``, and so ``Wo``.
+    eq. 4). Along each axis, ``O = floor((S + 2*padding - dilation*(K-1) - 1) / stride) + 1``.
 
     Parameters
     ----------
-    x : array or Tensor (N, C, H, W)
+    x : array or Tensor (N, C, *S)
         float32 or float64; float16 too (computed in float32 on the CPU), and bfloat16 on the GPU.
         Any strides, any byte order; never written to.
-    kernel : array or Tensor (N, G, Kh, Kw, Ho, Wo)
-        The kernel of each output pixel. G divides C; channel c uses group ``c // (C // G)``.
-    stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
+    kernel : array or Tensor (N, G, *K, *O)
+        The kernel of each output pixel: (N, G, Kh, Kw, Ho, Wo) for an image. G divides C; channel
+        c uses group ``c // (C // G)``.
+    stride, dilation : int or tuple
+        A tuple has an integer for each spatial axis.
+    padding : int, tuple, "same" or "valid"
         Zeros around ``x``. ``"same"`` is ``dilation*(K-1)//2`` on each side, for odd K.
-    out : array (N, C, Ho, Wo), optional
+    out : array (N, C, *O), optional
         Where to put the result: exact shape, dtype and library, apart from the inputs' memory.
         Plain arrays only.
 
     Returns
     -------
-    array or Tensor (N, C, Ho, Wo)
+    array or Tensor (N, C, *O)
         New and C-contiguous (or ``out``), of the promoted dtype, on the device of ``x``.
 
     Raises
@@ -62,6 +66,8 @@ def involution(
     array([[ 8., 15., 12.],
            [21., 36., 27.],
            [20., 33., 24.]])
+    >>> invocupy.involution(np.ones((1, 8, 4, 5, 6)), np.ones((1, 2, 3, 3, 3, 4, 5, 6))).shape
+    (1, 8, 4, 5, 6)
     """
     check(x=x, kernel=kernel)
     g = Geometry.of(x.shape, kernel.shape, stride, padding, dilation)
@@ -82,25 +88,25 @@ def involution_backward(
 ) -> tuple[Array, Array]:
     """Both gradients of :func:`invocupy.involution`, without computing its value.
 
-    ``grad_x[n,c,p,q] = sum kernel[n, c//(C/G), u, v, i, j] * grad_out[n, c, i, j]`` over the taps
-    and outputs that saw pixel (p, q), and
-    ``grad_kernel[n,g,u,v,i,j] = sum_c grad_out[n,c,i,j] * x[n, c, i*sh+u*dh-ph, j*sw+v*dw-pw]``
-    over the channels c of group g (arXiv 2103.06255, eq. 4, differentiated). Both are gathers:
-    the same call gives the same bits.
+    ``grad_x[n,c,p] = sum kernel[n, c//(C/G), u, i] * grad_out[n,c,i]`` over the taps u and outputs
+    i that saw pixel p, and
+    ``grad_kernel[n,g,u,i] = sum_c grad_out[n,c,i] * x[n, c, i*stride + u*dilation - padding]`` over
+    the channels c of group g (arXiv 2103.06255, eq. 4, differentiated). Both are gathers: the same
+    call gives the same bits.
 
     Parameters
     ----------
-    grad_out : array (N, C, Ho, Wo), float
+    grad_out : array (N, C, *O), float
         Gradient of the result.
-    x : array (N, C, H, W), float
-    kernel : array (N, G, Kh, Kw, Ho, Wo), float
+    x : array (N, C, *S), float
+    kernel : array (N, G, *K, *O), float
     stride, padding, dilation
         As in :func:`invocupy.involution`.
 
     Returns
     -------
-    grad_x : array (N, C, H, W), dtype of ``x``
-    grad_kernel : array (N, G, Kh, Kw, Ho, Wo), dtype of ``kernel``
+    grad_x : array (N, C, *S), dtype of ``x``
+    grad_kernel : array (N, G, *K, *O), dtype of ``kernel``
 
     Raises
     ------
@@ -148,26 +154,26 @@ def fused_involution(
     """Involution whose kernel is made on the fly by a 1x1 convolution, and never stored whole.
 
     Equals :func:`involution` with
-    ``kernel = einsum("kf,nfhw->nkhw", span_weight, features) + span_bias`` reshaped to
-    (N, G, Kh, Kw, Ho, Wo): the last step of the paper's kernel generator (arXiv 2103.06255,
-    algorithm 1). The whole kernel would be ``G*Kh*Kw/C`` times the size of ``x``; neither this
-    function nor its gradients ever hold it.
+    ``kernel = einsum("kf,nf...->nk...", span_weight, features)``, plus ``span_bias`` for each k,
+    reshaped to (N, G, *K, *O): the last step of the paper's kernel generator (arXiv 2103.06255,
+    algorithm 1). With T taps (the product of K), the whole kernel would be ``G*T/C`` times the size
+    of ``x``; neither this function nor its gradients ever hold it.
 
     Parameters
     ----------
-    x : array or Tensor (N, C, H, W), float
-    features : array or Tensor (N, F, Ho, Wo), float
+    x : array or Tensor (N, C, *S), float
+    features : array or Tensor (N, F, *O), float
         What the kernel is made from, F values for each output pixel.
-    span_weight : array or Tensor (G*Kh*Kw, F), float
-        Row ``g*Kh*Kw + u*Kw + v`` makes tap (u, v) of group g.
-    span_bias : array or Tensor (G*Kh*Kw,), float, optional
-    kernel_size : int or pair
+    span_weight : array or Tensor (G*T, F), float
+        Row ``g*T + t`` makes tap t of group g; of an image, (u, v) is tap ``t = u*Kw + v``.
+    span_bias : array or Tensor (G*T,), float, optional
+    kernel_size : int or tuple
     stride, padding, dilation, out
         As in :func:`involution`.
 
     Returns
     -------
-    array or Tensor (N, C, Ho, Wo)
+    array or Tensor (N, C, *O)
 
     Raises
     ------
@@ -215,7 +221,7 @@ def fused_involution_backward(
 
     Parameters
     ----------
-    grad_out : array (N, C, Ho, Wo), float
+    grad_out : array (N, C, *O), float
         Gradient of the result.
     x, features, span_weight, span_bias, kernel_size, stride, padding, dilation
         As in :func:`invocupy.fused_involution`.
@@ -223,7 +229,7 @@ def fused_involution_backward(
     Returns
     -------
     grad_x, grad_features, grad_span_weight : arrays, shapes and dtypes of the arguments
-    grad_span_bias : array (G*Kh*Kw,) or None
+    grad_span_bias : array (G*T,) or None
         ``None`` without a bias.
 
     Raises

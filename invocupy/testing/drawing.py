@@ -28,6 +28,7 @@ Values: TypeAlias = Literal["normal", "integers", "decades"]
 def geometries(
     draw: st.DrawFn,
     *,
+    dims: int | Sequence[int] = 2,
     max_batch: int = 3,
     max_groups: int = 3,
     max_channels_per_group: int = 5,
@@ -45,12 +46,14 @@ def geometries(
 
     Parameters
     ----------
+    dims : int or sequence of int
+        How many spatial dimensions, 1 to 3; of several, one is drawn.
     max_batch, max_groups, max_channels_per_group, max_kernel, max_stride, max_dilation : int
         Limits, inclusive.
     max_size : int
-        Limit of height and width; exceeded where the drawn kernel would not fit otherwise.
+        Limit of each spatial axis; exceeded where the drawn kernel would not fit otherwise.
     max_width : int, optional
-        Another limit for the width, say 300 for rows of several vector registers and tiles.
+        Another limit for the last axis, say 300 for rows of several vector registers and tiles.
     empty : bool
         Whether, one time in eight, batch and sizes of image and result may be 0.
 
@@ -88,8 +91,9 @@ def geometries(
     groups = draw(st.integers(1, max_groups))
     channels = groups * draw(st.integers(1, max_channels_per_group))
     batch = draw(st.integers(least, max_batch))
-    sizes = zip(axis(max_size), axis(max_size if max_width is None else max_width), strict=True)
-    image, kernel, stride, padding, dilation = sizes
+    count = dims if isinstance(dims, int) else draw(st.sampled_from(dims))
+    limits = [max_size] * (count - 1) + [max_size if max_width is None else max_width]
+    image, kernel, stride, padding, dilation = zip(*map(axis, limits), strict=True)
     out = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(image, kernel, stride, padding, dilation, strict=True)

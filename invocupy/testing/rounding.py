@@ -35,8 +35,8 @@ def tolerance(
     *arrays : array or None
         Arguments as ``function`` takes them, here also CuPy's.
     terms : int
-        ``n``: how many roundings one term passes through at most. Kh*Kw for involution and for the
-        gradient of ``x``, C/G for that of ``kernel``; it adds up where sums are nested.
+        ``n``: how many roundings one term passes through at most. The taps for involution and
+        for the gradient of ``x``, C/G for that of ``kernel``; it adds up where sums are nested.
     dtype : dtype, optional
         Of the result; by default promoted from the arrays.
     **options

@@ -14,7 +14,7 @@ import pytest
 from bounds import roundoff
 
 import invocupy
-from invocupy import ops
+from invocupy import backends, ops
 from invocupy.backends import far
 from invocupy.backends.cuda import convolution as convolution_on_gpu
 from invocupy.backends.cuda import involution as involution_on_gpu
@@ -101,6 +101,31 @@ def test_involution_on_a_gpu() -> None:
         involution_on_gpu.grad_kernel(grad, x, g, results[2])
     for result, right in zip(results, expected(g, x, kernel, grad), strict=True):
         close(result, right)
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_involution_in_other_dimensions(dims: int) -> None:
+    rng = np.random.default_rng(4)
+    image, kernel, dilation = (2, 3, 7)[-dims:], (3, 1, 3)[-dims:], (90, 1, 200)[-dims:]
+    shapes = (2, 4, *image), (2, 2, *kernel, *image), (2, 4, *image)
+    x, taps, grad = (rng.integers(-3, 4, shape).astype("float32") for shape in shapes)
+    features, weight = (
+        rng.integers(-3, 4, shape).astype("float32")
+        for shape in ((2, 3, *image), (2 * prod(kernel), 3))
+    )
+    value, partials = ops.involution(x, taps, dilation=dilation)
+    chosen = {"kernel_size": kernel, "dilation": dilation}
+    fused, others = ops.fused_involution(x, features, weight, **chosen)
+    results = [value, fused, *(partial(grad) for partial in (*partials, *others[:3]))]
+    with backends.plain():
+        right = [
+            ops.involution(x, taps, dilation=dilation)[0],
+            ops.fused_involution(x, features, weight, **chosen)[0],
+            *ops.involution_backward(grad, x, taps, dilation=dilation),
+            *ops.fused_involution_backward(grad, x, features, weight, **chosen)[:3],
+        ]
+    for result, wanted in zip(results, right, strict=True):
+        assert (result == wanted).all()
 
 
 @windows
@@ -237,7 +262,7 @@ CODE = """
 import resource, sys
 import numpy as np
 import invocupy
-from invocupy import ops
+from invocupy import backends, ops
 from invocupy.backends import memory
 x, kernel = np.ones((1, 16, 4, 4), "f4"), np.ones((1, 1, 3, 3, 4, 4), "f4")
 weight, bias = np.ones((9, 2), "f4"), np.ones(9, "f4")
@@ -301,7 +326,7 @@ def test_pooling_with_a_stride_beyond_the_image() -> None:
 
 ON_A_GPU = """
 import numpy as np, cupy as cp
-from invocupy import ops
+from invocupy import backends, ops
 from invocupy.arrays import to_device
 rng = np.random.default_rng(0)
 x, kernel = rng.standard_normal((1, 4, 5, 6)), rng.standard_normal((1, 2, 3, 3, 5, 6))

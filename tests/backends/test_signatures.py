@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import pkgutil
 from importlib import import_module
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,8 @@ SIZES = {
     "N": 2, "C": 6, "G": 2, "H": 5, "W": 4, "Ho": 5, "Wo": 4, "Kh": 3, "Kw": 1, "F": 3, "O": 4,
     "P": 7,
 }  # fmt: skip
+IMAGES = {1: (4,), 2: (5, 4), 3: (2, 5, 4)}
+KERNELS = {1: (3,), 2: (3, 1), 3: (1, 3, 3)}
 OPTIONS = {
     "window": ((1, 1), (1, 0), (1, 1)), "relu": True, "eps": 1e-5, "count": 40, "momentum": 0.1,
     "unbiased": 1.1, "groups": SIZES["G"],
@@ -30,7 +33,8 @@ WINGS = [
     if wing != "cuda" or op in backends.ON_GPU
 ]  # fmt: skip
 CALLS = [
-    (wing, op, name) for wing, op in WINGS for name in functions()[op]
+    (wing, op, name, dims) for wing, op in WINGS for name in functions()[op]
+    for dims in (IMAGES if op == "involution" else (2,))
     if op not in ("involution_block", "sgd")  # whose arguments are lists
 ]  # fmt: skip
 
@@ -65,13 +69,14 @@ def test_every_module_is_in_the_table() -> None:
         assert backends.of(op, np.ones(1)) is module_of("cpu", op)
 
 
-def arrays(op: str, function: Function) -> tuple[list[Any], list[Any]]:
+def arrays(op: str, function: Function, dims: int) -> tuple[list[Any], list[Any]]:
     """Drawn arguments, and results full of NaN, as the table has them."""
     rng = np.random.default_rng(0)
     n, c, groups, o, size = (SIZES[name] for name in ("N", "C", "G", "O", "H"))
     channels = groups * o if op == "involution_sum" else c
-    taps = (n, groups, SIZES["Kh"], SIZES["Kw"], size, SIZES["W"])
-    g = Geometry.of((n, channels, size, SIZES["W"]), taps)
+    image, kernel = IMAGES[dims], KERNELS[dims]
+    g = Geometry.of((n, channels, *image), (n, groups, *kernel, *image))
+    axes = {"*S": image, "*O": image, "*K": kernel, "T": (groups * prod(kernel),)}
     hidden = 8
     shapes = [(hidden, c), (hidden,), (SIZES["F"], hidden), (SIZES["F"],), (o, hidden)]
     options = OPTIONS | {"g": g, "weights": Perceptron(*map(rng.standard_normal, shapes))}
@@ -84,7 +89,9 @@ def arrays(op: str, function: Function) -> tuple[list[Any], list[Any]]:
         if not shape:
             return options[name]
         sizes = SIZES | {"C": channels}
-        exact = [eval(axis.replace("/", "//"), {}, sizes) for axis in shape]  # noqa: S307
+        exact: list[int] = []
+        for axis in shape:
+            exact += axes.get(axis) or [eval(axis.replace("/", "//"), {}, sizes)]  # noqa: S307
         if name == "winner":
             winner = np.full(exact, -2, np.int32)
             if not fill:
@@ -105,14 +112,16 @@ def flat(arguments: list[Any]) -> list[np.ndarray]:
     return [array for some in nested for array in some if isinstance(array, np.ndarray)]
 
 
-@pytest.mark.parametrize(("wing", "op", "name"), CALLS)
+@pytest.mark.parametrize(("wing", "op", "name", "dims"), CALLS)
 @pytest.mark.parametrize("optional", [True, False])
-def test_shapes_and_what_is_written(wing: str, op: str, name: str, optional: bool) -> None:
+def test_shapes_and_what_is_written(
+    wing: str, op: str, name: str, dims: int, optional: bool
+) -> None:
     """A call as the table has it fills all of its results, and nothing else."""
     function = functions()[op][name]
     given, filled = (
         [array if optional or not argument.optional else None for argument, array in pairs]
-        for pairs in map(zip, function, arrays(op, function))
+        for pairs in map(zip, function, arrays(op, function, dims))
     )
     before = [array.copy() for array in flat(given)]
     on_gpu = wing == "cuda" and op != "convolution"  # which is array code, and runs on NumPy's

@@ -12,9 +12,11 @@ from bounds import SEEDS, host
 from forms import (
     FUSED,
     GEOMETRIES,
+    IN,
     PLAIN,
     Form,
     forms,
+    in_all,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,8 +37,12 @@ def whole(array: Any) -> Any:
 
 
 @forms
-@given(g=GEOMETRIES, seed=SEEDS)
-def test_integers_are_exact(form: Form, g: Geometry, seed: int, xp: ModuleType) -> None:
+@in_all
+@given(data=st.data(), seed=SEEDS)
+def test_integers_are_exact(
+    form: Form, dims: int, data: st.DataObject, seed: int, xp: ModuleType
+) -> None:
+    g = data.draw(IN[dims])
     *operands, grad = form.draw(g, seed, "float32", xp)
     wide = [host(a).astype("float64") for a in (grad, *operands)]
     chosen = form.options(g)
@@ -53,9 +59,13 @@ def test_integers_are_exact(form: Form, g: Geometry, seed: int, xp: ModuleType) 
 
 
 @pytest.mark.parametrize("form", [PLAIN, FUSED], ids=["plain", "fused"])
-@given(g=GEOMETRIES, seed=SEEDS)
-def test_adjoint_identities_are_exact(form: Form, g: Geometry, seed: int, xp: ModuleType) -> None:
+@in_all
+@given(data=st.data(), seed=SEEDS)
+def test_adjoint_identities_are_exact(
+    form: Form, dims: int, data: st.DataObject, seed: int, xp: ModuleType
+) -> None:
     """``<grad, out> = <grad_x, x> = <grad_kernel, kernel>``: linear in each argument."""
+    g = data.draw(IN[dims])
     *operands, grad = form.draw(g, seed, "float32", xp)
     out = form.forward(*operands, **form.options(g))
     product = (whole(grad) * whole(out)).sum()
@@ -65,9 +75,13 @@ def test_adjoint_identities_are_exact(form: Form, g: Geometry, seed: int, xp: Mo
 
 
 @forms
-@given(g=GEOMETRIES, seed=SEEDS)
-def test_step_one_difference_is_exact(form: Form, g: Geometry, seed: int, xp: ModuleType) -> None:
+@in_all
+@given(data=st.data(), seed=SEEDS)
+def test_step_one_difference_is_exact(
+    form: Form, dims: int, data: st.DataObject, seed: int, xp: ModuleType
+) -> None:
     """``f(a + d) - f(a - d) = 2 <gradient, d>``: affine in each argument, so any step will do."""
+    g = data.draw(IN[dims])
     *operands, grad = form.draw(g, seed, "float32", xp)
     *steps, _ = form.draw(g, seed + 1, "float32", xp)
     grads = form.backward(grad, *operands, **form.options(g))

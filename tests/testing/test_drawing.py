@@ -28,6 +28,12 @@ def test_geometries_are_in_their_limits(g: invocupy.Geometry) -> None:
     assert max(g.kernel) <= 5
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_geometries_of_each_number_of_dimensions(dims: int) -> None:
+    find(testing.geometries(dims=dims), lambda g: g.dims == dims and max(g.kernel) > 1)
+    find(testing.geometries(dims=(1, 2, 3)), lambda g: g.dims == dims)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
