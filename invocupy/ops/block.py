@@ -25,8 +25,7 @@ nothing has to be measured on the way: x goes through the whole block in one pas
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from invocupy.arrays import Array, cast_like, contiguous, is_cupy, namespace, on
 from invocupy.backends.memory import empty
 from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry, IntOrTuple, Shape, block_groups, number, per_axis
-from invocupy.ops.declaration import Result
+from invocupy.ops.declaration import Result, Vjp
 from invocupy.ops.memo import each
 from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
@@ -110,12 +109,12 @@ def involution_block(
     value = block.forward(recompute)
     if observe is not None:
         observe(block.moments, block.count)
-    operands, gradients = (x, *parameters), each(block.backward)
+    gradients = each(block.backward)
 
-    def gradient(i: int, grad: Array) -> Any:
-        return cast_like(gradients(grad, i).reshape(operands[i].shape), operands[i])
+    def vjp(i: int, operand: Array) -> Vjp:
+        return lambda grad: cast_like(gradients(grad, i).reshape(operand.shape), operand)
 
-    return cast_like(value, x), tuple(partial(gradient, i) for i in range(len(operands)))
+    return cast_like(value, x), tuple(starmap(vjp, enumerate((x, *parameters))))
 
 
 class _Block:
@@ -137,21 +136,26 @@ class _Block:
         self.groups = block_groups(x.shape, NAMES, shapes, given, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
-        self.parameters = parameters
         with on_device(x):
             self.x = contiguous(x, self.work)
         kernel_shape = (n, self.groups, *size, h, w)
         self.g = Geometry.of((n, self.groups * c, h, w), kernel_shape, 1, "same", dilation)
         self.eps = tuple(number("eps", each, 0) for each in eps)
-        self.given, self.relu = moments, relu
+        self.parameters, self.given, self.relu = parameters, moments, relu
+
+    def backend(self, op: str) -> Any:
+        return backends.of(op, self.x) if self.here else backends.NOTHING
 
     def new(self, channels: int) -> Any:
         """An array (N, channels, H, W) to be filled."""
         n, _, h, w = self.shape
         return empty((n, channels, h, w), self.work, self.x)
 
-    def backend(self, op: str) -> Any:
-        return backends.of(op, self.x) if self.here else backends.NOTHING
+    def filled(self, op: str, *arguments: Any) -> Any:
+        """An array of the shape of x that the backend fills."""
+        out = self.new(self.shape[1])
+        self.backend(op).forward(*arguments, out)
+        return out
 
     def channel(self, *arrays: Any) -> list[Any]:
         """Per-channel arrays in the dtype that the backends take them."""
@@ -159,15 +163,23 @@ class _Block:
 
     def forward(self, recompute: bool) -> Any:
         """The value, leaving behind ``moments``, the folded norms, and what backward needs."""
+        self.held = None
         if self.given is not None:
-            return self.evaluate(self.given)
-        w1, b1 = self.expand = self.prepare()
+            self.moments = self.given
+            with on_device(self.x):
+                parameters, moments = self.channel(*self.parameters), chain(*self.given)
+                return self.filled(
+                    "involution_block", self.x, parameters, self.channel(*moments), self.eps,
+                    self.relu, self.g,
+                )  # fmt: skip
+        w1, b1 = self.prepare()
         self.center, covariance, self.scatter = self.spread()
         b1 = w1 @ self.center + b1
         first = b1, ((w1 @ covariance) * w1).sum(axis=1)
         self.fold(w1, b1, first)
         reduced, shares = self.perceive(self.centered())
-        self.held = None if recompute else (reduced, shares)
+        if not recompute:
+            self.held = reduced, shares
         second = self.measure(reduced)
         self.norm2 = self.norm(1, second)
         self.projected = self.involve(reduced, shares)
@@ -178,34 +190,28 @@ class _Block:
         value += self.x
         return value
 
-    def evaluate(self, moments: tuple[Moments, Moments, Moments]) -> Any:
-        """The value where all moments are known beforehand."""
-        self.moments, self.held = moments, None
-        value = self.new(self.shape[1])
-        with on_device(self.x):
-            self.backend("involution_block").forward(
-                self.x, self.channel(*self.parameters), self.channel(*chain(*moments)), self.eps,
-                self.relu, self.g, value,
-            )  # fmt: skip
-        return value
-
     def prepare(self) -> tuple[Any, Any]:
         """The parameters as the steps take them; expand's, exact."""
-        (
-            w1, b1, scale1, shift1, w2, b2, scale2, shift2, w3, b3, w4, b4, scale3, shift3,
-        ) = self.parameters  # fmt: skip
-        self.norms = (scale1, shift1), (scale2, shift2), (scale3, shift3)
+        both = zip(self.parameters[::2], self.parameters[1::2], strict=True)
+        (w1, b1), first, reduce, second, span, project, third = both
+        self.norms = first, second, third
         with on_device(self.x):
             self.reduce, self.span, self.project = (
                 self.channel(weight.reshape(len(weight), -1), bias)
-                for weight, bias in ((w2, b2), (w3, b3), (w4, b4))
+                for weight, bias in (reduce, span, project)
             )
-            return w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
+            self.expand = w1.reshape(len(w1), -1).astype(np.float64), b1.astype(np.float64)
+        return self.expand
+
+    def norm(self, number: int, moments: Moments) -> FoldedNorm:
+        weight, bias = self.norms[number]
+        return FoldedNorm.of(weight, bias, moments, self.eps[number], self.given is None)
 
     def fold(self, w1: Array, b1: Array, moments: Moments) -> None:
         """The first norm into expand."""
         self.norm1 = norm = self.norm(0, moments)
-        self.first = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
+        first = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
+        self.weights = Perceptron(*first, *self.reduce, self.project[0])
 
     def backward(self, grad: Array) -> list[Any]:
         """The gradients of x and of all parameters, in the order of the arguments."""
@@ -215,46 +221,49 @@ class _Block:
     def backward_here(self, grad: Array) -> list[Any]:
         """Backwards through the steps of :meth:`forward`."""
         if self.given is not None:  # nothing has been made yet
-            self.expand = self.prepare()
-            self.fold(*self.expand, self.given[0])
+            self.fold(*self.prepare(), self.given[0])
             self.norm2, self.norm3 = self.norm(1, self.given[1]), self.norm(2, self.given[2])
-        c, x = self.shape[1], self.centered()
+        c, x, zeros = self.shape[1], self.centered(), self.xp.zeros
         reduced, shares = self.held or self.perceive(x)
         if self.given is not None:
             self.projected = self.involve(reduced, shares)
         passed = self.last() if self.relu else None
         grad_z, *last = self.norm_back(self.norm3, grad, self.projected, passed)
         grad_shares, grad_normed = self.new(self.groups * c), self.new(reduced.shape[1])
-        grad_span = tuple(self.xp.zeros(p.shape, np.float64) for p in self.span)
+        grad_span = [zeros(p.shape, np.float64) for p in self.span]
         self.backend("involution_sum").backward(
             grad_z, shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
             self.g, grad_shares, grad_normed, *grad_span,
         )  # fmt: skip
         grad_reduced, *middle = self.norm_back(self.norm2, grad_normed, reduced, None)
-        grad_x, first, offset, *rest = self.perceive_back(grad_reduced, grad_shares, x)
-        grad_reduce, grad_project = rest[:2], rest[2]
+        grad_x = self.new(c)
+        grads = Perceptron(*(zeros(weight.shape, np.float64) for weight in self.weights))
+        self.backend("perceptron").backward(
+            *map(flat, (grad_reduced, grad_shares, x)), self.weights, self.groups, flat(grad_x),
+            grads,
+        )  # fmt: skip
 
         # The norm that is folded into first and offset; x here is x - center.
-        w1, b1 = self.expand
-        norm = self.norm1
-        total, total_x = offset, (w1 * first).sum(axis=1)
+        (w1, b1), norm, total = self.expand, self.norm1, grads.offset
+        total_x = (w1 * grads.first).sum(axis=1)
         a, b, shift = self.coefficients(norm, total, total_x)
-        grad_expand = a[:, None] * first
+        grad_expand = a[:, None] * grads.first
         if self.given is None:
             grad_expand = grad_expand + b[:, None] * (w1 @ self.scatter)
             # of z = w1 @ (x - center), whose mean is 0
-            constant = shift + b * norm.mean
-            more = self.channel(w1.T @ (b[:, None] * w1), w1.T @ constant)
-            grad_x += self.product(more[0], x, more[1])
+            more = self.channel(w1.T @ (b[:, None] * w1), w1.T @ (shift + b * norm.mean))
+            change = self.new(c)
+            self.backend("pointwise").forward(flat(x), *more, flat(change))
+            grad_x += change
             grad_expand_bias = grad_project_bias = 0
         else:
             total_x = total_x + total * (b1 - norm.mean)
             grad_expand_bias, grad_project_bias = a * total, self.norm3.scale * last[1]
         grad_x += grad
-        zeros = self.xp.zeros
         return [
             grad_x, grad_expand, zeros(len(w1)) + grad_expand_bias, total_x * norm.inverse, total,
-            *grad_reduce, *middle, *grad_span, grad_project, zeros(c) + grad_project_bias, *last,
+            grads.dense, grads.bias, *middle, *grad_span, grads.grouped,
+            zeros(c) + grad_project_bias, *last,
         ]  # fmt: skip
 
     def spread(self) -> tuple[Any, Any, Any]:
@@ -268,10 +277,6 @@ class _Block:
         center = center.astype(self.work).astype(np.float64)  # as it is taken from x
         apart = mean - center
         return center, covariance, (here + apart[:, None] * apart) * self.here
-
-    def norm(self, number: int, moments: Moments) -> FoldedNorm:
-        weight, bias = self.norms[number]
-        return FoldedNorm.of(weight, bias, moments, self.eps[number], self.given is None)
 
     def measure(self, z: Array) -> Moments:
         """Mean and variance of each channel in the batch."""
@@ -290,56 +295,26 @@ class _Block:
         """x without its mean, where the norm's moments are the batch's."""
         if self.given is not None:
             return self.x
-        out, one = self.new(self.shape[1]), self.xp.ones(self.shape[1], self.work)
-        self.backend("batch_norm").forward(
-            self.x, one, *self.channel(-self.center), None, False, out
-        )
-        return out
+        one, shift = self.channel(self.xp.ones(self.shape[1]), -self.center)
+        return self.filled("batch_norm", self.x, one, shift, None, False)
 
     def perceive(self, x: Array) -> tuple[Any, Any]:
         """What reduce and project, by group, see of the hidden layer."""
-        results = self.new(len(self.reduce[0])), self.new(self.groups * self.shape[1])
-        self.backend("perceptron").forward(
-            flat(x), self.weights(), self.groups, *(flat(result) for result in results)
-        )
+        results = self.new(len(self.weights.dense)), self.new(self.groups * self.shape[1])
+        forward = self.backend("perceptron").forward
+        forward(flat(x), self.weights, self.groups, *map(flat, results))
         return results
-
-    def weights(self) -> Perceptron:
-        (first, offset), (dense, bias) = self.first, self.reduce
-        return Perceptron(first, offset, dense, bias, self.project[0])
 
     def involve(self, reduced: Array, shares: Array) -> Any:
         """The involution of the shares, added up: what project would have given."""
-        out = self.new(self.shape[1])
-        self.backend("involution_sum").forward(
-            shares, reduced, *self.channel(self.norm2.scale, self.norm2.shift), *self.span,
-            self.project[1], self.g, out,
-        )  # fmt: skip
-        return out
-
-    def perceive_back(self, grad: Array, grad_shares: Array, x: Array) -> tuple[Any, ...]:
-        """Gradients of x, first, offset, reduce's weight and bias, and project's weight."""
-        grad_x = self.new(self.shape[1])
-        weights = self.weights()
-        results = Perceptron(*(self.xp.zeros(weight.shape, np.float64) for weight in weights))
-        self.backend("perceptron").backward(
-            flat(grad), flat(grad_shares), flat(x), weights, self.groups, flat(grad_x), results
-        )
-        return grad_x, *results
+        folded = self.channel(self.norm2.scale, self.norm2.shift)
+        parameters = *folded, *self.span, self.project[1]
+        return self.filled("involution_sum", shares, reduced, *parameters, self.g)
 
     def last(self) -> Any:
         """``relu(norm(projected))``, with the last norm, and the ReLU if there is one."""
-        out = self.new(self.shape[1])
-        scale, shift = self.channel(self.norm3.scale, self.norm3.shift)
-        self.backend("batch_norm").forward(self.projected, scale, shift, None, self.relu, out)
-        return out
-
-    def product(self, weight: Array, z: Array, bias: Array | None = None) -> Any:
-        """The 1x1 convolution of z (N, C, ...)."""
-        out = self.new(len(weight))
-        weight = contiguous(weight, self.work)
-        self.backend("pointwise").forward(flat(z), weight, bias, flat(out))
-        return out
+        folded = self.channel(self.norm3.scale, self.norm3.shift)
+        return self.filled("batch_norm", self.projected, *folded, None, self.relu)
 
     def norm_back(
         self, norm: FoldedNorm, grad: Array, z: Array, out: Array | None
@@ -349,8 +324,8 @@ class _Block:
         sums = self.xp.zeros((2, z.shape[1]), self.exact)
         backend.grad_sums(grad, z, out, *self.channel(norm.mean), *sums)
         total, total_x = sums.astype(np.float64)
-        a, b, c = self.channel(*self.coefficients(norm, total, total_x))
-        backend.grad_x(grad, z, out, a, b, c, result, None)
+        factors = self.channel(*self.coefficients(norm, total, total_x))
+        backend.grad_x(grad, z, out, *factors, result, None)
         return result, total_x * norm.inverse, total
 
     def coefficients(self, norm: FoldedNorm, total: Array, total_x: Array) -> tuple[Any, Any, Any]:
