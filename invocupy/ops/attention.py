@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import Array, cast_like, check, contiguous, namespace, on_device
+from invocupy.arrays import Array, check, contiguous, namespace, on_device
 from invocupy.geometry import Geometry, IntOrTuple, integer, per_axis
-from invocupy.ops.call import Call, Shape, given, working_dtypes
+from invocupy.ops.call import Call, Shape, given, vjp_of, working_dtypes
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.memo import once
 from invocupy.ops.reductions import total
@@ -100,30 +100,25 @@ def local_self_attention(
         result = run("grad_kernel", contiguous(grad, call.work), v, summed, kernel_shape)
         return _softmax_grad(result, weights, (2, 3), scale)
 
-    def grad_query(grad: Array) -> Array:
-        with on_device(query):
-            scores = grad_scores(grad)
-            result = run("forward", k, scores, seen, query.shape)
-            if positions is not None:
-                flat = scores.reshape(n, heads, taps, h * w)
-                result += (r.swapaxes(-1, -2) @ flat).reshape(query.shape)
-            return cast_like(result, query)
+    def grad_query(grad: Array) -> Any:
+        scores = grad_scores(grad)
+        result = run("forward", k, scores, seen, query.shape)
+        if positions is not None:
+            flat = scores.reshape(n, heads, taps, h * w)
+            result += (r.swapaxes(-1, -2) @ flat).reshape(query.shape)
+        return result
 
-    def grad_key(grad: Array) -> Array:
-        with on_device(query):
-            return cast_like(run("grad_x", q, grad_scores(grad), seen, key.shape), key)
+    def grad_positions(grad: Array) -> Any:
+        flat = grad_scores(grad).reshape(n, heads, taps, h * w)
+        # (N, heads, taps, H*W) @ (N, heads, H*W, D), summed over the batch
+        return total(flat @ flat_q.swapaxes(-1, -2), 0)
 
-    def grad_value(grad: Array) -> Array:
-        return call.gradient("grad_x", grad, (weights,), (summed,), value)
-
-    def grad_positions(grad: Array) -> Array:
-        with on_device(query):
-            flat = grad_scores(grad).reshape(n, heads, taps, h * w)
-            # (N, heads, taps, H*W) @ (N, heads, H*W, D), summed over the batch
-            result = total(flat @ flat_q.swapaxes(-1, -2), 0)
-            return cast_like(result.reshape(heads, *size, depth), positions)
-
-    return out, (grad_query, grad_key, grad_value, grad_positions)
+    return out, (
+        vjp_of(query, grad_query),
+        vjp_of(key, lambda grad: run("grad_x", q, grad_scores(grad), seen, key.shape)),
+        lambda grad: call.gradient("grad_x", grad, (weights,), (summed,), value),
+        vjp_of(positions, grad_positions),
+    )
 
 
 @op()
@@ -175,20 +170,11 @@ def self_attention(query: Array, key: Array, value: Array, *, heads: int = 1) ->
         """Gradient of what is scaled: (N, heads, H*W, H*W)."""
         return _softmax_grad(pixels(grad).swapaxes(-1, -2) @ v, weights, (3,), scale)
 
-    def grad_query(grad: Array) -> Array:
-        with on_device(query):
-            result = k @ grad_scores(grad).swapaxes(-1, -2)
-            return cast_like(result.reshape(query.shape), query)
-
-    def grad_key(grad: Array) -> Array:
-        with on_device(query):
-            return cast_like((q @ grad_scores(grad)).reshape(key.shape), key)
-
-    def grad_value(grad: Array) -> Array:
-        with on_device(query):
-            return cast_like((pixels(grad) @ weights).reshape(value.shape), value)
-
-    return out, (grad_query, grad_key, grad_value)
+    return out, (
+        vjp_of(query, lambda grad: k @ grad_scores(grad).swapaxes(-1, -2)),
+        vjp_of(key, lambda grad: q @ grad_scores(grad)),
+        vjp_of(value, lambda grad: pixels(grad) @ weights),
+    )
 
 
 def _scale(depth: int, work: np.dtype[Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import Array, cast_like, contiguous, is_cupy, on_device
 from invocupy.backends.memory import empty
+from invocupy.ops.declaration import Vjp
 
 Shape = tuple[int, ...]
 
@@ -89,6 +90,16 @@ class Call:
                 if array is not None:
                     made[i] = cast_like(made[i], array)
         return made
+
+
+def vjp_of(like: Any, make: Callable[[Array], Any]) -> Vjp:
+    """The vjp that ``make`` computes, on the device of ``like`` and in its shape and dtype."""
+
+    def vjp(grad: Array) -> Array:
+        with on_device(like):
+            return cast_like(make(grad).reshape(like.shape), like)
+
+    return vjp
 
 
 def given(**arrays: Array | None) -> dict[str, Array]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device, wide
 from invocupy.geometry import IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
-from invocupy.ops.call import Call, given
+from invocupy.ops.call import Call, given, vjp_of
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.elementwise import unbroadcast
 from invocupy.ops.memo import each
@@ -77,19 +77,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     call = Call("pointwise", x.T, weight, bias)
     value = _multiplied(call).T
 
-    def grad_x(grad: Array) -> Array:
-        with on_device(x):
-            return cast_like(_product(grad, weight), x)
-
-    def grad_weight(grad: Array) -> Array:
-        with on_device(x):
-            return cast_like(_over_rows(grad, x), weight)
-
-    def grad_bias(grad: Array) -> Array:
-        with on_device(x):
-            return cast_like(total(grad, 0), bias)
-
-    return contiguous(value, call.dtype), (grad_x, grad_weight, grad_bias)
+    return contiguous(value, call.dtype), (
+        vjp_of(x, lambda grad: _product(grad, weight)),
+        vjp_of(weight, lambda grad: _over_rows(grad, x)),
+        vjp_of(bias, lambda grad: total(grad, 0)),
+    )
 
 
 def _over_rows(grad: Array, x: Array) -> Any:
