@@ -210,8 +210,9 @@ class _Block:
     def fold(self, w1: Array, b1: Array, moments: Moments) -> None:
         """The first norm into expand."""
         self.norm1 = norm = self.norm(0, moments)
-        first = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
-        self.weights = Perceptron(*first, *self.reduce, self.project[0])
+        first, offset = self.channel(norm.scale[:, None] * w1, norm.shift + norm.scale * b1)
+        dense, bias = self.reduce
+        self.weights = Perceptron(first, offset, dense, bias, self.project[0])
 
     def backward(self, grad: Array) -> list[Any]:
         """The gradients of x and of all parameters, in the order of the arguments."""
