@@ -22,17 +22,21 @@ from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import BIAS, MR, NR, RELU, multiply, product
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import Norm, pack_together, packing
-from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of, up
+from invocupy.backends.cpu.order import BEHIND, COLUMN, Norm, order, packer
+from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.vector import VECTOR_BYTES
+from invocupy.backends.cpu.vector import VECTOR_BYTES, up
 from invocupy.backends.far import near_block
-from invocupy.backends.memory import empty
 from invocupy.geometry import Geometry
 
 _TASKS = 8  # into which a few images are cut
 
-_Forward = namedtuple("_Forward", "planes x expand reduce project span shift relu out")
+_Forward = namedtuple(
+    "_Forward",
+    "planes expand reduce project span x relu out expand_weight expand_bias scale1 shift1 "
+    "reduce_weight reduce_bias scale2 shift2 span_weight span_bias project_weight project_bias "
+    "scale3 shift3 mean1 var1 mean2 var2 mean3 var3 eps",
+)
 
 
 def forward(
@@ -41,39 +45,35 @@ def forward(
 ) -> None:  # fmt: skip
     """One band after another."""
     parameters, g = near_block(parameters, g)
-    expand, expand_bias, scale1, shift1, reduce, reduce_bias, scale2, shift2 = parameters[:8]
-    span, span_bias, project, project_bias, scale3, shift3 = parameters[8:]
-    b, record = _planes(g, x.itemsize, len(expand), len(reduce))
-    rows, columns = ((axis, len(expand) // g.groups, b.hidden // g.groups) for axis in (0, 1))
+    b, record, orders = _planes(g, x.itemsize, len(parameters[0]), len(parameters[4]))
     epsilons = np.array(eps, np.float64)
-    norms = [
-        Norm(scale, shift, *moments[2 * i : 2 * i + 2], epsilons[i : i + 1])
-        for i, (scale, shift) in enumerate(((scale1, shift1), (scale2, shift2), (scale3, shift3)))
-    ]
-    shift = empty((len(project),), x.dtype, x)
-    weights = pack_together(
-        packing(expand, expand_bias, filled=rows, norm=norms[0]),
-        packing(reduce, reduce_bias, filled=columns, norm=norms[1]),
-        packing(project, project_bias, g.groups, False, columns, norms[2], shift),
-        packing(span, span_bias),
-    )
-    call = _Forward(record, x, *weights, shift, int(relu), out)
+    call = _Forward(record, *orders, x, int(relu), out, *parameters, *moments, epsilons)
     products = b.hidden * (b.each + b.features) + b.taps * (b.features + b.each)
     scratch = (b.hidden + b.kernel_rows) * TILE + _number(b) * b.plane + 128
+    scratch += sum(o.values.bytes for o in orders)
     work = g.batch * b.pixels * products // 8
     launch(_forward(8 * x.itemsize), b.units, work, scratch, call)
 
 
 @lru_cache(maxsize=512)
-def _planes(g: Geometry, size: int, hidden: int, features: int) -> tuple[Planes, Record]:
+def _planes(
+    g: Geometry, size: int, hidden: int, features: int
+) -> tuple[Planes, Record, list[Record]]:  # fmt: skip
+    """And the orders of the weights."""
     each = g.channels_per_group
+    rows, columns = ((axis, hidden // g.groups, up(hidden // g.groups, MR)) for axis in (0, 1))
     # x, features, shares, results; a last block of a group's shares runs into the next group
     number = 2 * each + up(features, MR) + g.channels + up(each, MR) - each
     b = planes_of(g, size, number, features, up(features, MR), _TASKS)._replace(
         hidden=g.groups * up(hidden // g.groups, MR), input_rows=up(each, MR),
         rectified=multiply(MR, NR, BIAS, RELU, 1, VECTOR_BYTES // size, 8 * size),
     )  # fmt: skip
-    return b, Record(b)
+    return b, Record(b), [
+        order(hidden, each, size, COLUMN, filled=rows),
+        order(features, hidden, size, COLUMN, filled=columns),
+        order(each, hidden, size, BEHIND, g.groups, filled=columns),
+        order(b.taps, features, size, COLUMN),
+    ]  # fmt: skip
 
 
 def _number(b: Planes) -> int:
@@ -84,7 +84,7 @@ def _number(b: Planes) -> int:
 def _forward(bits: int) -> Any:
     lay, involve, _ = planes(bits)
     size, linear, affine = bits // 8, product(bits, 0), product(bits, 1)
-    zero = np.dtype(f"f{size}").type(0)
+    zero, pack, none = np.dtype(f"f{size}").type(0), packer(bits), Norm(0, 0, 0, 0, 0)
 
     @jit
     def between(place, channels, first, last, b):
@@ -115,8 +115,18 @@ def _forward(bits: int) -> Any:
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
         b = read(c.planes, Planes)
-        depth, inner, shifts = b.hidden // b.groups, b.lead + b.halo * b.row, pointer(c.shift, bits)
-        hidden = scratch
+        depth, inner = b.hidden // b.groups, b.lead + b.halo * b.row
+        norms = (
+            Norm(c.scale1, c.shift1, c.mean1, c.var1, c.eps),
+            Norm(c.scale2, c.shift2, c.mean2, c.var2, c.eps + 8),
+            Norm(c.scale3, c.shift3, c.mean3, c.var3, c.eps + 16),
+        )
+        expand = scratch
+        reduce = pack(turn, c.expand, c.expand_weight, c.expand_bias, norms[0], expand)
+        project = pack(turn, c.reduce, c.reduce_weight, c.reduce_bias, norms[1], reduce)
+        span = pack(turn, c.project, c.project_weight, c.project_bias, norms[2], project)
+        hidden = pack(turn, c.span, c.span_weight, c.span_bias, none, span)
+        shifts = pointer(project + b.hidden * b.input_rows * size, bits)
         taps = hidden + b.hidden * TILE
         seen = taps + b.kernel_rows * TILE
         features = seen + b.each * b.plane
@@ -130,20 +140,20 @@ def _forward(bits: int) -> Any:
         top = max(b.halo - start, 0)
         bottom = min(rows + 2 * b.halo, b.height - start + b.halo)
         for at in range(b.lead + top * b.row, b.lead + bottom * b.row, TILE):
-            affine(b.rectified, b.each, c.expand, b.hidden, seen + at, b.plane, hidden, TILE)
+            affine(b.rectified, b.each, expand, b.hidden, seen + at, b.plane, hidden, TILE)
             affine(
-                b.rectified, b.hidden, c.reduce, b.feature_rows, hidden, TILE, features + at,
+                b.rectified, b.hidden, reduce, b.feature_rows, hidden, TILE, features + at,
                 b.plane,
             )  # fmt: skip
             for j in range(b.groups):
-                weights, place = c.project + j * b.input_rows * depth * size, j * b.each * b.plane
+                weights, place = project + j * b.input_rows * depth * size, j * b.each * b.plane
                 linear(
                     b.multiply, depth, weights, b.input_rows, hidden + j * depth * TILE, TILE,
                     shares + place + at, b.plane,
                 )  # fmt: skip
         between(shares, b.groups * b.each, top, bottom, b)
         for at in range(inner, inner + rows * b.row, TILE):
-            affine(b.affine, b.features, c.span, b.kernel_rows, features + at, b.plane, taps, TILE)
+            affine(b.affine, b.features, span, b.kernel_rows, features + at, b.plane, taps, TILE)
             involve(b.gather, b.taps, shares + at, b.steps, taps, TILE, result + at, c.planes)
         for k in range(b.each):
             place, out = k * b.plane + inner, (k * b.pixels + start * b.width) * size

@@ -35,20 +35,21 @@ from invocupy.backends.cpu.contract import (
 )
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import pack_together, packing
-from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of, up
+from invocupy.backends.cpu.order import COLUMN, Norm, order, packer
+from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.vector import VECTOR_BYTES, call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call, up
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
 _LEFT = 6 if COLUMNS == 4 else 4  # rows of the left side of a sum over pixels, in registers
 _TAPS = 4  # whose gradient is in registers at a time
 
-_Forward = namedtuple("_Forward", "planes x z scale shift weight offset out")
+_Forward = namedtuple("_Forward", "planes order x z scale shift weight bias offset out")
 _Backward = namedtuple(
-    "_Backward", "planes grad x z scale shift weight transposed grad_x grad_z sums parts"
+    "_Backward",
+    "planes order transposed grad x z scale shift weight bias grad_x grad_z sums parts",
 )
 
 
@@ -60,8 +61,9 @@ def forward(
     """The kernel tile by tile, each used up at once."""
     b, record = _planes(g, x.itemsize, z.shape[1])
     scratch = (g.channels + b.each + b.feature_rows) * b.plane + b.kernel_rows * TILE + 128
-    weights = pack_together(packing(weight, bias))
-    call = _Forward(record, x, z, scale, shift, *weights, offset, out)
+    in_order = order(*weight.shape, x.itemsize, COLUMN)
+    call = _Forward(record, in_order, x, z, scale, shift, weight, bias, offset, out)
+    scratch += in_order.values.bytes
     launch(_forward(8 * x.itemsize), b.units, _work(b, g), scratch, call)
 
 
@@ -74,11 +76,14 @@ def backward(
     b, record = _planes(g, x.itemsize, z.shape[1])
     parts = min(PARTS, b.units)
     sums = np.empty((parts, b.taps, b.features + 1), np.float64)
-    weights = pack_together(packing(weight, bias), packing(weight, transposed=True))
+    orders = (
+        order(*weight.shape, x.itemsize, COLUMN),
+        order(*weight.shape, x.itemsize, transposed=True),
+    )
     call = _Backward(
-        record, grad, x, z, scale, shift, *weights, grad_x, grad_z, sums, parts
+        record, *orders, grad, x, z, scale, shift, weight, bias, grad_x, grad_z, sums, parts
     )  # fmt: skip
-    scratch = _number(b) * b.plane + b.sums + 128
+    scratch = sum(o.values.bytes for o in orders) + _number(b) * b.plane + b.sums + 128
     launch(_backward(8 * x.itemsize), parts, 3 * _work(b, g), scratch, call)
     total = sums.sum(axis=0)
     grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]
@@ -134,13 +139,14 @@ def _rectify(bits: int) -> Any:
 def _forward(bits: int) -> Any:
     lay, involve, unpack = planes(bits)
     rectify, affine, size = _rectify(bits), product(bits, 1), bits // 8
+    pack, none = packer(bits), Norm(0, 0, 0, 0, 0)
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
         b = read(c.planes, Planes)
         channels, image_size = b.groups * b.each, b.pixels * size
-        taps = scratch
+        taps = pack(turn, c.order, c.weight, c.bias, none, scratch)
         seen = taps + b.kernel_rows * TILE
         features = seen + channels * b.plane
         result = features + b.feature_rows * b.plane
@@ -152,9 +158,7 @@ def _forward(bits: int) -> Any:
         lay(features, c.z + n * b.features * image_size, b.features, first, rows, b)
         rectify(features, c.scale, c.shift, b)
         for at in range(inner, inner + rows * b.row, TILE):
-            affine(
-                b.affine, b.features, c.weight, b.kernel_rows, features + at, b.plane, taps, TILE
-            )
+            affine(b.affine, b.features, scratch, b.kernel_rows, features + at, b.plane, taps, TILE)
             involve(b.gather, b.taps, seen + at, b.steps, taps, TILE, result + at, c.planes)
         for k in range(b.each):
             out = c.out + (n * b.each + k) * image_size
@@ -168,10 +172,11 @@ def _backward(bits: int) -> Any:
     lay, involve, unpack = planes(bits)
     rectify, linear, affine = _rectify(bits), product(bits, 0), product(bits, 1)
     lanes_of, size, vector = add_lanes(bits), bits // 8, VECTOR_BYTES
+    pack, none = packer(bits), Norm(0, 0, 0, 0, 0)
     zero = np.dtype(f"f{size}").type(0)
 
     @jit
-    def prepare(words, b, at, n, first, rows):
+    def prepare(words, b, weight, at, n, first, rows):
         """All arrays of a band as planes, ones for the bias, and the kernel wherever it is seen."""
         c = read(words, _Backward)
         channels, image_size = b.groups * b.each, b.pixels * size
@@ -188,7 +193,7 @@ def _backward(bits: int) -> Any:
         clear(features + (b.features + 1) * b.plane, taps)
         for at in range(0, b.plane - TILE + 1, TILE):
             affine(
-                b.affine, b.features, c.weight, b.kernel_rows, features + at, b.plane, taps + at,
+                b.affine, b.features, weight, b.kernel_rows, features + at, b.plane, taps + at,
                 b.plane,
             )  # fmt: skip
 
@@ -208,7 +213,8 @@ def _backward(bits: int) -> Any:
         c = read(words, _Backward)
         b = read(c.planes, Planes)
         channels, each_tap, image_size = b.groups * b.each, b.taps // b.groups, b.pixels * size
-        sums = scratch
+        transposed = pack(turn, c.order, c.weight, c.bias, none, scratch)
+        sums = pack(turn, c.transposed, c.weight, 0, none, transposed)
         seen = sums + b.sums
         grads = seen + channels * b.plane
         features = grads + b.each * b.plane
@@ -222,7 +228,7 @@ def _backward(bits: int) -> Any:
             first = b.height * band // b.number
             rows = b.height * (band + 1) // b.number - first
             end = inner + rows * b.row
-            prepare(words, b, seen, n, first, rows)
+            prepare(words, b, scratch, seen, n, first, rows)
             for j in range(b.groups):
                 plane, kernel = j * b.each * b.plane, taps + j * each_tap * b.plane
                 for at in range(inner, end, TILE):
@@ -242,7 +248,7 @@ def _backward(bits: int) -> Any:
                         b.steps + t, b.places + t, 8, taps + at, 0, vector, 0, vector // size,
                     ))  # fmt: skip
                 linear(
-                    b.multiply, b.taps, c.transposed, b.span_rows, taps + at, b.plane,
+                    b.multiply, b.taps, transposed, b.span_rows, taps + at, b.plane,
                     returned + at, b.plane,
                 )  # fmt: skip
             out = c.grad_z + (n * b.features * b.pixels + first * b.width) * size

@@ -190,6 +190,17 @@ def clear(start, end):
 
 
 @cache
+def filling(bits: int) -> Any:
+    @jit
+    def fill(to, count, value):
+        held = pointer(to, bits)
+        for i in range(count):
+            held[i] = value
+
+    return fill
+
+
+@cache
 def copying(bits: int) -> Any:
     @jit
     def copy(to, to_row, source, source_row, rows, count, width):

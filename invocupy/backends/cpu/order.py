@@ -1,4 +1,9 @@
-"""Weights in the order of their use, by blocks of MR rows; a norm that follows is folded in."""
+"""Weights in the order of their use, by blocks of MR rows; a norm that follows is folded in.
+
+Each thread of a launch packs the weights for itself, before its first task and into its scratch
+memory (:func:`packer`). Large ones are packed once for all, in a launch of their own
+(:func:`packed`).
+"""
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
@@ -15,152 +20,140 @@ from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import MR
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.pool import launch
+from invocupy.backends.cpu.vector import LINE, up
 from invocupy.backends.memory import empty
 
+SMALL = 1 << 16  # bytes of weights that each thread packs for itself
+COLUMN, BEHIND = 1, 2  # where the bias goes: one more column, or after all weights
 
-class Norm(NamedTuple):
-    """A norm after a convolution: ``scale * (y + bias - mean) / sqrt(var + eps) + shift``."""
-
-    scale: Array
-    shift: Array
-    mean: Array
-    var: Array
-    eps: Array  # of one element
+Packing = namedtuple("Packing", "order weight bias out")
+# ``scale * (y + bias - mean) / sqrt(var + eps) + shift`` after a convolution: addresses
+Norm = namedtuple("Norm", "scale shift mean var eps")
 
 
-class _Order(NamedTuple):
-    """How weights are put in order: of a group, in the order of their use."""
+class Order(NamedTuple):
+    """How weights (R, C) are put in order: (groups, blocks of MR rows, columns, MR)."""
 
-    height: int  # rows and columns, filled up with zeros: so many of so many
+    rows: Array  # channel of each row, -1 for zeros; a last block is filled up with its last row
+    columns: Array  # elements from the first weight of a row to that of each column, -1 for zeros
+    blocks: int
     width: int
-    row_size: int
-    row_depth: int
-    column_size: int
-    column_depth: int
-    column_groups: int
-    row_step: int  # elements from one to the next, and from one group to the next
-    column_step: int
-    group_step: int
     groups: int
-    biased: bool
-    plain: bool  # vectors of weights as they are
+    row_step: int  # elements from one row to the next, and from one group to the next
+    group_step: int
+    bias_step: int
+    bias: int
+    plain: bool  # neighbours in a row stay neighbours
+    bytes: int
 
 
-Packing = namedtuple("Packing", "order weight bias scale shift mean var eps constants out")
-_BYTES = 8 * len(Packing._fields)
-_NO_NORM = (0, 0, 0, 0, 0)
-
-
-def packing(
-    weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False,
-    filled: tuple[int, int, int] | None = None, norm: Norm | None = None,
-    constants: Array | None = None,
-) -> Packing:  # fmt: skip
-    """Weights (R, C), to be brought in the order of their use: (blocks of MR rows, C (+ 1), MR).
-
-    A bias (R,) is one more column. With ``groups``, each of so many blocks of columns is packed by
-    itself, with one more axis in front. ``transposed`` packs what it takes transposed. ``filled``
-    is an axis, a number and a larger one: every so many channels are filled up to more with zeros.
-    A last block is filled up with its last row. With a ``norm`` the weights are those of the
-    convolution and the norm together; what stands for their bias may go to ``constants`` instead.
-    """
-    biased = bias is not None and constants is None
-    order, shape = _order(*weight.shape[:2], biased, groups, transposed, filled)
-    out = empty(shape, weight.dtype, weight)
-    return Packing(order, weight, bias, *(norm or _NO_NORM), constants, out)
-
-
-def pack_together(*packings: Packing) -> list[Array]:
-    """Pack weights in one launch."""
-    call: tuple[Any, ...] = sum(packings, ())
-    launch(packer(8 * packings[0].weight.itemsize), len(packings), 0, 0, call)
-    return [p.out for p in packings]
-
-
-def packed(
-    weight: Array, bias: Array | None = None, groups: int = 1, transposed: bool = False
-) -> Array:
-    """What :func:`packing` describes."""
-    return pack_together(packing(weight, bias, groups, transposed))[0]
+def order_of(
+    rows: Array, columns: Array, size: int, groups: int, steps: tuple[int, int, int], bias: int
+) -> Record:
+    """The :class:`Order` by tables of rows and columns; the last three steps of it."""
+    blocks, width = -(-len(rows) // MR), len(columns)
+    filled = np.pad(rows, (0, -len(rows) % MR), mode="edge")
+    plain = bool((np.diff(columns) == 1).all())
+    area = groups * blocks * MR * (width + (bias == COLUMN)) + (bias == BEHIND) * blocks * MR
+    sizes = blocks, width, groups, *steps, bias, plain, up(area * size, LINE)
+    return Record(Order(filled, columns, *sizes))
 
 
 @lru_cache(maxsize=512)
-def _order(
-    rows: int, columns: int, biased: bool, groups: int, transposed: bool,
-    filled: tuple[int, int, int] | None,
-) -> tuple[Record, tuple[int, ...]]:  # fmt: skip
-    """And the shape of the result."""
-    sizes, depths, counts = [rows, columns], [rows, columns], [rows, columns // groups]
+def order(
+    rows: int, columns: int, size: int, bias: int = 0, groups: int = 1, transposed: bool = False,
+    filled: tuple[int, int, int] | None = None,
+) -> Record:  # fmt: skip
+    """The order of weights (rows, columns) whose elements have ``size`` bytes.
+
+    With ``groups``, each of so many blocks of columns is packed by itself. ``transposed`` packs
+    what it takes transposed. ``filled`` is an axis, a number and a larger one: every so many
+    channels are filled up to more with zeros.
+    """
+    tables = [np.arange(rows), np.arange(columns // groups)]
     if filled is not None:
-        axis, sizes[filled[0]], depths[filled[0]] = filled
-        counts[axis] = counts[axis] // filled[1] * filled[2]
-    steps, way = [columns, 1], -1 if transposed else 1
-    (row_size, column_size), (row_depth, column_depth) = sizes[::way], depths[::way]
-    (height, width), (row_step, column_step) = counts[::way], steps[::way]
-    plain = depths == sizes and column_step == 1
-    order = _Order(
-        height, width, row_size, row_depth, min(column_size, width), min(column_depth, width),
-        width // min(column_depth, width), row_step, column_step, columns // groups, groups,
-        biased, plain,
-    )  # fmt: skip
-    shape = -(-height // MR), width + biased, MR
-    return Record(order), shape if groups == 1 else (groups, *shape)
+        axis, real, depth = filled
+        split = tables[axis].reshape(-1, real)
+        tables[axis] = np.pad(split, ((0, 0), (0, depth - real)), constant_values=-1).ravel()
+    (down, row_step), (across, step) = list(zip(tables, (columns, 1), strict=True))[
+        :: -1 if transposed else 1
+    ]
+    across = np.where(across < 0, -1, across * step)
+    return order_of(down, across, size, groups, (row_step, columns // groups, 0), bias)
+
+
+def packed(order: Record, weight: Array, bias: Array | None = None) -> Array:
+    """Weights in this order, packed by as many threads as pay."""
+    o: Order = order.values
+    out: Array = empty((o.bytes // weight.itemsize,), weight.dtype, weight)
+    call = Packing(order, weight, bias, out)
+    launch(_packing(8 * weight.itemsize), o.groups * o.blocks, out.size, 0, call)
+    return out
+
+
+@cache
+def _block(bits: int) -> Any:
+    @jit
+    def folded(bias, norm, channel):
+        """What the weights of a channel are multiplied by, and what stands for its bias."""
+        given = np.float64(pointer(bias, bits)[channel]) if bias != 0 else 0.0
+        if norm.scale == 0:
+            return 1.0, given
+        deviation = np.sqrt(np.float64(pointer(norm.var, bits)[channel]) + pointer(norm.eps, 64)[0])
+        factor = np.float64(pointer(norm.scale, bits)[channel]) / deviation
+        center = given - pointer(norm.mean, bits)[channel]
+        return factor, factor * center + pointer(norm.shift, bits)[channel]
+
+    @jit
+    def block(o, number, weight, bias, norm, out):
+        g, first = divmod(number, o.blocks)
+        rows, columns = pointer(o.rows + first * MR * 8, -64), pointer(o.columns, -64)
+        start, wide = g * o.group_step, o.width + (o.bias == COLUMN)
+        source, target = pointer(weight, bits), pointer(out, bits)
+        at = number * wide * MR
+        behind = o.groups * o.blocks * wide * MR + first * MR
+        plain = rows[0] >= 0 and rows[MR - 1] == rows[0] + MR - 1
+        plain = plain and o.plain and norm.scale == 0
+        if plain:
+            begin = start + rows[0] * o.row_step + columns[0]
+            for t in range(o.width):  # becomes vectors
+                for r in range(MR):
+                    target[at + t * MR + r] = source[begin + r * o.row_step + t]
+        for r in range(MR):
+            factor, constant = folded(bias, norm, g * o.bias_step + max(rows[r], 0))
+            place = start + rows[r] * o.row_step
+            for t in range(0 if plain else o.width):
+                real = rows[r] >= 0 and columns[t] >= 0
+                target[at + t * MR + r] = factor * source[place + columns[t]] if real else 0.0
+            if o.bias:
+                to = at + o.width * MR + r if o.bias == COLUMN else behind + r
+                target[to] = constant if rows[r] >= 0 else 0.0
+
+    return block
 
 
 @cache
 def packer(bits: int) -> Any:
-    @jit
-    def folded(c, channel):
-        """What the weights of a channel are multiplied by, and what stands for its bias."""
-        bias = np.float64(pointer(c.bias, bits)[channel]) if c.bias != 0 else 0.0
-        if c.scale == 0:
-            return 1.0, bias
-        deviation = np.sqrt(np.float64(pointer(c.var, bits)[channel]) + pointer(c.eps, 64)[0])
-        factor = np.float64(pointer(c.scale, bits)[channel]) / deviation
-        center = bias - pointer(c.mean, bits)[channel]
-        return factor, factor * center + pointer(c.shift, bits)[channel]
+    block = _block(bits)
 
     @jit
-    def group(c, o, g):
-        """One block of columns, or all."""
-        weight, out, bias = pointer(c.weight, bits), pointer(c.out, bits), pointer(c.bias, bits)
-        constants, wide = pointer(c.constants, bits), o.width + o.biased
-        at = g * -(-o.height // MR) * MR * wide
-        channel, filled = -1, 0  # the row of the weights; those of its group that are behind
-        for first in range(0, o.height, MR):
-            start = first * o.row_step + g * o.group_step
-            if o.plain and c.scale == 0 and first + MR <= o.height:  # then it becomes vectors
-                for t in range(o.width):
-                    for r in range(MR):
-                        out[at + t * MR + r] = weight[start + r * o.row_step + t]
-                for r in range(MR if o.biased else 0):
-                    out[at + (wide - 1) * MR + r] = bias[first + r]
-                channel, filled, at = channel + MR, filled + MR, at + MR * wide
-                continue
-            for r in range(MR):
-                if first + r < o.height:
-                    filled = 1 if filled == o.row_depth else filled + 1
-                    channel += filled <= o.row_size
-                factor, constant = folded(c, channel)
-                inside = filled <= o.row_size
-                place, to = channel * o.row_step + g * o.group_step, at + r
-                for _ in range(o.column_groups):
-                    for t in range(o.column_depth):
-                        real = inside and t < o.column_size
-                        out[to] = factor * weight[place + t * o.column_step] if real else 0.0
-                        to += MR
-                    place += o.column_size * o.column_step
-                if o.biased:
-                    out[to] = constant if inside else 0.0
-                elif c.constants != 0:
-                    constants[channel] = constant
-            at += MR * wide
+    def pack(turn, order, weight, bias, norm, out):
+        """Pack at ``out`` before a thread's first task; where the next thing may be."""
+        o = read(order, Order)
+        for number in range(o.groups * o.blocks if turn == 0 else 0):
+            block(o, number, weight, bias, norm, out)
+        return out + o.bytes
+
+    return pack
+
+
+@cache
+def _packing(bits: int) -> Any:
+    block, none = _block(bits), Norm(0, 0, 0, 0, 0)
 
     @jit
     def body(task, turn, scratch, words):
-        c = read(words + task * _BYTES, Packing)
-        o = read(c.order, _Order)
-        for g in range(o.groups):
-            group(c, o, g)
+        c = read(words, Packing)
+        block(read(c.order, Order), task, c.weight, c.bias, none, c.out)
 
     return body

@@ -32,11 +32,11 @@ from invocupy.backends.cpu.contract import (
     product,
 )
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import copying
-from invocupy.backends.cpu.order import pack_together, packing
+from invocupy.backends.cpu.move import copying, filling
+from invocupy.backends.cpu.order import COLUMN, Norm, order, packer
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.vector import VECTOR_BYTES, call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call, up
 from invocupy.backends.signatures import Perceptron
 
 _TILES = 4  # that are in work at a time
@@ -59,6 +59,12 @@ class _Sizes(NamedTuple):
     each_rows: int
     group_rows: int  # of the hidden channels of a group
     back_rows: int
+    first: Record  # the order of weights
+    dense: Record
+    grouped: Record
+    dense_back: Record  # transposed
+    grouped_back: Record
+    first_back: Record
     multiply: int  # addresses of micro-kernels
     add: int
     affine: int
@@ -67,11 +73,11 @@ class _Sizes(NamedTuple):
 
 
 _Covariance = namedtuple("_Covariance", "x mean parts channels pixels")
-_Forward = namedtuple("_Forward", "sizes x first dense grouped out out_grouped")
+_Forward = namedtuple("_Forward", "sizes x first offset dense bias grouped out out_grouped")
 _Backward = namedtuple(
     "_Backward",
-    "sizes grad grad_grouped x first dense grouped back grad_x sums_dense sums_grouped sums_first "
-    "units parts",
+    "sizes grad grad_grouped x first offset dense grouped grad_x sums_dense sums_grouped "
+    "sums_first units parts",
 )
 
 
@@ -89,19 +95,13 @@ def covariance(x: Any, mean: Any, out: Any) -> None:
 
 def forward(x: Any, weights: Perceptron, groups: int, out: Any, out_grouped: Any) -> None:
     """One tile after another."""
-    first, offset, dense, bias, grouped = weights
-    sizes = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    sizes = _sizes(x, weights, groups)
     z: _Sizes = sizes.values
-    size, depth = len(first) // groups, z.hidden // groups
     rows = z.inputs + z.hidden + z.output_rows + groups * z.each_rows
-    weights_in_order = pack_together(
-        packing(first, offset, filled=(0, size, depth)),
-        packing(dense, bias, filled=(1, size, depth)),
-        packing(grouped, groups=groups, filled=(1, size, depth)),
-    )
     launch(
         _forward(8 * x.itemsize), z.batch * -(-z.pixels // _tile(x)), x.size * z.hidden,
-        rows * _ROW, _Forward(sizes, x, *weights_in_order, out, out_grouped),
+        rows * _ROW + _bytes(z.first, z.dense, z.grouped),
+        _Forward(sizes, x, *weights, out, out_grouped),
     )  # fmt: skip
 
 
@@ -110,10 +110,8 @@ def backward(
     grad_x: Any, grad_weights: Perceptron,
 ) -> None:  # fmt: skip
     """The hidden layer again, its gradient, and all products with both, a few tiles at a time."""
-    first, offset, dense, _, grouped = weights
-    sizes = _sizes(*x.shape, len(first), len(dense), len(grouped), groups, x.itemsize)
+    sizes = _sizes(x, weights, groups)
     z: _Sizes = sizes.values
-    rows_filled, filled = ((axis, len(first) // groups, z.hidden // groups) for axis in (0, 1))
     units = z.batch * -(-z.pixels // (_TILES * _tile(x)))
     parts = min(PARTS, units)
     sums_dense = np.empty((parts, z.outputs, z.hidden + 1), np.float64)
@@ -124,16 +122,13 @@ def backward(
         z.output_rows * z.hidden_rows + groups * z.each_rows * z.group_rows
         + z.hidden * z.input_rows
     )  # fmt: skip
-    weights_in_order = pack_together(
-        packing(first, offset, filled=rows_filled), packing(dense, None, 1, True, filled),
-        packing(grouped, None, groups, True, filled), packing(first, None, 1, True, rows_filled),
-    )  # fmt: skip
+    in_order = _bytes(z.first, z.dense_back, z.grouped_back, z.first_back)
     launch(
         _backward(8 * x.itemsize), parts, 4 * x.size * z.hidden,
-        vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
+        in_order + vectors * VECTOR_BYTES + (rows * _TILES + z.back_rows) * _ROW,
         _Backward(
-            sizes, grad, grad_grouped, x, *weights_in_order, grad_x, sums_dense, sums_grouped,
-            sums_first, units, parts,
+            sizes, grad, grad_grouped, x, *weights[:3], weights.grouped, grad_x, sums_dense,
+            sums_grouped, sums_first, units, parts,
         ),
     )  # fmt: skip
     keep = _kept(len(weights.first), z)
@@ -144,24 +139,6 @@ def backward(
     grad_weights.first[...], grad_weights.offset[...] = total[keep, :-1], total[keep, -1]
 
 
-def _whole(weights: Perceptron, groups: int) -> Perceptron:
-    """The weights with channels that stay zero, so that each group fills whole blocks."""
-    first, offset, dense, bias, grouped = weights
-    size = len(first) // groups
-    more = -size % MR
-    if not more:
-        return weights
-
-    def fill(array: Any, axis: int) -> Any:
-        array = np.moveaxis(array, axis, 0)
-        split = array.reshape(groups, size, *array.shape[1:])
-        wide = np.pad(split, [(0, 0), (0, more)] + [(0, 0)] * (array.ndim - 1))
-        whole = wide.reshape(groups * (size + more), *array.shape[1:])
-        return np.ascontiguousarray(np.moveaxis(whole, 0, axis))
-
-    return Perceptron(fill(first, 0), fill(offset, 0), fill(dense, 1), bias, fill(grouped, 1))
-
-
 def _kept(hidden: int, z: _Sizes) -> Any:
     """Which of the filled-up hidden channels are real."""
     if hidden == z.hidden:
@@ -169,23 +146,37 @@ def _kept(hidden: int, z: _Sizes) -> Any:
     return np.arange(z.hidden).reshape(z.groups, -1)[:, : hidden // z.groups].ravel()
 
 
+def _sizes(x: Any, weights: Perceptron, groups: int) -> Record:
+    return _sizes_of(*x.shape, *weights.dense.shape, len(weights.grouped), groups, x.itemsize)
+
+
 @lru_cache(maxsize=512)
-def _sizes(
-    batch: int, inputs: int, pixels: int, hidden: int, outputs: int, each: int, groups: int,
+def _sizes_of(
+    batch: int, inputs: int, pixels: int, outputs: int, real: int, each: int, groups: int,
     size: int,
 ) -> Record:  # fmt: skip
-    def up(rows: int, step: int) -> int:
-        return -(-rows // step) * step
-
-    V, hidden = VECTOR_BYTES // size, groups * up(hidden // groups, MR)
+    V, depth = VECTOR_BYTES // size, up(real // groups, MR)
+    hidden = groups * depth
+    rows, columns = ((axis, real // groups, depth) for axis in (0, 1))
     ways = (ZERO, STORE), (ZERO, ADD), (BIAS, STORE), (BIAS, RELU)
-    code = [multiply(MR, NR, *way, 1, V, 8 * size) for way in ways]
     return Record(_Sizes(
         batch, pixels, inputs, hidden, outputs, each, groups,
         up(inputs + 1, COLUMNS), up(hidden + 1, COLUMNS), up(outputs, MR), up(each, MR),
-        up(hidden // groups, COLUMNS), up(inputs, MR),
-        *code, dot(MR, COLUMNS, NR, LANES, V, 8 * size),
+        up(real // groups, COLUMNS), up(inputs, MR),
+        order(real, inputs, size, COLUMN, filled=rows),
+        order(outputs, real, size, COLUMN, filled=columns),
+        order(each, real, size, groups=groups, filled=columns),
+        order(outputs, real, size, transposed=True, filled=columns),
+        order(each, real, size, groups=groups, transposed=True, filled=columns),
+        order(real, inputs, size, transposed=True, filled=rows),
+        *(multiply(MR, NR, *way, 1, V, 8 * size) for way in ways),
+        dot(MR, COLUMNS, NR, LANES, V, 8 * size),
     ))  # fmt: skip
+
+
+def _bytes(*orders: Record) -> int:
+    """Of weights in these orders."""
+    return sum(in_order.values.bytes for in_order in orders)
 
 
 def _tile(x: Any) -> int:
@@ -217,14 +208,17 @@ def _covariance(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
-    size, row = bits // 8, _ROW
+    pack, none, size, row = packer(bits), Norm(0, 0, 0, 0, 0), bits // 8, _ROW
     tile = _ROW // size
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
         z = read(c.sizes, _Sizes)
-        inputs = scratch
+        first = scratch
+        dense = pack(turn, z.first, c.first, c.offset, none, first)
+        grouped = pack(turn, z.dense, c.dense, c.bias, none, dense)
+        inputs = pack(turn, z.grouped, c.grouped, 0, none, grouped)
         hidden = inputs + z.inputs * row
         outputs = hidden + z.hidden * row
         split = outputs + z.output_rows * row
@@ -232,12 +226,12 @@ def _forward(bits: int) -> Any:
         n, start = task // tiles, task % tiles * tile
         count, pixel = min(tile, z.pixels - start), start * size
         copy(inputs, row, c.x + n * z.inputs * plane + pixel, plane, z.inputs, count, tile)
-        affine(z.rectified, z.inputs, c.first, z.hidden, inputs, row, hidden, row)
-        affine(z.affine, z.hidden, c.dense, z.output_rows, hidden, row, outputs, row)
+        affine(z.rectified, z.inputs, first, z.hidden, inputs, row, hidden, row)
+        affine(z.affine, z.hidden, dense, z.output_rows, hidden, row, outputs, row)
         copy(c.out + n * z.outputs * plane + pixel, plane, outputs, row, z.outputs, count, count)
         out = c.out_grouped + n * z.groups * z.each * plane + pixel
         for g in range(z.groups):
-            weights = c.grouped + g * z.each_rows * depth * size
+            weights = grouped + g * z.each_rows * depth * size
             linear(
                 z.multiply, depth, weights, z.each_rows, hidden + g * depth * row, row, split, row
             )
@@ -250,13 +244,8 @@ def _forward(bits: int) -> Any:
 def _backward(bits: int) -> Any:
     copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
     lanes_of, size, row, vector = add_lanes(bits), bits // 8, _ROW, VECTOR_BYTES
+    pack, fill, none = packer(bits), filling(bits), Norm(0, 0, 0, 0, 0)
     tile, zero = _ROW // size, np.dtype(f"f{size}").type(0)
-
-    @jit
-    def fill(target, count, value):
-        held = pointer(target, bits)
-        for i in range(count):
-            held[i] = value
 
     @jit
     def correlate(code, tiles, step, left, rows, right, columns, sums):
@@ -268,8 +257,9 @@ def _backward(bits: int) -> Any:
             ))  # fmt: skip
 
     @jit
-    def through(words, z, at, place, count, returned):
+    def through(words, z, weights, at, place, count, returned):
         """All layers of one tile, forth and back; ``place`` is its image and first pixel."""
+        first, dense, grouped, back = weights
         c = read(words, _Backward)
         n, pixel = place
         depth, plane, pixel = z.hidden // z.groups, z.pixels * size, pixel * size
@@ -280,18 +270,18 @@ def _backward(bits: int) -> Any:
         copy(at, row, c.x + n * z.inputs * plane + pixel, plane, z.inputs, count, tile)
         grad = c.grad + n * z.outputs * plane + pixel
         copy(outputs, row, grad, plane, z.outputs, count, tile)
-        affine(z.rectified, z.inputs, c.first, z.hidden, at, row, hidden, row)
-        linear(z.multiply, z.outputs, c.dense, z.hidden, outputs, row, grads, row)
+        affine(z.rectified, z.inputs, first, z.hidden, at, row, hidden, row)
+        linear(z.multiply, z.outputs, dense, z.hidden, outputs, row, grads, row)
         for g in range(z.groups):
             part = split + g * z.each_rows * row
             grad = c.grad_grouped + (n * z.groups + g) * z.each * plane + pixel
             copy(part, row, grad, plane, z.each, count, tile)
-            weights = c.grouped + g * z.each * depth * size
-            linear(z.add, z.each, weights, depth, part, row, grads + g * depth * row, row)
+            factors = grouped + g * z.each * depth * size
+            linear(z.add, z.each, factors, depth, part, row, grads + g * depth * row, row)
         seen, grad_hidden = pointer(hidden, bits), pointer(grads, bits)
         for k in range(z.hidden * tile):
             grad_hidden[k] = grad_hidden[k] if seen[k] > zero else zero
-        linear(z.multiply, z.hidden, c.back, z.back_rows, grads, row, returned, row)
+        linear(z.multiply, z.hidden, back, z.back_rows, grads, row, returned, row)
         out = c.grad_x + n * z.inputs * plane + pixel
         copy(out, plane, returned, row, z.inputs, count, count)
 
@@ -300,7 +290,12 @@ def _backward(bits: int) -> Any:
         c = read(words, _Backward)
         z = read(c.sizes, _Sizes)
         depth, group_size = z.hidden // z.groups, z.each_rows * z.group_rows * vector
-        sums_dense = scratch
+        first = scratch
+        dense = pack(turn, z.first, c.first, c.offset, none, first)
+        grouped = pack(turn, z.dense_back, c.dense, 0, none, dense)
+        back = pack(turn, z.grouped_back, c.grouped, 0, none, grouped)
+        sums_dense = pack(turn, z.first_back, c.first, 0, none, back)
+        weights = first, dense, grouped, back
         sums_grouped = sums_dense + z.output_rows * z.hidden_rows * vector
         sums_first = sums_grouped + z.groups * group_size
         returned = sums_first + z.hidden * z.input_rows * vector
@@ -321,7 +316,7 @@ def _backward(bits: int) -> Any:
             for i in range(tiles):
                 pixel = start + i * tile
                 count = min(tile, z.pixels - pixel)
-                through(words, z, inputs + i * step, (n, pixel), count, returned)
+                through(words, z, weights, inputs + i * step, (n, pixel), count, returned)
             correlate(z.dot, tiles, step, outputs, z.output_rows, hidden, z.hidden_rows, sums_dense)
             for g in range(z.groups):
                 correlate(

@@ -21,7 +21,7 @@ from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.contract import BIAS, MR, NEAR, NR, STORE, ZERO, multiply, taps
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import WORDS, clear, copy_rows
-from invocupy.backends.cpu.vector import VECTOR_BYTES, call
+from invocupy.backends.cpu.vector import VECTOR_BYTES, call, up
 from invocupy.geometry import Geometry
 
 TILE = NR * VECTOR_BYTES
@@ -111,11 +111,6 @@ def planes_of(
         (groups + steps).ravel(), g.groups, each, at_once, tap_number, up(tap_number, MR),
         features, feature_rows, units=g.batch * bands, back_steps=-steps,
     )  # fmt: skip
-
-
-def up(number: int, step: int) -> int:
-    """The next multiple."""
-    return -(-number // step) * step
 
 
 class Compiled(NamedTuple):

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import ADD, MR, NR, STORE, ZERO, multiply
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import transpose
-from invocupy.backends.cpu.order import packer, packing
-from invocupy.backends.cpu.pool import GRAIN, launch
+from invocupy.backends.cpu.move import copying, filling, transpose
+from invocupy.backends.cpu.order import SMALL, Norm, Order, order, packed, packer
+from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part of L2
@@ -33,7 +33,8 @@ _TASKS = 16  # into which a product is cut at least
 PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
 
 _Forward = namedtuple(
-    "_Forward", "x weight out tile part channels terms rows pixels chunk shares alone"
+    "_Forward",
+    "x order weight bias packed out tile part channels terms rows pixels chunk shares",
 )
 _GradWeight = namedtuple(
     "_GradWeight",
@@ -44,33 +45,34 @@ _GradWeight = namedtuple(
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """``out[n] = weight @ x[n] + bias``."""
-    _multiply(packing(weight, bias), x, out)
+    _multiply(order(*weight.shape, x.itemsize, int(bias is not None)), weight, bias, x, out)
 
 
 def grad_x(grad: Array, weight: Array, out: Array) -> None:
     """``out[n] = weight.T @ grad[n]``."""
-    _multiply(packing(weight, transposed=True), grad, out)
+    in_order = order(*weight.shape, grad.itemsize, transposed=True)
+    _multiply(in_order, weight, None, grad, out)
 
 
-def _multiply(weights: Any, x: Array, out: Array) -> None:
+def _multiply(
+    in_order: Record, weight: Array, bias: Array | None, x: Array, out: Array
+) -> None:  # fmt: skip
     batch, channels, pixels = x.shape
-    blocks, terms, _ = weights.out.shape
+    o: Order = in_order.values
+    terms = o.width + o.bias
     V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     tile = NR * V
     chunk = min(max(_CACHE // (terms * tile * x.itemsize), 1), -(-pixels // tile)) * tile
     # few chunks: their rows are shared out as well
     chunks = batch * -(-pixels // chunk)
-    shares = min(blocks, -(-_TASKS // chunks))
-    work = x.size * out.shape[1] // 16
-    alone = work < GRAIN  # one thread packs the weights as well, since a launch takes time
-    if not alone:
-        launch(packer(bits), 1, 0, 0, weights)
+    shares = min(o.blocks, -(-_TASKS // chunks))
+    small = o.bytes <= SMALL
     call = _Forward(
-        x, weights.out, out, *_code(STORE, bits), channels, terms, out.shape[1], pixels, chunk,
-        shares, alone,
+        x, in_order, weight, bias, None if small else packed(in_order, weight, bias), out,
+        *_code(STORE, bits), channels, terms, out.shape[1], pixels, chunk, shares,
     )  # fmt: skip
-    scratch = terms * (chunk * x.itemsize + 64) + VECTOR_BYTES
-    launch(_forward(bits), chunks * shares, work, scratch, call + weights)
+    scratch = terms * (chunk * x.itemsize + 64) + VECTOR_BYTES + small * o.bytes
+    launch(_forward(bits), chunks * shares, x.size * out.shape[1] // 16, scratch, call)
 
 
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
@@ -126,30 +128,27 @@ def _code(end: int, bits: int) -> list[int]:
 def _forward(bits: int) -> Any:
     size = bits // 8
     V = VECTOR_BYTES // size
-    tile, pack, packing = NR * V, packer(bits), 8 * len(_Forward._fields)
+    tile, pack, none = NR * V, packer(bits), Norm(0, 0, 0, 0, 0)
+    copy, fill = copying(bits), filling(bits)
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
-        if c.alone and turn == 0:
-            pack(0, 0, scratch, words + packing)
+        weight = c.packed
+        if weight == 0:
+            weight, scratch = scratch, pack(turn, c.order, c.weight, c.bias, none, scratch)
         pixels, plane, block = c.pixels, c.chunk * size + 64, c.terms * MR * size
         if c.terms > c.channels and turn == 0:
-            ones = pointer(scratch + c.channels * plane, bits)
-            for i in range(c.chunk):
-                ones[i] = 1
+            fill(scratch + c.channels * plane, c.chunk, 1)
         task, share = divmod(task, c.shares)
         n, first = divmod(task, -(-pixels // c.chunk))
         first *= c.chunk
         count = min(c.chunk, pixels - first)
-        for k in range(c.channels):
-            held = pointer(scratch + k * plane, bits)
-            seen = pointer(c.x + ((n * c.channels + k) * pixels + first) * size, bits)
-            for i in range(count):
-                held[i] = seen[i]
+        seen = c.x + (n * c.channels * pixels + first) * size
+        copy(scratch, plane, seen, pixels * size, c.channels, count, count)
         several = -(-c.rows // MR)
         b0, b1 = several * share // c.shares, several * (share + 1) // c.shares
-        weight, rows = c.weight + b0 * block, min(b1 * MR, c.rows) - b0 * MR
+        weight, rows = weight + b0 * block, min(b1 * MR, c.rows) - b0 * MR
         target = c.out + ((n * c.rows + b0 * MR) * pixels + first) * size
         whole = count // tile * tile
         for i in range(0, whole * size, tile * size):
@@ -169,7 +168,7 @@ def _forward(bits: int) -> Any:
 @cache
 def _grad_weight(bits: int) -> Any:
     size = bits // 8
-    V = VECTOR_BYTES // size
+    V, copy, fill = VECTOR_BYTES // size, copying(bits), filling(bits)
 
     @jit
     def rows_of(c, to, pitch, held, row, source, channels, first, count, start, width):
@@ -184,17 +183,11 @@ def _grad_weight(bits: int) -> Any:
             done = 0
             while done < count:
                 run = min(c.pixels - i, count - done)
-                for q in range(real):
-                    line = pointer(held + q * row + done * size, bits)
-                    place = source + ((n * channels + group + q) * c.pixels + i) * size
-                    seen = pointer(place, bits)
-                    for j in range(run):
-                        line[j] = seen[j]
+                place = source + ((n * channels + group) * c.pixels + i) * size
+                copy(held + done * size, row, place, c.pixels * size, real, run, run)
                 n, i, done = n + 1, 0, done + run
             for q in range(max(real, 0), some):
-                line = pointer(held + q * row, bits)
-                for j in range(count):
-                    line[j] = 1
+                fill(held + q * row, count, 1)
             for j in range(0, count, V):
                 place = to + (group - start) * size + j * pitch
                 call(c.transpose, (held + j * size, row, place, pitch))
@@ -212,8 +205,7 @@ def _grad_weight(bits: int) -> Any:
         block, part = divmod(task, c.parts)
         o, k = divmod(block, -(-c.columns // c.width))
         o, k = o * c.height, k * c.width
-        for i in range(c.height * width // size):
-            total[i] = 0
+        fill(scratch, c.height * width // size, 0)
         units = -(-c.positions // c.chunk)
         for unit in range(units * part // c.parts, units * (part + 1) // c.parts):
             first = unit * c.chunk

@@ -38,6 +38,11 @@ def word(number: int) -> Any:
     return ir.Constant(I64, number)
 
 
+def up(number: int, step: int) -> int:
+    """The next multiple of ``step``."""
+    return -(-number // step) * step
+
+
 class Vectors:
     """Emits loads, stores and arithmetic on vectors of ``V`` elements; addresses are integers."""
 

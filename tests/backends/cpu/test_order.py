@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invocupy.backends.cpu.contract import MR
-from invocupy.backends.cpu.order import packed
+from invocupy.backends.cpu.order import COLUMN, order, packed
 
 
 @given(
@@ -20,8 +20,13 @@ def test_packed_weights_come_in_blocks_of_rows(
 ) -> None:
     weight, bias = draw(seed, dtype, (rows, groups * each), (rows,))
     with_bias = with_bias and groups == 1 and not turned
-    order = packed(weight, bias if with_bias else None, groups, turned)
-    for g, blocks in enumerate(order.reshape(groups, *order.shape[-3:])):
+    size, given_bias = weight.itemsize, bias if with_bias else None
+    how = order(rows, groups * each, size, COLUMN if with_bias else 0, groups, turned)
+    o = how.values
+    width = o.width + with_bias
+    area = groups * o.blocks * width * MR
+    result = packed(how, weight, given_bias)[:area].reshape(groups, o.blocks, width, MR)
+    for g, blocks in enumerate(result):
         part = weight[:, g * each : (g + 1) * each]
         matrix = part.T if turned else part
         if with_bias:

@@ -20,9 +20,10 @@ from invocupy.backends.cpu.access import Record
 from invocupy.backends.cpu.contract import ADD, COLUMNS, DOUBLES, MR, NR, STORE, ZERO, dot, multiply
 from invocupy.backends.cpu.convolution import depthwise, tiles
 from invocupy.backends.cpu.convolution.tiles import MARK, TERM, TERMS, Block, take
+from invocupy.backends.cpu.order import order_of, packed
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.vector import VECTOR_BYTES
+from invocupy.backends.cpu.vector import VECTOR_BYTES, up
 from invocupy.backends.windows import Window
 from invocupy.geometry import Shape
 
@@ -76,8 +77,8 @@ def grad_weight(
     groups = x.shape[1] // channels
     rows = len(out) // groups
     blocks, places, widest, columns = _blocks(channels, len(taps), _BLOCK, True, COLUMNS)
-    height, width = _up(_even(rows, _HEIGHT), MR), _up(widest, COLUMNS)
-    columns = _up(columns, COLUMNS)
+    height, width = up(_even(rows, _HEIGHT), MR), up(widest, COLUMNS)
+    columns = up(columns, COLUMNS)
     number = _tiles(len(x), positions, x.itemsize)
     chunk = min(max(_CACHE // ((height + width) * TERM), 1), number)
     bands, strips = -(-rows // height), -(-len(blocks) // _TOGETHER)
@@ -117,22 +118,18 @@ def _multiply(
         len(range(first[0], height, out_steps[0])),
         len(range(first[1], width, out_steps[1])),
     )
-    blocks, places, _, terms = _blocks(channels, len(taps), TERMS, bias is not None, 1)
-    offsets = np.empty(len(places), np.int64)
-    offsets[places] = np.add.outer(np.arange(channels) * step, [k for _, _, k in taps]).ravel()
-    matrix = np.empty((groups, -(-rows // MR), terms, MR), x.dtype)
-    launch(
-        tiles.order(8 * x.itemsize), groups * matrix.shape[1], matrix.size, 0,
-        tiles.Order(
-            offsets, len(offsets), weight, bias, matrix, rows, weight.size // groups, row_step
-        ),
-    )  # fmt: skip
+    numbers = tuple(k for _, _, k in taps)
+    group = row_step, weight.size // groups, rows
+    blocks, in_order = _order(
+        channels, step, numbers, rows, x.itemsize, groups, group, bias is not None
+    )
+    matrix, order = packed(in_order, weight, bias), in_order.values
     V, bits = VECTOR_BYTES // x.itemsize, 8 * x.itemsize
     number = _tiles(len(x), positions, x.itemsize)
     chunk = max(min(number * groups // _TASKS, _CHUNK), 1)
     chunks = -(-number // chunk)
     # few chunks: their rows are shared out as well
-    shares = min(matrix.shape[1], -(-_TASKS // (groups * chunks)))
+    shares = min(order.blocks, -(-_TASKS // (groups * chunks)))
     launch(
         tiles.forward(bits), groups * chunks * shares,
         len(x) * positions[0] * positions[1] * matrix.size // 16,
@@ -141,11 +138,22 @@ def _multiply(
             _view(x, taps, positions, steps), blocks, len(blocks), matrix, out,
             multiply(MR, NR, ZERO, STORE, 0, V, bits),
             multiply(MR, NR, ZERO, ADD, 0, V, bits), groups,
-            rows, terms, height * width, first[0] * width + first[1], out_steps[0] * width,
-            out_steps[1],
-            number, chunk, shares,
+            rows, order.width + order.bias, height * width, first[0] * width + first[1],
+            out_steps[0] * width, out_steps[1], number, chunk, shares,
         ),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=512)
+def _order(
+    channels: int, step: int, taps: tuple[int, ...], rows: int, size: int, groups: int,
+    steps: tuple[int, int, int], biased: bool,
+) -> tuple[Array, Record]:  # fmt: skip
+    """Blocks of terms, and the order of the weights: ``step`` elements from channel to channel."""
+    blocks, places, *_ = _blocks(channels, len(taps), TERMS, biased, 1)
+    columns = np.empty(len(places), np.int64)
+    columns[places] = np.add.outer(np.arange(channels) * step, taps).ravel()
+    return blocks, order_of(np.arange(rows), columns, size, groups, steps, int(biased))
 
 
 def _taps(size: tuple[int, ...], window: Window) -> list[Tap]:
@@ -186,7 +194,7 @@ def _blocks(
             part = places[c : c + share, t : t + each]
             part[...] = np.arange(start, start + part.size).reshape(part.shape)
             blocks.append(Block(t, part.shape[1], c, len(part), start, part.size))
-            start = _up(start + part.size, step)
+            start = up(start + part.size, step)
     blocks[-1] = blocks[-1]._replace(terms=blocks[-1].terms + ones)
     most = max(b.terms for b in blocks)
     return np.array(blocks, np.int64), places.ravel(), most, blocks[-1].start + blocks[-1].terms
@@ -195,7 +203,3 @@ def _blocks(
 def _even(number: int, most: int) -> int:
     """The size of the fewest equal parts of at most ``most``."""
     return -(-number // -(-number // most))
-
-
-def _up(number: int, step: int) -> int:
-    return -(-number // step) * step

@@ -17,6 +17,7 @@ from llvmlite import ir
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.contract import COLUMNS, MR, NR
 from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.move import filling
 from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors, call, micro, word
 
 TERMS = 256  # of a tile that are multiplied at a time: half of L1
@@ -39,7 +40,6 @@ View = namedtuple(
     "View",
     "array taps images channels height width rows columns row_step column_step take take_more",
 )
-Order = namedtuple("Order", "offsets terms weight bias out rows group_step row_step")
 Forward = namedtuple(
     "Forward",
     "x blocks number weight out multiply multiply_more groups rows terms plane first row_step step "
@@ -133,17 +133,6 @@ def run(place, lanes, view):
 
 
 @cache
-def _fill(bits: int) -> Any:
-    @jit
-    def fill(start, count, value):
-        values = pointer(start, bits)
-        for i in range(count):
-            values[i] = value
-
-    return fill
-
-
-@cache
 def _pack(bits: int) -> Any:
     size = bits // 8
     V = VECTOR_BYTES // size
@@ -167,31 +156,6 @@ def _pack(bits: int) -> Any:
                 lane += count
 
     return pack
-
-
-@cache
-def order(bits: int) -> Any:
-    """Weights in the order of their use: (G, blocks of MR rows, terms, MR).
-
-    A last block is filled up with its last row.
-    """
-
-    @jit
-    def body(task, turn, scratch, words):
-        given = read(words, Order)
-        offsets, weight = pointer(given.offsets, -64), pointer(given.weight, bits)
-        bias, out = pointer(given.bias, bits), pointer(given.out, bits)
-        group, block = divmod(task, -(-given.rows // MR))
-        for m in range(MR):
-            row = min(block * MR + m, given.rows - 1)
-            here = group * given.group_step + row * given.row_step
-            to = task * (given.terms + (given.bias != 0)) * MR + m
-            for t in range(given.terms):
-                out[to + t * MR] = weight[here + offsets[t]]
-            if given.bias != 0:
-                out[to + given.terms * MR] = bias[group * given.rows + row]
-
-    return body
 
 
 @cache
@@ -222,7 +186,7 @@ def _store(bits: int) -> Any:
 def forward(bits: int) -> Any:
     size = bits // 8
     tile, S = TERM // size, MR
-    pack, fill, store = _pack(bits), _fill(bits), _store(bits)
+    pack, fill, store = _pack(bits), filling(bits), _store(bits)
 
     @jit
     def body(task, turn, scratch, words):
@@ -267,7 +231,7 @@ def forward(bits: int) -> Any:
 def grad_weight(bits: int) -> Any:
     size = bits // 8
     tile, A, B = TERM // size, MR, COLUMNS
-    pack, fill = _pack(bits), _fill(bits)
+    pack, fill = _pack(bits), filling(bits)
 
     @jit
     def body(task, turn, scratch, words):
