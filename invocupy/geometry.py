@@ -21,7 +21,7 @@ IntOrTuple: TypeAlias = int | Shape
 Padding: TypeAlias = IntOrTuple | Literal["same", "valid"]
 
 
-class _Names(NamedTuple):
+class Names(NamedTuple):
     """What messages call an option for so many dimensions, and the axes of arrays."""
 
     option: str
@@ -30,10 +30,10 @@ class _Names(NamedTuple):
     out: str
 
 
-_NAMES = {
-    1: _Names("a tuple of one", "W", "Kw", "Wo"),
-    2: _Names("a pair", "H, W", "Kh, Kw", "Ho, Wo"),
-    3: _Names("a triple", "D, H, W", "Kd, Kh, Kw", "Do, Ho, Wo"),
+NAMES = {
+    1: Names("a tuple of one", "W", "Kw", "Wo"),
+    2: Names("a pair", "H, W", "Kh, Kw", "Ho, Wo"),
+    3: Names("a triple", "D, H, W", "Kd, Kh, Kw", "Do, Ho, Wo"),
 }
 
 
@@ -78,8 +78,7 @@ def per_axis(name: str, value: Any, minimum: int, dims: int = 2) -> Shape:
     numbers = _integers(*items)
     if len(numbers) != dims or min(numbers) < minimum:
         raise ValueError(
-            f"{name} must be an integer >= {minimum} or {_NAMES[dims].option} of them, "
-            f"got {value!r}"
+            f"{name} must be an integer >= {minimum} or {NAMES[dims].option} of them, got {value!r}"
         )
     if max(numbers) >= 1 << 31:
         raise ValueError(f"{name} must be below 2**31, got {value!r}")
@@ -93,7 +92,7 @@ def padding_per_axis(value: Any, kernel_size: Shape, dilation: Shape) -> Shape:
         return per_axis("padding", value, 0, dims)
     if value == "valid":
         return (0,) * dims
-    option = _NAMES[dims].option
+    option = NAMES[dims].option
     if value != "same":
         raise ValueError(f"padding must be 'same', 'valid', an integer or {option}, got {value!r}")
     if not all(k % 2 for k in kernel_size):
@@ -136,12 +135,12 @@ def _dimensions(x_shape: Shape, other: int) -> int:
     Where the two differ, one in two dimensions is taken to be right, or else x.
     """
     dims = len(x_shape) - 2
-    wanted = other if other == 2 or dims not in _NAMES else dims
-    if wanted == dims and dims in _NAMES:
+    wanted = other if other == 2 or dims not in NAMES else dims
+    if wanted == dims and dims in NAMES:
         return dims
     fits = "3, 4 or 5 dimensions, (N, C, W), (N, C, H, W) or (N, C, D, H, W)"
-    if wanted in _NAMES:
-        fits = f"{wanted + 2} dimensions (N, C, {_NAMES[wanted].image})"
+    if wanted in NAMES:
+        fits = f"{wanted + 2} dimensions (N, C, {NAMES[wanted].image})"
     raise ValueError(f"x must have {fits}, got shape {x_shape}")
 
 
@@ -194,7 +193,7 @@ class Geometry:
     ) -> Geometry:  # fmt: skip
         rank = len(kernel_shape)
         dims = _dimensions(x_shape, 0 if rank % 2 else rank // 2 - 1)
-        names = _NAMES[dims]
+        names = NAMES[dims]
         if rank != 2 * dims + 2:
             flat = f"G*{names.kernel.replace(', ', '*')}"
             raise ValueError(
@@ -316,7 +315,7 @@ def fused_geometry(
         Naming the argument whose shape does not fit the others.
     """
     dims = _dimensions(x_shape, len(features_shape) - 2)
-    names, kernel = _NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)
+    names, kernel = NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)
     if len(features_shape) != dims + 2 or features_shape[1] < 1:
         raise ValueError(
             f"features must have {dims + 2} dimensions (N, F, {names.out}) with F >= 1, "

@@ -215,6 +215,18 @@ ROWS = [
         {"stride": 2},
         variant="1x1 strided",
     ),
+    Row("conv1d", [normal(2, 4, 9), normal(6, 2, 3), normal(6)], {"groups": 2, "stride": 2}),
+    Row("conv1d", [normal(2, 3, 5), normal(4, 3, 1), None], variant="1x1"),
+    Row("conv3d", [normal(2, 3, 3, 5, 4), normal(4, 3, 2, 3, 3), normal(4)], {"padding": 1}),
+    Row("conv3d", [normal(2, 3, 2, 3, 4), normal(4, 3, 1, 1, 1), normal(4)], variant="1x1"),
+    Row("max_pool1d", [distinct(2, 2, 7)], {"kernel_size": 3, "stride": 2, "padding": 1}),
+    Row("max_pool3d", [distinct(2, 2, 3, 4, 5)], {"kernel_size": 2, "padding": 1}),
+    Row("avg_pool1d", [normal(2, 2, 7)], {"kernel_size": 2, "ceil_mode": True}),
+    Row(
+        "avg_pool3d",
+        [normal(2, 2, 3, 4, 5)],
+        {"kernel_size": 2, "ceil_mode": True, "count_include_pad": False},
+    ),
     Row("max_pool2d", [distinct(2, 2, 4, 6)], {"kernel_size": 2}),
     Row(
         "max_pool2d",

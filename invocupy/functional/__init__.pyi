@@ -21,6 +21,26 @@ def add(a: Tensor, b: ArrayLike | Tensor) -> Tensor: ...
 @overload
 def add(a: ArrayLike, b: Tensor) -> Tensor: ...
 @overload
+def avg_pool1d(
+    x: Array,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array: ...
+@overload
+def avg_pool1d(
+    x: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor: ...
+@overload
 def avg_pool2d(
     x: Array,
     kernel_size: IntOrTuple,
@@ -32,6 +52,26 @@ def avg_pool2d(
 ) -> Array: ...
 @overload
 def avg_pool2d(
+    x: Tensor,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor: ...
+@overload
+def avg_pool3d(
+    x: Array,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple | None = None,
+    padding: IntOrTuple = 0,
+    *,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Array: ...
+@overload
+def avg_pool3d(
     x: Tensor,
     kernel_size: IntOrTuple,
     stride: IntOrTuple | None = None,
@@ -56,6 +96,50 @@ def concatenate(parts: Sequence[Array], axis: int = 0) -> Array: ...  # type: ig
 def concatenate(parts: Sequence[Tensor], axis: int = 0) -> Tensor: ...
 @overload
 def concatenate(parts: Sequence[Array | Tensor], axis: int = 0) -> Tensor: ...
+@overload
+def conv1d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Array: ...
+@overload
+def conv1d(
+    x: Tensor,
+    weight: Array | Tensor,
+    bias: Array | Tensor | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
+@overload
+def conv1d(
+    x: Array,
+    weight: Tensor,
+    bias: Array | Tensor | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
+@overload
+def conv1d(
+    x: Array,
+    weight: Array,
+    bias: Tensor,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
 @overload
 def conv2d(
     x: Array,
@@ -91,6 +175,50 @@ def conv2d(
 ) -> Tensor: ...
 @overload
 def conv2d(
+    x: Array,
+    weight: Array,
+    bias: Tensor,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
+@overload
+def conv3d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Array: ...
+@overload
+def conv3d(
+    x: Tensor,
+    weight: Array | Tensor,
+    bias: Array | Tensor | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
+@overload
+def conv3d(
+    x: Array,
+    weight: Tensor,
+    bias: Array | Tensor | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor: ...
+@overload
+def conv3d(
     x: Array,
     weight: Array,
     bias: Tensor,
@@ -293,11 +421,27 @@ def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Array: ...
 @overload
 def max(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
 @overload
+def max_pool1d(
+    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
+) -> Array: ...
+@overload
+def max_pool1d(
+    x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
+) -> Tensor: ...
+@overload
 def max_pool2d(
     x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
 ) -> Array: ...
 @overload
 def max_pool2d(
+    x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
+) -> Tensor: ...
+@overload
+def max_pool3d(
+    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
+) -> Array: ...
+@overload
+def max_pool3d(
     x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
 ) -> Tensor: ...
 @overload

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namespace, on_device, wide
-from invocupy.geometry import IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
+from invocupy.backends.memory import empty
+from invocupy.backends.windows import Window, pad, unpad, windows
+from invocupy.geometry import NAMES, IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
 from invocupy.ops.call import Call, given, vjp_of
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.elementwise import unbroadcast
-from invocupy.ops.memo import each
+from invocupy.ops.memo import along, each
 from invocupy.ops.reductions import total
-from invocupy.ops.windows import out_size
+from invocupy.ops.windows import out_size, reshaped
 
 _ROWS = 1024  # of a product that is summed in one go
 
@@ -162,34 +165,145 @@ def conv2d(
            [12., 18., 12.],
            [ 8., 12.,  8.]])
     """
+    return _convolution(2, x, weight, bias, stride, padding, dilation, groups)
+
+
+@op()
+def conv1d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Result:
+    """1-D convolution: :func:`conv2d` along one axis, by the same code.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, W), float
+    weight : array or Tensor (O, C/groups, Kw), float
+    bias : array or Tensor (O,), optional
+    stride, padding, dilation, groups
+        As in :func:`conv2d`; a tuple has one integer.
+
+    Returns
+    -------
+    array or Tensor (N, O, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.conv1d(np.ones((1, 2, 4)), np.ones((1, 2, 3)), padding=1)
+    array([[[4., 6., 6., 4.]]])
+    """
+    return _convolution(1, x, weight, bias, stride, padding, dilation, groups)
+
+
+@op()
+def conv3d(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Result:
+    """3-D convolution: :func:`conv2d` with a further axis, the first.
+
+    A 1x1x1 kernel is a matrix product over the channels of all voxels. A larger one is a 2-D
+    convolution whose channels are the Kd planes that an output sees, which are copied: it holds Kd
+    times the size of ``x``.
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, D, H, W), float
+    weight : array or Tensor (O, C/groups, Kd, Kh, Kw), float
+    bias : array or Tensor (O,), optional
+    stride, padding, dilation, groups
+        As in :func:`conv2d`; a tuple has three integers.
+
+    Returns
+    -------
+    array or Tensor (N, O, Do, Ho, Wo)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`conv2d`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import functional as F
+    >>> F.conv3d(np.ones((1, 2, 3, 3, 3)), np.ones((4, 2, 3, 3, 3)), padding=1)[0, 0, 1]
+    array([[24., 36., 24.],
+           [36., 54., 36.],
+           [24., 36., 24.]])
+    """
+    return _convolution(3, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolution(
+    dims: int, x: Array, weight: Array, bias: Array | None, stride: IntOrTuple, padding: Padding,
+    dilation: IntOrTuple, groups: int,
+) -> Result:  # fmt: skip
+    """Checks and sizes in any number of dimensions."""
     check(x=x, weight=weight, **given(bias=bias))
-    if x.ndim != 4 or weight.ndim != 4:
+    if not x.ndim == weight.ndim == dims + 2:
+        names = NAMES[dims]
         raise ValueError(
-            f"x must be (N, C, H, W) and weight (O, C/groups, Kh, Kw), "
+            f"x must be (N, C, {names.image}) and weight (O, C/groups, {names.kernel}), "
             f"got {x.shape} and {weight.shape}"
         )
-    c, (o, c_group, *size) = x.shape[1], weight.shape
+    c, (o, c_group), taps = x.shape[1], weight.shape[:2], weight.shape[2:]
     groups = integer("groups", groups, 1)
     if c % groups or o % groups or c // groups != c_group:
         raise ValueError(
             f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
             f"C must be {c_group} * groups and O a multiple of groups"
         )
-    if min(size) < 1:
+    if min(taps) < 1:
         raise ValueError(f"weight must have at least one tap, got shape {weight.shape}")
     _check_bias(bias, weight)
-    taps = size[0], size[1]
-    strides, dilations = per_axis("stride", stride, 1), per_axis("dilation", dilation, 1)
+    strides = per_axis("stride", stride, 1, dims)
+    dilations = per_axis("dilation", dilation, 1, dims)
     pads = padding_per_axis(padding, taps, dilations)
     out = out_size(x.shape[2:], taps, strides, pads, dilations)
-    if (*taps, groups, *pads) == (1, 1, 1, 0, 0) and (
-        strides == (1, 1) or is_cupy(x)  # there, the pixels that are kept are copied
+    if (
+        max(*taps, groups) == 1
+        and not any(pads)
+        and (
+            max(strides) == 1 or is_cupy(x)  # there, the pixels that are kept are copied
+        )
     ):
         return _pointwise(x, weight, bias, strides)
-    call, window = Call("convolution", x, weight, bias), (strides, pads, dilations)
+    window = strides, pads, dilations
+    if dims == 3:
+        return _by_planes(x, weight, bias, window, out)
+    if dims == 2:
+        return _planar(x, weight, bias, window, out)
+    window = (1, *strides), (0, *pads), (1, *dilations)
+    flat = _planar(x[:, :, None], weight[:, :, None], bias, window, (1, *out))
+    return reshaped(flat, (len(x), o, *out), x, weight, bias)
+
+
+def _planar(x: Array, weight: Array, bias: Array | None, window: Window, out: Shape) -> Result:
+    """In two dimensions, by the backends."""
+    call = Call("convolution", x, weight, bias)
     image, kernel, offset = call.inputs
     fill = 0 if offset is None else offset[:, None, None]
-    value = call.value("forward", (window,), (len(x), o, *out), fill=fill)
+    value = call.value("forward", (window,), (len(x), len(weight), *out), fill=fill)
 
     @each
     def parameters(grad: Array) -> list[Any]:
@@ -202,13 +316,52 @@ def conv2d(
     )
 
 
+def _by_planes(x: Array, weight: Array, bias: Array | None, window: Window, out: Shape) -> Result:
+    """In three dimensions: what an output plane sees through each tap in depth is channels."""
+    (n, c), (o, _, depth), (stride, pads, dilation) = x.shape[:2], weight.shape[:3], window
+    looks = [view for _, (_, view) in windows((depth,), out[:1], stride[:1], dilation[:1])]
+    edge = pads[0], 0, 0
+    with on_device(x):
+        padded = pad(x, edge, 0)
+        planes = empty((n, out[0], c, depth, *x.shape[3:]), padded.dtype, x)
+        for tap, look in enumerate(looks):
+            planes[:, :, :, tap] = padded[:, :, look].swapaxes(1, 2)
+    seen, whole = planes.reshape(n * out[0], c * depth, *x.shape[3:]), padded.shape
+    taps = weight.reshape(o, -1, *weight.shape[3:])
+    value, vjps = _planar(seen, taps, bias, (stride[1:], pads[1:], dilation[1:]), out[1:])
+    shape = n, out[0], *value.shape[1:]
+
+    @along
+    def in_planes(grad: Array) -> Any:
+        with on_device(x):
+            return contiguous(grad.swapaxes(1, 2), grad.dtype).reshape(value.shape)
+
+    @in_planes
+    def grad_x(grad: Array) -> Array:
+        shares = vjps[0](grad).reshape(planes.shape)
+        with on_device(x):
+            total = namespace(x).zeros(whole, wide(shares.dtype) or shares.dtype)
+            for tap, look in enumerate(looks):
+                total[:, :, look] += shares[:, :, :, tap].swapaxes(1, 2)
+            return cast_like(unpad(total, edge, x), x)
+
+    with on_device(x):
+        result = contiguous(value.reshape(shape).swapaxes(1, 2), value.dtype)
+    return result, (
+        grad_x,
+        in_planes(lambda grad: vjps[1](grad).reshape(weight.shape)),
+        in_planes(vjps[2]),
+    )
+
+
 def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> Result:
     """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
-    seen = x[:, :, :: strides[0], :: strides[1]]
-    call = Call("pointwise", seen, weight[:, :, 0, 0], bias)
+    kept: Any = (..., *(slice(None, None, s) for s in strides))
+    seen = x[kept]
+    call = Call("pointwise", seen, weight.reshape(weight.shape[:2]), bias)
     n, c, *out = seen.shape
     image, matrix, offset = call.inputs
-    call.inputs[0] = image = image.reshape(n, c, out[0] * out[1])
+    call.inputs[0] = image = image.reshape(n, c, prod(out))
     shape = n, len(weight), image.shape[2]
     value = call.value("forward", (), shape, fill=0 if offset is None else offset[:, None])
 
@@ -219,10 +372,10 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> R
         pixels = call.gradient("grad_x", flat(grad), (matrix,), (), image)
         with on_device(x):
             result: Array = cast_like(pixels, x).reshape(seen.shape)
-            if strides == (1, 1):
+            if result.shape == x.shape:
                 return result
             whole: Array = namespace(x).zeros(x.shape, result.dtype)
-            whole[:, :, :: strides[0], :: strides[1]] = result
+            whole[kept] = result
             return whole
 
     @each

@@ -56,6 +56,24 @@ def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return shared
 
 
+def along(change: Callable[[Any], Any]) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """A decorator of vjps: they get what ``change`` makes of the gradient, and share it."""
+    changed = once(lambda grad: (change(grad), {}))
+
+    def decorate(vjp: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def call(grad: Any) -> Any:
+            shared = changed(grad)
+            token = current.set(shared)
+            try:
+                return vjp(shared[0])
+            finally:
+                current.reset(token)
+
+        return call
+
+    return decorate
+
+
 def each(make: Callable[[Any], Any]) -> Callable[[Any, int], Any]:
     """A function of the gradient and i: the i-th of the arrays that ``make`` returns.
 

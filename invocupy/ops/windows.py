@@ -1,8 +1,11 @@
-"""How many windows convolution and pooling have."""
+"""What convolution and pooling have in common: how many windows, and other numbers of axes."""
 
 from __future__ import annotations
 
+from invocupy.arrays import Array, on_device
 from invocupy.geometry import Shape, by, output_size
+from invocupy.ops.declaration import Result
+from invocupy.ops.memo import along
 
 
 def out_size(
@@ -23,3 +26,19 @@ def out_size(
             )
         result.append(max(out, 0))
     return tuple(result)
+
+
+def reshaped(result: Result, shape: Shape, *arrays: Array | None) -> Result:
+    """The result of an op on arrays of other shapes, as one of ``shape`` on ``arrays``."""
+    value, vjps = result
+    own, device = value.shape, on_device(value)
+
+    @along
+    def inner(grad: Array) -> Array:
+        with device:
+            return grad.reshape(own)
+
+    outer = zip(map(inner, vjps), arrays, strict=True)
+    return value.reshape(shape), tuple(
+        lambda grad, vjp=vjp, array=array: vjp(grad).reshape(array.shape) for vjp, array in outer
+    )

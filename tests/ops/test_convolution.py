@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,7 @@ from invocupy import backends, ops, testing
 from invocupy import functional as F  # noqa: N812
 from invocupy.backends.cuda import convolution as blocked
 from invocupy.backends.reference import convolution as reference
+from invocupy.geometry import output_size
 
 
 def integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
 # ---------------------------------------------------------------------------- convolution
 
 
-def naive_conv2d(
+def naive(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
@@ -37,46 +37,53 @@ def naive_conv2d(
     groups: int,
 ) -> np.ndarray:
     """The formula, output by output."""
-    (n, _, h, w), (o, c_group, kernel_h, kernel_w) = x.shape, weight.shape
-    out_h = (h + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
-    out_w = (w + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
-    out = np.zeros((n, o, out_h, out_w)) + bias[:, None, None]
-    for b, q, i, j in np.ndindex(out.shape):
+    image, (o, c_group), size = x.shape[2:], weight.shape[:2], weight.shape[2:]
+    axes = list(zip(image, size, stride, padding, dilation, strict=True))
+    out = np.zeros((len(x), o, *(output_size(*axis) for axis in axes)))
+    out += bias.reshape(-1, *[1] * len(size))
+    for b, q, *position in np.ndindex(out.shape):
         first = q // (o // groups) * c_group
-        for u, v in itertools.product(range(kernel_h), range(kernel_w)):
-            row = i * stride[0] + u * dilation[0] - padding[0]
-            column = j * stride[1] + v * dilation[1] - padding[1]
-            if 0 <= row < h and 0 <= column < w:
-                seen = x[b, first : first + c_group, row, column]
-                out[b, q, i, j] += weight[q, :, u, v] @ seen
+        for tap in np.ndindex(size):
+            place = [
+                i * s + u * d - p for i, u, (_, _, s, p, d) in zip(position, tap, axes, strict=True)
+            ]
+            if all(0 <= i < n for i, n in zip(place, image, strict=True)):
+                seen = x[b, first : first + c_group, *place]
+                out[b, q, *position] += weight[q, :, *tap] @ seen
     return out
 
 
-@given(
-    g=testing.geometries(max_batch=2, max_size=5, max_kernel=3, empty=False),
-    per_group=st.integers(1, 3),
-    seed=SEEDS,
-)
-def test_conv2d_is_its_formula(
-    g: invocupy.Geometry, per_group: int, seed: int, xp: ModuleType
+LIMITS = {"max_batch": 2, "max_kernel": 3, "empty": False}
+DRAWN = {
+    1: testing.geometries(dims=1, max_size=9, **LIMITS),
+    2: testing.geometries(max_size=5, **LIMITS),
+    3: testing.geometries(dims=3, max_size=4, max_channels_per_group=2, max_groups=2, **LIMITS),
+}
+
+
+@pytest.mark.parametrize("dims", DRAWN)
+@given(data=st.data(), per_group=st.integers(1, 3), seed=SEEDS)
+def test_convolution_is_its_formula(
+    dims: int, data: st.DataObject, per_group: int, seed: int, xp: ModuleType
 ) -> None:
-    rng = np.random.default_rng(seed)
+    g, rng = data.draw(DRAWN[dims]), np.random.default_rng(seed)
     x = integers(rng, *g.x_shape)
     o = g.groups * per_group
     weight = integers(rng, o, g.channels_per_group, *g.kernel)
     bias = integers(rng, o)
     on_xp = [xp.asarray(a.astype("float32")) for a in (x, weight, bias)]
-    value, partials = ops.conv2d(*on_xp, **testing.options(g), groups=g.groups)
-    expected = naive_conv2d(x, weight, bias, groups=g.groups, **testing.options(g))
+    chosen = {**testing.options(g), "groups": g.groups}
+    value, partials = getattr(ops, f"conv{dims}d")(*on_xp, **chosen)
+    expected = naive(x, weight, bias, **chosen)
     assert host(value).tolist() == expected.tolist()
 
     # <grad, linear part> = <grad_x, x> = <grad_weight, weight>, exactly.
     grad = integers(rng, *expected.shape)
     grads = [host(partial(xp.asarray(grad.astype("float32")))) for partial in partials]
-    linear = (grad * (expected - bias[:, None, None])).sum()
+    linear = (grad * (expected - bias.reshape(-1, *[1] * dims))).sum()
     assert (grads[0] * x).sum() == linear
     assert (grads[1] * weight).sum() == linear
-    assert (grads[2] == grad.sum(axis=(0, 2, 3))).all()
+    assert (grads[2] == grad.sum(axis=(0, *range(2, dims + 2)))).all()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,28 @@ def test_conv2d_is_its_formula(
 def test_conv2d_refuses(x: Any, weight: Any, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         F.conv2d(np.ones(x), np.ones(weight), **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "weight", "options", "message"),
+    [
+        (
+            F.conv1d,
+            (1, 2, 4, 4),
+            (2, 2, 3),
+            {},
+            r"x must be \(N, C, W\) and weight \(O, C/groups, ",
+        ),
+        (F.conv3d, (1, 2, 4, 4, 4), (2, 2, 3, 3), {}, r"\(O, C/groups, Kd, Kh, Kw\), got"),
+        (F.conv3d, (1, 2, 4, 4, 4), (2, 2, 3, 3, 3), {"stride": (1, 1)}, "1 or a triple of them"),
+        (F.conv1d, (1, 2, 2), (2, 2, 3), {}, "x of 2 is too small for kernel size 3"),
+    ],
+)
+def test_other_dimensions_refuse(
+    function: Any, x: Any, weight: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        function(np.ones(x), np.ones(weight), **options)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5,), (4, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +25,9 @@ def integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def windows(
-    size: tuple[int, int], kernel: Any, stride: Any, padding: Any, ceil_mode: bool
+    size: tuple[int, ...], kernel: Any, stride: Any, padding: Any, ceil_mode: bool
 ) -> list[list[range]]:
-    """The rows, and the columns, that each window covers, clipped to the padded image."""
+    """The places along each axis that each window covers, clipped to the padded image."""
     result = []
     for n, k, s, p in zip(size, kernel, stride, padding, strict=True):
         starts = [-p]
@@ -38,49 +39,66 @@ def windows(
     return result
 
 
-pools = st.tuples(
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    st.tuples(st.integers(0, 1), st.integers(0, 1)),
-    st.tuples(st.integers(3, 8), st.integers(3, 8)),
-    SEEDS,
-)
+@st.composite
+def pools(draw: st.DrawFn, dims: int) -> tuple[Any, ...]:
+    """Kernel, stride, padding and image by axis, and a seed."""
+
+    def by_axis(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(dims))
+
+    kernel, stride, size = by_axis(1, 3), by_axis(1, 4), by_axis(3, 8 if dims < 3 else 5)
+    padding = tuple(min(p, k // 2) for p, k in zip(by_axis(0, 1), kernel, strict=True))
+    return kernel, stride, padding, size, draw(SEEDS)
 
 
-@given(pool=pools, ceil_mode=st.booleans(), include=st.booleans())
-def test_avg_pool2d_is_its_formula(
-    pool: Any, ceil_mode: bool, include: bool, xp: ModuleType
+def inside(size: tuple[int, ...], window: Any) -> list[tuple[int, ...]]:
+    places = itertools.product(*window)
+    return [place for place in places if all(0 <= i < n for i, n in zip(place, size, strict=True))]
+
+
+in_all = pytest.mark.parametrize("dims", [1, 2, 3])
+
+
+@in_all
+@given(data=st.data(), ceil_mode=st.booleans(), include=st.booleans())
+def test_avg_pool_is_its_formula(
+    dims: int, data: st.DataObject, ceil_mode: bool, include: bool, xp: ModuleType
 ) -> None:
-    kernel, stride, padding, (h, w), seed = pool
-    padding = tuple(min(p, k // 2) for p, k in zip(padding, kernel, strict=True))
-    x = integers(np.random.default_rng(seed), 2, 1, h, w)
-    value = F.avg_pool2d(
-        xp.asarray(x), kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=include
-    )
-    rows, columns = windows((h, w), kernel, stride, padding, ceil_mode)
-    assert value.shape == (2, 1, len(rows), len(columns))
-    for i, j in itertools.product(range(len(rows)), range(len(columns))):
-        inside = [(r, c) for r in rows[i] for c in columns[j] if 0 <= r < h and 0 <= c < w]
-        count = len(rows[i]) * len(columns[j]) if include else len(inside)
-        expected = sum(x[:, 0, r, c] for r, c in inside) / count
-        assert_close(value[:, 0, i, j], expected, terms=4)
+    kernel, stride, padding, size, seed = data.draw(pools(dims))
+    x = integers(np.random.default_rng(seed), 2, 1, *size)
+    pool, options = getattr(ops, f"avg_pool{dims}d"), {"count_include_pad": include}
+    value, (partial,) = pool(xp.asarray(x), kernel, stride, padding, ceil_mode=ceil_mode, **options)
+    axes = windows(size, kernel, stride, padding, ceil_mode)
+    assert value.shape == (2, 1, *map(len, axes))
+    grad = integers(np.random.default_rng(seed + 1), *value.shape)
+    back = np.zeros_like(x)
+    for i in np.ndindex(value.shape[2:]):
+        window = [axis[k] for axis, k in zip(axes, i, strict=True)]
+        seen = inside(size, window)
+        count = math.prod(map(len, window)) if include else len(seen)
+        expected = sum(x[:, 0, *place] for place in seen) / count
+        assert_close(value[:, 0, *i], expected, terms=4 + dims)
+        for place in seen:
+            back[:, 0, *place] += grad[:, 0, *i] / count
+    assert_close(partial(xp.asarray(grad)), back, terms=100, summand=3.0)
 
 
-@given(pool=pools)
-def test_max_pool2d_is_its_formula(pool: Any, xp: ModuleType) -> None:
-    kernel, stride, padding, (h, w), seed = pool
-    padding = tuple(min(p, k // 2) for p, k in zip(padding, kernel, strict=True))
-    x = integers(np.random.default_rng(seed), 2, 1, h, w)  # with many ties
-    value, (partial,) = ops.max_pool2d(xp.asarray(x), kernel, stride, padding)
-    rows, columns = windows((h, w), kernel, stride, padding, ceil_mode=False)
-    assert value.shape == (2, 1, len(rows), len(columns))
+@in_all
+@given(data=st.data())
+def test_max_pool_is_its_formula(dims: int, data: st.DataObject, xp: ModuleType) -> None:
+    kernel, stride, padding, size, seed = data.draw(pools(dims))
+    x = integers(np.random.default_rng(seed), 2, 1, *size)  # with many ties
+    pool = getattr(ops, f"max_pool{dims}d")
+    value, (partial,) = pool(xp.asarray(x), kernel, stride, padding)
+    axes = windows(size, kernel, stride, padding, ceil_mode=False)
+    assert value.shape == (2, 1, *map(len, axes))
     grad = integers(np.random.default_rng(seed + 1), *value.shape)
     expected = np.zeros_like(x)
-    for n, i, j in np.ndindex(2, len(rows), len(columns)):
-        inside = [(r, c) for r in rows[i] for c in columns[j] if 0 <= r < h and 0 <= c < w]
-        first = max(inside, key=lambda place: x[n, 0, *place])
-        assert value[n, 0, i, j] == x[n, 0, *first]
-        expected[n, 0, *first] += grad[n, 0, i, j]
+    for n, _, *i in np.ndindex(value.shape):
+        window = [axis[k] for axis, k in zip(axes, i, strict=True)]
+        first = max(inside(size, window), key=lambda place: x[n, 0, *place])
+        assert value[n, 0, *i] == x[n, 0, *first]
+        expected[n, 0, *first] += grad[n, 0, *i]
     assert host(partial(xp.asarray(grad))).tolist() == expected.tolist()
 
 
@@ -115,3 +133,23 @@ def test_pools_refuse(pool: Any) -> None:
         pool(np.ones((1, 1, 1, 4)), 2)
     with pytest.raises(ValueError, match="kernel_size must be an integer >= 1"):
         pool(np.ones((1, 1, 4, 4)), 0)
+
+
+@pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
+def test_pools_of_other_dimensions_refuse(name: str) -> None:
+    along, inside = getattr(F, f"{name}1d"), getattr(F, f"{name}3d")
+    with pytest.raises(ValueError, match=r"x must have 3 dimensions \(N, C, W\), got shape"):
+        along(np.ones((2, 4, 4, 4)), 2)
+    with pytest.raises(ValueError, match=r"x must have 5 dimensions \(N, C, D, H, W\), got shape"):
+        inside(np.ones((2, 4, 4, 4)), 2)
+    with pytest.raises(ValueError, match="kernel_size must be an integer >= 1 or a triple of them"):
+        inside(np.ones((1, 1, 4, 4, 4)), (2, 2))
+    with pytest.raises(ValueError, match=r"x of 1x4x4 is too small for kernel size 2x2x2"):
+        inside(np.ones((1, 1, 1, 4, 4)), 2)
+
+
+@pytest.mark.parametrize("special", [np.nan, -np.inf])
+def test_max_pool3d_takes_the_first_of_planes_that_are_all_special(special: float) -> None:
+    value, (partial,) = ops.max_pool3d(np.full((1, 1, 2, 2, 2), special), 2)
+    np.testing.assert_equal(value.ravel(), [special])
+    assert partial(np.ones_like(value)).ravel().tolist() == [1.0] + 7 * [0.0]
