@@ -1,14 +1,14 @@
 """Move: everything that only moves data between memory and the layouts that products read.
 
-Micro-kernels copy, interleave and transpose vectors; compiled loops around them pack a source with
-a zero border (:func:`pack`). For weights see :mod:`~invocupy.backends.cpu.order`.
+Micro-kernels that copy, interleave and transpose vectors. The loops around them that pack a source
+with a zero border are in :mod:`~invocupy.backends.cpu.blocks`; for weights see
+:mod:`~invocupy.backends.cpu.order`.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 
-from collections import namedtuple
 from functools import cache
 from typing import Any
 
@@ -17,10 +17,9 @@ from numba.core import cgutils
 
 from invocupy.backends.cpu.access import pointer
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors, call, micro, word
+from invocupy.backends.cpu.vector import VECTOR_BYTES, Loop, Vectors, micro, word
 
 WORDS = VECTOR_BYTES // 4  # data of all types is copied as words of 32 bits
-_MOST = 1 << 30  # lanes are counted in 32 bits, columns of an image in 64
 _AHEAD = 4096  # bytes: rows are packed in the order of memory
 
 
@@ -158,29 +157,6 @@ def copy_rows(v: Vectors, args: Any) -> None:
     outer.close([v.add(to, out_plane), v.add(start, plane)])
 
 
-Block = namedtuple("Block", "image first_row end_row first_column end_column top left skew rows")
-
-
-@jit
-def block_of(number, p, size):
-    """The positions of a task, and what of the source they see, of a Plan.
-
-    Packing begins ``skew`` bytes into scratch memory, so that source columns of whole vectors land
-    on whole cache lines.
-    """
-    number, strip = divmod(number, p.strips)
-    image, band = divmod(number, p.bands)
-    first_row, end_row = p.tall * band // p.bands, p.tall * (band + 1) // p.bands
-    first_column, end_column = p.wide * strip // p.strips, p.wide * (strip + 1) // p.strips
-    top, left = p.top + first_row * p.row_step, p.left + first_column * p.column_step
-    lead = min(max(-left, 0), p.phase_width)
-    return Block(
-        image, first_row, end_row, first_column, end_column, top, left,
-        VECTOR_BYTES + (-lead * size) % VECTOR_BYTES,
-        (end_row - first_row - 1) * p.row_step + p.halo_rows + 1,
-    )  # fmt: skip
-
-
 @jit
 def clear(start, end):
     """Zeros between two addresses."""
@@ -213,83 +189,3 @@ def copying(bits: int) -> Any:
                 held[i] = 0
 
     return copy
-
-
-@jit
-def pack(source, channels, block, p, out, size, fresh):
-    """``out[c, q]`` = row top + q of ``source`` (channels, height, width) from column left on.
-
-    Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
-    Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
-    """
-    if p.column_step > 1:
-        _pack_phases(source, channels, block, p, out, size)
-        return
-    words, top = size // 4, block.top
-    lead = min(max(-block.left, 0), p.phase_width)
-    count = max(min(p.width - block.left, p.phase_width) - lead, 0)
-    first, last = min(max(-top, 0), block.rows), min(p.height - top, block.rows)  # that have pixels
-    if count == 0 or last <= first:
-        first = last = block.rows
-    if fresh or p.bands > 1:
-        for c in range(channels):
-            plane = out + c * p.plane
-            clear(plane, min(plane + first * p.pitch + lead * size, plane + p.plane))
-            clear(plane + last * p.pitch + lead * size, plane + p.plane)
-    if first < last:
-        start = source + ((top + first) * p.width + block.left + lead) * size
-        vectors = -(-count * words // WORDS)
-        call(p.copy_rows, (
-            out + first * p.pitch + lead * size, p.plane, p.pitch, start, p.height * p.width * size,
-            p.width * size, channels, last - first, count * words,
-            p.pitch // VECTOR_BYTES - vectors if fresh else 0,
-        ))  # fmt: skip
-
-
-@jit
-def _pack_phases(source, channels, block, p, out, size):
-    """Rows whose columns are sorted by phase; zeros where they are not inside.
-
-    All rows in one call: handing over a plan takes as long as a row.
-    """
-    words, left = size // 4, block.left
-    for c in range(channels):
-        for q in range(block.rows):
-            inside = 0 <= block.top + q < p.height
-            start = source + ((c * p.height + block.top + q) * p.width + left) * size
-            values = pointer(start, 32)
-            for phase in range(p.column_phases):
-                place = out + c * p.plane + q * p.pitch + phase * p.phase_width * size
-                if inside and p.column_step == 2:
-                    first = left + phase
-                    call(p.take_even, (
-                        place, start + phase * size, max(min(-first, _MOST), -_MOST),
-                        min(p.width - first, _MOST), -(-p.phase_width * size // VECTOR_BYTES),
-                    ))  # fmt: skip
-                    continue
-                row = pointer(place, 32)
-                for b in range(p.phase_width):
-                    x = phase + b * p.column_step
-                    seen = inside and 0 <= left + x < p.width
-                    for i in range(words):
-                        row[b * words + i] = values[x * words + i] if seen else 0
-
-
-@jit
-def feature_tile(to, source, row, column, lanes, rows, p, size):
-    """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows."""
-    tile, line = p.rows * p.lanes * size, p.kernel_columns * size
-    here = source + row * line + column * size
-    for f in range(p.features - 1):
-        call(p.copy_features, (
-            to + f * tile, here + f * p.kernel_rows * line, 0, line, p.rows * line,
-            0, lanes, 0, rows,
-        ))  # fmt: skip
-    ones = to + (p.features - 1) * tile
-    for r in range(p.rows):
-        for j in range(p.lanes):
-            value = 1 if r < rows and j < lanes else 0
-            if size == 4:
-                pointer(ones, 32)[r * p.lanes + j] = value
-            else:
-                pointer(ones, 64)[r * p.lanes + j] = value

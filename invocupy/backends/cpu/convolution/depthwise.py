@@ -18,9 +18,10 @@ import numpy as np
 
 from invocupy.arrays import Array
 from invocupy.backends.cpu.access import Record, pointer, read
+from invocupy.backends.cpu.blocks import block_of, pack
 from invocupy.backends.cpu.contract import ONCE, dot_taps, taps
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import block_of, interleave, pack
+from invocupy.backends.cpu.move import interleave
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, plan
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch

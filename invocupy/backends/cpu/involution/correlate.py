@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from invocupy.backends.cpu.access import read
+from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import block_of, feature_tile, pack
 from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Plan
 from invocupy.backends.cpu.vector import call
 

@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
+from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import block_of, feature_tile, pack
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Plan, Step
 from invocupy.backends.cpu.vector import call
 
