@@ -1,9 +1,11 @@
 """The formulas of the CPU backend as plain Numba loops: what the vector code computes, unoptimised.
 
 Only tests compile them: this is the form to read between the array code of
-:mod:`invocupy.backends.reference` and the vector code beside this module. ``window`` is (stride,
-padding, dilation), a pair each; images are (N, C, H, W). Sums are float64; a gradient is written as
-the transpose of its formula: the same loop, with the product added to what was read before.
+:mod:`invocupy.backends.reference` and the vector code beside this module. They work in any number
+of spatial dimensions: images are (N, C, pixels), kernels (N, G, taps, positions), and ``axes`` are
+the tuples (sizes of the image, of the window and of the result, stride, padding, dilation). Sums
+are float64; a gradient is written as the transpose of its formula: the same loop, with the product
+added to what was read before.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -15,86 +17,86 @@ from numba import njit
 
 
 @njit
-def seen(i, j, taps, window, height, width):
-    """Each tap (u, v) through which the position (i, j) sees a pixel (y, x) of the image."""
-    (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = window
-    for u in range(taps[0]):
-        for v in range(taps[1]):
-            y = i * stride_h + u * dilation_h - pad_h
-            x = j * stride_w + v * dilation_w - pad_w
-            if 0 <= y < height and 0 <= x < width:
-                yield u, v, y, x
+def seen(axes):
+    """Each position, tap and pixel that it sees through the tap, by their numbers."""
+    sizes, taps, positions, stride, padding, dilation = axes
+    for i, position in enumerate(np.ndindex(positions)):
+        for t, tap in enumerate(np.ndindex(taps)):
+            pixel, inside = 0, True
+            for a in range(len(sizes)):
+                place = position[a] * stride[a] + tap[a] * dilation[a] - padding[a]
+                inside = inside and 0 <= place < sizes[a]
+                pixel = pixel * sizes[a] + place
+            if inside:
+                yield i, t, pixel
 
 
 @njit
-def involution(image, kernel, window, out):
-    """The kernel (N, G, Kh, Kw, H', W') differs by position and is shared by a group's channels."""
-    channels, taps = image.shape[1] // kernel.shape[1], kernel.shape[2:4]
-    for n, c, i, j in np.ndindex(out.shape):
-        total = 0.0
-        for u, v, y, x in seen(i, j, taps, window, *image.shape[2:]):
-            total += kernel[n, c // channels, u, v, i, j] * image[n, c, y, x]
-        out[n, c, i, j] = total
+def involution(image, kernel, axes, out):
+    """The kernel differs by position and is shared by a group's channels."""
+    channels, total = image.shape[1] // kernel.shape[1], np.zeros(out.shape)
+    for i, t, pixel in seen(axes):
+        for n, c in np.ndindex(out.shape[:2]):
+            total[n, c, i] += kernel[n, c // channels, t, i] * image[n, c, pixel]
+    out[...] = total
 
 
 @njit
-def involution_grads(grad, image, kernel, window, grad_image, grad_kernel):
+def involution_grads(grad, image, kernel, axes, grad_image, grad_kernel):
     """Both gradients of :func:`involution`; the results must be zeros before."""
-    channels, taps = image.shape[1] // kernel.shape[1], kernel.shape[2:4]
-    for n, c, i, j in np.ndindex(grad.shape):
-        for u, v, y, x in seen(i, j, taps, window, *image.shape[2:]):
+    channels = image.shape[1] // kernel.shape[1]
+    for i, t, pixel in seen(axes):
+        for n, c in np.ndindex(grad.shape[:2]):
             g = c // channels
-            grad_image[n, c, y, x] += kernel[n, g, u, v, i, j] * grad[n, c, i, j]
-            grad_kernel[n, g, u, v, i, j] += image[n, c, y, x] * grad[n, c, i, j]
+            grad_image[n, c, pixel] += kernel[n, g, t, i] * grad[n, c, i]
+            grad_kernel[n, g, t, i] += image[n, c, pixel] * grad[n, c, i]
 
 
 @njit
-def convolution(image, weight, bias, window, out):
-    """The weight (O, C/G, Kh, Kw) is the same at all positions."""
-    channels, taps = weight.shape[1], weight.shape[2:]
+def convolution(image, weight, bias, axes, out):
+    """The weight (O, C/G, taps) is the same at all positions."""
+    channels, total = weight.shape[1], np.zeros(out.shape)
     outputs = len(weight) * channels // image.shape[1]  # of a group
-    for n, o, i, j in np.ndindex(out.shape):
-        total = float(bias[o])
-        for u, v, y, x in seen(i, j, taps, window, *image.shape[2:]):
-            for c in range(channels):
-                total += weight[o, c, u, v] * image[n, o // outputs * channels + c, y, x]
-        out[n, o, i, j] = total
+    for i, t, pixel in seen(axes):
+        for n, o, c in np.ndindex(len(out), len(weight), channels):
+            total[n, o, i] += weight[o, c, t] * image[n, o // outputs * channels + c, pixel]
+    for o in range(len(weight)):
+        out[:, o] = total[:, o] + bias[o]
 
 
 @njit
-def convolution_grads(grad, image, weight, window, grad_image, grad_weight, grad_bias):
+def convolution_grads(grad, image, weight, axes, grad_image, grad_weight, grad_bias):
     """All gradients of :func:`convolution`; the results must be zeros before."""
-    channels, taps = weight.shape[1], weight.shape[2:]
+    channels = weight.shape[1]
     outputs = len(weight) * channels // image.shape[1]
-    for n, o, i, j in np.ndindex(grad.shape):
-        grad_bias[o] += grad[n, o, i, j]
-        for u, v, y, x in seen(i, j, taps, window, *image.shape[2:]):
-            for c in range(channels):
-                k = o // outputs * channels + c
-                grad_image[n, k, y, x] += weight[o, c, u, v] * grad[n, o, i, j]
-                grad_weight[o, c, u, v] += image[n, k, y, x] * grad[n, o, i, j]
+    for n, o, i in np.ndindex(grad.shape):
+        grad_bias[o] += grad[n, o, i]
+    for i, t, pixel in seen(axes):
+        for n, o, c in np.ndindex(len(grad), len(weight), channels):
+            k = o // outputs * channels + c
+            grad_image[n, k, pixel] += weight[o, c, t] * grad[n, o, i]
+            grad_weight[o, c, t] += image[n, k, pixel] * grad[n, o, i]
 
 
 @njit
-def max_pool(image, taps, window, out, winner):
-    """The first of the largest values, NaN the largest of all, and where it stands in its plane."""
-    for n, c, i, j in np.ndindex(out.shape):
-        best, where = -np.inf, -1
-        for _, _, y, x in seen(i, j, taps, window, *image.shape[2:]):
-            value = image[n, c, y, x]
-            if where < 0 or value > best or (np.isnan(value) and not np.isnan(best)):
-                best, where = value, y * image.shape[3] + x
-        out[n, c, i, j], winner[n, c, i, j] = best, where
+def max_pool(image, axes, out, winner):
+    """The first of the largest values, NaN the largest of all, and the number of its pixel."""
+    out[...], winner[...] = -np.inf, -1
+    for i, _, pixel in seen(axes):
+        for n, c in np.ndindex(out.shape[:2]):
+            value, best = image[n, c, pixel], out[n, c, i]
+            first = winner[n, c, i] < 0
+            if first or value > best or (np.isnan(value) and not np.isnan(best)):
+                out[n, c, i], winner[n, c, i] = value, pixel
 
 
 @njit
-def avg_pool(image, scale, taps, window, out):
-    """``scale`` (H', W') times the sum of each window."""
-    for n, c, i, j in np.ndindex(out.shape):
-        total = 0.0
-        for _, _, y, x in seen(i, j, taps, window, *image.shape[2:]):
-            total += image[n, c, y, x]
-        out[n, c, i, j] = scale[i, j] * total
+def avg_pool(image, scale, axes, out):
+    """``scale`` (positions) times the sum of each window."""
+    total = np.zeros(out.shape)
+    for i, _, pixel in seen(axes):
+        total[:, :, i] += image[:, :, pixel]
+    out[...] = scale * total
 
 
 @njit

@@ -5,11 +5,14 @@ Values are small integers, whose sums are exact in any order: results are equal 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 import pytest
 from bounds import roundoff
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from invocupy.backends.cpu import batch_norm, convolution, involution, pooling, simple
 from invocupy.backends.reference import batch_norm as batch_norm_reference
@@ -17,6 +20,7 @@ from invocupy.backends.reference import convolution as convolution_reference
 from invocupy.backends.reference import involution as involution_reference
 from invocupy.backends.reference import pooling as pooling_reference
 from invocupy.geometry import Geometry
+from invocupy.testing import geometries
 
 WINDOWS = [((1, 1), (1, 1), (1, 1)), ((2, 1), (0, 2), (1, 2)), ((3, 2), (2, 1), (2, 1))]
 IMAGE = 2, 6, 17, 19
@@ -45,23 +49,36 @@ def same(*sets: list[np.ndarray]) -> None:
             np.testing.assert_array_equal(first, other)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_involution(window: Any) -> None:
-    out = 2, 6, *positions((3, 2), window)
-    x, kernel, grad = integers(0, IMAGE, (2, 3, 3, 2, *out[2:]), out)
-    g = Geometry.of(x.shape, kernel.shape, *window)
+def pixels(*arrays: np.ndarray) -> list[np.ndarray]:
+    """Views with one axis in place of the spatial ones."""
+    return [a.reshape(*a.shape[:2], -1) if a.ndim > 2 else a for a in arrays]
+
+
+@settings(max_examples=60)
+@given(
+    geometries(dims=(1, 2, 3), max_width=70, max_channels_per_group=9, empty=False),
+    st.integers(0, 99),
+)
+def test_involution(g: Geometry, seed: int) -> None:
+    x, kernel, grad = integers(seed, g.x_shape, g.kernel_shape, g.out_shape)
+    axes = g.size, g.kernel, g.out, g.stride, g.padding, g.dilation
+    taps = g.batch, g.groups, prod(g.kernel), prod(g.out)
     backends = involution, involution_reference
-    plain = of(lambda y: simple.involution(x, kernel, window, y), [out])
-    same(plain, *[of(lambda y, b=b: b.forward(x, kernel, g, y), [out]) for b in backends])
+
+    def plain_forward(y: np.ndarray) -> None:
+        simple.involution(*pixels(x), kernel.reshape(taps), axes, *pixels(y))
+
+    def plain_grads(in_x: np.ndarray, in_kernel: np.ndarray) -> None:
+        arrays = *pixels(grad, x), kernel.reshape(taps)
+        simple.involution_grads(*arrays, axes, *pixels(in_x), in_kernel.reshape(taps))
 
     def both(backend: Any) -> list[np.ndarray]:
-        in_x = of(lambda r: backend.grad_x(grad, kernel, g, r), [x.shape])
-        return in_x + of(lambda r: backend.grad_kernel(grad, x, g, r), [kernel.shape])
+        in_x = of(lambda r: backend.grad_x(grad, kernel, g, r), [g.x_shape])
+        return in_x + of(lambda r: backend.grad_kernel(grad, x, g, r), [g.kernel_shape])
 
-    plain = of(
-        lambda *r: simple.involution_grads(grad, x, kernel, window, *r), [x.shape, kernel.shape], 0
-    )
-    same(plain, *map(both, backends))
+    vector = [of(lambda y, b=b: b.forward(x, kernel, g, y), [g.out_shape]) for b in backends]
+    same(of(plain_forward, [g.out_shape]), *vector)
+    same(of(plain_grads, [g.x_shape, g.kernel_shape], 0), *map(both, backends))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -70,7 +87,8 @@ def test_convolution(window: Any, channels: int, outputs: int) -> None:
     out = 2, outputs, *positions((3, 2), window)
     x, weight, bias, grad = integers(1, IMAGE, (outputs, channels, 3, 2), (outputs,), out)
     backends = convolution, convolution_reference
-    plain = of(lambda y: simple.convolution(x, weight, bias, window, y), [out])
+    axes = IMAGE[2:], (3, 2), out[2:], *window
+    plain = of(lambda y: simple.convolution(*pixels(x, weight, bias), axes, *pixels(y)), [out])
     vector = [of(lambda y, b=b: b.forward(x, weight, bias, window, y), [out]) for b in backends]
     same(plain, *vector)
 
@@ -80,7 +98,8 @@ def test_convolution(window: Any, channels: int, outputs: int) -> None:
         return in_x + of(lambda *r: backend.grad_weight(grad, x, window, *r), shapes)
 
     shapes = [x.shape, weight.shape, bias.shape]
-    plain = of(lambda *r: simple.convolution_grads(grad, x, weight, window, *r), shapes, 0)
+    arrays = pixels(grad, x, weight)
+    plain = of(lambda *r: simple.convolution_grads(*arrays, axes, *pixels(*r)), shapes, 0)
     same(plain, *map(all_three, backends))
 
 
@@ -88,20 +107,20 @@ def test_convolution(window: Any, channels: int, outputs: int) -> None:
 def test_pooling(stride: Any, padding: Any, _: Any) -> None:
     size, one = (4, 3), (1, 1)
     padding = tuple(min(p, k // 2) for p, k in zip(padding, size, strict=True))
-    window = stride, padding, one
-    out = 2, 6, *positions(size, window)
+    out = 2, 6, *positions(size, (stride, padding, one))
+    axes = IMAGE[2:], size, out[2:], stride, padding, one
     (x,) = integers(2, IMAGE)
     x[0, 0, 3, 3] = np.nan
     scale = np.full(out[2:], 0.25, np.float32)
     backends = pooling, pooling_reference
-    plain = of(lambda *r: simple.max_pool(x, size, window, *r), [out, out])
+    plain = of(lambda *r: simple.max_pool(*pixels(x), axes, *pixels(*r)), [out, out])
     winner = plain.pop().astype(np.int32)
     for backend in backends:
         found = np.empty(out, np.int32)
         pools = size, stride, padding
         same(plain, of(lambda y, b=backend, w=found, p=pools: b.max_pool(x, p, y, w), [out]))
         same([winner], [found])
-    plain = of(lambda y: simple.avg_pool(x, scale, size, window, y), [out])
+    plain = of(lambda y: simple.avg_pool(*pixels(x), scale.ravel(), axes, *pixels(y)), [out])
     for backend in backends:
         pools = size, stride, padding
         same(plain, of(lambda y, b=backend, p=pools: b.avg_pool(x, scale, p, y), [out]))
