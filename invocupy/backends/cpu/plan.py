@@ -9,12 +9,18 @@ here, so the compiled kernels know no stride or dilation.
 The source planes of a block are packed with a zero border, columns sorted by stride phase, so that
 what a vector of positions sees is always a vector. A *step* is one kernel column v with a run of M
 kernel rows that meet consecutive source rows (all of them, where stride equals dilation).
+
+There are always three dimensions; those that are missing have size 1. A *unit* is a range of result
+planes that see source planes of one spacing. A block goes through the planes of a unit in order,
+and holds as many packed source planes as there are taps in depth: each new one takes the place of
+the oldest. So there is a table of the steps for each such *turn* of the planes.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -23,11 +29,14 @@ import numpy as np
 from invocupy.arrays import Array
 from invocupy.backends.cpu.move import WORDS, copy_rows, take_even
 from invocupy.backends.cpu.vector import VECTOR_BYTES
-from invocupy.geometry import Geometry
+from invocupy.geometry import Geometry, Shape
 
 _LINE = 64
 _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
+_DEEPER = 3  # times the budget, so that a block of many planes is not cut into too flat bands
+_TASKS = 64  # towards which the planes of a unit are cut,
+_SHARE = 4  # into at least so many results for each source plane that is packed once more
 
 
 class Step(NamedTuple):
@@ -35,6 +44,7 @@ class Step(NamedTuple):
 
     seen: int  # from the first position to what the step sees in the packed source
     kernel: int  # and to its kernel plane
+    depth: int
     row: int
     column: int
     tile: int  # to its part of a tile
@@ -56,7 +66,26 @@ class Phase(NamedTuple):
     high_column: int
 
 
-STEP, PHASE = 8 * len(Step._fields), 8 * len(Phase._fields)  # bytes of a row
+class Unit(NamedTuple):
+    """One row of the unit table: result planes t = 0, 1, ...
+
+    Tap i in depth sees source plane ``seen + (t * move + i) * spacing``, which is packed as number
+    ``(t * move + i) % taps``.
+    """
+
+    first: int  # depth of the first result, and from one to the next
+    step: int
+    results: int
+    seen: int
+    spacing: int
+    move: int
+    taps: int  # at least 1
+    phases: int  # bytes from the table of phases to the unit's,
+    steps: int  # from that of steps to where step 0 would be in the unit's first turn,
+    turn: int  # and from one turn to the next
+
+
+STEP, PHASE, UNIT = (8 * len(row._fields) for row in (Step, Phase, Unit))  # bytes of a row
 SEEN, KERNEL, TILE = (8 * Step._fields.index(name) for name in ("seen", "kernel", "tile"))
 
 
@@ -78,11 +107,14 @@ class Plan(NamedTuple):
     images: int
     groups: int
     channels: int  # of a group
-    height: int  # of the source
+    depth: int  # of the source
+    height: int
     width: int
+    kernel_depth: int
     kernel_rows: int
     kernel_columns: int
-    kernel_plane: int  # bytes of one group's kernel, or of one image's features
+    kernel_bytes: int  # of one group's kernel, or of one image's features
+    out_channel: int
     out_plane: int
     out_width: int
     out_row_step: int
@@ -93,8 +125,8 @@ class Plan(NamedTuple):
     rows: int
     interleaved: int  # how many phases, one after another in their table, share a row
     direct: bool  # whether results can be stored as they are
-    bands: int  # each image is cut into bands * strips blocks, of the same positions in all phases
-    strips: int
+    bands: int  # each image is cut into units * bands * strips blocks, of the same positions in
+    strips: int  # all phases
     tall: int  # positions
     wide: int
     top: int  # source row and column that the first position sees first
@@ -104,16 +136,19 @@ class Plan(NamedTuple):
     column_phases: int  # columns are packed by phase
     phase_width: int
     halo_rows: int  # how much further than its first position a block sees
-    pitch: int  # bytes of one packed row (all column phases) and one packed channel: odd numbers of
-    plane: int  # cache lines, so that rows and channels do not fall into the same cache sets
+    pitch: int  # bytes of one packed row (all column phases), plane and channel: odd numbers of
+    plane: int  # cache lines, so that planes and channels do not fall into the same cache sets
+    channel: int
     packed_size: int  # bytes of scratch memory
     take_even: int  # addresses of micro-kernels
     copy_rows: int
+    units: Array  # rows of Unit
+    unit_count: int
     steps: Array  # rows of Step
-    step_count: int
+    step_count: int  # without those of further turns
     phases: Array  # rows of Phase
-    phase_count: int
-    taps: Array  # u * Kw + v of each tap in the order of the steps
+    phase_count: int  # of a unit
+    taps: Array  # which one each is in the order of the steps
     most_taps: int  # of a phase
     common_steps: int  # the greatest number that divides the steps of every phase
     features: int = 0  # and one more for the bias
@@ -150,33 +185,33 @@ def plan(
     """Cut ``g`` for elements of ``size`` bytes: forward, or backward for the gradient of x.
 
     A tile has at most ``rows`` rows; a block has about ``budget`` bytes of packed source and at
-    most about ``tiles`` tiles. ``halves``: vectors may be shorter than the machine's if they fit
-    the width better.
+    most about ``tiles`` tiles in a plane. ``halves``: vectors may be shorter than the machine's if
+    they fit the width better.
     """
+    g = g.lifted(3)
+    axes = list(zip(g.size, g.kernel, g.out, g.stride, g.padding, g.dilation, strict=True))
+    one: Shape = (1, 1, 1)
     if backward:
-        axes = zip(g.size, g.stride, g.padding, g.dilation, g.kernel, strict=True)
-        down, across = (_reached(*axis) for axis in axes)
-        row_step = column_step = 1
-        result_width = g.size[1]
+        deep, down, across = (_reached(n, s, p, d, k) for n, k, _, s, p, d in axes)
+        in_steps, out_steps, source, result = one, g.stride, g.out, g.size
     else:
-        down, across = (
-            [_Axis(0, n, -pad, [(u, 0, u * dilation) for u in range(kernel)])]
-            for n, pad, dilation, kernel in zip(g.out, g.padding, g.dilation, g.kernel, strict=True)
+        deep, down, across = (
+            [_Axis(0, out, -p, [(u, 0, u * d) for u in range(k)])] for _, k, out, _, p, d in axes
         )
-        row_step, column_step = g.stride
-        result_width = g.out[1]
+        in_steps, out_steps, source, result = g.stride, one, g.size, g.out
+    _, row_step, column_step = in_steps
 
     fewest, most = min(a.number for a in down), max(a.number for a in down)
     narrowest, widest = min(a.number for a in across), max(a.number for a in across)
     rows = min(rows, fewest)
     run = 1
-    if g.stride[0] == g.dilation[0]:
-        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel[0] % m == 0)
+    if g.stride[1] == g.dilation[1]:
+        run = max(m for m in range(1, _LONGEST_RUN + 1) if g.kernel[1] % m == 0)
     # The last vector of a row overlaps the one before. Half vectors can fit better, but cost a
     # little each, and too much where results go to as many places as there are taps.
-    sizes = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
-    cost = 1 if halves else sizes[0]
-    lanes = min(sizes, key=lambda lanes: -(-widest // lanes) * (lanes + cost))
+    lengths = [VECTOR_BYTES // size, max(VECTOR_BYTES // (2 * size), 2)]
+    cost = 1 if halves else lengths[0]
+    lanes = min(lengths, key=lambda lanes: -(-widest // lanes) * (lanes + cost))
 
     strips = max(1, narrowest // _WIDEST_STRIP)
     width = max(-(-widest // strips), lanes)
@@ -185,16 +220,16 @@ def plan(
     phase_width = width + reach // column_step
     if column_step == 1:
         # the zeros after a row are those before the next one
-        there = g.out[1] if backward else g.size[1]
-        after = max(a.source + a.number for a in across) + reach - there
+        after = max(a.source + a.number for a in across) + reach - source[2]
         border = min(max(0, *(-a.source for a in across), after), phase_width)
-        held = min(phase_width, there)
-        pitch = _lines(held * size) + _lines(border * size)
+        pitch = _lines(min(phase_width, source[2]) * size) + _lines(border * size)
     else:
         pitch = _lines(column_phases * phase_width * size)
 
+    held = max(1, *(len(a.taps) for a in deep))  # planes
     halo_rows = max((seen for a in down for _, _, seen in a.taps), default=0)
-    height = (budget // (pitch * g.channels_per_group) - halo_rows) // row_step
+    budget *= min(max(held - 1, 1), _DEEPER)
+    height = (budget // (pitch * g.channels_per_group * held) - halo_rows) // row_step
     height = min(height, rows * max(1, tiles * lanes * strips // widest))
     height = max(rows + most - fewest, height)  # a whole tile in a block of any phase
     bands = max(1, fewest // height)
@@ -202,60 +237,96 @@ def plan(
     # behind the last row there is no next one whose zeros end it
     last = max(pitch, phase_width * size)
     plane = _odd_lines(((tallest - 1) * row_step + halo_rows) * pitch + last)
+    channel = _odd_lines(held * plane)
 
-    steps: list[tuple[int, ...]] = []
+    positions, plane_out = prod(g.out), prod(g.out[1:])
+    tables: list[Array] = []
     phases: list[Phase] = []
+    units: list[Unit] = []
     taps: list[int] = []
-    for y in down:
-        for x in across:
+    most_units = -(-_TASKS // (g.batch * g.groups * bands * strips))
+    for z in deep:
+        spacing = z.taps[1][2] - z.taps[0][2] if len(z.taps) > 1 else 1
+        first_step, first_phase = len(taps) // run, len(phases)
+        steps: list[tuple[int, ...]] = []
+        for y, x in product(down, across):
             start = len(steps)
-            for first in range(0, len(y.taps), run):
+            for i, first in product(range(len(z.taps)), range(0, len(y.taps), run)):
                 u, shift_y, seen_y = y.taps[first]
+                depth = i * spacing if backward else 0
+                rest = depth * plane_out + shift_y * g.out[2]
                 for v, shift_x, seen_x in x.taps:
                     column = seen_x % column_step * phase_width + seen_x // column_step
-                    kernel = (u * g.kernel[1] + v) * prod(g.out) + shift_y * g.out[1] + shift_x
+                    tap = (z.taps[i][0] * g.kernel[1] + u) * g.kernel[2] + v
+                    kernel = tap * positions + rest + shift_x
                     tile = (len(steps) - start) * run * rows * lanes
+                    seen = seen_y * pitch + column * size
                     steps.append(
-                        Step(
-                            seen_y * pitch + column * size,
-                            kernel * size,
-                            shift_y,
-                            shift_x,
-                            tile * size,
-                        )
+                        (i, *Step(seen, kernel * size, depth, shift_y, shift_x, tile * size))
                     )
-                    taps += [w * g.kernel[1] + v for w, _, _ in y.taps[first : first + run]]
+                    taps += [tap + (w - u) * g.kernel[2] for w, _, _ in y.taps[first : first + run]]
             shifts_y, shifts_x = [s for _, s, _ in y.taps], [s for _, s, _ in x.taps]
             phases.append(Phase(
-                start, len(steps) - start, y.number, x.number, y.source, x.source,
-                y.first * result_width + x.first,
+                first_step + start, len(steps) - start, y.number, x.number, y.source, x.source,
+                y.first * result[2] + x.first,
                 min(shifts_y, default=0), max(shifts_y, default=0), min(shifts_x, default=0),
                 max(shifts_x, default=0),
             ))  # fmt: skip
+        table = np.array(steps, np.int64).reshape(-1, 1 + len(Step._fields))
+        offset = (sum(map(len, tables)) - first_step) * STEP
+        for turn in range(max(1, len(z.taps))):
+            tables.append(table[:, 1:].copy())
+            tables[-1][:, 0] += (table[:, 0] + turn) % max(1, len(z.taps)) * plane
+        units += _units(
+            z, spacing, in_steps[0], out_steps[0], most_units,
+            (first_phase * PHASE, offset, len(steps) * STEP),
+        )  # fmt: skip
     counts = [phase.steps for phase in phases]
-    plane_out = prod(g.out)
-    tap_step = g.kernel[1] * plane_out * size
-    step_table = np.array(steps, np.int64).reshape(-1, len(Step._fields))
+    tap_step = g.kernel[2] * positions * size
     return Plan(
-        images=g.batch, groups=g.groups, channels=g.channels_per_group,
-        height=g.out[0] if backward else g.size[0], width=g.out[1] if backward else g.size[1],
-        kernel_rows=g.out[0], kernel_columns=g.out[1],
-        kernel_plane=prod(g.kernel) * plane_out * size,
-        out_plane=prod(g.size) if backward else plane_out, out_width=result_width,
-        out_row_step=result_width * (g.stride[0] if backward else 1),
-        out_step=g.stride[1] if backward else 1,
-        tap_step=g.out[1] * size - tap_step if backward else tap_step,
+        images=g.batch, groups=g.groups, channels=g.channels_per_group, depth=source[0],
+        height=source[1], width=source[2], kernel_depth=g.out[0], kernel_rows=g.out[1],
+        kernel_columns=g.out[2], kernel_bytes=prod(g.kernel) * positions * size,
+        out_channel=prod(result), out_plane=result[1] * result[2], out_width=result[2],
+        out_row_step=result[2] * out_steps[1], out_step=out_steps[2],
+        tap_step=g.out[2] * size - tap_step if backward else tap_step,
         lanes=lanes, run=run, rows=rows, interleaved=len(across),
         direct=len(across) == 1 and all(counts), bands=bands, strips=strips, tall=phases[0].rows,
         wide=phases[0].columns, top=phases[0].top, left=phases[0].left, row_step=row_step,
         column_step=column_step, column_phases=column_phases, phase_width=phase_width,
-        halo_rows=halo_rows, pitch=pitch, plane=plane,
-        packed_size=g.channels_per_group * plane + 4 * VECTOR_BYTES,
+        halo_rows=halo_rows, pitch=pitch, plane=plane, channel=channel,
+        packed_size=g.channels_per_group * channel + 4 * VECTOR_BYTES,
         take_even=take_even(VECTOR_BYTES // size, 8 * size), copy_rows=copy_rows(WORDS, 32),
-        steps=step_table, step_count=len(steps), phases=np.array(phases, np.int64),
-        phase_count=len(phases), taps=np.array(taps, np.int64), most_taps=max(counts) * run,
+        units=np.array(units, np.int64), unit_count=len(units),
+        steps=np.concatenate(tables), step_count=len(taps) // run,
+        phases=np.array(phases, np.int64), phase_count=len(down) * len(across),
+        taps=np.array(taps, np.int64), most_taps=max(counts) * run,
         common_steps=math.gcd(*counts),
     )  # fmt: skip
+
+
+def _units(
+    axis: _Axis, spacing: int, in_step: int, out_step: int, most: int, tables: tuple[int, ...]
+) -> list[Unit]:
+    """Cut the positions of one phase in depth, towards ``most`` units.
+
+    Positions ``classes`` apart see planes of the same remainder by the spacing.
+    """
+    classes = spacing // math.gcd(in_step, spacing)
+    taps = max(1, len(axis.taps))
+    seen = axis.source + (axis.taps[0][2] if axis.taps else 0)
+    units = []
+    for first in range(min(classes, axis.number)):
+        places = range(first, axis.number, classes)
+        number = max(1, min(most, len(places) // (_SHARE * (taps - 1) or 1)))
+        for unit in range(number):
+            start, end = (len(places) * i // number for i in (unit, unit + 1))
+            place = places[start]
+            units.append(Unit(
+                axis.first + place * out_step, classes * out_step, end - start,
+                seen + place * in_step, spacing, classes * in_step // spacing, taps, *tables,
+            ))  # fmt: skip
+    return units
 
 
 def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> list[_Axis]:

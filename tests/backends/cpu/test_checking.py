@@ -108,7 +108,8 @@ from invocupy.backends.cpu import involution
 from invocupy.backends.cpu.checking import OutsideError
 from invocupy.geometry import Geometry
 
-g = Geometry.of((2, 6, 9, 21), (2, 2, 3, 3, 9, 21))
+size = tuple(map(int, sys.argv[2].split("x")))
+g = Geometry.of((2, 6, *size), (2, 2, *(3 for _ in size), *size))
 shapes = {
     "forward": (g.x_shape, g.kernel_shape, g.out_shape),
     "grad_x": (g.out_shape, g.kernel_shape, g.x_shape),
@@ -126,6 +127,7 @@ for short in (None, 0, 1, 2):
 """
 
 
+@pytest.mark.parametrize("size", ["30", "9x21", "4x5x21"])
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -134,8 +136,10 @@ for short in (None, 0, 1, 2):
         ("grad_kernel", ["grad", "source", "out"]),
     ],
 )
-def test_kernels_that_go_past_an_array_are_caught(name: str, fields: list[str | None]) -> None:
-    fine, *found = script(SHORT, arguments=[name], INVOCUPY_CHECKED="1").splitlines()
+def test_kernels_that_go_past_an_array_are_caught(
+    name: str, fields: list[str | None], size: str
+) -> None:
+    fine, *found = script(SHORT, arguments=[name, size], INVOCUPY_CHECKED="1").splitlines()
     assert fine == "fine"
     for line, field in zip(found, fields, strict=True):
         assert line == "fine" if field is None else f"4 past the memory of '{field}'" in line

@@ -112,13 +112,14 @@ def nothing_cached(monkeypatch):
 @pytest.mark.parametrize(
     ("image", "kernel", "stride"),
     [((32, 32), (3, 3), 1), ((5, 48), (7, 7), 1), ((9, 16), (1, 3), 1), ((7, 40), (3, 3), 1),
-     ((9, 64), (3, 3), 2), ((5, 700), (3, 3), 1)],
+     ((9, 64), (3, 3), 2), ((5, 700), (3, 3), 1), ((3, 5, 32), (3, 3, 3), 1)],
 )  # fmt: skip
 def test_results_past_the_caches_are_the_same(
     dtype, offset, image, kernel, stride, nothing_cached, monkeypatch
 ):
     padding = tuple(k // 2 for k in kernel)
-    g = geometry(2, 2, 8, image, kernel, (stride, stride), padding)
+    dims = len(image)
+    g = geometry(2, 2, 8, image, kernel, (stride,) * dims, padding, (1,) * dims)
 
     def results(name):
         given_arrays, shapes = arguments(name, g, 5, dtype)
@@ -188,9 +189,20 @@ def test_agrees_with_reference(name, data):
         (geometry(1, 1, 2, (3, 5), (3, 3), (3, 2), (7, 9), (2, 3)), np.float32),
         (geometry(1, 1, 17, (2, 8), (1, 2), (5, 1), (1, 40), (1, 6)), np.float64),
         (geometry(1, 1, 1, (2, 3), (17, 14), padding=(9, 8)), np.float32),
+        (geometry(2, 2, 9, (300,), (9,), (1,), (4,), (1,)), np.float32),
+        (geometry(2, 1, 3, (131,), (4,), (3,), (5,), (2,)), np.float64),
+        (geometry(1, 2, 9, (9, 10, 37), (3, 3, 3), (1,) * 3, (1,) * 3, (1,) * 3), np.float32),
+        (geometry(1, 1, 17, (70, 5, 6), (3, 2, 3), (1,) * 3, (1,) * 3, (1,) * 3), np.float32),
+        (geometry(2, 1, 4, (8, 7, 20), (4, 5, 3), (2, 2, 3), (3, 3, 1), (3, 1, 2)), np.float64),
+        (geometry(1, 1, 3, (13, 4, 17), (3, 1, 2), (6, 1, 2), (2, 0, 1), (4, 1, 1)), np.float32),
+        (geometry(1, 1, 2, (11, 3, 5), (1, 3, 1), (2, 1, 1), (0, 1, 0), (1, 1, 1)), np.float32),
     ],
-    ids=["strided", "even", "seven", "dilated", "point", "padding", "wide padding", "large kernel"],
-)
+    ids=[
+        "strided", "even", "seven", "dilated", "point", "padding", "wide padding", "large kernel",
+        "signal", "strided signal", "volume", "deep volume", "strided volume", "far planes",
+        "planes apart",
+    ],
+)  # fmt: skip
 def test_agrees_with_reference_for_every_kind(name, g, dtype):
     check(name, g, 3, dtype)
 
@@ -207,22 +219,23 @@ def test_empty_arrays_give_zeros_or_nothing(name, shape):
 @pytest.mark.parametrize("name", ["forward", "grad_x"])
 def test_a_nan_reaches_exactly_what_sees_it(name):
     """Padding and lanes past the edge are not read, not even times zero."""
-    g = geometry(1, 2, 9, (10, 37), (3, 3))
+    g = geometry(1, 2, 9, (4, 10, 37), *[(k,) * 3 for k in (3, 1, 1, 1)])
     (array, kernel), (shape,) = arguments(name, g, 1, np.float32)
-    for i, j in [(0, 0), (0, 36), (9, 0), (9, 36), (4, 16)]:
+    for z, i, j in [(0, 0, 0), (3, 0, 36), (0, 9, 0), (3, 9, 36), (2, 4, 16)]:
         for bad in (array, kernel):
-            kept = bad[..., i, j].copy()
-            bad[..., i, j] = np.nan
+            kept = bad[..., z, i, j].copy()
+            bad[..., z, i, j] = np.nan
             results = [np.empty(shape, np.float32) for _ in range(2)]
             for backend, result in zip((cpu, reference), results, strict=True):
                 getattr(backend, name)(array, kernel, g, result)
-            bad[..., i, j] = kept
+            bad[..., z, i, j] = kept
             np.testing.assert_array_equal(*map(np.isnan, results))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_threads_do_not_change_bits(name, same_bits):
-    g = geometry(3, 2, 9, (50, 40), (3, 3))
+@pytest.mark.parametrize("image", [(600,), (50, 40), (12, 20, 40)])
+def test_threads_do_not_change_bits(name, image, same_bits):
+    g = geometry(3, 2, 9, image, *[(k,) * len(image) for k in (3, 1, 1, 1)])
     same_bits(lambda: call(name, g))
 
 

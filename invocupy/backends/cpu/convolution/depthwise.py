@@ -159,20 +159,20 @@ def _gathering(bits: int) -> Any:
         block = block_of(task, p, size)
         packed = scratch + block.skew
         source = c.source + block.image * p.channels * p.height * p.width * size
-        pack(source, p.channels, block, p, packed, size, turn == 0 or p.strips > 1)
+        pack(source, p.channels, block, 0, p, packed, size, turn == 0 or p.strips > 1)
         lanes = min(V, block.end_column - block.first_column)
         for job in range(p.channels * (p.phase_count // p.interleaved)):
             k, phase = divmod(job, p.phase_count // p.interleaved)
             own = read(p.phases + phase * p.interleaved * PHASE, Phase)
             channel, end = block.image % p.groups * p.channels + k, min(block.end_row, own.rows)
-            target = c.out + ((block.image * p.channels + k) * p.out_plane + own.out) * size
+            target = c.out + ((block.image * p.channels + k) * p.out_channel + own.out) * size
             weight, bias = c.weight + channel * taps, c.bias + channel * size
             table, given = p.steps + own.first_step * STEP + SEEN, own.first_step * p.run * size
             for a in range(block.first_row, end, R):
                 row = min(a, end - R)
                 for b in range(block.first_column, block.end_column, V):
                     column = max(min(b, block.end_column - V), block.first_column)
-                    seen = packed + k * p.plane + (row - block.first_row) * line
+                    seen = packed + k * p.channel + (row - block.first_row) * line
                     seen += (column - block.first_column) * size
                     out = target + (row * p.out_row_step + column * p.out_step) * size
                     if p.direct:
@@ -213,14 +213,14 @@ def _correlate(bits: int) -> Any:
             block = block_of((n * p.groups + group) * blocks + number, p, size)
             packed, columns = scratch + block.skew, block.end_column - block.first_column
             source = c.x + block.image * p.channels * p.height * p.width * size
-            pack(source, p.channels, block, p, packed, size, fresh)
+            pack(source, p.channels, block, 0, p, packed, size, fresh)
             fresh = p.strips > 1
             for k in range(p.channels):
-                grad = (block.image * p.channels + k) * p.out_plane + block.first_column
+                grad = (block.image * p.channels + k) * p.out_channel + block.first_column
                 a = block.first_row
                 while a < block.end_row:
                     whole = a + p.rows <= block.end_row
-                    seen = packed + k * p.plane + (a - block.first_row) * line
+                    seen = packed + k * p.channel + (a - block.first_row) * line
                     for s in range(0, p.step_count, p.together):
                         call(p.contract if whole else c.one_row, (
                             seen, line, p.steps + SEEN + s * STEP, STEP,

@@ -160,18 +160,18 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
     vector = R * V * size
     if features:
         p = p._replace(
-            kernel_plane=(features - 1) * prod(g.out) * size, features=features,
-            features_size=features * (p.plane if backward else vector) + 4 * VECTOR_BYTES,
+            kernel_bytes=(features - 1) * prod(g.out) * size, features=features,
+            features_size=features * (p.channel if backward else vector) + 4 * VECTOR_BYTES,
         )  # fmt: skip
     tile = max(p.most_taps, 1) * vector
     tiles = max(1, _KERNEL // tile) if p.direct and not features else 1
-    width = g.size[1] if backward else g.out[1]
+    width = (g.size if backward else g.out)[-1]
     tiles = min(tiles, -(-width // (p.strips * V)))  # those of a row of the widest block
     together, past = _together(p), _past(g, p, size, width) if p.direct else NEAR
     p = p._replace(
         tiles=tiles, tile_size=tiles * tile, patch_size=p.channels * p.interleaved * vector,
         at_once=channels, together=together, shifted=backward,
-        unpacked=not backward and g.out[1] // p.strips >= V,
+        unpacked=not backward and g.out[-1] // p.strips >= V,
         contract=taps(M, channels, R, 0, 0, past, V, bits),
         interleave=interleave(p.interleaved, R, V, bits),
         copy_edge=copy_tile(M, R, int(backward), 1, V, bits),
@@ -183,7 +183,7 @@ def _gather_job(g: Geometry, size: int, backward: bool, features: int) -> _Job:
         )
     else:
         p = p._replace(copy=copy_tile(M, R, int(backward), 0, V, bits))
-    tasks = g.batch * g.groups * p.bands * p.strips
+    tasks = g.batch * g.groups * p.unit_count * p.bands * p.strips
     return _job(g, cpu_gather.gather(bits, bool(features)), cpu_gather.Gather, p, tasks)
 
 
@@ -192,14 +192,14 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
     """The gradient of the kernel."""
     p = _correlation_plan(g, size, 1 << 30)
     # all steps at once read grad only once, and as it is if no tile is narrower than a vector
-    direct = _together(p) == len(p.steps) and g.out[1] // p.strips >= p.lanes
+    direct = _together(p) == p.step_count and g.out[-1] // p.strips >= p.lanes
     p = p._replace(patch_size=p.channels * p.rows * p.lanes * size, unpacked=direct)
     # 56 columns are three vectors and a half one, not four
     half = p.lanes // 2
-    if p.strips == 1 and half > 1 and p.lanes < g.out[1] and 0 < g.out[1] % p.lanes <= half:
+    if p.strips == 1 and half > 1 and p.lanes < g.out[-1] and 0 < g.out[-1] % p.lanes <= half:
         p = p._replace(half=half)
-    p = _with_contract(p, size, _past(g, p, size, g.out[1]))
-    tasks = g.batch * g.groups * p.bands * p.strips
+    p = _with_contract(p, size, _past(g, p, size, g.out[-1]))
+    tasks = g.batch * g.groups * p.unit_count * p.bands * p.strips
     return _job(g, cpu_correlate.correlate(8 * size), cpu_correlate.Correlate, p, tasks)
 
 
@@ -222,10 +222,10 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     wide = min(ACCUMULATORS // R, max(features, 1))
     span = _up(features + 1, _FEATURES_AT_ONCE)
     tap_rows = _up(prod(g.kernel), _TAPS_AT_ONCE)
-    rows, columns = -(-g.out[0] // p.bands), -(-g.out[1] // p.strips)  # of the largest block
+    rows, columns = -(-p.tall // p.bands), -(-p.wide // p.strips)  # of the largest block
     tiles = -(-rows // R) * -(-columns // V)
     p = _with_contract(p, size, NEAR)._replace(
-        kernel_plane=features * prod(g.out) * size, features=features + 1,
+        kernel_bytes=features * prod(g.out) * size, features=features + 1,
         padded=_up(features, wide), features_size=tiles * span * R * V * size,
         tile_size=tiles * tap_rows * R * V * size,
         patch_size=max(p.channels, wide) * R * V * size, at_once=wide,
@@ -236,7 +236,7 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
         dot(_TAPS_AT_ONCE, _FEATURES_AT_ONCE, R, ELEMENTS, V, bits), store_part(V, bits),
         _TAPS_AT_ONCE, _FEATURES_AT_ONCE,
     )  # fmt: skip
-    tasks = min(_PARTS, g.batch * p.bands * p.strips)
+    tasks = min(_PARTS, g.batch * p.unit_count * p.bands * p.strips)
     body = cpu_correlate.span_gradients(bits)
     return _job(g, body, cpu_correlate.SpanGradients, p, tasks, Record(codes))
 

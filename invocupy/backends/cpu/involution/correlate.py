@@ -25,16 +25,12 @@ def correlate(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def body(task, turn, scratch, words):
-        c = read(words, Correlate)
-        p = read(c.plan, Plan)
+    def kernel_plane(plan, block, steps, packed, patch, grad, out):
+        """The gradient of one plane of positions."""
+        p = read(plan, Plan)
         V, R = p.lanes, p.rows
-        block = block_of(task, p, size)
-        packed, patch = scratch + block.skew, scratch + p.packed_size
-        source = c.source + block.image * p.channels * p.height * p.width * size
-        pack(source, p.channels, block, p, packed, size, turn == 0 or p.strips > 1)
         line, step = p.kernel_columns * size, p.row_step * p.pitch
-        image_plane = p.kernel_rows * line
+        channel = p.kernel_depth * p.kernel_rows * line
         for a in range(block.first_row, block.end_row, R):
             row = min(a, block.end_row - R)
             for b in range(block.first_column, block.end_column, V):
@@ -44,11 +40,7 @@ def correlate(bits: int) -> Any:
                 column = max(min(b, block.end_column - wide), block.first_column)
                 lanes = min(wide, block.end_column - block.first_column)
                 position = row * line + column * size
-                left, plane, pitch = (
-                    c.grad + block.image * p.channels * image_plane + position,
-                    image_plane,
-                    line,
-                )
+                left, plane, pitch = grad + position, channel, line
                 if not p.unpacked:
                     for k in range(p.channels):
                         call(p.copy, (
@@ -60,12 +52,29 @@ def correlate(bits: int) -> Any:
                     packed + (row - block.first_row) * step + (column - block.first_column) * size
                 )
                 for s in range(0, p.step_count, p.together):
-                    table = p.steps + s * STEP
+                    table = steps + s * STEP
                     call(contract, (
-                        p.channels, left, plane, pitch, seen, p.plane, step, table + SEEN,
-                        table + KERNEL, STEP, c.out + block.image * p.kernel_plane + position,
-                        p.tap_step, line, R * line, lanes,
+                        p.channels, left, plane, pitch, seen, p.channel, step, table + SEEN,
+                        table + KERNEL, STEP, out + position, p.tap_step, line, R * line, lanes,
                     ))  # fmt: skip
+
+    @jit
+    def body(task, turn, scratch, words):
+        c = read(words, Correlate)
+        p = read(c.plan, Plan)
+        block = block_of(task, p, size)
+        unit, packed, patch = block.unit, scratch + block.skew, scratch + p.packed_size
+        source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
+        fresh, plane = turn == 0 or p.strips > 1, p.kernel_rows * p.kernel_columns * size
+        grad = c.grad + block.image * p.channels * p.kernel_depth * plane
+        out = c.out + block.image * p.kernel_bytes
+        for t in range(unit.results):
+            depth = unit.first + t * unit.step
+            pack(source, p.channels, block, t, p, packed, size, fresh)
+            steps = p.steps + unit.steps + t * unit.move % unit.taps * unit.turn
+            kernel_plane(
+                c.plan, block, steps, packed, patch, grad + depth * plane, out + depth * plane
+            )
 
     return body
 
@@ -81,19 +90,19 @@ def span_gradients(bits: int) -> Any:
     size = bits // 8
 
     @jit
-    def kernel_gradient(plan, grad, patch, tile, seen, rows, lanes):
+    def kernel_gradient(plan, steps, grad, patch, tile, seen, rows, lanes):
         """That of one tile; zero outside of so many rows and lanes."""
         p = read(plan, Plan)
         vector, line = p.lanes * size, p.kernel_columns * size
         for c in range(p.channels):
             call(p.copy, (
-                patch + c * p.rows * vector, grad + c * p.kernel_rows * line, 0, line,
-                p.rows * line, 0, lanes, 0, rows,
+                patch + c * p.rows * vector, grad + c * p.kernel_depth * p.kernel_rows * line, 0,
+                line, p.rows * line, 0, lanes, 0, rows,
             ))  # fmt: skip
         for s in range(0, p.step_count, p.together):
-            table = p.steps + s * STEP
+            table = steps + s * STEP
             call(p.contract, (
-                p.channels, patch, p.rows * vector, vector, seen, p.plane, p.row_step * p.pitch,
+                p.channels, patch, p.rows * vector, vector, seen, p.channel, p.row_step * p.pitch,
                 table + SEEN, table + TILE, STEP, tile, p.rows * vector, vector, 0, p.lanes,
             ))  # fmt: skip
         if lanes < p.lanes or rows < p.rows:
@@ -106,11 +115,12 @@ def span_gradients(bits: int) -> Any:
         """The gradient of the features of one tile; the first group finds nothing to add to."""
         p, code = read(plan, Plan), read(codes, Codes)
         T, vector, line = p.at_once, p.lanes * size, p.kernel_columns * size
-        taps, plane, known = p.step_count * p.run, p.kernel_rows * line, lanes if group else 0
+        taps, known = p.step_count * p.run, lanes if group else 0
+        channel = p.kernel_depth * p.kernel_rows * line
         for f in range(0, p.features - 1, T):
             for k in range(T):
                 call(p.copy, (
-                    patch + k * p.rows * vector, out + (f + k) * plane, 0, line, 0, 0, known, 0,
+                    patch + k * p.rows * vector, out + (f + k) * channel, 0, line, 0, 0, known, 0,
                     rows if f + k < p.features - 1 else 0,
                 ))  # fmt: skip
             call(code.add, (
@@ -120,54 +130,67 @@ def span_gradients(bits: int) -> Any:
             for k in range(min(T, p.features - 1 - f)):
                 for r in range(rows):
                     call(code.store, (
-                        out + (f + k) * plane + r * line, patch + (k * p.rows + r) * vector, lanes,
+                        out + (f + k) * channel + r * line, patch + (k * p.rows + r) * vector,
+                        lanes,
                     ))  # fmt: skip
+
+    @jit
+    def plane(words, block, group, t, packed, own, part):
+        """One plane of a block; ``own`` is memory for grad, gradients and features of tiles."""
+        c = read(words, SpanGradients)
+        p, code = read(c.plan, Plan), read(c.codes, Codes)
+        V, R, A, B = p.lanes, p.rows, code.each_time, code.across
+        taps, line, vector = p.step_count * p.run, p.kernel_columns * size, R * V * size
+        tap_rows, span = -(-taps // A) * A, -(-p.features // B) * B
+        tiles = own + p.patch_size
+        features = tiles + p.tile_size
+        unit = block.unit
+        steps = p.steps + unit.steps + t * unit.move % unit.taps * unit.turn
+        depth = (unit.first + t * unit.step) * p.kernel_rows * line
+        given = block.image // p.groups * p.kernel_bytes + depth
+        grad = c.grad + block.image * p.channels * p.kernel_depth * p.kernel_rows * line + depth
+        tile = 0
+        for a in range(block.first_row, block.end_row, R):
+            rows = min(R, block.end_row - a)
+            for b in range(block.first_column, block.end_column, V):
+                lanes, position = min(V, block.end_column - b), a * line + b * size
+                to = tiles + tile * tap_rows * vector
+                seen = packed + (a - block.first_row) * p.row_step * p.pitch
+                seen += (b - block.first_column) * size
+                kernel_gradient(c.plan, steps, grad + position, own, to, seen, rows, lanes)
+                feature_tile(
+                    features + tile * span * vector, c.given + given, a, b, lanes, rows, p, size
+                )
+                add_features(
+                    c.plan, c.codes, c.out + given + position, own, to, c.weight, group, rows, lanes
+                )
+                tile += 1
+        for t in range(0, taps, A):
+            call(code.product, (
+                tile, tiles + t * vector, vector, tap_rows * vector, features, vector,
+                span * vector, part + t * span * size, span * size, span // B,
+            ))  # fmt: skip
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, SpanGradients)
         p, code = read(c.plan, Plan), read(c.codes, Codes)
-        V, R, A, B = p.lanes, p.rows, code.each_time, code.across
-        patch = scratch + p.packed_size  # grad, then gradient of features
-        tiles = patch + p.patch_size
-        features = tiles + p.tile_size
-        taps, line, vector = p.step_count * p.run, p.kernel_columns * size, R * V * size
-        tap_rows, span = -(-taps // A) * A, -(-p.features // B) * B
-        blocks = p.images * p.bands * p.strips
+        taps = -(-p.step_count * p.run // code.each_time) * code.each_time
+        span = -(-p.features // code.across) * code.across
+        number = p.unit_count * p.bands * p.strips  # blocks of an image
+        blocks = p.images * number
         first, last = blocks * task // c.shares, blocks * (task + 1) // c.shares
         fresh = turn == 0
         for job in range(p.groups * (last - first)):
-            group, number = divmod(job, last - first)
-            rest, strip = divmod(first + number, p.strips)
-            number, band = divmod(rest, p.bands)
-            image = number * p.groups + group
-            block = block_of((image * p.bands + band) * p.strips + strip, p, size)
+            group, rest = divmod(job, last - first)
+            image, rest = divmod(first + rest, number)
+            block = block_of((image * p.groups + group) * number + rest, p, size)
             packed = scratch + block.skew
-            source = c.source + image * p.channels * p.height * p.width * size
-            pack(source, p.channels, block, p, packed, size, fresh or p.strips > 1)
-            fresh, tile, given = False, 0, number * p.kernel_plane
-            for a in range(block.first_row, block.end_row, R):
-                rows = min(R, block.end_row - a)
-                for b in range(block.first_column, block.end_column, V):
-                    lanes, position = min(V, block.end_column - b), a * line + b * size
-                    to = tiles + tile * tap_rows * vector
-                    seen = packed + (a - block.first_row) * p.row_step * p.pitch
-                    seen += (b - block.first_column) * size
-                    grad = c.grad + image * p.channels * p.kernel_rows * line + position
-                    kernel_gradient(c.plan, grad, patch, to, seen, rows, lanes)
-                    feature_tile(
-                        features + tile * span * vector, c.given + given, a, b, lanes, rows, p, size
-                    )
-                    add_features(
-                        c.plan, c.codes, c.out + given + position, patch, to, c.weight, group, rows,
-                        lanes,
-                    )  # fmt: skip
-                    tile += 1
-            part = c.parts + (task * p.groups + group) * tap_rows * span * size
-            for t in range(0, taps, A):
-                call(code.product, (
-                    tile, tiles + t * vector, vector, tap_rows * vector, features, vector,
-                    span * vector, part + t * span * size, span * size, span // B,
-                ))  # fmt: skip
+            source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
+            part = c.parts + (task * p.groups + group) * taps * span * size
+            for t in range(block.unit.results):
+                pack(source, p.channels, block, t, p, packed, size, fresh or p.strips > 1)
+                plane(words, block, group, t, packed, scratch + p.packed_size, part)
+            fresh = False
 
     return body

@@ -21,7 +21,9 @@ from invocupy.backends.cpu.vector import call
 Gather = namedtuple("Gather", "plan source given weight out")
 # of a task: its Plan, and addresses; ``kernel`` is the given one, or the features it is made from
 _At = namedtuple(
-    "_At", "plan packed features tile patch kernel weights first_row first_column end_column"
+    "_At",
+    "plan steps packed features tile patch kernel depth inside weights first_row end_row "
+    "first_column end_column",
 )
 
 
@@ -42,7 +44,8 @@ def gather(bits: int, made: bool) -> Any:
         for b in range(start, stop, p.lanes):
             column = max(min(b, at.end_column - p.lanes), at.first_column)
             inside = (
-                row + own.low_row >= 0
+                at.inside
+                and row + own.low_row >= 0
                 and row + p.rows - 1 + own.high_row < p.kernel_rows
                 and column + own.low_column >= 0
                 and column + p.lanes - 1 + own.high_column < p.kernel_columns
@@ -55,8 +58,8 @@ def gather(bits: int, made: bool) -> Any:
         """All channels of these tiles, into ``out`` or, phase by phase, the patch."""
         p, tile = read(at.plan, Plan), at.tile
         V, vector = p.lanes, p.lanes * size
-        table, line = p.steps + own.first_step * STEP + SEEN, p.row_step * p.pitch
-        to, plane, pitch = out, p.out_plane * size, p.out_row_step * size
+        table, line = at.steps + own.first_step * STEP + SEEN, p.row_step * p.pitch
+        to, plane, pitch = out, p.out_channel * size, p.out_row_step * size
         tap_step, lanes = p.run * p.rows * vector, min(V, at.end_column - at.first_column)
         if not p.direct:
             to, plane = at.patch + phase * p.rows * vector, p.interleaved * p.rows * vector
@@ -70,8 +73,8 @@ def gather(bits: int, made: bool) -> Any:
             for k in range(0, p.channels if own.steps > 0 else 0, p.at_once):
                 c = min(k, p.channels - p.at_once)
                 call(p.contract, (
-                    seen + c * p.plane, p.plane, line, table, STEP, own.steps, tile, tap_step, 0,
-                    place + c * plane, plane, pitch, lanes,
+                    seen + c * p.channel, p.channel, line, table, STEP, own.steps, tile, tap_step,
+                    0, place + c * plane, plane, pitch, lanes,
                 ))  # fmt: skip
             tile += own.steps * tap_step
         if own.steps == 0:  # no tap reaches this phase
@@ -81,48 +84,61 @@ def gather(bits: int, made: bool) -> Any:
                     values[j] = 0
 
     @jit
+    def result_plane(at, phases, out):
+        """All positions of the block in one plane of the result."""
+        p = read(at.plan, Plan)
+        for phase in range(0, p.phase_count, p.interleaved):
+            own = read(phases + phase * PHASE, Phase)
+            end, origin = min(at.end_row, own.rows), out + own.out * size
+            for a in range(at.first_row, end, p.rows):
+                row = min(a, end - p.rows)
+                for start in range(at.first_column, at.end_column, p.tiles * p.lanes):
+                    stop = min(start + p.tiles * p.lanes, at.end_column)
+                    for s in range(p.interleaved):
+                        own = read(phases + (phase + s) * PHASE, Phase)
+                        prepare(at, own, row, start, stop)
+                        multiply(at, own, s, row, start, stop, origin)
+                    if not p.direct:
+                        column = max(min(start, at.end_column - p.lanes), at.first_column)
+                        call(p.interleave, (
+                            at.patch, p.channels,
+                            origin + (row * p.out_row_step + column * p.out_step) * size,
+                            p.out_channel * size, p.out_row_step * size,
+                            min(p.interleaved * p.lanes, p.out_width - column * p.out_step),
+                        ))  # fmt: skip
+
+    @jit
     def body(task, turn, scratch, words):
         c = read(words, Gather)
         p = read(c.plan, Plan)
         fresh = turn == 0 or p.strips > 1
         block = block_of(task, p, size)
-        packed = scratch + block.skew
-        source = c.source + block.image * p.channels * p.height * p.width * size
-        pack(source, p.channels, block, p, packed, size, fresh)
+        unit, packed = block.unit, scratch + block.skew
+        source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
+        out = c.out + block.image * p.channels * p.out_channel * size
         number, group = divmod(block.image, p.groups)
         features = scratch + p.packed_size  # if packed: like the source or, unshifted, a tile
         tile, weights = features + p.features_size, c.weight
-        kernel = c.given + block.image * p.kernel_plane
+        kernel = c.given + block.image * p.kernel_bytes
         if made:
-            kernel = c.given + number * p.kernel_plane
+            kernel = c.given + number * p.kernel_bytes
             weights += group * p.step_count * p.run * p.features * size
-            if p.shifted:
-                features += block.skew
-                pack(kernel, p.features - 1, block, p, features, size, fresh)
-        at = _At(
-            c.plan, packed, features, tile, tile + p.tile_size, kernel, weights, block.first_row,
-            block.first_column, block.end_column,
-        )  # fmt: skip
-        out = c.out + block.image * p.channels * p.out_plane * size
-        for phase in range(0, p.phase_count, p.interleaved):
-            own = read(p.phases + phase * PHASE, Phase)
-            end, origin = min(block.end_row, own.rows), out + own.out * size
-            for a in range(block.first_row, end, p.rows):
-                row = min(a, end - p.rows)
-                for start in range(block.first_column, block.end_column, p.tiles * p.lanes):
-                    stop = min(start + p.tiles * p.lanes, block.end_column)
-                    for s in range(p.interleaved):
-                        own = read(p.phases + (phase + s) * PHASE, Phase)
-                        prepare(at, own, row, start, stop)
-                        multiply(at, own, s, row, start, stop, origin)
-                    if not p.direct:
-                        column = max(min(start, block.end_column - p.lanes), block.first_column)
-                        call(p.interleave, (
-                            at.patch, p.channels,
-                            origin + (row * p.out_row_step + column * p.out_step) * size,
-                            p.out_plane * size, p.out_row_step * size,
-                            min(p.interleaved * p.lanes, p.out_width - column * p.out_step),
-                        ))  # fmt: skip
+            features += block.skew if p.shifted else 0
+        for t in range(unit.results):
+            pack(source, p.channels, block, t, p, packed, size, fresh)
+            if made and p.shifted:
+                pack(kernel, p.features - 1, block, t, p, features, size, fresh)
+            result = unit.first + t * unit.step
+            depth = unit.seen + t * unit.move * unit.spacing if p.shifted else result
+            last = depth + (unit.taps - 1) * unit.spacing if p.shifted else depth
+            at = _At(
+                c.plan, p.steps + unit.steps + t * unit.move % unit.taps * unit.turn, packed,
+                features, tile, tile + p.tile_size,
+                kernel + depth * p.kernel_rows * p.kernel_columns * size, depth,
+                depth >= 0 and last < p.kernel_depth, weights, block.first_row, block.end_row,
+                block.first_column, block.end_column,
+            )  # fmt: skip
+            result_plane(at, p.phases + unit.phases, out + result * p.out_plane * size)
 
     return body
 
@@ -137,13 +153,14 @@ def _given(bits: int) -> Any:
         p = read(at.plan, Plan)
         line, lanes = p.kernel_columns * size, min(p.lanes, at.end_column - at.first_column)
         source = at.kernel + row * line + column * size
-        ahead = p.rows * line if row + p.rows < p.kernel_rows else p.kernel_plane - row * line
+        ahead = p.rows * line if row + p.rows < p.kernel_rows else p.kernel_bytes - row * line
         for s in range(own.first_step, own.first_step + own.steps):
-            step = read(p.steps + s * STEP, Step)
+            step = read(at.steps + s * STEP, Step)
             y, x = row + step.row, column + step.column
+            rows = p.kernel_rows if 0 <= at.depth + step.depth < p.kernel_depth else 0
             call(p.copy if inside else p.copy_edge, (
                 tile + step.tile, source + step.kernel, p.tap_step, line, ahead,
-                max(-x, 0), min(lanes, p.kernel_columns - x), -y, p.kernel_rows - y,
+                max(-x, 0), min(lanes, p.kernel_columns - x), -y, rows - y,
             ))  # fmt: skip
 
     return fill
@@ -160,16 +177,17 @@ def _made(bits: int) -> Any:
         vector = p.lanes * size
         tap, place, plane, pitch = p.rows * vector, at.features, p.rows * vector, vector
         if p.shifted:
-            plane, pitch = p.plane, p.pitch
+            plane, pitch = p.channel, p.pitch
             place += (row - at.first_row) * p.row_step * pitch + (column - at.first_column) * size
         elif p.unpacked:
             pitch = p.kernel_columns * size
-            place, plane = at.kernel + row * pitch + column * size, p.kernel_rows * pitch
+            place = at.kernel + row * pitch + column * size
+            plane = p.kernel_depth * p.kernel_rows * pitch
         else:
             lanes = min(p.lanes, at.end_column - at.first_column)
             feature_tile(place, at.kernel, row, column, lanes, p.rows, p, size)
         for s in range(own.first_step, own.first_step + own.steps, p.together):
-            table = p.steps + s * STEP
+            table = at.steps + s * STEP
             call(p.multiply, (
                 p.features - 1, at.weights + s * p.run * p.features * size,
                 p.together * p.run * size, 0, place, plane, pitch, table + SEEN, table + TILE, STEP,
@@ -177,11 +195,12 @@ def _made(bits: int) -> Any:
             ))  # fmt: skip
         if p.shifted and not inside:  # outside there is no kernel, not even the bias
             for s in range(own.first_step, own.first_step + own.steps):
-                step = read(p.steps + s * STEP, Step)
+                step = read(at.steps + s * STEP, Step)
                 y, x, part = row + step.row, column + step.column, tile + step.tile
+                rows = p.kernel_rows if 0 <= at.depth + step.depth < p.kernel_depth else 0
                 call(p.copy_edge, (
                     part, part, tap, vector, 0, max(-x, 0), min(p.lanes, p.kernel_columns - x), -y,
-                    p.kernel_rows - y,
+                    rows - y,
                 ))  # fmt: skip
 
     return fill
