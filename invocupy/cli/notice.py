@@ -30,26 +30,24 @@ class _Waiting:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.begun: dict[int, list[float]] = {}  # by thread: when each compilation began
+        self.active, self.begun = 0, 0.0  # compilations under way, and when the first of them began
         self.kernels, self.seconds, self.told = 0, 0.0, False
-        self.timer: threading.Timer | None = None
+        self.timer = threading.Timer(0, self.tell)
 
     def note(self, name: str, done: bool) -> None:
         """A compilation begins, or is done."""
         with self.lock:
-            stack = self.begun.setdefault(threading.get_ident(), [])
-            if not done:
-                stack.append(time.perf_counter())
-                if self.timer is None and not self.told:
+            self.active += -1 if done else 1
+            self.kernels += done
+            if not done and self.active == 1:
+                self.begun = time.perf_counter()
+                if not self.told:
                     self.timer = threading.Timer(max(_PATIENCE - self.seconds, 0), self.tell)
                     self.timer.daemon = True
                     self.timer.start()
-                return
-            start = stack.pop() if stack else time.perf_counter()
-            self.kernels += 1
-            if not stack:
-                self.seconds += time.perf_counter() - start
-                self.stop()
+            elif done and self.active == 0:
+                self.seconds += time.perf_counter() - self.begun
+                self.timer.cancel()
 
     def tell(self) -> None:
         """Say once that compiling is what takes so long."""
@@ -60,17 +58,10 @@ class _Waiting:
         text = f"invocupy: compiling CPU kernels for their first use here (kept in {place})"
         print(text, file=sys.stderr, flush=True)
 
-    def stop(self) -> None:
-        """No compilation is under way."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
     def end(self) -> None:
         """The command is over."""
-        with self.lock:
-            self.stop()
-            if self.told:
-                kernels = "1 kernel" if self.kernels == 1 else f"{self.kernels} kernels"
-                with suppress(OSError):  # the command's own error is the one to tell
-                    print(f"invocupy: compiled {kernels} in {self.seconds:.0f} s", file=sys.stderr)
+        self.timer.cancel()
+        if self.told:
+            kernels = "1 kernel" if self.kernels == 1 else f"{self.kernels} kernels"
+            with suppress(OSError):  # the command's own error is the one to tell
+                print(f"invocupy: compiled {kernels} in {self.seconds:.0f} s", file=sys.stderr)

@@ -66,14 +66,10 @@ class Picture(NamedTuple):
 def draw(found: Findings, folder: AnyPath) -> list[Path]:
     """Write curves, confusion matrix, worst mistakes and kernel heat maps as PNG files.
 
-    They are ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for each
-    image that was mapped) in ``folder``, and the paths of those that there are in ``found`` are
-    returned in this order. Pictures of an earlier call are replaced, or removed if there is nothing
-    to show in their place. Without matplotlib it is an :class:`invocupy.extras.MissingExtra`.
-
     Parameters
     ----------
     found : Findings
+        From :func:`invocupy.report.gather`.
     folder
         Where ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for
         each image that was mapped) go. Pictures of an earlier call are replaced, or removed if
@@ -84,9 +80,13 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
     list of Path
         The files, in the order above. Without mistakes or involutions their files are left out.
 
+    Raises
+    ------
+    OSError, invocupy.extras.MissingExtra
+        If a file cannot be written; without matplotlib.
+
     Examples
     --------
-    >>> from invocupy.report import draw
     >>> draw.__name__  # see invocupy.report.gather for what it takes
     'draw'
     """
@@ -113,9 +113,6 @@ def load_matplotlib() -> ModuleType:
     No backend is used here. One that exists is set as matplotlib itself does it. Without matplotlib
     it is an :class:`invocupy.extras.MissingExtra`.
 
-    Examples
-    --------
-    >>> from invocupy.report import load_matplotlib
     >>> load_matplotlib.__name__  # needs the extra plots
     'load_matplotlib'
     """

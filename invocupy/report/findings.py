@@ -84,8 +84,7 @@ def gather(
         Of the run.
     which : "best" or "last"
     involutions : sequence of int, optional
-        Which involution layers to map, counted from 0; by default up to four, evenly over the
-        depth.
+        Layers to map, counted from 0; by default up to four, evenly over the depth.
     device, data_dir
         As in :class:`invocupy.train.Config`, for here and now.
     progress
@@ -97,10 +96,8 @@ def gather(
 
     Raises
     ------
-    invocupy.checkpoint.CheckpointError, invocupy.data.DataError
-        If the run or its data cannot be read.
-    invocupy.train.ConfigError
-        If there is no such involution layer.
+    invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.train.ConfigError
+        If the run or its data cannot be read, or there is no such involution layer.
 
     Examples
     --------
@@ -128,9 +125,10 @@ def gather(
     probabilities = predict(model, images, mean=mean, std=std, progress=progress)
     answers = probabilities.argmax(axis=1)
     shots = Shots(images, labels, probabilities)
-    certainty = np.where(answers != labels, probabilities.max(axis=1), -1.0)
-    worst = np.argsort(-certainty, kind="stable")[: min(_SHOWN, int((certainty >= 0).sum()))]
+    wrong = np.flatnonzero(answers != labels)
+    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:_SHOWN]
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
+    counts = np.bincount(labels * classes + answers, minlength=classes**2)
     return Findings(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
         config=config,
@@ -139,9 +137,7 @@ def gather(
         classes=dataset.classes,
         images=len(images),
         accuracy=float((answers == labels).mean()),
-        confusion=np.bincount(labels * classes + answers, minlength=classes**2).reshape(
-            -1, classes
-        ),
+        confusion=counts.reshape(-1, classes),
         samples=shots.take(_of_many_classes(labels, _SHOWN)),
         mistakes=shots.take(worst),
         mapped=mapped,
@@ -166,9 +162,8 @@ def _machine(path: Path) -> dict[str, Any]:
     """The content of ``machine.json``; {} for older runs, which have none."""
     try:
         about: dict[str, Any] = json.loads(existing(path).read_text(encoding="utf-8-sig"))
-        if all(isinstance(about[name], dict) for name in ("packages", "devices")) and {
-            "invocupy", "python", "threads",
-        } <= about.keys():  # fmt: skip
+        named = all(isinstance(about[name], dict) for name in ("packages", "devices"))
+        if named and {"invocupy", "python", "threads"} <= about.keys():
             return about
     except FileNotFoundError:
         return {}
@@ -200,10 +195,9 @@ def heat_maps(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[HeatMap]:
-    """The kernels that involution layers make over images, summed over their taps.
+    """The kernels that involution layers make over images, each summed over its K x K taps.
 
-    As in Li et al., arXiv 2103.06255, section 4.4: the sum of the K x K values of each kernel
-    stands for it, pixel by pixel and group by group.
+    As in Li et al., arXiv 2103.06255, section 4.4.
 
     Parameters
     ----------
@@ -228,7 +222,7 @@ def heat_maps(
     >>> heat.values.shape
     (2, 4, 32, 32)
     """
-    modules, seen = dict(model.named_modules(remove_duplicate=False)), {}
+    seen = {}
 
     def note(name: str, layer: Any) -> Callable[[Any], Any]:
         def noted(x: Any) -> Any:
@@ -243,14 +237,13 @@ def heat_maps(
     batches = Batches(images, nothing, max(len(images), 1), shuffle=False, mean=mean, std=std)
     with nn.keep_modes(model), no_grad(), on_device(images), ExitStack() as undo:
         model.eval()
-        for module in modules.values():
-            if isinstance(module, nn.Involution):
-                undo.callback(setattr, module, "fused", module.fused)
-                module.fused = False  # a block that runs as one would not call its layer
-        for name in names:
-            layer = modules[name]
-            undo.callback(vars(layer).pop, "forward")
-            vars(layer)["forward"] = note(name, layer)
+        for name, layer in model.named_modules(remove_duplicate=False):
+            if isinstance(layer, nn.Involution):
+                undo.callback(setattr, layer, "fused", layer.fused)
+                layer.fused = False  # a block that runs as one would not call its layer
+            if name in names:
+                undo.callback(vars(layer).pop, "forward", None)
+                vars(layer)["forward"] = note(name, layer)
         for x, _ in batches.epoch(0):
             model(x)
     return [HeatMap(name, seen[name]) for name in names]

@@ -21,26 +21,22 @@ _COLOURS = {BLUE: "blue", INK: "ink", LINE: "line", ORANGE: "orange", SOFT: "sof
 
 
 def write_page(found: Findings, path: AnyPath) -> None:
-    """Write the page of a run, ``found`` by :func:`invocupy.report.gather`, to ``path``.
-
-    An older file of that name is replaced at once.
+    """Write the page of a run.
 
     Parameters
     ----------
     found : Findings
         From :func:`invocupy.report.gather`.
     path
+        An older file of that name is replaced at once.
 
     Raises
     ------
-    OSError
-        If the file cannot be written.
-    invocupy.extras.MissingExtra
-        Without matplotlib.
+    OSError, invocupy.extras.MissingExtra
+        If the file cannot be written; without matplotlib.
 
     Examples
     --------
-    >>> from invocupy.report import write_page
     >>> write_page.__name__  # see invocupy.report.gather for what it takes
     'write_page'
     """

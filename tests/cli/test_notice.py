@@ -10,6 +10,7 @@ import pooch  # noqa: F401  (its logger keeps the standard error of its first im
 import pytest
 
 from invocupy import backends
+from invocupy.backends.cpu import jit  # which has been imported when a kernel is compiled
 from invocupy.cli import notice
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -41,8 +42,6 @@ def test_long_compiling_is_told_once(
 def test_compilers_tell_when_they_begin_and_end(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from invocupy.backends.cpu import jit
-
     monkeypatch.setenv("INVOCUPY_CACHE_DIR", str(tmp_path))
     jit._place.cache_clear()
     seen: list[tuple[str, bool]] = []
