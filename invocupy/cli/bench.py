@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from invocupy.cli.options import Commands, add_device, command, table, tell
 
@@ -26,15 +26,8 @@ _RATES = {  # of an amount per millisecond: the unit for people, and its size
 _PEER = "PyTorch, unfold"
 
 Call = Callable[[], Any]
-
-
-class Case(NamedTuple):
-    """Calls that take turns, and how much the first of them does, in units of a rate."""
-
-    what: str
-    calls: dict[str, Call]  # by who computes
-    rate: str
-    amount: float
+Case = tuple[str, dict[str, Call], str, float]
+"""What is timed, calls that take turns by who computes, the rate, and the amount in a call."""
 
 
 def add(commands: Commands) -> None:
@@ -145,9 +138,9 @@ def _machine(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
     pieces = xp.array_split(target, threads), xp.array_split(source, threads)
     with ThreadPoolExecutor(threads) as pool:
         cpu, gpu = lambda: list(pool.map(xp.copyto, *pieces)), lambda: xp.copyto(target, source)
-        yield Case("copy", {"": cpu if device == "cpu" else gpu}, "gb_s", 2 * _COPIED)
+        yield "copy", {"": cpu if device == "cpu" else gpu}, "gb_s", 2 * _COPIED
     matrix = draw(1024, 1024)
-    yield Case("matrix product, 1024", {"": lambda: matrix @ matrix}, "gflop_s", 2 * 1024**3)
+    yield "matrix product, 1024", {"": lambda: matrix @ matrix}, "gflop_s", 2 * 1024**3
 
 
 def _operator(name: str, x: Any, kernel: Any, grad: Any) -> Iterator[Case]:
@@ -164,8 +157,8 @@ def _operator(name: str, x: Any, kernel: Any, grad: Any) -> Iterator[Case]:
         want, got = forward["invocupy"](), forward[_PEER]().numpy()
         if not np.allclose(got, want, rtol=1e-4, atol=1e-3):  # never time what is wrong
             raise RuntimeError(f"{name}: the forms differ")
-    yield Case(f"{name}, forward", forward, "gb_s", 2 * x.nbytes + kernel.nbytes)
-    yield Case(f"{name}, gradients", backward, "gb_s", 3 * x.nbytes + 2 * kernel.nbytes)
+    yield f"{name}, forward", forward, "gb_s", 2 * x.nbytes + kernel.nbytes
+    yield f"{name}, gradients", backward, "gb_s", 3 * x.nbytes + 2 * kernel.nbytes
 
 
 def _network(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
@@ -191,7 +184,7 @@ def _network(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
 
     name = f"SimpleModel, {_LAYERS} blocks, {_BATCH} images"
     for what, call in ("training step", step), ("evaluation", evaluate):
-        yield Case(f"{name}, {what}", {"invocupy": call}, "images_per_second", _BATCH)
+        yield f"{name}, {what}", {"invocupy": call}, "images_per_second", _BATCH
 
 
 def _torch() -> Any:

@@ -28,25 +28,15 @@ if TYPE_CHECKING:
 BLUE, ORANGE = "#0072b2", "#d55e00"  # apart for all kinds of colour vision (Okabe and Ito)
 INK, SOFT, LINE = "#1c1f24", "#5c6470", "#dfe3e8"  # of text, of notes, of a grid
 _STYLE: Any = {
-    "axes.edgecolor": SOFT,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 11,
-    "figure.dpi": 120,
-    "figure.titlesize": 12,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "grid.color": LINE,
-    "image.composite_image": False,
-    "image.interpolation": "none",
-    "lines.markersize": 4,
-    "savefig.bbox": "tight",
+    "axes.grid": True, "axes.spines.right": False, "axes.spines.top": False, "lines.markersize": 4,
+    "axes.titlesize": 11, "figure.titlesize": 12, "font.size": 10, "figure.dpi": 120,
+    "font.sans-serif": ["DejaVu Sans"], "axes.edgecolor": SOFT, "grid.color": LINE,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    "image.composite_image": False, "image.interpolation": "none", "savefig.bbox": "tight",
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "invocupy",  # the same file every time
     "text.parse_math": False,  # names may have dollars
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
+}  # fmt: skip
 _MARK = "invocupy"  # in the metadata of each picture; only files that have it are removed
 _GROUPS = 8  # shown of a layer
 _COLUMNS = 8  # of images
@@ -185,12 +175,10 @@ def _curves(found: Findings) -> Picture:
         arrowprops={"arrowstyle": "-", "color": ORANGE},
     )  # fmt: skip
     rates.plot(epochs, [row["lr"] for row in history], color=SOFT, marker=marker)
-    rates.set_title("learning rate at the epoch's end")
-    rates.set_ylim(bottom=0)
+    rates.set(title="learning rate at the epoch's end", ylim=(0, None))
     for axes in losses, accuracies, rates:
-        axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
     return Picture(
         "curves",
         f"{_short(found.name)}: {found.config.model} on {found.config.dataset}",
@@ -220,8 +208,7 @@ def _confusion(found: Findings) -> Picture:
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=9)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), right)
-    axes.set_xlabel("the model's answer")
-    axes.set_ylabel("true class, and the share of it that is right")
+    axes.set(xlabel="the model's answer", ylabel="true class, and the share of it that is right")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return Picture(

@@ -29,10 +29,7 @@ _SAFETENSORS = {
 }  # fmt: skip
 _SMALL, _RATIO = 1 << 30, 64  # an .npz unpacks to at most so many bytes, or times its size
 _NUMPYS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_HEADERS = {(n, 0): getattr(np.lib.format, f"read_array_header_{n}_0") for n in (1, 2)}
 _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorch before 1.6
 
 
@@ -56,22 +53,18 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     -------
     dict of str to NumPy array
         Read-only; bfloat16 as float32, for which 16-bit unsigned integers in a ``.pdparams`` file
-        and two-byte voids in an ``.npz`` are taken. Of a checkpoint with more in it (an epoch, an
-        optimiser), the weights alone: those under the first of ``state_dict``,
-        ``model_state_dict``, ``model``, ``net``, ``weights``, ... that has any, an average
-        (``ema``, ``model_ema``) only where there is nothing else.
+        and two-byte voids in an ``.npz`` are taken. Of a checkpoint with more in it, the weights
+        alone: those under the first of ``state_dict``, ``model_state_dict``, ``model``, ``net``,
+        ``weights``, ... that has any, an average (``ema``) only where there is nothing else.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, of another kind, or holds something that is no array where
-        weights are.
+        If the file is missing, damaged or of another kind, or has no array where weights are.
 
     Examples
     --------
     >>> import tempfile
-    >>> import numpy as np
-    >>> from pathlib import Path
     >>> from invocupy import weights
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "some.npz")

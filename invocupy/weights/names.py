@@ -13,7 +13,7 @@ import numpy as np
 from invocupy.arrays import Array
 from invocupy.models import RedNet, ResNet, SimpleModel
 from invocupy.nn import Involution, Module
-from invocupy.weights.states import merge, plain
+from invocupy.weights.states import Renamed, merge, plain
 
 _ARTICLE = {
     r"^layers\.(\d+)\.0\.": r"blocks.\1.expand.",
@@ -118,7 +118,7 @@ def import_state(
     if isinstance(model, SimpleModel):
         arrays = article_state(arrays, model.head_relu)
     elif isinstance(model, Involution):
-        arrays = merge((_renamed(name, _ARTICLE), name, value) for name, value in arrays.items())
+        arrays = merge(_renamed(arrays, _ARTICLE))
     else:
         arrays = network_state(arrays)
         _check_options(own, arrays)
@@ -155,12 +155,7 @@ def _source(model: Module, own: Mapping[str, Array], arrays: Mapping[str, Any]) 
 
 
 def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a RedNet or ResNet that show in the shapes of its arrays, under our names.
-
-    >>> from invocupy import models
-    >>> network_options(models.resnet18(num_classes=10, stem="cifar", rng=0).state_dict())
-    {'num_classes': 10, 'in_channels': 3, 'stem': 'cifar'}
-    """
+    """Options of a RedNet or ResNet that show in the shapes of its arrays, under our names."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     options: dict[str, Any] = {}
     # The other axes must be a network's, so that no small file asks for a large one.
@@ -191,40 +186,32 @@ def _check_options(own: Mapping[str, Array], arrays: Mapping[str, Any]) -> None:
 
 
 def network_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a RedNet or ResNet under our names, whether from its authors, Paddle or us.
-
-    >>> list(network_state({"backbone.stem.1.conv2.conv.bias": np.ones(18)}))
-    ['stem.conv2.span.bias']
-    """
+    """The arrays of a RedNet or ResNet under our names, whether from its authors, Paddle or us."""
     theirs = plain(state)
-    arrays = merge((_renamed(name, _NETWORK), name, value) for name, value in theirs.items())
+    arrays = merge(_renamed(theirs, _NETWORK))
     if any(name.endswith("._mean") for name in theirs) and "fc.weight" in arrays:
         arrays["fc.weight"] = arrays["fc.weight"].T  # (in, out) in Paddle
     return arrays
 
 
-def _renamed(name: str, patterns: Mapping[str, str]) -> str:
-    for pattern, new in patterns.items():
-        name = re.sub(pattern, new, name)
-    return name
+def _renamed(arrays: Mapping[str, Any], patterns: Mapping[str, str]) -> Renamed:
+    for origin, array in arrays.items():
+        name = origin
+        for pattern, new in patterns.items():
+            name = re.sub(pattern, new, name)
+        yield name, origin, array
 
 
 def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> dict[str, Any]:
-    """The arrays of the article's network under our names, whether from its classes or from us.
-
-    >>> list(article_state({f"dense_network.{i}.bias": np.ones(2) for i in (0, 2, 4)}))
-    ['head.0.bias', 'head.2.bias', 'head.4.bias']
-    """
+    """The arrays of the article's network under our names, whether from its classes or from us."""
     arrays = plain(state)
     if any(name.startswith("blocks.") for name in arrays):
         return arrays
-    ours = {name: _renamed(name, _ARTICLE) for name in arrays}
-    head = [name for name in arrays if not _IN_BLOCK.fullmatch(name)]
-    places = _places([*dict.fromkeys(name.rpartition(".")[0] for name in head)], head_relu)
-    for name in head:
-        layer, _, kind = name.rpartition(".")
-        ours[name] = f"head.{places[layer]}.{kind}"
-    return merge((ours[name], name, array) for name, array in arrays.items())
+    head = {name: name.rpartition(".") for name in arrays if not _IN_BLOCK.fullmatch(name)}
+    places = _places([*dict.fromkeys(layer for layer, _, _ in head.values())], head_relu)
+    ours = {name: f"head.{places[layer]}.{kind}" for name, (layer, _, kind) in head.items()}
+    renamed = _renamed(arrays, _ARTICLE)
+    return merge((ours.get(origin, name), origin, array) for name, origin, array in renamed)
 
 
 def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
@@ -236,10 +223,11 @@ def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
         )
     if len(layers) < 2:
         return dict.fromkeys(layers, 0)
-    numbered = [re.fullmatch(r"(.+\.)?(\d+)", layer) for layer in layers]
-    if all(numbered) and len({match[1] for match in numbered if match}) == 1:
-        layers = sorted(layers, key=_number)
-        gaps = {_number(after) - _number(before) > 1 for before, after in pairwise(layers)}
+    found = [match for layer in layers if (match := re.fullmatch(r"(.+\.)?(\d+)", layer))]
+    if len(found) == len(layers) and len({match[1] for match in found}) == 1:
+        numbers = {match[0]: int(match[2]) for match in found}
+        layers = sorted(layers, key=numbers.__getitem__)
+        gaps = {numbers[after] - numbers[before] > 1 for before, after in pairwise(layers)}
         if len(gaps) == 2:
             raise ValueError(
                 f"the dense layers have the places {', '.join(layers)}: with an activation between "
@@ -252,7 +240,3 @@ def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
             "between them: give head_relu"
         )
     return {layer: number * (2 if head_relu else 1) for number, layer in enumerate(layers)}
-
-
-def _number(layer: str) -> int:
-    return int(layer.rpartition(".")[2])

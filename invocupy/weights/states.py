@@ -19,22 +19,25 @@ _PLACES = (
     "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema",
 )  # fmt: skip
 """Keys under which programs store weights, in order of preference."""
-_OUTER = frozenset((
+_OUTER = {
     "state_dict", "model", "net", "network", "backbone", "encoder", "ema", "ema_model", "model_ema",
     "averaged_model",
-))  # fmt: skip
+}  # fmt: skip
 """Names under which other modules keep the network."""
-_ANYWHERE = frozenset((
+_ANYWHERE = {
     "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
-))  # fmt: skip
+}  # fmt: skip
 """Names under which PyTorch and Lightning keep the modules that they wrap."""
-_COUNTERS = frozenset(("n_averaged", "initted", "step"))
+_COUNTERS = {"n_averaged", "initted", "step"}
 """Names of counters that averages of weights have."""
-_FIRST = frozenset((
+_FIRST = {
     "stem", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "head", "linear",
     "layers", "blocks", "weights0", "BN", "weights1", "kernel_generator", "reduce", "norm", "span",
-))  # fmt: skip
+}  # fmt: skip
 """Names that the networks and layers themselves begin with."""
+Renamed = Iterable[tuple[str, str, Any]]
+"""Arrays with their new names and the old ones."""
+
 _DEPTH = 8  # of dictionaries
 _LONGEST = 1000  # characters of a name: prefixes are cut off one after another
 _WAY_OUT = "save model.state_dict(), in float32, float16 or bfloat16"
@@ -61,7 +64,7 @@ def plain(state: Any, own: Collection[str] = ()) -> dict[str, Any]:
     )
 
 
-def merge(renamed: Iterable[tuple[str, str, Any]]) -> dict[str, Any]:
+def merge(renamed: Renamed) -> dict[str, Any]:
     """Names to arrays; several of one name, as the article has them, must agree."""
     merged: dict[str, Any] = {}
     for name, origin, value in renamed:

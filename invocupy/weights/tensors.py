@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,12 @@ class _Storage:
 
     def __init__(self, array: Array) -> None:
         self.array = array
-        self._views: dict[frozenset[str], Array] = {frozenset(): array}
+        self.view = cache(self._view)
 
-    def view(self, bits: frozenset[str]) -> Array:
-        """The elements with PyTorch's lazy ``neg`` or ``conj`` applied; each computed once."""
-        if bits not in self._views:
-            array = np.conj(self.array) if "conj" in bits else self.array
-            self._views[bits] = np.negative(array) if "neg" in bits else array
-        return self._views[bits]
+    def _view(self, neg: bool, conj: bool) -> Array:
+        """The elements with PyTorch's lazy bits applied."""
+        array = np.conj(self.array) if conj else self.array
+        return np.negative(array) if neg else array
 
 
 def _rebuild_tensor(
@@ -140,7 +139,7 @@ def _rebuild_tensor(
     bits = more[2] if len(more) > 2 and more[2] is not None else {}
     if len(more) > 3 or not isinstance(bits, dict) or not bits.keys() <= {"neg", "conj"}:
         return Placeholder("a tensor with metadata that are not known", is_array=True)
-    elements = storage.view(frozenset(name for name, on in bits.items() if on))
+    elements = storage.view(bool(bits.get("neg")), bool(bits.get("conj")))
     size, stride, (offset,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if len(size) != len(stride):
         raise ValueError("a tensor with more or less strides than axes")
