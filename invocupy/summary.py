@@ -182,10 +182,8 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
 
     Parameters
     ----------
-    model : Module
-        Not changed; on the device that is to be asked about.
-    shape : tuple of int
-        Of one image, (C, H, W).
+    model, shape
+        As in :func:`training_memory`.
 
     Returns
     -------
@@ -210,10 +208,8 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
 
 def _macs(module: nn.Module, result: Shape) -> int:
     """Multiply-adds of a module itself; its submodules count for themselves."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
         return math.prod(result) * math.prod(module.weight.shape[1:])
-    if isinstance(module, nn.Linear):
-        return math.prod(result) * module.weight.shape[1]
     if isinstance(module, nn.Involution):
         return math.prod(result) * math.prod(module.kernel_size)
     return 0
@@ -248,34 +244,33 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:
-    """The straight lines through the peaks of two runs.
+    """The straight lines through the peaks of two runs, of few and of many images.
 
     A run before them, which is not counted, loads the modules that the first one needs.
     """
+    like = _like(model)
+    xp = namespace(like)
+
+    def peaks(images: int) -> list[int]:
+        """Bytes that each phase of the second step adds to what was there before the first one."""
+        with _counting_in_a_pool(xp) if is_cupy(like) else _counting() as (begin, peak):
+            phases = prepare()
+            for _ in range(2):
+                found = []
+                x, labels = xp.zeros((images, *shape), np.float32), xp.zeros(images, np.int64)
+                for phase in phases:
+                    begin()
+                    phase(x, labels)
+                    found.append(peak())
+        return found
+
     few, many = _SIZES
-    _, *runs = (_peaks(model, shape, prepare, images) for images in (few, few, many))
+    _, *runs = map(peaks, (few, few, many))
     lines = []
     for small, large in zip(*runs, strict=True):
         per_image = max(-(-(large - small) // (many - few)), 0)
         lines.append((max(small - few * per_image, 0), per_image))
     return StepMemory(tuple(lines))
-
-
-def _peaks(model: nn.Module, shape: Shape, prepare: Callable[[], Phases], images: int) -> list[int]:
-    """Bytes that each phase of the second step adds to what was there before the first one."""
-    like = _like(model)
-    xp = namespace(like)
-    found: list[int] = []
-    with _counting_in_a_pool(xp) if is_cupy(like) else _counting() as (begin, peak):
-        phases = prepare()
-        for _ in range(2):
-            found.clear()
-            x, labels = xp.zeros((images, *shape), np.float32), xp.zeros(images, np.int64)
-            for phase in phases:
-                begin()
-                phase(x, labels)
-                found.append(peak())
-    return found
 
 
 @contextmanager

@@ -115,8 +115,7 @@ class Tensor(Protocols):
     @property
     def shape(self) -> tuple[int, ...]:
         """The sizes of all axes."""
-        shape: tuple[int, ...] = self.data.shape
-        return shape
+        return self.data.shape  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -59,17 +59,12 @@ def log_softmax(x: Array, axis: int = -1) -> Result:
 
     Parameters
     ----------
-    x : array or Tensor, float
-    axis : int
+    x, axis
+        As in :func:`softmax`, which raises the same.
 
     Returns
     -------
     array or Tensor, shape of ``x``
-
-    Raises
-    ------
-    ValueError
-        If ``x`` has no entries along ``axis``, or no such axis.
 
     >>> F.log_softmax(np.array([[0.0, 1000.0]]))
     array([[-1000.,     0.]])
@@ -130,12 +125,11 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
     if not is_cupy(labels) and count and not (labels.min() >= 0 and labels.max() < classes):
         raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
     log_p = _log_softmax(logits, 1)
-    rows = xp.arange(count)
-    off = smoothing / classes if classes else 0.0
+    rows, off = xp.arange(count), smoothing / classes
+    # not 0 times what may be -inf
+    each = xp.zeros(count, log_p.dtype)
     if smoothing < 1:
         each = (smoothing - 1.0) * log_p[rows, labels]
-    else:
-        each = xp.zeros(count, log_p.dtype)
     if off:
         each -= off * log_p.sum(axis=1)
     value = _as(logits, xp.asarray(each.sum() / max(count, 1)))

@@ -23,17 +23,12 @@ def sharing(grad: Any) -> Iterator[None]:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> total = once(lambda grad: print("summing") or grad.sum())
-    >>> grad = np.ones(3)
+    >>> total = once(lambda grad: print("summing") or sum(grad))
+    >>> grad = [1, 2]
     >>> with sharing(grad):
-    ...     float(total(grad) + total(grad))
+    ...     total(grad) + total(grad)
     summing
-    6.0
-    >>> grad[...] = 2
-    >>> float(total(grad))
-    summing
-    6.0
+    6
     """
     token = current.set((grad, {}))
     try:

@@ -24,31 +24,13 @@ class Comm(Protocol):
 
 
 def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any]:
-    """Count, mean and second central moments of the values of all ranks together.
+    """Count, mean and second central moments of the values of all ranks together, in float64.
 
     ``mean = sum n_r m_r / n`` and ``second = sum n_r (s_r + d_r d_r^T) / n`` with
     ``d_r = m_r - mean`` (Chan, Golub and LeVeque 1979): nothing cancels, however far the mean is
-    from zero.
-
-    Parameters
-    ----------
-    comm : Comm
-    count : int
-        Of this rank's values, each of C numbers.
-    mean : array (C,)
-    second : array (C,) or (C, C)
-        The variances, or the covariances. Like ``mean`` finite where ``count`` is 0.
-
-    Returns
-    -------
-    count : int
-        On a GPU a float64 array (), for which nobody waits.
-    mean, second : float64 arrays of the given shapes
-
-    Raises
-    ------
-    ValueError
-        If no rank has a value; not on a GPU, where the moments are NaN.
+    from zero. Of each rank ``count`` values of C numbers, their mean (C,), and variances (C,) or
+    covariances (C, C), finite where the count is 0. On a GPU the count of all is an array (), for
+    which nobody waits. If no rank has a value it raises a ValueError; there, the moments are NaN.
 
     Examples
     --------
@@ -61,11 +43,8 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
     (4, 4.0, 3.5)
     """
     xp, channels = namespace(mean), mean.size
-    message = xp.empty(1 + channels + second.size, np.float64)
-    message[0] = count
-    message[1 : 1 + channels] = mean
-    message[1 + channels :] = second.reshape(-1)
-    rows = _sent(comm, message)
+    parts = xp.full(1, count, np.float64), mean, second.reshape(-1)
+    rows = _sent(comm, xp.concatenate(parts))
     counts, means, seconds = rows[:, :1], rows[:, 1 : 1 + channels], rows[:, 1 + channels :]
     total = counts.sum()
     if not is_cupy(total) and total == 0:
@@ -93,10 +72,7 @@ def allreduce_sum(comm: Comm, *parts: Any) -> Any:
     array([[ 3.],
            [11.]])
     """
-    xp = namespace(parts[0])
-    message = xp.empty((len(parts), parts[0].size), np.float64)
-    for row, part in zip(message, parts, strict=True):
-        row[...] = part
+    message = namespace(parts[0]).stack(parts).astype(np.float64)
     return _sent(comm, message).sum(axis=0)
 
 
