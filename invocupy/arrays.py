@@ -197,11 +197,6 @@ def converted(array: Any, like: Any, least: float | None = None) -> Any:
     Floating dtypes are converted into each other, and numbers that are whole into integers. An
     array of shape (1,) does for a single number. No value may be below ``least``, if given, or then
     NaN. A ValueError says what is wrong, and what was expected.
-
-    Examples
-    --------
-    >>> converted([0.5, 2], np.zeros(2, np.float32))
-    array([0.5, 2. ], dtype=float32)
     """
     plain = readable(array)
     if plain.shape == (1,) and like.shape == ():  # what ascontiguousarray makes of a counter

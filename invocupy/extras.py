@@ -16,13 +16,6 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
 
     Raises MissingExtra, with the command that installs it, if it is missing, cannot be loaded, or
     is older than ``minimum`` (such as "2.10").
-
-    Examples
-    --------
-    >>> require("no_such_module", "NoSuch", "plots")
-    Traceback (most recent call last):
-    ...
-    invocupy.extras.MissingExtra: NoSuch is not installed: pip install 'invocupy[plots]'
     """
     try:
         found = import_module(module)

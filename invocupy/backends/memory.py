@@ -58,17 +58,7 @@ others: list[Callable[[], None]] = []
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-    """A new C-contiguous array, not filled, of the library and on the device of ``like``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> first = empty((300, 300), np.float32, np.ones(1))
-    >>> place = first.ctypes.data
-    >>> del first
-    >>> empty((301, 299), np.float32, np.ones(1)).ctypes.data == place
-    True
-    """
+    """A new C-contiguous array, not filled, of the library and on the device of ``like``."""
     if is_cupy(like):
         with on_device(like):
             return namespace(like).empty(shape, dtype)

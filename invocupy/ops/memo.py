@@ -19,17 +19,7 @@ current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
 @contextmanager
 def sharing(grad: Any) -> Iterator[None]:
-    """A context in which vjps that get this very ``grad`` do their common work once.
-
-    Examples
-    --------
-    >>> total = once(lambda grad: print("summing") or sum(grad))
-    >>> grad = [1, 2]
-    >>> with sharing(grad):
-    ...     total(grad) + total(grad)
-    summing
-    6
-    """
+    """A context in which vjps that get this very ``grad`` do their common work once."""
     token = current.set((grad, {}))
     try:
         yield

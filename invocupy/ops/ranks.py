@@ -31,16 +31,6 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
     from zero. Of each rank ``count`` values of C numbers, their mean (C,), and variances (C,) or
     covariances (C, C), finite where the count is 0. On a GPU the count of all is an array (), for
     which nobody waits. If no rank has a value it raises a ValueError; there, the moments are NaN.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> class Two:  # of which the other one has seen 3 values: 4, 5 and 6
-    ...     def allgather(self, array):
-    ...         return np.stack([array, [3, 5, 2 / 3]])
-    >>> count, mean, var = merge(Two(), 1, np.array([1.0]), np.array([0.0]))
-    >>> count, float(mean[0]), round(float(var[0]), 6)
-    (4, 4.0, 3.5)
     """
     xp, channels = namespace(mean), mean.size
     parts = xp.full(1, count, np.float64), mean, second.reshape(-1)
@@ -60,18 +50,7 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
 
 
 def allreduce_sum(comm: Comm, *parts: Any) -> Any:
-    """The sums over the ranks of arrays (C,), as one float64 array (number of arrays, C).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> class Two:
-    ...     def allgather(self, array):
-    ...         return np.stack([array, array + 1])
-    >>> allreduce_sum(Two(), np.array([1.0]), np.array([5.0]))
-    array([[ 3.],
-           [11.]])
-    """
+    """The sums over the ranks of arrays (C,), as one float64 array (number of arrays, C)."""
     message = namespace(parts[0]).stack(parts).astype(np.float64)
     return _sent(comm, message).sum(axis=0)
 
