@@ -243,6 +243,8 @@ ROWS = [
         variant="valid pixels",
     ),
     Row("batch_norm", [normal(3, 2, 3, 4), normal(2), normal(2), None], **NORM),
+    Row("batch_norm", [normal(6, 2), normal(2), normal(2), None], variant="1d", **NORM),
+    Row("batch_norm", [normal(2, 2, 2, 1, 3), normal(2), normal(2), None], variant="3d", **NORM),
     Row(
         "batch_norm",
         [checkered(3, 2, 3, 4), positive(2), small(2), None],

@@ -16,7 +16,8 @@ def batch_moments(x: Array | Tensor) -> tuple[Array, Array]:
 
     Parameters
     ----------
-    x : array or Tensor (N, C, H, W), float
+    x : array or Tensor (N, C, *S), float
+        With any number of spatial axes, also none.
 
     Returns
     -------
@@ -28,7 +29,7 @@ def batch_moments(x: Array | Tensor) -> tuple[Array, Array]:
     TypeError
         For arguments that are no arrays of a floating dtype.
     ValueError
-        If ``x`` has another number of dimensions, or no value.
+        If ``x`` has fewer than two dimensions, or no value.
 
     Examples
     --------
@@ -62,7 +63,8 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array or Tensor (N, C, H, W), float
+    x : array or Tensor (N, C, *S), float
+        With any number of spatial axes, also none.
     running_mean, running_var : arrays (C,)
         The statistics when not training. Never written to: :class:`invocupy.nn.BatchNorm2d`
         keeps the running averages.
@@ -75,7 +77,7 @@ def batch_norm(
     moments : (mean, var), optional
         :func:`batch_moments` of ``x``, where the caller has them already; with ``comm`` also the
         number of values a channel, of all ranks.
-    residual : array or Tensor (N, C, H, W), optional
+    residual : array or Tensor (N, C, *S), optional
     relu : bool
     comm : communicator, optional
         In training the batch is that of all its ranks together, of which ``x`` is this one's
@@ -83,14 +85,14 @@ def batch_norm(
 
     Returns
     -------
-    array or Tensor (N, C, H, W)
+    array or Tensor (N, C, *S)
 
     Raises
     ------
     TypeError
         For arguments that are no arrays of a floating dtype.
     ValueError
-        If ``x`` has another number of dimensions, or statistics are missing.
+        If ``x`` has fewer than two dimensions, or statistics are missing.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,30 +46,30 @@ class FoldedNorm(NamedTuple):
 
 
 def batch_moments(x: Array) -> tuple[Any, Any]:
-    """Mean and biased variance of each channel of x (N, C, H, W); not differentiable by itself."""
+    """Mean and biased variance of each channel of x (N, C, *S); not differentiable by itself."""
     check(x=x)
-    if x.ndim != 4 or x.shape[0] * x.shape[2] * x.shape[3] < 1:
-        raise ValueError(f"x must be (N, C, H, W) with at least one value a channel, got {x.shape}")
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"x must be (N, C, *S) with at least one value a channel, got {x.shape}")
     work, channel = _dtypes(x)
     with on_device(x):
         mean, var = (namespace(x).empty(x.shape[1], channel) for _ in range(2))
-        backends.of("batch_norm", x).moments(contiguous(x, work), mean, var)
+        backends.of("batch_norm", x).moments(_images(contiguous(x, work)), mean, var)
     return mean, var
 
 
 def merged_moments(x: Array, comm: Comm) -> tuple[Any, Any, Any]:
     """Mean and biased variance of each channel over the x of all ranks; and how many values.
 
-    One message. A rank whose share of the batch is empty takes part with its x of (0, C, H, W).
+    One message. A rank whose share of the batch is empty takes part with its x of (0, C, *S).
     On a GPU the count is an array (), so that nobody waits for it.
     """
-    if x.ndim != 4:
-        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
+    if x.ndim < 2:
+        raise ValueError(f"x must have 2 or more dimensions (N, C, *S), got {x.shape}")
     work, channel = _dtypes(x)
     with on_device(x):
         mean, var = namespace(x).zeros((2, x.shape[1]), _exact(x, channel))
         if x.size:
-            backends.of("batch_norm", x).moments(contiguous(x, work), mean, var)
+            backends.of("batch_norm", x).moments(_images(contiguous(x, work)), mean, var)
         count, mean, var = merge(comm, x.size // max(x.shape[1], 1), mean, var)
         return mean.astype(channel), var.astype(channel), count
 
@@ -129,8 +130,8 @@ def batch_norm(
     """
     per_channel = {"mean": mean, "var": var, "weight": weight, "bias": bias}
     check(x=x, **per_channel, **({} if residual is None else {"residual": residual}))
-    if x.ndim != 4:
-        raise ValueError(f"x must have 4 dimensions (N, C, H, W), got {x.shape}")
+    if x.ndim < 2:
+        raise ValueError(f"x must have 2 or more dimensions (N, C, *S), got {x.shape}")
     eps = number("eps", eps, 0)
     work, channel = _dtypes(x)
     backend = backends.of("batch_norm", x)
@@ -152,13 +153,14 @@ def batch_norm(
         given = (contiguous(array, channel) for array in (var, weight, bias))
         inverse, scale, shift = xp.empty((3, channels), channel)
         backend.fold(mean, *given, eps, inverse, scale, shift)
-    wide = contiguous(x, work)
+    wide = _images(contiguous(x, work))
     value = empty(x.shape, work, x)
+    made = _images(value)
     with on_device(x):
-        added = None if residual is None else contiguous(residual, work)
+        added = None if residual is None else _images(contiguous(residual, work))
         if x.size:
-            backend.forward(wide, scale, shift, added, relu, value)
-    masks = value if relu else None
+            backend.forward(wide, scale, shift, added, relu, made)
+    masks = made if relu else None
 
     @once
     def sums(grad: Array) -> Any:
@@ -168,7 +170,9 @@ def batch_norm(
             total, total_x = new((2, channels), channel if ranks is None else _exact(x, channel))
             b, c, grad_weight = new((3, channels), channel)
             if x.size:
-                backend.grad_sums(contiguous(grad, work), wide, masks, mean, total, total_x)
+                backend.grad_sums(
+                    _images(contiguous(grad, work)), wide, masks, mean, total, total_x
+                )
             norm = scale, inverse, mean
             if ranks is not None:
                 means = (allreduce_sum(ranks, total, total_x) / count).astype(channel)
@@ -182,14 +186,14 @@ def batch_norm(
     @each
     def taken(grad: Array) -> tuple[Any, Any]:
         """Gradients of x and, if a ReLU follows, of the residual."""
-        result = empty(x.shape, work, x)
-        split = empty(x.shape, work, x) if residual is not None and relu else None
+        result = empty(wide.shape, work, x)
+        split = empty(wide.shape, work, x) if residual is not None and relu else None
         with on_device(x):
             _, _, b, c = sums(grad) if training else xp.zeros((4, channels), channel)
             if x.size:
-                wide_grad = contiguous(grad, work)
+                wide_grad = _images(contiguous(grad, work))
                 backend.grad_x(wide_grad, wide, masks, scale, b, c, result, split)
-        return result, split
+        return result.reshape(x.shape), None if split is None else split.reshape(x.shape)
 
     return cast_like(value, x), (
         lambda grad: cast_like(taken(grad, 0), x),
@@ -197,6 +201,13 @@ def batch_norm(
         lambda grad: sums(grad)[0].astype(bias.dtype),
         lambda grad: cast_like(taken(grad, 1) if relu else grad, residual),
     )
+
+
+def _images(array: Array) -> Array:
+    """A contiguous (N, C, *S) as the backends take it, (N, C, H, W)."""
+    if array.ndim == 4:
+        return array
+    return array.reshape(*array.shape[:2], 1, prod(array.shape[2:]))
 
 
 def _dtypes(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:

@@ -78,8 +78,8 @@ def test_batch_moments_do_not_cancel(seed: int, level: float, xp: ModuleType) ->
 def test_batch_norm_refuses_missing_statistics() -> None:
     with pytest.raises(ValueError, match="running_mean and running_var are needed"):
         F.batch_norm(np.ones((1, 1, 2, 2)))
-    with pytest.raises(ValueError, match=r"x must be \(N, C, H, W\)"):
-        F.batch_norm(np.ones((2, 2)), training=True)
+    with pytest.raises(ValueError, match=r"x must be \(N, C, \*S\) with at least one value"):
+        F.batch_norm(np.ones(2), training=True)
     with pytest.raises(ValueError, match="at least one value a channel"):
         F.batch_norm(np.ones((0, 2, 2, 2)), training=True)
 
@@ -94,8 +94,32 @@ def test_batch_norm_refuses_arrays_that_would_be_read_past_their_end(name: str) 
     for wrong in (np.ones(1), np.ones((1, 1, 1, 1)), np.ones((2, 3, 1, 1))):
         with pytest.raises(ValueError, match=name.removeprefix("running_") + " must have .*shape"):
             F.batch_norm(x, **{**given, name: wrong})
-    with pytest.raises(ValueError, match=r"x must have 4 dimensions .*\(3, 4, 4\)"):
-        F.batch_norm(x[0], **given)
+    with pytest.raises(ValueError, match=r"x must have 2 or more dimensions .*\(4,\)"):
+        F.batch_norm(x[0, 0, 0], **given)
+
+
+@pytest.mark.parametrize("shape", [(30, 2), (6, 2, 5), (2, 2, 5, 3), (2, 2, 3, 1, 5)])
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_over_any_number_of_axes(
+    shape: tuple[int, ...], training: bool, xp: ModuleType
+) -> None:
+    """As over the same values in one row."""
+    rng = np.random.default_rng(0)
+    draw = [xp.asarray(rng.standard_normal(shape)) for _ in range(3)]
+    rows = [np.moveaxis(host(a), 1, 0).reshape(2, -1).T[..., None, None] for a in draw]
+    moments = xp.asarray(rng.uniform(1, 2, (4, 2)))
+    results = []
+    for x, residual, grad in (draw, [xp.asarray(a) for a in rows]):
+        tensors = [Tensor(a, requires_grad=True) for a in (x, residual, *moments[:2])]
+        value = F.batch_norm(
+            tensors[0], *moments[2:], *tensors[2:], training, residual=tensors[1], relu=True
+        )
+        value.backward(grad)
+        made = [host(a) for a in (value, tensors[0].grad, tensors[1].grad)]
+        made = [np.moveaxis(a, 1, 0).reshape(2, -1) for a in made]
+        results.append([*made, host(tensors[2].grad), host(tensors[3].grad)])
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, terms=200)
 
 
 # ---------------------------------------------------------------------------- options
