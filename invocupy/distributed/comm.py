@@ -102,7 +102,7 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
     from invocupy import nn  # here, since the command line asks this package before it needs that
 
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # others may use the name for something else
+        if isinstance(module, nn.BatchNorm2d):  # in any dimension; others may use the name
             module.comm = comm
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from invocupy.nn.containers import ModuleList, Sequential
-from invocupy.nn.involution import FusedOption, Involution
+from invocupy.nn.involution import (
+    FusedOption,
+    Involution,
+    Involution1d,
+    Involution2d,
+    Involution3d,
+)
 from invocupy.nn.layers import (
+    AvgPool1d,
     AvgPool2d,
+    AvgPool3d,
+    BatchNorm1d,
     BatchNorm2d,
+    BatchNorm3d,
+    Conv1d,
     Conv2d,
+    Conv3d,
     CrossEntropyLoss,
     Flatten,
     GlobalAvgPool2d,
     Identity,
     Linear,
+    MaxPool1d,
     MaxPool2d,
+    MaxPool3d,
     ReLU,
     Softmax,
 )
@@ -21,7 +35,9 @@ from invocupy.nn.module import Input, Module, keep_modes
 from invocupy.nn.parameter import Buffer, Parameter
 
 __all__ = [
-    "AvgPool2d", "BatchNorm2d", "Buffer", "Conv2d", "CrossEntropyLoss", "Flatten", "FusedOption",
-    "GlobalAvgPool2d", "Identity", "Input", "Involution", "Linear", "MaxPool2d", "Module",
-    "ModuleList", "Parameter", "ReLU", "Sequential", "Softmax", "keep_modes",
+    "AvgPool1d", "AvgPool2d", "AvgPool3d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Buffer",
+    "Conv1d", "Conv2d", "Conv3d", "CrossEntropyLoss", "Flatten", "FusedOption", "GlobalAvgPool2d",
+    "Identity", "Input", "Involution", "Involution1d", "Involution2d", "Involution3d", "Linear",
+    "MaxPool1d", "MaxPool2d", "MaxPool3d", "Module", "ModuleList", "Parameter", "ReLU",
+    "Sequential", "Softmax", "keep_modes",
 ]  # fmt: skip

@@ -1,9 +1,9 @@
-"""Involution with the generator that makes its kernel."""
+"""Involution with the generator that makes its kernel, in one, two and three dimensions."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -11,13 +11,19 @@ from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrTuple, integer, per_axis
-from invocupy.nn.layers import AvgPool2d, BatchNorm2d, Conv2d, Identity
+from invocupy.nn import layers
 from invocupy.nn.module import Input, Module
 
 FusedOption = bool | Literal["auto"]
 
 _LARGE_KERNEL = 2**24  # elements; from there on the stored kernel leaves the caches
 _NARROW = {False: 64, True: 32}  # features up to which the CPU fuses, without and with gradients
+_Layers: TypeAlias = tuple[type[layers.AvgPool2d], type[layers.BatchNorm2d], type[layers.Conv2d]]
+_LAYERS: dict[int, _Layers] = {
+    1: (layers.AvgPool1d, layers.BatchNorm1d, layers.Conv1d),
+    2: (layers.AvgPool2d, layers.BatchNorm2d, layers.Conv2d),
+    3: (layers.AvgPool3d, layers.BatchNorm3d, layers.Conv3d),
+}
 
 
 class Involution(Module):
@@ -27,13 +33,14 @@ class Involution(Module):
     C/reduction_ratio) and ``span`` (to G*K*K), both with bias, and ``out = involution(x, kernel)``
     (Li et al., arXiv 2103.06255, section 3; the layout of the article and of the authors' code).
     With a stride s > 1, ``pool`` is an s x s average pool in ceil mode over valid pixels, so that
-    odd sizes work; else nothing.
+    odd sizes work; else nothing. :class:`Involution1d` and :class:`Involution3d` are the same in
+    one and three dimensions; ``Involution2d`` is another name of this one.
 
     Parameters
     ----------
     channels, reduction_ratio, channels_per_group : int
         The groups are G = channels / channels_per_group.
-    kernel_size, stride, dilation : int or pair
+    kernel_size, stride, dilation : int or tuple
         The kernel size is odd; padding keeps the size of the image.
     fused : bool or "auto"
         Whether ``span`` and involution run as one, which never stores the kernel; ``"auto"``
@@ -53,6 +60,8 @@ class Involution(Module):
     >>> layer(np.ones((1, 32, 9, 9), np.float32)).shape
     (1, 32, 5, 5)
     """
+
+    dims: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -79,35 +88,36 @@ class Involution(Module):
             )
         if not (isinstance(fused, bool) or fused == "auto"):
             raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
-        self.kernel_size = per_axis("kernel_size", kernel_size, 1)
+        self.kernel_size = per_axis("kernel_size", kernel_size, 1, self.dims)
         if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        self.stride = per_axis("stride", stride, 1)
-        self.dilation = per_axis("dilation", dilation, 1)
+        self.stride = per_axis("stride", stride, 1, self.dims)
+        self.dilation = per_axis("dilation", dilation, 1, self.dims)
         self.groups = channels // channels_per_group
         self.fused = fused
         width = channels // reduction_ratio
-        self.pool: Module = Identity()
-        if self.stride != (1, 1):
-            self.pool = AvgPool2d(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
-        self.reduce = Conv2d(channels, width, 1, rng=rng)
-        self.norm = BatchNorm2d(width)
-        self.span = Conv2d(width, math.prod(self.kernel_size) * self.groups, 1, rng=rng)
+        pool, norm, conv = _LAYERS[self.dims]
+        self.pool: Module = layers.Identity()
+        if max(self.stride) > 1:
+            self.pool = pool(self.stride, self.stride, ceil_mode=True, count_include_pad=False)
+        self.reduce = conv(channels, width, 1, rng=rng)
+        self.norm = norm(width)
+        self.span = conv(width, math.prod(self.kernel_size) * self.groups, 1, rng=rng)
 
     def features(self, x: Input) -> Tensor:
-        """What the kernel is made from: (N, C, H, W) to (N, C/reduction_ratio, Ho, Wo)."""
+        """What the kernel is made from: (N, C, *S) to (N, C/reduction_ratio, *O)."""
         return self.norm(self.reduce(self.pool(x)), relu=True)
 
     def kernel(self, x: Input) -> Tensor:
-        """The kernel that the layer makes from x: (N, G, Kh, Kw, Ho, Wo)."""
+        """The kernel that the layer makes from x: (N, G, *K, *O)."""
         return self._kernel(self.features(x))
 
     def _kernel(self, features: Tensor) -> Tensor:
-        n, _, h, w = features.shape
-        return F.reshape(self.span(features), (n, self.groups, *self.kernel_size, h, w))
+        n, _, *out = features.shape
+        return F.reshape(self.span(features), (n, self.groups, *self.kernel_size, *out))
 
     def forward(self, x: Input) -> Tensor:
-        """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
+        """(N, C, *S) to (N, C, *O), each size of O being ceil(size of S / stride)."""
         options: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation}
         features = self.features(x)
         out: Tensor
@@ -122,8 +132,40 @@ class Involution(Module):
     def _fuses(self, features: Tensor) -> bool:
         if self.fused != "auto":
             return self.fused
-        n, width, h, w = features.shape
+        n, width, *out = features.shape
         # Fused, the kernel is made again for the gradients: the more features, the dearer.
         narrow = 0 if arrays.is_cupy(features.data) else _NARROW[is_recording()]
-        large = n * h * w * self.groups * math.prod(self.kernel_size) >= _LARGE_KERNEL
+        large = n * self.groups * math.prod((*self.kernel_size, *out)) >= _LARGE_KERNEL
         return large or width <= narrow
+
+
+Involution2d = Involution
+
+
+class Involution1d(Involution):
+    """:class:`Involution` of signals, (N, C, W) to (N, C, ceil(W/stride)).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> nn.Involution1d(32, kernel_size=9, stride=2)(np.ones((1, 32, 25), np.float32)).shape
+    (1, 32, 13)
+    """
+
+    dims = 1
+
+
+class Involution3d(Involution):
+    """:class:`Involution` of volumes, (N, C, D, H, W) to the same, each size over its stride.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from invocupy import nn
+    >>> layer = nn.Involution3d(32, kernel_size=3, stride=(1, 2, 2))
+    >>> layer(np.ones((1, 32, 3, 5, 6), np.float32)).shape
+    (1, 32, 3, 3, 3)
+    """
+
+    dims = 3

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor
-from invocupy.geometry import IntOrTuple, Padding, integer, number, padding_per_axis, per_axis
+from invocupy.geometry import (
+    NAMES,
+    IntOrTuple,
+    Padding,
+    integer,
+    number,
+    padding_per_axis,
+    per_axis,
+)
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
@@ -57,19 +65,34 @@ class Softmax(Module):
 class MaxPool2d(Module):
     """:func:`invocupy.functional.max_pool2d`."""
 
+    dims: ClassVar[int] = 2
     kernel_size: IntOrTuple
     stride: IntOrTuple | None = None
     padding: IntOrTuple = 0
 
     def forward(self, x: Input) -> Any:
-        """(N, C, H, W) to (N, C, Ho, Wo)."""
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+        """(N, C, *S) to (N, C, *O)."""
+        pool = getattr(F, f"max_pool{self.dims}d")
+        return pool(x, self.kernel_size, self.stride, self.padding)
+
+
+class MaxPool1d(MaxPool2d):
+    """:func:`invocupy.functional.max_pool1d`."""
+
+    dims = 1
+
+
+class MaxPool3d(MaxPool2d):
+    """:func:`invocupy.functional.max_pool3d`."""
+
+    dims = 3
 
 
 @dataclass(eq=False, repr=False)
 class AvgPool2d(Module):
     """:func:`invocupy.functional.avg_pool2d`."""
 
+    dims: ClassVar[int] = 2
     kernel_size: IntOrTuple
     stride: IntOrTuple | None = None
     padding: IntOrTuple = 0
@@ -77,9 +100,22 @@ class AvgPool2d(Module):
     count_include_pad: bool = True
 
     def forward(self, x: Input) -> Any:
-        """(N, C, H, W) to (N, C, Ho, Wo)."""
+        """(N, C, *S) to (N, C, *O)."""
         options = {"ceil_mode": self.ceil_mode, "count_include_pad": self.count_include_pad}
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, **options)
+        pool = getattr(F, f"avg_pool{self.dims}d")
+        return pool(x, self.kernel_size, self.stride, self.padding, **options)
+
+
+class AvgPool1d(AvgPool2d):
+    """:func:`invocupy.functional.avg_pool1d`."""
+
+    dims = 1
+
+
+class AvgPool3d(AvgPool2d):
+    """:func:`invocupy.functional.avg_pool3d`."""
+
+    dims = 3
 
 
 class GlobalAvgPool2d(Module):
@@ -146,7 +182,7 @@ class Linear(Module):
 class Conv2d(Module):
     """:func:`invocupy.functional.conv2d` by weights and biases of its own.
 
-    Both are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*Kh*Kw).
+    Both are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*taps).
 
     Raises
     ------
@@ -160,6 +196,8 @@ class Conv2d(Module):
     >>> nn.Conv2d(3, 8, 3, stride=2, padding=1)(np.ones((1, 3, 8, 8), np.float32)).shape
     (1, 8, 4, 4)
     """
+
+    dims: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -181,9 +219,9 @@ class Conv2d(Module):
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
                 f"in_channels={in_channels}, out_channels={out_channels}"
             )
-        size = per_axis("kernel_size", kernel_size, 1)
-        self.stride = per_axis("stride", stride, 1)
-        self.dilation = per_axis("dilation", dilation, 1)
+        size = per_axis("kernel_size", kernel_size, 1, self.dims)
+        self.stride = per_axis("stride", stride, 1, self.dims)
+        self.dilation = per_axis("dilation", dilation, 1, self.dims)
         self.padding = padding_per_axis(padding, size, self.dilation)
         self.groups = groups
         fan_in = in_channels // groups * math.prod(size)
@@ -191,11 +229,24 @@ class Conv2d(Module):
         self.bias = _uniform(rng, (out_channels,), fan_in) if bias else None
 
     def forward(self, x: Input) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, Ho, Wo)."""
-        return F.conv2d(
+        """(N, in_channels, *S) to (N, out_channels, *O)."""
+        out: Tensor = getattr(F, f"conv{self.dims}d")(
             x, self.weight, self.bias,
             stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
+        return out
+
+
+class Conv1d(Conv2d):
+    """:func:`invocupy.functional.conv1d`, as :class:`Conv2d`."""
+
+    dims = 1
+
+
+class Conv3d(Conv2d):
+    """:func:`invocupy.functional.conv3d`, as :class:`Conv2d`."""
+
+    dims = 3
 
 
 class BatchNorm2d(Module):
@@ -237,6 +288,8 @@ class BatchNorm2d(Module):
     array([1.1], dtype=float32)
     """
 
+    dims: ClassVar[tuple[int, ...]] = (2,)
+
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         num_features = integer("num_features", num_features, 1)
         self.eps, self.momentum = eps, momentum
@@ -253,9 +306,12 @@ class BatchNorm2d(Module):
         super().__setattr__(name, value)
 
     def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
-        """(N, C, H, W) to the same; adds a residual and applies ReLU in the same pass if asked."""
-        if x.ndim != 4 or x.shape[1] != len(self.weight):
-            raise ValueError(f"x must be (N, {len(self.weight)}, H, W), got shape {x.shape}")
+        """(N, C, *S) to the same; adds a residual and applies ReLU in the same pass if asked."""
+        channels = len(self.weight)
+        if x.ndim - 2 not in self.dims or x.shape[1] != channels:
+            axes = (f", {NAMES[d].image}" if d else "" for d in self.dims)
+            fits = " or ".join(f"(N, {channels}{some})" for some in axes)
+            raise ValueError(f"x must be {fits}, got shape {x.shape}")
         options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
         running = self.running_mean.data, self.running_var.data
         if self.training:
@@ -277,3 +333,15 @@ class BatchNorm2d(Module):
             *running, mean, var, self.momentum, count
         )
         self.num_batches_tracked.data = self.num_batches_tracked.data + 1
+
+
+class BatchNorm1d(BatchNorm2d):
+    """:class:`BatchNorm2d` of x (N, C) or (N, C, W)."""
+
+    dims = 0, 1
+
+
+class BatchNorm3d(BatchNorm2d):
+    """:class:`BatchNorm2d` of x (N, C, D, H, W)."""
+
+    dims = (3,)

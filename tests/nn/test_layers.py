@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from invocupy import Tensor, nn
 from invocupy import functional as F  # noqa: N812
+from invocupy.testing import gradcheck
 
 
 def rng() -> np.random.Generator:
@@ -107,21 +108,49 @@ def test_running_statistics_follow_their_rule(seed: int, momentum: float) -> Non
 # ---------------------------------------------------------------------------- involution
 
 
-@pytest.mark.parametrize("stride", [1, 2, (2, 1)])
+LAYERS = {1: nn.Involution1d, 2: nn.Involution2d, 3: nn.Involution3d}
+IMAGE, KERNEL = (4, 7, 9), (1, 3, 5)
+in_all = pytest.mark.parametrize(
+    ("dims", "stride"),
+    [(1, 1), (1, 2), (2, 1), (2, 2), (2, (2, 1)), (3, 1), (3, 2), (3, (1, 3, 2))],
+)
+
+
+@in_all
 @pytest.mark.parametrize("fused", [False, True])
-def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
-    layer = nn.Involution(32, (3, 5), stride=stride, dilation=2, fused=fused, rng=rng())
+def test_involution_layer_is_its_formula(dims: int, stride: Any, fused: bool) -> None:
+    kernel_size = KERNEL[-dims:]
+    options = {"stride": stride, "dilation": 2}
+    layer = LAYERS[dims](32, kernel_size, fused=fused, rng=rng(), **options)
     layer.eval()
-    x = rng().normal(size=(2, 32, 7, 9)).astype(np.float32)
+    x = rng().normal(size=(2, 32, *IMAGE[-dims:])).astype(np.float32)
+    average, conv = (getattr(F, f"{name}{dims}d") for name in ("avg_pool", "conv"))
     pool = {"ceil_mode": True, "count_include_pad": False}
-    seen = x if stride == 1 else F.avg_pool2d(x, stride, stride, **pool)
-    reduced = F.conv2d(seen, layer.reduce.weight.data, layer.reduce.bias.data)  # type: ignore[union-attr]
+    seen = x if stride == 1 else average(x, stride, stride, **pool)
+    reduced = conv(seen, layer.reduce.weight.data, layer.reduce.bias.data)  # type: ignore[union-attr]
     features = np.maximum(reduced / np.sqrt(np.float32(1 + 1e-5)), 0)  # of a norm that is new
-    flat = F.conv2d(features, layer.span.weight.data, layer.span.bias.data)  # type: ignore[union-attr]
-    kernel = flat.reshape(2, 2, 3, 5, *flat.shape[2:])
-    wanted = F.involution(x, kernel, stride=stride, dilation=2)
+    flat = conv(features, layer.span.weight.data, layer.span.bias.data)  # type: ignore[union-attr]
+    kernel = flat.reshape(2, 2, *kernel_size, *flat.shape[2:])
+    wanted = F.involution(x, kernel, **options)
     # some hundred roundings of sums of a few units
     np.testing.assert_allclose(layer(x).data, wanted, atol=1e-4)
+    np.testing.assert_allclose(layer.kernel(x).data, kernel, atol=1e-5)
+
+
+@in_all
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_of_an_involution_layer(dims: int, stride: Any, fused: bool) -> None:
+    layer = LAYERS[dims](4, 3, 2, 2, stride, fused=fused, rng=rng()).eval()
+    names = [name for name, _ in layer.named_parameters()]
+    parameters = [p.data.astype(np.float64) for p in layer.parameters()]
+
+    def run(x: Any, *given: Any) -> Any:
+        for name, parameter in zip(names, given, strict=True):
+            holder, _, last = name.rpartition(".")
+            vars(getattr(layer, holder))[last] = parameter
+        return layer(x)
+
+    gradcheck(run, rng().normal(size=(2, 4, *(2, 4, 5)[-dims:])), *parameters, seed=1)
 
 
 # ---------------------------------------------------------------------------- refusals
@@ -147,6 +176,19 @@ def test_involution_layer_is_its_formula(stride: Any, fused: bool) -> None:
         (lambda: nn.BatchNorm2d(3).eval()(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 3))), r"got shape \(4, 3\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((1, 3, 1, 1))), "more than one value a channel"),
+        (
+            lambda: nn.BatchNorm1d(3)(np.ones((4, 3, 2, 2))),
+            r"x must be \(N, 3\) or \(N, 3, W\), got",
+        ),
+        (lambda: nn.BatchNorm3d(3)(np.ones((4, 3, 2, 2))), r"x must be \(N, 3, D, H, W\), got"),
+        (
+            lambda: nn.Conv3d(3, 4, (3, 3)),
+            "kernel_size must be an integer >= 1 or a triple of them",
+        ),
+        (lambda: nn.Conv1d(3, 4, 2, padding="same"), "needs an odd kernel size, got 2"),
+        (lambda: nn.Involution3d(32, stride=(2, 2)), "stride must be an integer >= 1 or a triple"),
+        (lambda: nn.Involution1d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, C, W\)"),
+        (lambda: nn.Involution3d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, C, D, H, W\)"),
         (lambda: nn.Linear(2, 2).to("gpu"), "device must be 'cpu', 'cuda' or 'cuda:i'"),
     ],
 )
@@ -159,7 +201,10 @@ SIZES = [
     (nn.Linear, {"in_features": 2, "out_features": 2}),
     (nn.Conv2d, {"in_channels": 2, "out_channels": 2, "kernel_size": 1, "groups": 1}),
     (nn.BatchNorm2d, {"num_features": 2}),
+    *((layer, dict.fromkeys(("channels", "channels_per_group"), 16)) for layer in LAYERS.values()),
     (nn.Involution, {"channels": 16, "reduction_ratio": 4, "channels_per_group": 16}),
+    (nn.Conv1d, {"in_channels": 2, "out_channels": 2, "kernel_size": 1, "groups": 1}),
+    (nn.Conv3d, {"in_channels": 2, "out_channels": 2, "kernel_size": 1, "groups": 1}),
 ]
 
 
@@ -217,3 +262,28 @@ def test_a_module_is_shown_as_a_tree() -> None:
         ")",
     ]
     assert "running_mean=(4,)" in repr(nn.BatchNorm2d(4))
+
+
+# ---------------------------------------------------------------------------- dimensions
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_layers_of_each_number_of_dimensions(dims: int) -> None:
+    x = rng().normal(size=(2, 4, *(4, 5, 6)[-dims:])).astype(np.float32)
+    conv = getattr(nn, f"Conv{dims}d")(4, 6, 3, stride=2, padding=1, groups=2)
+    result = getattr(F, f"conv{dims}d")(x, conv.weight, conv.bias, stride=2, padding=1, groups=2)
+    assert conv.weight.shape == (6, 2, *[3] * dims)
+    np.testing.assert_array_equal(conv(x).data, result.data)
+    for name, options in (("MaxPool", {}), ("AvgPool", {"ceil_mode": True})):
+        pool = getattr(nn, f"{name}{dims}d")(2, **options)
+        function = getattr(F, f"{name[:3].lower()}_pool{dims}d")
+        np.testing.assert_array_equal(pool(x), function(x, 2, **options))
+    norm = getattr(nn, f"BatchNorm{dims}d")(4)
+    np.testing.assert_array_equal(norm(x).data, F.batch_norm(x, training=True))
+    assert list(norm.state_dict()) == list(nn.BatchNorm2d(4).state_dict())
+
+
+def test_batch_norm_1d_takes_rows_of_features() -> None:
+    x = rng().normal(size=(8, 4)).astype(np.float32)
+    one, other = nn.BatchNorm1d(4)(x), nn.BatchNorm2d(4)(x[..., None, None])
+    np.testing.assert_array_equal(one.data, other.data[..., 0, 0])
