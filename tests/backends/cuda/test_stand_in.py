@@ -19,6 +19,20 @@ kernel = cp.RawModule(code='extern "C" __global__ void one(double *x) { x[thread
 kernel = kernel.get_function("one")
 with cp.cuda.Device(1):
     far = cp.ones((3, 4))
+
+def one_of_each(x, kernel):
+    with cp.cuda.recording() as operations:
+        x + 1
+        kernel((1,), (4,), (x,))
+        x += x
+        x.reshape(4, 3).T.view()
+        x.copy()
+    return operations
+
+def idle(x, kernel):
+    with cp.cuda.recording(idle=True):
+        kernel((1,), (4,), (x,))
+    return x[0].tolist()
 """
 REFUSED = {
     "NumPy operand": ("x + np.ones(4)", "TypeError: Unsupported type"),
@@ -45,6 +59,12 @@ KEPT = {
     "indices wrap around": "x[cp.asarray([3, -1])].tolist() == x[[0, 2]].tolist()",
     "an axis for none": "cp.ascontiguousarray(cp.ones(())).shape == (1,)",
     "where it lies": "contiguous(far.T, None).device.id == 1 and cp.empty(1).device.id == 0",
+    "operations are recorded": (
+        "[o.name for o in one_of_each(x, kernel)] == ['cupy.add', 'one', 'cupy.add', 'cupy.copy'] "
+        "and [o.bytes for o in one_of_each(x, kernel)] == [192, 96, 288, 192] "
+        "and one_of_each(x, kernel)[1].threads == 4"
+    ),
+    "idle devices do nothing": "idle(x, kernel) == x[0].tolist()",
     "kernels run": "[kernel((1,), (4,), (x,)), x[0].tolist()][1] == [1.0] * 4",
 }
 

@@ -10,7 +10,8 @@ Two devices are there, whose arrays do not mix. What is here behaves as in CuPy 
 - new memory holds NaN (in integers -1), and starts at multiples of 512 bytes;
 - arrays of another device than the current one are refused, which CuPy does where the devices
   have no access to each other;
-- reading an array on the host is counted, since there the host would wait: ``cuda.waits``.
+- reading an array on the host is counted, since there the host would wait: ``cuda.waits``;
+- what the devices are asked to do can be recorded: ``cuda.recording``.
 
 What only a device can show (time, streams, graphs) is not here.
 """
@@ -48,6 +49,7 @@ class _Add(_Ufunc):
         if array.dtype.name not in _ADDED:
             raise TypeError(f"cupy.add.at only supports {', '.join(_ADDED)} as data type")
         np.add.at(_operand(array), _index(index, array.shape), _operand(value))
+        cuda.operation(0)
 
 
 add = _Add("add")
@@ -77,6 +79,7 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
         host, operand = _operand(self), _operand(other)
         with np.errstate(all="ignore"):
             getattr(np, name)(host, operand, out=host, casting="same_kind")
+        cuda.operation(self.nbytes)
         return self
 
     return method
@@ -146,6 +149,7 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
 def full(shape: Any, value: Any, dtype: Any = None) -> Any:
     result = ndarray(shape, np.asarray(value).dtype if dtype is None else dtype)
     result._host[...] = value.get() if isinstance(value, ndarray) else value
+    cuda.operation(result.nbytes)
     return result
 
 
@@ -217,6 +221,7 @@ def array_split(data: Any, sections: Any, axis: int = 0) -> list[Any]:
 
 def copyto(to: Any, source: Any, casting: str = "same_kind", where: Any = None) -> None:
     np.copyto(_operand(to), _operand(source), casting, True if where is None else _operand(where))
+    cuda.operation(0)
 
 
 def pad(data: Any, widths: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:

@@ -95,6 +95,7 @@ class ndarray:  # noqa: N801
 
     def set(self, array: Any) -> None:
         self._host[...] = array
+        cuda.operation(self.nbytes)
 
     def __bool__(self) -> bool:
         return bool(self.get())
@@ -156,10 +157,12 @@ class ndarray:  # noqa: N801
         return _new(host, order)
 
     def copy(self, order: str = "C") -> Any:
+        cuda.read(self.nbytes)
         return _new(self._host.copy(order), order)
 
     def fill(self, value: Any) -> None:
         _operand(self).fill(_operand(value))
+        cuda.operation(0)
 
     def __getitem__(self, index: Any) -> Any:
         found = _index(index, self.shape)
@@ -168,6 +171,7 @@ class ndarray:  # noqa: N801
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _operand(self)[_index(index, self.shape)] = _operand(value)
+        cuda.operation(0)
 
     def __iter__(self) -> Any:
         return (self[i] for i in range(len(self)))
@@ -237,6 +241,7 @@ def _operand(value: Any) -> Any:
                 f"The device where the array resides ({value._device.id}) is different from the "
                 f"current device ({current.id}). Peer access is unavailable between these devices."
             )
+        cuda.read(value.nbytes)
         return value._host
     if value is None or isinstance(value, bool | int | float | np.generic):
         return value
@@ -259,6 +264,7 @@ def _new(host: Any, order: str = "K") -> Any:
     if order in "KA" and host.flags.f_contiguous and not host.flags.c_contiguous:
         array._host = array._host.reshape(host.shape[::-1]).T
     array._host[...] = host
+    cuda.operation(array.nbytes)
     return array
 
 
@@ -272,6 +278,7 @@ def _result(host: Any, out: Any) -> Any:
     if out is None:
         return _new(host)
     _operand(out)[...] = host
+    cuda.operation(0)
     return out
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
+import operator
+import re
 import sys
 import threading
 import weakref
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +34,57 @@ def wait() -> None:
     """Count one."""
     global waits
     waits += 1
+
+
+class Operation(NamedTuple):
+    """What a device was asked to do: one launch, of whomever."""
+
+    name: str  # of a kernel of ours; else ``cublas`` or ``cupy.`` and the function that was called
+    threads: int  # of a kernel of ours, else 0
+    bytes: int  # of the arrays that it reads and writes, each once
+
+
+_operations: list[Operation] | None = None
+_idle = False
+_read = 0
+
+
+@contextmanager
+def recording(idle: bool = False) -> Iterator[list[Operation]]:
+    """The operations that the devices are asked for from here on.
+
+    With ``idle`` kernels and cuBLAS do nothing: results are NaN, at next to no time.
+    """
+    global _operations, _idle, _read
+    before, _operations, _idle, _read = (_operations, _idle), [], idle, 0
+    try:
+        yield _operations
+    finally:
+        _operations, _idle = before
+
+
+def read(size: int) -> None:
+    """Count ``size`` bytes for the operation that comes."""
+    global _read
+    _read += size
+
+
+def operation(written: int, name: str = "", threads: int = 0) -> None:
+    """Record one that writes so many bytes and reads those counted since the last one."""
+    global _read
+    if _operations is not None:
+        _operations.append(Operation(name or _called(), threads, _read + written))
+    _read = 0
+
+
+def _called() -> str:
+    """The function of this package that was called from outside."""
+    frame, found = sys._getframe(2), ""
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "cupy":
+        own = frame.f_locals.get("self")
+        found = getattr(own, "__name__", None) or frame.f_locals.get("name", frame.f_code.co_name)
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"cupy.{found}"
 
 
 def is_available() -> bool:
@@ -195,6 +249,7 @@ class Function:
 
     def __init__(self, name: str, code: str) -> None:
         self._name, self._code = name, code
+        self._file = "".join(re.findall(r'#line 1 "invocupy/backends/cuda/(.*)\.cu"', code)) or name
         self._launch: Any = None
 
     def __call__(self, grid: Any, block: Any, args: Any) -> None:
@@ -210,6 +265,9 @@ class Function:
                 given.append(arg.reshape(())[()])
             else:
                 given.append(arg)
+        operation(0, self._file, math.prod((*grid, *block)))
+        if _idle:
+            return
         with _launching:  # the builds have variables of their own
             if self._launch is None:
                 self._launch = _machine().compile_source(self._name, self._code)
@@ -249,7 +307,25 @@ def get_cublas_handle() -> int:
 def __getattr__(name: str) -> Any:
     if name != "cublas":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _proof("gemm").cublas(room, get_cublas_handle)
+    return _cublas()
+
+
+@cache
+def _cublas() -> Any:
+    """The library, whose products are recorded."""
+    library = _proof("gemm").cublas(room, get_cublas_handle)
+    compute = library.gemmStridedBatchedEx
+
+    def product(handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: Any) -> None:
+        batch, kinds = rest[-3], (rest[2], rest[6], rest[-7])
+        sizes = [{0: 4, 1: 8}.get(kind, 2) for kind in kinds]
+        areas = (m * k, k * n, m * n)
+        operation(batch * sum(map(operator.mul, sizes, areas)), "cublas")
+        if not _idle:
+            compute(handle, turn_a, turn_b, m, n, k, *rest)
+
+    library.gemmStridedBatchedEx = product
+    return library
 
 
 class _Communicator:
