@@ -72,13 +72,8 @@ class MPI(Comm):
         lengths = np.empty(ranks.Get_size(), np.int64)
         self.watch.wait("exchange", ranks.Allgather, np.array([len(text)], np.int64), lengths)
         result = np.empty(lengths.sum(), np.uint8)
-        target = [result, lengths.tolist()]
-        self.watch.wait("exchange", ranks.Allgatherv, text, target)
-        ends = np.cumsum(lengths)
-        return [
-            json.loads(result[end - length : end].tobytes())
-            for end, length in zip(ends, lengths, strict=True)
-        ]
+        self.watch.wait("exchange", ranks.Allgatherv, text, [result, lengths.tolist()])
+        return [json.loads(part.tobytes()) for part in np.split(result, lengths.cumsum()[:-1])]
 
 
 def _bytes(array: Any) -> Any:

@@ -1,22 +1,19 @@
-"""An exponential moving average of a model's weights."""
+"""An exponential moving average of a model's weights, which then are what is evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
 
 from invocupy import nn
-from invocupy.arrays import device_of, on_device, to_device, wide
+from invocupy.arrays import on_device, wide
 from invocupy.geometry import number
 
 
 class Average:
     """Averages of all floating arrays of a model, on its device; running statistics, too.
 
-    Other state (the count of batches) is taken as it is.
+    Other state (the count of batches) is taken as it is. With a decay of 0 there are none.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -25,10 +22,13 @@ class Average:
         self.arrays = {
             name: holder.data.astype(wide(holder.data.dtype) or holder.data.dtype)
             for name, holder in model.named_state()
+            if self.decay
         }
 
     def update(self, model: nn.Module, steps: int) -> None:
         """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
+        if not self.arrays:
+            return
         keep = min(self.decay, (1 + steps) / (10 + steps))
         for name, holder in model.named_state():
             with on_device(holder.data):
@@ -36,13 +36,6 @@ class Average:
                     self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
                 else:
                     self.arrays[name] = holder.data
-
-    def load(self, arrays: Mapping[str, Any]) -> None:
-        """Go on from saved averages; the names are the model's."""
-        self.arrays = {
-            name: to_device(np.array(arrays[name], array.dtype), device_of(array))
-            for name, array in self.arrays.items()
-        }
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
@@ -58,4 +51,5 @@ class Average:
     def put_into(self, model: nn.Module) -> None:
         """Let the model hold the averages in place of its weights."""
         for name, holder in model.named_state():
-            holder.data = self.arrays[name].astype(holder.data.dtype, copy=False)
+            if name in self.arrays:
+                holder.data = self.arrays[name].astype(holder.data.dtype, copy=False)

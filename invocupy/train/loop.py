@@ -150,7 +150,7 @@ def fit(
         needs = estimate(config, model)._replace(data=0)
         sharing = replica.comm.local_size if device == "cpu" else 1
         check_memory(config, needs, free_memory(device) // sharing, replica.comm.size)
-    average = Average(model, config.ema) if config.ema else None
+    average = Average(model, config.ema)
     run = Run(config, folder, model, optimiser, len(batches), average, replica)
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     with (
@@ -166,8 +166,7 @@ def fit(
             run.begin(resume)
         run.spread()
         _train(run, batches, test, hooks, asked, style)
-    if average:
-        average.put_into(model)
+    average.put_into(model)
     return run.state.history
 
 
@@ -208,7 +207,7 @@ def _train(
                         module.training = False
                 _train_epoch(run, batches, hooks, asked)
                 run.average_norms()
-                with run.average.used_by(model) if run.average else nullcontext():
+                with run.average.used_by(model):
                     result = evaluate(
                         model, *test, batch_size=EVALUATION_BATCH, progress=tested,
                         comm=replica.comm, **style,
@@ -261,8 +260,7 @@ def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -
         if hooks.before_update is not None:
             hooks.before_update(model, optimiser)
         optimiser.step()
-        if run.average is not None:
-            run.average.update(model, run.done)
+        run.average.update(model, run.done)
         now = time.perf_counter()
         state.seconds += now - clock
         clock = now

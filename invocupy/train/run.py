@@ -110,7 +110,7 @@ class Run:
     model: nn.Module
     optimiser: optim.SGD
     steps: int  # an epoch
-    average: Average | None
+    average: Average
     replica: Replica
     state: State = field(default_factory=State)
 
@@ -143,53 +143,52 @@ class Run:
         """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
         if self.folder is None:
             raise ConfigError("out must be given to resume: the run's folder")
-        _, state, _, arrays = to_resume(self.config, self.folder, self.steps, self.model)
-        self.model.load_state_dict(_under("model.", arrays))
-        if self.average is not None:
-            self.average.load(_under("average.", arrays))
-        velocities = _under("velocity.", arrays)
-        self.optimiser.velocities = [
-            to_device(velocities[name], device_of(p.data)) if name in velocities else None
-            for name, p in self.model.named_parameters()
-        ]
-        self.state = state
+        _, state, _, saved = to_resume(self.config, self.folder, self.steps, self.model)
+        own = self.arrays(everywhere=True)
+        arrays = {
+            name: to_device(saved[name].astype(own[name].dtype), device_of(own[name]))
+            for name in own
+            if name in saved
+        }
+        self.put(state, arrays)
 
     def spread(self) -> None:
         """Let all ranks stand where rank 0 does, with its bits."""
-        sgd, replica = self.optimiser, self.replica
-        moving = [velocity is not None for velocity in sgd.velocities]
-        state, moving = replica.from_root((asdict(self.state), moving))
-        self.state = State(**state)
-        for _, holder in self.model.named_state():
-            holder.data = replica.broadcast(holder.data)
-        sgd.velocities = [
-            replica.broadcast(p.data if velocity is None else velocity) if moves else None
-            for p, velocity, moves in zip(sgd.params, sgd.velocities, moving, strict=True)
-        ]
-        if self.average is not None:
-            arrays = self.average.arrays
-            self.average.arrays = {name: replica.broadcast(arrays[name]) for name in arrays}
+        state, names = self.replica.from_root((asdict(self.state), [*self.arrays()]))
+        own = self.arrays(everywhere=True)
+        self.put(State(**state), {name: self.replica.broadcast(own[name]) for name in names})
+
+    def arrays(self, everywhere: bool = False) -> dict[str, Array]:
+        """All that training changes, by the names in a checkpoint.
+
+        A parameter has a velocity once it was moved, or ``everywhere``.
+        """
+        moved = zip(self.model.named_parameters(), self.optimiser.velocities, strict=True)
+        velocities = ((name, p.data if v is None and everywhere else v) for (name, p), v in moved)
+        return {
+            **{f"model.{name}": holder.data for name, holder in self.model.named_state()},
+            **{f"velocity.{name}": array for name, array in velocities if array is not None},
+            **{f"average.{name}": a for name, a in self.average.arrays.items()},
+        }
+
+    def put(self, state: State, arrays: Mapping[str, Array]) -> None:
+        """Stand at a state with these arrays."""
+        self.state = state
+        for name, holder in self.model.named_state():
+            holder.data = arrays[f"model.{name}"]
+        names = (f"velocity.{name}" for name, _ in self.model.named_parameters())
+        self.optimiser.velocities = [arrays.get(name) for name in names]
+        self.average.arrays = _under("average.", arrays)
 
     def average_norms(self) -> None:
         """Average the running statistics over the ranks where each has its own."""
-        self.replica.average_norms(self.model, self.average.arrays if self.average else {})
+        self.replica.average_norms(self.model, self.average.arrays)
 
     def save(self, which: str) -> None:
         """Write a checkpoint, ``"last"`` or ``"best"``."""
         if self.folder is None:
             return
-        names = (name for name, _ in self.model.named_parameters())
-        parts: dict[str, Mapping[str, Array | None]] = {
-            "model": self.model.state_dict(),
-            "velocity": dict(zip(names, self.optimiser.velocities, strict=True)),
-            "average": self.average.arrays if self.average else {},
-        }
-        arrays = {
-            f"{part}.{name}": to_device(array, "cpu")
-            for part, held in parts.items()
-            for name, array in held.items()
-            if array is not None
-        }
+        arrays = {name: to_device(array, "cpu") for name, array in self.arrays().items()}
         info = {
             "invocupy": __version__,
             "config": asdict(self.config),
@@ -335,5 +334,5 @@ def _read(path: Path, own: nn.Module | None = None) -> Saved:
     return config, state, model, arrays
 
 
-def _under(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+def _under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
