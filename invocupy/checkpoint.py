@@ -19,6 +19,7 @@ import numpy as np
 
 from invocupy.arrays import Array
 from invocupy.atomic import sweep, write_atomically
+from invocupy.docstrings import documented
 from invocupy.messages import one_line
 from invocupy.paths import AnyPath, existing
 
@@ -38,17 +39,13 @@ class CheckpointError(ValueError):
     """A file that is not a whole checkpoint of this program. One line: file, rule, way out."""
 
 
+@documented
 def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     """Write arrays and JSON to one file, atomically (:func:`write_atomically`).
 
-    Parameters
-    ----------
-    path
-        Its folder must exist.
-    arrays : mapping of str to NumPy array
-        Of boolean, integer or floating dtypes up to 64 bits, in any layout and byte order.
-    info
-        Anything that JSON can hold, without NaN and infinities.
+    The folder of ``path`` must exist. ``arrays`` are NumPy's, boolean, integer or floating up to
+    64 bits, in any layout and byte order; ``info`` is anything that JSON can hold, without NaN and
+    infinities.
 
     Raises
     ------
@@ -57,8 +54,6 @@ def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> N
     OSError
         If the file cannot be written; an older file of that name is then untouched.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(path := f"{folder}/state.safetensors", {"weight": np.ones(2)}, {"epoch": 3})
@@ -73,25 +68,15 @@ def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> N
     write_atomically(path, serialize(plain, header))
 
 
+@documented
 def load(path: AnyPath) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Read what :func:`save` wrote, every bit of it checked.
-
-    Parameters
-    ----------
-    path
-
-    Returns
-    -------
-    arrays : dict of str to NumPy array
-    info : dict
+    """Read what :func:`save` wrote, every bit of it checked: the arrays, and the JSON.
 
     Raises
     ------
     CheckpointError
         If the file is missing, cut short, damaged anywhere, or not a checkpoint of this program.
 
-    Examples
-    --------
     >>> load("no/such/file")
     Traceback (most recent call last):
     invocupy.checkpoint.CheckpointError: no/such/file cannot be read (...): ...
@@ -134,39 +119,22 @@ def load(path: AnyPath) -> tuple[dict[str, Array], dict[str, Any]]:
     raise CheckpointError(f"{path} lacks the JSON object of {FORMAT!r}: {_WAY_OUT}")
 
 
+@documented
 def is_own(header: Mapping[str, str]) -> bool:
     """Whether metadata of a safetensors file are those of :func:`save`, even if one is damaged.
 
-    Parameters
-    ----------
-    header : mapping of str to str
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
     >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
     True
     """
     return header.get("format") == FORMAT or header.keys() >= {"sha256", "info"}
 
 
+@documented
 def strict(value: Any) -> Any:
     """A copy of a value for strict JSON: NumPy's numbers as Python's, NaN and infinities as None.
 
-    Parameters
-    ----------
-    value
-        Mappings, lists and tuples are copied, with all that they hold.
+    Mappings, lists and tuples are copied, with all that they hold.
 
-    Returns
-    -------
-    copy
-
-    Examples
-    --------
     >>> strict({"loss": float("nan"), "epoch": np.int64(3), "rates": (0.1, np.float32(0.5))})
     {'loss': None, 'epoch': 3, 'rates': [0.1, 0.5]}
     """

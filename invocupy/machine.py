@@ -15,16 +15,16 @@ import psutil
 from invocupy._version import __version__
 from invocupy.arrays import require_cupy
 from invocupy.backends.cpu.threads import get_num_threads
+from invocupy.docstrings import documented
 
 PACKAGES = ("numpy", "numba", "llvmlite", "safetensors")
 
 
+@documented
 @cache
 def devices() -> tuple[dict[str, str], str | None]:
     """Device names with their descriptions, and why there is no GPU among them if so.
 
-    Examples
-    --------
     >>> "cores" in devices()[0]["cpu"]
     True
     """
@@ -40,11 +40,10 @@ def devices() -> tuple[dict[str, str], str | None]:
     return found, None
 
 
+@documented
 def describe() -> dict[str, Any]:
     """Versions, devices and threads, for a run's folder and for reports.
 
-    Examples
-    --------
     >>> sorted(describe())
     ['devices', 'invocupy', 'packages', 'python', 'threads']
     """

@@ -15,6 +15,7 @@ import numpy as np
 from invocupy import backends
 from invocupy.arrays import Array, converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
+from invocupy.docstrings import documented
 from invocupy.geometry import number
 
 
@@ -197,85 +198,47 @@ def _tensors(params: Any) -> list[Tensor]:
     return given
 
 
+@documented
 def constant(step: int, total: int) -> float:
     """The factor 1 at every step.
 
-    Parameters
-    ----------
-    step, total : int
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> constant(3, 10)
     1.0
     """
     return 1.0
 
 
+@documented
 def step_decay(
     step: int, total: int, milestones: Sequence[float] = (0.5, 0.75), factor: float = 0.1
 ) -> float:
     """A factor that is multiplied by ``factor`` at each milestone.
 
-    Parameters
-    ----------
-    step, total : int
-    milestones
-        Shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385, section
-        4.2 (to the rounding of its epochs).
-    factor : float
+    Milestones are shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385,
+    section 4.2 (to the rounding of its epochs).
 
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> [round(step_decay(step, 4), 3) for step in range(4)]
     [1.0, 1.0, 0.1, 0.01]
     """
     return factor ** sum(step >= share * total for share in milestones)
 
 
+@documented
 def cosine(step: int, total: int) -> float:
     """A factor that falls from 1 to 0 along half a cosine.
 
-    Parameters
-    ----------
-    step, total : int
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> [round(cosine(step, 4), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
     return 0.5 * (1 + math.cos(math.pi * min(step / max(total, 1), 1.0)))
 
 
+@documented
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
     """A factor that rises from ``start`` to 1 in a share ``rise`` of the run, then falls to 0.
 
     Both ways along half a cosine.
 
-    Parameters
-    ----------
-    step, total : int
-    rise, start : float
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> [round(one_cycle(step, 10), 2) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
     """
@@ -286,21 +249,12 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+@documented
 def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup: int) -> float:
     """A schedule after ``warmup`` steps in which the factor rises linearly to its first value.
 
-    Parameters
-    ----------
-    schedule : callable
-        ``schedule(step, total)``: any of this module; it gets the steps after the warm-up.
-    step, total, warmup : int
+    ``schedule`` is any of this module; it gets the steps after the warm-up.
 
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> [round(warm_up(cosine, step, 6, 2), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]
     """
@@ -310,34 +264,22 @@ def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup
     return schedule(step - warmup, rest)
 
 
+@documented
 def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
 
     ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
-    PyTorch's ``clip_grad_norm_``. On a GPU nothing waits for the norm: it stays there. New arrays
-    replace the old ones.
-
-    Parameters
-    ----------
-    params : iterable of Parameter
-        On one device; those without a gradient are left out.
-    limit : float
-        Finite, above 0.
-
-    Returns
-    -------
-    float64 array ()
-        The norm before, on the device; 0.0 if there is no gradient.
+    PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before, a
+    float64 array () on the device of the parameters: nothing waits for a GPU. It is 0 if there is
+    no gradient.
 
     Raises
     ------
     ValueError
         For a limit that is not a finite number above 0.
     TypeError, ValueError
-        For parameters that :class:`SGD` refuses; there may be none.
+        For ``params`` that :class:`SGD` refuses; there may be none.
 
-    Examples
-    --------
     >>> from invocupy import nn, optim
     >>> p = nn.Parameter(np.zeros(2))
     >>> p.grad = np.array([3.0, 4.0])

@@ -45,7 +45,6 @@ def existing(path: AnyPath) -> Path:
     --------
     >>> existing("/dev/zero")
     Traceback (most recent call last):
-    ...
     OSError: [Errno 22] a pipe or a device, not a file: '/dev/zero'
     """
     path = expand(path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from invocupy.arrays import on_device
 from invocupy.distributed.environment import LaunchError
 from invocupy.distributed.faults import PeerError
+from invocupy.docstrings import documented
 
 if TYPE_CHECKING:
     from invocupy import nn
@@ -73,26 +74,24 @@ class Single(Comm):
         return [value]
 
 
+@documented
 def share(count: int, comm: Comm) -> tuple[int, int]:
     """First and last of a rank's share ``range(first, last)`` of ``count`` things.
 
     All shares differ by one at most; some may be empty.
 
-    Examples
-    --------
     >>> share(10, Single())
     (0, 10)
     """
     return count * comm.rank // comm.size, count * (comm.rank + 1) // comm.size
 
 
+@documented
 def synchronise(model: nn.Module, comm: Comm | None) -> None:
     """Let the batch norms of a model, in training, see the batches of all ranks as one.
 
     ``comm=None`` goes back to statistics of a rank's own share.
 
-    Examples
-    --------
     >>> from invocupy import nn
     >>> norm = nn.BatchNorm2d(3)
     >>> synchronise(nn.Sequential(norm), comm := Single())
@@ -113,11 +112,10 @@ def contiguous(array: Any) -> Any:
     return array
 
 
+@documented
 def agree(comm: Comm, **values: Any) -> None:
     """Raise LaunchError on all ranks unless all give the same values, which JSON can hold.
 
-    Examples
-    --------
     >>> agree(Single(), lr=0.1)
     """
     texts = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}

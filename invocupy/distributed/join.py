@@ -10,17 +10,17 @@ from invocupy.distributed.comm import Comm, Single
 from invocupy.distributed.environment import LaunchError, launched
 from invocupy.distributed.mpi import MPI
 from invocupy.distributed.nccl import NCCL
+from invocupy.docstrings import documented
 from invocupy.settings import number_of_threads
 
 
+@documented
 def start(timeout: float = 600.0) -> Comm:
     """The communicator of this process: :class:`MPI` under a launcher, else :class:`Single`.
 
     Each rank takes its share of the cores, unless the launcher has given it cores of its own or
-    ``INVOCUPY_NUM_THREADS`` is set. ``timeout`` and errors are those of :class:`MPI`.
+    ``INVOCUPY_NUM_THREADS`` is set. ``timeout`` (in seconds) and errors are those of :class:`MPI`.
 
-    Examples
-    --------
     >>> type(start()).__name__
     'Single'
     """
@@ -42,24 +42,19 @@ def _share_cores(comm: MPI) -> None:
         set_num_threads(max(min(len(mine), len(cores) // comm.local_size), 1))
 
 
+@documented
 def with_gpus(comm: Comm, device: str) -> Comm:
     """The communicator for arrays on a device: one of several ranks that use GPUs takes NCCL.
 
-    Parameters
-    ----------
-    comm : communicator
-        From :func:`start`; the result itself for a single process or ``"cpu"``.
-    device : "auto", "cpu", "cuda" or "cuda:i"
-        The GPU of a rank is the one with the number of its ``local_rank``, or the only one that it
-        sees. ``"auto"`` takes GPUs if each rank sees some. ``"cuda:i"`` is for a single process.
+    ``comm`` comes from :func:`start`, and is the result for a single process or ``"cpu"``. The GPU
+    of a rank is the one with the number of its ``local_rank``, or the only one that it sees.
+    ``device="auto"`` takes GPUs if each rank sees some; ``"cuda:i"`` is for a single process.
 
     Raises
     ------
     LaunchError, invocupy.extras.MissingExtra
         If a rank has no GPU of its own, or without NCCL.
 
-    Examples
-    --------
     >>> with_gpus(Single(), "cpu").device
     'cpu'
     """

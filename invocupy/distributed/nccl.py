@@ -56,8 +56,8 @@ class NCCL(Comm):
         return result
 
     def allreduce_sum(self, buffer: Any) -> None:
-        dtype = getattr(self._nccl, f"NCCL_{buffer.dtype.name.upper()}")
         place = contiguous(buffer).data.ptr
+        dtype = getattr(self._nccl, f"NCCL_{buffer.dtype.name.upper()}")
         self._ranks.allReduce(place, place, buffer.size, dtype, self._nccl.NCCL_SUM, self._stream())
         mark = self._cupy.cuda.Event(disable_timing=True)
         mark.record()

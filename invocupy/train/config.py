@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from invocupy.docstrings import documented
 from invocupy.messages import did_you_mean, one_line
 from invocupy.models import SPATIAL
 from invocupy.paths import expand
@@ -194,26 +195,18 @@ if Config.__doc__:  # python -OO has none
     )
 
 
+@documented
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that a TOML file, or the ``config.json`` of a run, names.
 
-    Parameters
-    ----------
-    path
-        One key a setting, named as in :class:`Config`; a hyphen may stand for an underscore.
-
-    Returns
-    -------
-    dict
-        For ``Config(**settings)``.
+    They are for ``Config(**settings)``. The file at ``path`` has one key for each, named as in
+    :class:`Config`; a hyphen may stand for an underscore.
 
     Raises
     ------
     ConfigError
         If the file cannot be read, is not TOML (JSON), or names a setting that does not exist.
 
-    Examples
-    --------
     >>> import tempfile
     >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.distributed import Comm, Single, share
+from invocupy.docstrings import documented
 from invocupy.messages import kind_of
 
 
@@ -92,24 +93,16 @@ def evaluate(
     return Evaluation(sum(sums) / len(images), int(np.trace(confusion)) / len(images), confusion)
 
 
+@documented
 def predict(
     model: nn.Module, images: Any, *, mean: tuple[float, ...], std: tuple[float, ...],
     batch_size: int = 250, progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float64]:  # fmt: skip
-    """Class probabilities of images, in evaluation mode.
+    """Class probabilities (N, K) of images, in evaluation mode.
 
-    Parameters
-    ----------
-    model, images, mean, std, batch_size, progress
-        As in :func:`evaluate`, whose errors are raised.
+    They are the softmax of the logits, in float64, as a NumPy array. Parameters and errors are
+    those of :func:`evaluate`.
 
-    Returns
-    -------
-    float64 array (N, K)
-        NumPy; the softmax of the model's logits, in float64.
-
-    Examples
-    --------
     >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
     >>> from invocupy.models import SimpleModel
     >>> images, style = shapes10(5, 0)[0], {"mean": SHAPES10_MEAN, "std": SHAPES10_STD}

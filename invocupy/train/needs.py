@@ -12,6 +12,7 @@ import psutil
 
 from invocupy import nn
 from invocupy.arrays import require_cupy
+from invocupy.docstrings import documented
 from invocupy.summary import StepMemory, evaluation_memory, training_memory
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
@@ -45,20 +46,10 @@ class Needs(NamedTuple):
         return self.program + self.data + self.training.fixed + images
 
 
+@documented
 def estimate(config: Config, model: nn.Module) -> Needs:
-    """The memory of a run; the model, on its device, is not changed.
+    """What a run needs; the model, on its device, is not changed.
 
-    Parameters
-    ----------
-    config : Config
-    model : Module
-
-    Returns
-    -------
-    Needs
-
-    Examples
-    --------
     >>> from invocupy.train import build
     >>> config = Config(batch_size=1000, device="cpu")
     >>> needs = estimate(config, build(config))
@@ -77,25 +68,16 @@ def estimate(config: Config, model: nn.Module) -> Needs:
     return Needs(training, evaluation, program, images[0], tested, sum(images) * _PER_IMAGE)
 
 
+@documented
 def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -> None:
     """Refuse a run that does not fit: ConfigError, naming the parts of a batch that would.
 
-    Parameters
-    ----------
-    config : Config
-    needs : Needs
-        From :func:`estimate`.
-    available : int
-        Bytes, as from :func:`free_memory`; on several ranks of one of them.
-    ranks : int
-        Over which each batch is cut.
+    ``needs`` come from :func:`estimate`; ``available`` are bytes, as from :func:`free_memory`, of
+    one of the ``ranks`` over which each batch is cut.
 
-    Examples
-    --------
     >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 250, 0)
     >>> check_memory(Config(batch_size=100), needs, 60 << 20)
     Traceback (most recent call last):
-    ...
     invocupy.train.config.ConfigError: batch_size 100 needs about 115 MB ... accumulate=2 ...
     """
     smaller = "take fewer layers" if config.model == "simple" else "take a smaller model"
@@ -122,19 +104,10 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
         )
 
 
+@documented
 def free_memory(device: str) -> int:
     """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
 
-    Parameters
-    ----------
-    device : "cpu", "cuda" or "cuda:i"
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
     >>> free_memory("cpu") > 0
     True
     """

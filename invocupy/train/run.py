@@ -14,6 +14,7 @@ from invocupy import checkpoint, machine, nn, optim
 from invocupy._version import __version__
 from invocupy.arrays import Array, device_of, namespace, to_device
 from invocupy.checkpoint import CheckpointError
+from invocupy.docstrings import documented
 from invocupy.paths import expand
 from invocupy.train.average import Average
 from invocupy.train.config import Config, ConfigError, read_settings
@@ -37,35 +38,23 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818
     """The loss became NaN or infinite. Says in which step, and where it can be seen first."""
 
 
+@documented
 def load_run(
     folder: str | os.PathLike[str], which: str = "best"
 ) -> tuple[Config, nn.Module, list[Row]]:
     """Settings, trained model and history from a run's folder.
 
-    Parameters
-    ----------
-    folder : path
-    which : "best" or "last"
-        Of the checkpoints.
-
-    Returns
-    -------
-    config : Config
-    model : Module
-        On the CPU, in evaluation mode, with the averaged weights if ``config.ema`` asked for them.
-    history : list of dict
-        The epochs until then, as from :func:`invocupy.train.fit`.
+    ``which`` checkpoint is ``"best"`` or ``"last"``. The model is on the CPU, in evaluation mode,
+    with the averaged weights if ``config.ema`` asked for them. The history has the epochs until
+    then, as from :func:`invocupy.train.fit`.
 
     Raises
     ------
     invocupy.checkpoint.CheckpointError
         If the checkpoint is missing, damaged, or not one of a run.
 
-    Examples
-    --------
     >>> load_run("no/such/folder")
     Traceback (most recent call last):
-    ...
     invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
     """
     config, state, model, arrays = _read(expand(folder) / f"{which}.safetensors")

@@ -6,28 +6,19 @@ from functools import partial
 
 from invocupy import data, nn, optim
 from invocupy.arrays import require_cupy
+from invocupy.docstrings import documented
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES, Images
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.fields import DEVICE
 
 
+@documented
 def load_data(config: Config, train: bool) -> Images:
-    """The training or test set of a run; raises as :func:`invocupy.data.cifar10`.
+    """The training or test set of a run: uint8 images (N, 3, 32, 32) and int64 labels (N,), NumPy.
 
-    Parameters
-    ----------
-    config : Config
-    train : bool
+    They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
+    many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
 
-    Returns
-    -------
-    images : uint8 array (N, 3, 32, 32)
-        NumPy; the first ``config.limit`` of the set. With ``config.overfit`` the first so many of
-        the training set, for training and test.
-    labels : int64 array (N,)
-
-    Examples
-    --------
     >>> images, labels = load_data(Config(limit=20), train=False)
     >>> images.shape
     (20, 3, 32, 32)
@@ -38,20 +29,10 @@ def load_data(config: Config, train: bool) -> Images:
     return images[:most], labels[:most]
 
 
+@documented
 def augmentation(config: Config) -> list[data.batches.Augment]:
     """The functions by which ``config`` alters training images, in their order.
 
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    list of callable
-        As :class:`invocupy.data.Batches` takes them.
-
-    Examples
-    --------
     >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
     ['random_crop', 'random_flip']
     """
@@ -61,21 +42,10 @@ def augmentation(config: Config) -> list[data.batches.Augment]:
     return [*AUGMENT[name], *cover]
 
 
+@documented
 def rate(config: Config, step: int, total: int) -> float:
-    """The learning rate of a step.
+    """The learning rate of a step, which counts from 0, of a run of ``total`` steps.
 
-    Parameters
-    ----------
-    config : Config
-    step, total : int
-        The step, from 0, and the number of all steps of the run.
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
     >>> config = Config(lr=0.1, schedule="constant", warmup=4)
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
     [0.025, 0.1, 0.1]
@@ -84,20 +54,10 @@ def rate(config: Config, step: int, total: int) -> float:
     return config.lr * optim.warm_up(schedule, step, total, config.warmup)
 
 
+@documented
 def build(config: Config) -> nn.Module:
-    """The untrained model of a run.
+    """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
 
-    Parameters
-    ----------
-    config : Config
-
-    Returns
-    -------
-    Module
-        On the CPU; its weights depend on ``config.seed``.
-
-    Examples
-    --------
     >>> type(build(Config(layers=1))).__name__
     'SimpleModel'
     """
@@ -106,22 +66,12 @@ def build(config: Config) -> nn.Module:
     return model
 
 
+@documented
 def pick_device(device: str) -> str:
-    """The device itself, or what ``"auto"`` means on this machine.
+    """``"cpu"``, ``"cuda"`` or ``"cuda:i"``: what ``"auto"`` means here, or the device itself.
 
     Raises ConfigError for another name, and if there is no GPU, or none of that number.
 
-    Parameters
-    ----------
-    device : "auto", "cpu", "cuda" or "cuda:i"
-
-    Returns
-    -------
-    str
-        ``"cpu"``, ``"cuda"`` or ``"cuda:i"``.
-
-    Examples
-    --------
     >>> pick_device("cpu")
     'cpu'
     """
