@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
+from typing import Any
 
 from invocupy.extras import require
 
@@ -99,7 +100,7 @@ def _block(
         needed = (n - 1) * s + d * (k - 1) + 1
         seen.append(slice(halo - p, halo - p + needed) if halo else slice(None))
         zeros.append(0 if halo else p)
-    options = {"stride": stride, "padding": tuple(zeros), "dilation": dilation}
+    options: dict[str, Any] = {"stride": stride, "padding": tuple(zeros), "dilation": dilation}
     return ops.involution(x[:, :, *seen], kernel, **options)[0]
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import product
+from math import prod
 from typing import Any
 
 from invocupy.extras import require
@@ -28,10 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from invocupy.geometry import Geometry, IntOrTuple, Padding, padding_per_axis, per_axis
+from invocupy.geometry import Geometry, IntOrTuple, Padding, Shape, padding_per_axis, per_axis
 from invocupy.interop import torch_operators as operators
 
-__all__ = ["Involution", "RedNetInvolution", "decompositions", "fused_involution", "involution"]
+__all__ = [
+    "Involution", "Involution1d", "Involution2d", "Involution3d", "RedNetInvolution",
+    "decompositions", "fused_involution", "involution",
+]  # fmt: skip
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -64,7 +68,7 @@ def involution(
         return handle_torch_function(involution, (x, kernel), x, kernel, **options)
     x, kernel = _one_dtype(x=x, kernel=kernel)
     run = _forward if torch.onnx.is_in_onnx_export() else operators.forward
-    out: Tensor = run(x, kernel, *_options(**options))
+    out: Tensor = run(x, kernel, *_options(x, **options))
     return out
 
 
@@ -100,42 +104,50 @@ def fused_involution(
         return handle_torch_function(fused_involution, tuple(given.values()), **own)
     x, features, span_weight, *bias = _one_dtype(**given)
     span_bias = bias[0] if bias else x.new_zeros(span_weight.shape[:1])
-    size = per_axis("kernel_size", kernel_size, 1)
+    size = per_axis("kernel_size", kernel_size, 1, _dims(x))
     run = _fused_forward if torch.onnx.is_in_onnx_export() else operators.fused_forward
-    out: Tensor = run(x, features, span_weight, span_bias, size, *_options(**options))
+    out: Tensor = run(x, features, span_weight, span_bias, size, *_options(x, **options))
     return out
 
 
 class _Layer(nn.Module):
-    """What both layers share: sizes, the pool before the generator, and what the kernel does."""
+    """What the layers share: sizes, the pool before the generator, and what the kernel does."""
 
-    def __init__(
-        self, channels: int, kernel_size: int, reduction_ratio: int, channels_per_group: int,
-        stride: int, dilation: int, fused: bool,
-    ) -> None:  # fmt: skip
-        super().__init__()
+    dims = 2
+
+    def _generator(
+        self, channels: int, kernel_size: IntOrTuple, reduction_ratio: int, channels_per_group: int,
+        stride: IntOrTuple, dilation: IntOrTuple, fused: bool, bias: bool = True,
+    ) -> tuple[nn.Module, nn.Module, nn.Module]:  # fmt: skip
+        """Keep the options; what makes the kernel: 1x1 convolution, norm, 1x1 convolution."""
         if channels < 1 or channels % channels_per_group:
             raise ValueError(f"channels must be a multiple of {channels_per_group}, got {channels}")
         if not 1 <= reduction_ratio <= channels:
             raise ValueError(
                 f"reduction_ratio must be between 1 and {channels}, got {reduction_ratio}"
             )
-        if kernel_size % 2 == 0:
+        self.size = per_axis("kernel_size", kernel_size, 1, self.dims)
+        if not all(k % 2 for k in self.size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.fused = fused
+        conv, norm, pool = (
+            getattr(nn, f"{kind}{self.dims}d") for kind in ("Conv", "BatchNorm", "AvgPool")
+        )
         self.pool: nn.Module = nn.Identity()
-        if stride != 1:
-            self.pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+        if max(per_axis("stride", stride, 1, self.dims)) > 1:
+            self.pool = pool(stride, ceil_mode=True, count_include_pad=False)
+        width, rows = channels // reduction_ratio, prod(self.size) * channels // channels_per_group
+        return conv(channels, width, 1, bias=bias), norm(width), conv(width, rows, 1)
 
-    def _involve(self, x: Tensor, features: Tensor, span: nn.Conv2d) -> Tensor:
+    def _involve(self, x: Tensor, features: Tensor, span: Any) -> Tensor:
         """Involution by the kernel that the 1x1 convolution ``span`` makes of the features."""
-        size, options = self.kernel_size, {"stride": self.stride, "dilation": self.dilation}
+        size, options = self.size, {"stride": self.stride, "dilation": self.dilation}
         if self.fused:
             weight = span.weight.flatten(1)
             return fused_involution(x, features, weight, span.bias, kernel_size=size, **options)
-        # (N, G*K*K, Ho, Wo) to (N, G, K, K, Ho, Wo)
-        kernel = span(features).unflatten(1, (span.out_channels // size**2, size, size))
+        # (N, G*prod(K), *O) to (N, G, *K, *O)
+        kernel = span(features).unflatten(1, (span.out_channels // prod(size), *size))
         return involution(x, kernel, **options)
 
 
@@ -150,6 +162,8 @@ class Involution(_Layer):
 
     The kernel size is odd, and padding keeps the size of the image. With ``fused`` the kernel is
     made on the fly and never stored: less memory, and on a GPU a slower backward pass.
+    :class:`Involution1d` and :class:`Involution3d` are the same layer for signals (N, C, W) and
+    volumes (N, C, D, H, W); sizes are an integer or a tuple of one for each dimension.
 
     Raises
     ------
@@ -159,34 +173,49 @@ class Involution(_Layer):
     Examples
     --------
     >>> import torch
-    >>> from invocupy.interop.torch import Involution
+    >>> from invocupy.interop.torch import Involution, Involution3d
     >>> Involution(32, kernel_size=7)(torch.ones(1, 32, 9, 9)).shape
     torch.Size([1, 32, 9, 9])
+    >>> Involution3d(16, kernel_size=(1, 3, 3), stride=2)(torch.ones(2, 16, 4, 7, 9)).shape
+    torch.Size([2, 16, 2, 4, 5])
     """
 
     def __init__(
         self,
         channels: int,
-        kernel_size: int = 3,
+        kernel_size: IntOrTuple = 3,
         reduction_ratio: int = 4,
         channels_per_group: int = 16,
-        stride: int = 1,
-        dilation: int = 1,
+        stride: IntOrTuple = 1,
+        dilation: IntOrTuple = 1,
         fused: bool = False,
     ) -> None:
+        super().__init__()
         sizes = channels, kernel_size, reduction_ratio, channels_per_group
-        super().__init__(*sizes, stride, dilation, fused)
-        width, groups = channels // reduction_ratio, channels // channels_per_group
-        self.weights0 = nn.Conv2d(channels, width, 1)
-        self.BN = nn.BatchNorm2d(width)
-        self.weights1 = nn.Conv2d(width, kernel_size**2 * groups, 1)
+        generator = self._generator(*sizes, stride, dilation, fused)
+        self.weights0, self.BN, self.weights1 = generator
         self.register_state_dict_post_hook(_write_both_names)
         self.register_load_state_dict_pre_hook(_read_either_name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
+        """(N, C, *S) to (N, C, *ceil(S/stride))."""
         features = torch.relu(self.BN(self.weights0(self.pool(x))))
         return self._involve(x, features, self.weights1)
+
+
+class Involution1d(Involution):
+    """:class:`Involution` of signals (N, C, W)."""
+
+    dims = 1
+
+
+Involution2d = Involution
+
+
+class Involution3d(Involution):
+    """:class:`Involution` of volumes (N, C, D, H, W)."""
+
+    dims = 3
 
 
 class RedNetInvolution(_Layer):
@@ -209,12 +238,10 @@ class RedNetInvolution(_Layer):
     def __init__(
         self, channels: int, kernel_size: int, stride: int = 1, fused: bool = False
     ) -> None:
-        super().__init__(channels, kernel_size, 4, 16, stride, 1, fused)
-        width = channels // 4
-        reduce = nn.Conv2d(channels, width, 1, bias=False)
-        span = nn.Conv2d(width, kernel_size**2 * (channels // 16), 1)
-        first = {"conv": reduce, "bn": nn.BatchNorm2d(width), "activate": nn.ReLU()}
-        self.conv1 = nn.Sequential(OrderedDict(first))
+        super().__init__()
+        sizes = channels, kernel_size, 4, 16
+        reduce, norm, span = self._generator(*sizes, stride, 1, fused, bias=False)
+        self.conv1 = nn.Sequential(OrderedDict(conv=reduce, bn=norm, activate=nn.ReLU()))
         self.conv2 = nn.Sequential(OrderedDict(conv=span))
         for convolution in (reduce, span):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -287,11 +314,18 @@ def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _options(
-    stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    x: Tensor, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
+) -> tuple[Shape, Shape, Shape]:
     """The options as the operators take them; they compute the padding "same" themselves."""
-    pads = () if padding == "same" else padding_per_axis(padding, (1, 1), (1, 1))
-    return per_axis("stride", stride, 1), pads, per_axis("dilation", dilation, 1)
+    dims = _dims(x)
+    pads = () if padding == "same" else padding_per_axis(padding, (1,) * dims, (1,) * dims)
+    return per_axis("stride", stride, 1, dims), pads, per_axis("dilation", dilation, 1, dims)
+
+
+def _dims(x: Tensor) -> int:
+    """How many spatial dimensions x has; of another rank, which the operators refuse, some."""
+    dims: int = min(max(x.ndim - 2, 1), 3)
+    return dims
 
 
 def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -317,8 +351,7 @@ def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any
 def _fused_forward(
     x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, size: Any, *options: Any
 ) -> Tensor:
-    flat = nn.functional.conv2d(features, weight[..., None, None], bias)
-    return _forward(x, flat.unflatten(1, (flat.shape[1] // (size[0] * size[1]), *size)), *options)
+    return _forward(x, operators.kernel_of(features, weight, bias, size), *options)
 
 
 #: For ``torch.export``'s ``run_decompositions``: the operators in PyTorch's own, which every

@@ -15,6 +15,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils._pytree import tree_map
 
 from invocupy import backends
 from invocupy.arrays import Array, contiguous, require_cupy
@@ -42,19 +45,13 @@ def _operator(plan: Callable[..., _Plan]) -> Any:
     tensors = [p.name for p in parameters if p.annotation == "Tensor"]
     several = name == "fused_grad_span"
 
-    def prepare(*args: Any) -> tuple[Geometry, tuple[Tensor, ...]]:
+    def call(*args: Any, fill: bool) -> Any:
         g, shapes = plan(*args)
         if tensors[0] == "grad" and tuple(args[0].shape) != g.out_shape:
             raise ValueError(f"grad must have shape {g.out_shape}, got {tuple(args[0].shape)}")
-        return g, tuple(args[0].new_empty(shape) for shape in shapes)
-
-    def fake(*args: Any) -> Any:
-        made = prepare(*args)[1]
-        return made if several else made[0]
-
-    def run(*args: Any) -> Any:
-        g, made = prepare(*args)
-        _run(name, args[: len(tensors)], g, made)
+        made = tuple(args[0].new_empty(shape) for shape in shapes)
+        if fill:
+            _run(name, args[: len(tensors)], g, made)
         return made if several else made[0]
 
     numbers = [p.name for p in parameters if p.annotation != "Tensor"][:-1]
@@ -63,8 +60,9 @@ def _operator(plan: Callable[..., _Plan]) -> Any:
     returned = "(Tensor, Tensor, Tensor)" if several else "Tensor"
     schema = f"{name}({', '.join(arguments)}) -> {returned}"
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, torch._disable_dynamo(run), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"invocupy::{name}", fake, lib=_library)
+    run = torch._disable_dynamo(partial(call, fill=True))
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"invocupy::{name}", partial(call, fill=False), lib=_library)
     operator = getattr(torch.ops.invocupy, name).default
     _plans[operator] = plan
     return operator
@@ -110,27 +108,26 @@ def _arrays(device: torch.device) -> Iterator[Callable[[Tensor], Array]]:
         yield view
 
 
-def _geometry(make: Callable[..., Geometry], *arguments: Any, options: Sequence[Any]) -> Geometry:
-    stride, padding, dilation = options
-    return make(*arguments, stride, padding or "same", dilation)
+def _geometry(make: Callable[..., Geometry], *shapes_and_options: Any) -> Geometry:
+    *given, padding, dilation = shapes_and_options
+    return make(*given, padding or "same", dilation)
 
 
 @_operator
 def forward(x: Tensor, kernel: Tensor, *options: _Ints) -> _Plan:
-    g = _geometry(Geometry.of, x.shape, kernel.shape, options=options)
+    g = _geometry(Geometry.of, x.shape, kernel.shape, *options)
     return g, (g.out_shape,)
 
 
 @_operator
 def grad_x(grad: Tensor, kernel: Tensor, size: _Ints, *options: _Ints) -> _Plan:
-    g = _geometry(Geometry.of, (*grad.shape[:2], *size), kernel.shape, options=options)
+    g = _geometry(Geometry.of, (*grad.shape[:2], *size), kernel.shape, *options)
     return g, (g.x_shape,)
 
 
 @_operator
 def grad_kernel(grad: Tensor, x: Tensor, sizes: _Ints, *options: _Ints) -> _Plan:
-    kernel_shape = x.shape[0], *sizes, *grad.shape[2:]
-    g = _geometry(Geometry.of, x.shape, kernel_shape, options=options)
+    g = _geometry(Geometry.of, x.shape, (x.shape[0], *sizes, *grad.shape[2:]), *options)
     return g, (g.kernel_shape,)
 
 
@@ -139,7 +136,7 @@ def fused_forward(
     x: Tensor, features: Tensor, weight: Tensor, bias: Tensor, kernel_size: _Ints, *options: _Ints
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, bias.shape
-    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
+    g = _geometry(fused_geometry, *shapes, kernel_size, *options)
     return g, (g.out_shape,)
 
 
@@ -149,7 +146,7 @@ def fused_grad_x(
     size: _Ints, kernel_size: _Ints, *options: _Ints,
 ) -> _Plan:  # fmt: skip
     shapes = (*grad.shape[:2], *size), features.shape, weight.shape, bias.shape
-    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
+    g = _geometry(fused_geometry, *shapes, kernel_size, *options)
     return g, (g.x_shape,)
 
 
@@ -158,7 +155,7 @@ def fused_grad_span(
     grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, kernel_size: _Ints, *options: _Ints
 ) -> _Plan:
     shapes = x.shape, features.shape, weight.shape, None
-    g = _geometry(fused_geometry, *shapes, kernel_size, options=options)
+    g = _geometry(fused_geometry, *shapes, kernel_size, *options)
     return g, (features.shape, weight.shape, weight.shape[:1])
 
 
@@ -233,10 +230,8 @@ def _derive(operator: Any, count: int, batched: int, backward: Any, formula: Any
                 for i in range(max(size, 1))
             ]
             outs = [operator(*tensors, *numbers) for tensors in given]
-            if isinstance(outs[0], Tensor):
-                return torch.stack(outs)[:size], 0
-            stacked = [torch.stack(column)[:size] for column in zip(*outs, strict=True)]
-            return tuple(stacked), (0, 0, 0)
+            stacked = tree_map(lambda *entries: torch.stack(entries)[:size], *outs)
+            return stacked, tree_map(lambda _: 0, stacked)
         # Mapped axes join the batch.
         whole = [
             tensor.expand(size, *tensor.shape) if axis is None else tensor.movedim(axis, 0)
@@ -266,12 +261,12 @@ def _bilinear(operator: Any, of_first: Callable[..., Any], of_second: Callable[.
 _bilinear(
     forward,
     lambda grad, x, kernel, *options: grad_x(grad, kernel, x.shape[2:], *options),
-    lambda grad, x, kernel, *options: grad_kernel(grad, x, kernel.shape[1:4], *options),
+    lambda grad, x, kernel, *options: grad_kernel(grad, x, kernel.shape[1 : x.ndim], *options),
 )
 _bilinear(
     grad_x,
     lambda u, grad, kernel, *options: forward(u, kernel, *options),
-    lambda u, grad, kernel, *options: grad_kernel(grad, u, kernel.shape[1:4], *options),
+    lambda u, grad, kernel, *options: grad_kernel(grad, u, kernel.shape[1 : u.ndim], *options),
 )
 _bilinear(
     grad_kernel,
@@ -292,28 +287,28 @@ def _fused_backward(
     return of_x, *(of_span or (None, None, None))
 
 
-def _kernel(features: Tensor, weight: Tensor, bias: Tensor, size: _Ints) -> Tensor:
-    """The kernel (N, G, Kh, Kw, Ho, Wo) that the span makes of the features."""
-    flat = torch.einsum("kf,nfhw->nkhw", weight, features) + bias[:, None, None]
-    return flat.unflatten(1, (weight.shape[0] // (size[0] * size[1]), *size))
+def kernel_of(features: Tensor, weight: Tensor, bias: Tensor, size: _Ints) -> Tensor:
+    """The kernel (N, G, *K, *O) that the span makes of the features."""
+    flat = torch.einsum("kf,nfp->nkp", weight, features.flatten(2)) + bias[:, None]
+    return flat.unflatten(2, features.shape[2:]).unflatten(1, (len(weight) // prod(size), *size))
 
 
 def _grad_span(
     grad: Tensor, x: Tensor, features: Tensor, weight: Tensor, size: _Ints, *options: _Ints
 ) -> tuple[Tensor, ...]:
-    groups = weight.shape[0] // (size[0] * size[1])
-    flat = grad_kernel(grad, x, (groups, *size), *options).flatten(1, 3)
+    sizes = len(weight) // prod(size), *size
+    flat = grad_kernel(grad, x, sizes, *options).flatten(1, len(size) + 1).flatten(2)
     return (
-        torch.einsum("nkhw,kf->nfhw", flat, weight),
-        torch.einsum("nkhw,nfhw->kf", flat, features),
-        flat.sum((0, 2, 3)),
+        torch.einsum("nkp,kf->nfp", flat, weight).unflatten(2, features.shape[2:]),
+        torch.einsum("nkp,nfp->kf", flat, features.flatten(2)),
+        flat.sum((0, 2)),
     )
 
 
 _derive(fused_forward, 4, 2, _fused_backward, lambda x, features, weight, bias, size, *options: (
-    forward(x, _kernel(features, weight, bias, size), *options)
+    forward(x, kernel_of(features, weight, bias, size), *options)
 ))  # fmt: skip
 _derive(fused_grad_x, 4, 2, None, lambda grad, features, weight, bias, image, size, *options: (
-    grad_x(grad, _kernel(features, weight, bias, size), image, *options)
+    grad_x(grad, kernel_of(features, weight, bias, size), image, *options)
 ))  # fmt: skip
 _derive(fused_grad_span, 4, 0, None, _grad_span)
