@@ -35,7 +35,7 @@ def chunks(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ..
 
 def operands(g: Geometry, xp: Any = np) -> tuple[Any, Any]:
     """Small integers, whose sums of products are exact in every order."""
-    rng = np.random.default_rng(g.size[0])
+    rng = np.random.default_rng(g.size)
     shapes = g.x_shape, g.kernel_shape
     return tuple(xp.asarray(rng.integers(-3, 4, shape).astype(np.float32)) for shape in shapes)
 
@@ -49,7 +49,12 @@ def compute(array: Any) -> Any:
 
 
 @settings(max_examples=100)
-@given(st.data(), geometries(max_size=24, max_kernel=4))
+@given(
+    st.data(),
+    geometries(max_size=24, max_kernel=4)
+    | geometries(dims=1, max_size=99, max_kernel=9)
+    | geometries(dims=3, max_size=12, max_kernel=3),
+)
 def test_any_chunks_give_the_whole(data: Any, g: Geometry) -> None:
     x, kernel = operands(g)
     out = adapter.involution(
@@ -76,6 +81,19 @@ def test_fitting_chunks_stay_as_they_are() -> None:
     assert strided.chunks[2:] == ((5, 5, 5), (10, 10))
 
 
+def test_signals_and_volumes_keep_their_chunks() -> None:
+    signal = adapter.involution(
+        da.ones((1, 2, 60), chunks=(1, 2, 20)), da.ones((1, 1, 7, 60), chunks=(1, 1, 7, 20))
+    )
+    assert signal.chunks[2:] == ((20, 20, 20),)
+    assert float(compute(signal).sum()) == 2 * (60 * 7 - 2 * (1 + 2 + 3))
+    x = da.ones((1, 2, 12, 10, 8), chunks=(1, 2, 4, 5, 4))
+    kernel = da.ones((1, 1, 3, 3, 3, *x.shape[2:]), chunks=(1, 1, 3, 3, 3, 4, 5, 4))
+    volume = adapter.involution(x, kernel)
+    assert volume.chunks == x.chunks
+    assert float(compute(volume).sum()) == 2 * (36 - 2) * (30 - 2) * (24 - 2)
+
+
 def test_narrow_chunks_are_merged() -> None:
     kernel = da.ones((1, 1, 9, 1, 30, 4), chunks=(1, 1, 9, 1, 1, 4))
     out = adapter.involution(da.ones((1, 1, 30, 4)), kernel)
@@ -100,6 +118,11 @@ def test_errors_say_what_to_do() -> None:
         adapter.involution(x, da.from_array(kernel))
     with pytest.raises(ValueError, match="kernel has 4x4 positions, but x of 4x4"):
         adapter.involution(da.from_array(x), da.from_array(kernel), stride=2)
+    for shape in ((1,) * 2, (1,) * 6):
+        with pytest.raises(ValueError, match=r"^x must have .*dimensions.*got shape .*$"):
+            adapter.involution(da.ones(shape), da.from_array(kernel))
+    with pytest.raises(ValueError, match="^stride must be an integer >= 1 or a pair of them.*$"):
+        adapter.involution(da.from_array(x), da.from_array(kernel), stride=(1, 1, 1))
     unknown = da.from_array(x)[:, :, da.from_array(np.arange(4)) > 1]
     with pytest.raises(ValueError, match=r"x has unknown sizes .* compute_chunk_sizes"):
         adapter.involution(unknown, da.from_array(kernel))

@@ -100,6 +100,37 @@ def test_half_types_are_computed_in_float32(dtype: str) -> None:
     np.testing.assert_array_equal(out, wide.astype(dtype))
 
 
+LINES = (2, 4, 9), (2, 2, 3, 5), {"stride": (2,), "padding": (2,), "dilation": (2,)}
+VOLUMES = (
+    (2, 4, 4, 5, 3), (2, 2, 3, 1, 3, 4, 3, 5),
+    {"stride": (1, 2, 1), "padding": (1, 0, 3), "dilation": (1, 1, 2)},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("x", "kernel", "options"), [LINES, VOLUMES])
+def test_lines_and_volumes(x: Any, kernel: Any, options: Any) -> None:
+    """The bits and gradients are those for arrays; vmap, jit and both modes as in two dimensions."""
+    from jax.test_util import check_grads
+
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal(x), rng.standard_normal(kernel)
+    given = [jnp.asarray(array) for array in arrays]
+
+    def ours(*operands: Any) -> Any:
+        return interop.involution(*operands, **options)
+
+    out, pull = jax.vjp(jax.jit(ours), *given)
+    np.testing.assert_array_equal(out, invocupy.involution(*arrays, **options))
+    grad = rng.standard_normal(out.shape)
+    wanted = invocupy.involution_backward(grad, *arrays, **options)
+    for got, expected in zip(pull(jnp.asarray(grad)), wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    check_grads(ours, given, order=2, modes=["rev", "fwd"])
+    many = jnp.stack([given[0], 2 * given[0]], axis=2)
+    for i, image in enumerate(jax.vmap(ours, (2, None))(many, given[1])):
+        np.testing.assert_array_equal(image, (i + 1) * out)
+
+
 def test_empty_batch() -> None:
     x, kernel = operands()
     assert plain(x[:0], kernel[:0]).shape == (0, 4, 4, 6)
@@ -116,6 +147,12 @@ def test_what_does_not_work_says_so() -> None:
             plain(x, wrong)
     with pytest.raises(TypeError, match="x has dtype complex64, but only floating dtypes work"):
         plain(x.astype("complex64"), kernel)
+    with pytest.raises(ValueError, match=r"^x must have 3, 4 or 5 dimensions.*got shape .*$"):
+        interop.involution(jnp.ones((1,) * 6), jnp.ones((1,) * 10))
+    with pytest.raises(ValueError, match="^stride must be an integer >= 1 or a pair of them.*$"):
+        interop.involution(x, kernel, stride=(1, 1, 1))
+    with pytest.raises(ValueError, match="^x must have 4 dimensions .N, C, H, W., got shape.*$"):
+        interop.involution(x[:, :, 0], kernel)
 
 
 def unfolded(x: Any, kernel: Any) -> Any:
