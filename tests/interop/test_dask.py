@@ -121,7 +121,7 @@ def test_errors_say_what_to_do() -> None:
     for shape in ((1,) * 2, (1,) * 6):
         with pytest.raises(ValueError, match=r"^x must have .*dimensions.*got shape .*$"):
             adapter.involution(da.ones(shape), da.from_array(kernel))
-    with pytest.raises(ValueError, match="^stride must be an integer >= 1 or a pair of them.*$"):
+    with pytest.raises(ValueError, match=r"^stride must be an integer >= 1 or a pair of them.*$"):
         adapter.involution(da.from_array(x), da.from_array(kernel), stride=(1, 1, 1))
     unknown = da.from_array(x)[:, :, da.from_array(np.arange(4)) > 1]
     with pytest.raises(ValueError, match=r"x has unknown sizes .* compute_chunk_sizes"):

@@ -109,7 +109,7 @@ VOLUMES = (
 
 @pytest.mark.parametrize(("x", "kernel", "options"), [LINES, VOLUMES])
 def test_lines_and_volumes(x: Any, kernel: Any, options: Any) -> None:
-    """The bits and gradients are those for arrays; vmap, jit and both modes as in two dimensions."""
+    """The bits are those for arrays; derivatives, ``vmap`` and ``jit`` as in two dimensions."""
     from jax.test_util import check_grads
 
     rng = np.random.default_rng(0)
@@ -149,9 +149,9 @@ def test_what_does_not_work_says_so() -> None:
         plain(x.astype("complex64"), kernel)
     with pytest.raises(ValueError, match=r"^x must have 3, 4 or 5 dimensions.*got shape .*$"):
         interop.involution(jnp.ones((1,) * 6), jnp.ones((1,) * 10))
-    with pytest.raises(ValueError, match="^stride must be an integer >= 1 or a pair of them.*$"):
+    with pytest.raises(ValueError, match=r"^stride must be an integer >= 1 or a pair of them.*$"):
         interop.involution(x, kernel, stride=(1, 1, 1))
-    with pytest.raises(ValueError, match="^x must have 4 dimensions .N, C, H, W., got shape.*$"):
+    with pytest.raises(ValueError, match=r"^x must have 4 dimensions \(N, C, H, W\), got.*$"):
         interop.involution(x[:, :, 0], kernel)
 
 
