@@ -25,10 +25,6 @@ _ROWS = 1024  # of a product that is summed in one go
 def matmul(a: Array, b: Array) -> Result:
     """``a @ b`` for 2 or more dimensions, broadcast over the leading ones.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.matmul(np.ones((1, 2)), np.ones((2, 1)))
     array([[2.]])
     """
@@ -64,10 +60,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     ValueError
         If the shapes do not fit.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.linear(np.ones((1, 3)), np.ones((2, 3)), np.array([0.0, 1.0]))
     array([[3., 4.]])
     """
@@ -156,10 +148,6 @@ def conv2d(
     ValueError
         For shapes or options that do not fit together.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.conv2d(np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3)), padding=1)[0, 0]
     array([[ 8., 12.,  8.],
            [12., 18., 12.],
@@ -198,10 +186,6 @@ def conv1d(
     TypeError, ValueError
         As :func:`conv2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.conv1d(np.ones((1, 2, 4)), np.ones((1, 2, 3)), padding=1)
     array([[[4., 6., 6., 4.]]])
     """
@@ -242,10 +226,6 @@ def conv3d(
     TypeError, ValueError
         As :func:`conv2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.conv3d(np.ones((1, 2, 3, 3, 3)), np.ones((4, 2, 3, 3, 3)), padding=1)[0, 0, 1]
     array([[24., 36., 24.],
            [36., 54., 36.],

@@ -43,10 +43,6 @@ def max_pool2d(
     ValueError
         For shapes or options that do not fit together.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 0]
     array([[ 5.,  7.],
            [13., 15.]])
@@ -78,10 +74,6 @@ def max_pool1d(
     TypeError, ValueError
         As :func:`max_pool2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.max_pool1d(np.arange(6.0).reshape(1, 1, 6), 2)
     array([[[1., 3., 5.]]])
     """
@@ -112,10 +104,6 @@ def max_pool3d(
     TypeError, ValueError
         As :func:`max_pool2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.max_pool3d(np.arange(16.0).reshape(1, 1, 2, 2, 4), 2)
     array([[[[[13., 15.]]]]])
     """
@@ -158,10 +146,6 @@ def avg_pool2d(
     ValueError
         For shapes or options that do not fit together.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.avg_pool2d(np.arange(9.0).reshape(1, 1, 3, 3), 2, ceil_mode=True)[0, 0]
     array([[2. , 3.5],
            [6.5, 8. ]])
@@ -196,10 +180,6 @@ def avg_pool1d(
     TypeError, ValueError
         As :func:`avg_pool2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.avg_pool1d(np.arange(5.0).reshape(1, 1, 5), 2, ceil_mode=True)
     array([[[0.5, 2.5, 4. ]]])
     """
@@ -233,10 +213,6 @@ def avg_pool3d(
     TypeError, ValueError
         As :func:`avg_pool2d`.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from invocupy import functional as F
     >>> F.avg_pool3d(np.arange(16.0).reshape(1, 1, 2, 2, 4), 2)
     array([[[[[6.5, 8.5]]]]])
     """
