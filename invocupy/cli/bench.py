@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -128,6 +127,8 @@ def _cases(device: str) -> Iterator[Case]:
 
 def _machine(device: str, draw: Callable[..., Any]) -> Iterator[Case]:
     """The copy bandwidth, reading and writing, with all threads; a product of 1024 x 1024."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from invocupy.arrays import namespace
     from invocupy.backends.cpu.threads import get_num_threads
 

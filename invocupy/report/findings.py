@@ -125,8 +125,9 @@ def gather(
     probabilities = predict(model, images, mean=mean, std=std, progress=progress)
     answers = probabilities.argmax(axis=1)
     shots = Shots(images, labels, probabilities)
-    wrong = np.flatnonzero(answers != labels)
-    worst = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:_SHOWN]
+    certainty = probabilities.max(axis=1)
+    wrong = np.flatnonzero((answers != labels) & np.isfinite(certainty))
+    worst = wrong[np.argsort(-certainty[wrong], kind="stable")][:_SHOWN]
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
     counts = np.bincount(labels * classes + answers, minlength=classes**2)
     return Findings(
