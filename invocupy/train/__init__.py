@@ -5,10 +5,10 @@ A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safeten
 and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
 the CPU, with the same bits as one that was not.
 
-``config`` says what a run is, made of ``fields``; ``choices`` what its names stand for; ``setup``
-makes data, model and rates of it; ``run`` saves and restores it; ``evaluation`` measures a model;
-``average`` averages weights; ``needs`` says whether it fits; ``replica`` knows ranks; ``loop``
-trains.
+``config`` has the settings, made of ``fields``; ``choices`` what their names stand for; ``setup``
+makes data, model and rates of them; ``run`` saves and restores; ``evaluation`` measures a model;
+``average`` averages weights; ``needs`` says whether a run fits; ``replica`` knows ranks; ``loop``
+trains; ``interrupts`` and ``lock`` guard it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, which then are what is evaluated."""
+"""An exponential moving average of a model's weights, which is evaluated in place of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the names in a run's settings stand for."""
+"""The data sets, models, schedules and augmentations that a run's settings name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of a run."""
+"""``Config``, the settings of a run, and how they are read from a file."""
 
 from __future__ import annotations
 
@@ -144,9 +144,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            object.__setattr__(self, item.name, plain(getattr(self, item.name)))
-        for item in fields(self):
-            value = getattr(self, item.name)
+            value = plain(getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
             if rule := problem(item, value):
                 choices = item.metadata["choices"]
                 near = did_you_mean(value, choices) if isinstance(value, str) else ""

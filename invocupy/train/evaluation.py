@@ -1,4 +1,4 @@
-"""Loss, accuracy and confusion matrix of a model."""
+"""``evaluate`` and ``predict``: loss, accuracy, confusion matrix, class probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A setting declared once: its default, rule and help make its checks, its flag and its docs.
+"""Fields of ``Config``: default, rule and help of a setting make its checks, flag and docs.
 
 A new setting is one field of ``Config``; then ``python docs/write_settings.py`` updates the page.
 """

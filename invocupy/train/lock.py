@@ -1,4 +1,4 @@
-"""A run's folder has one writer: a lock that ends with its process, however that ends."""
+"""The lock of a run's folder, which has one writer: it ends with its process in any case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training: :func:`fit` makes a run of its settings, and the loop over its epochs and steps."""
+"""``fit``, the training: the loop over epochs and steps."""
 
 from __future__ import annotations
 

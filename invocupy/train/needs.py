@@ -1,4 +1,4 @@
-"""Whether a run fits into memory, said before it starts."""
+"""The memory that a run needs, and the refusal of one that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training of one process among the ranks: the loop asks its Replica what they do together."""
+"""What the ranks of a training do together: the loop asks its ``Replica``."""
 
 from __future__ import annotations
 

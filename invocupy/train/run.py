@@ -1,4 +1,4 @@
-"""A run's folder: everything that its future depends on, saved and restored."""
+"""A run: all that its next step depends on, and the folder that it is kept in."""
 
 from __future__ import annotations
 
