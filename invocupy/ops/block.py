@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, starmap
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,7 +37,6 @@ from invocupy.backends.signatures import Perceptron
 from invocupy.geometry import Geometry, IntOrTuple, Shape, block_groups, number, per_axis
 from invocupy.ops.declaration import Result, Vjp
 from invocupy.ops.memo import each
-from invocupy.ops.normalization import FoldedNorm
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
 Moments = tuple[Any, Any]
@@ -115,6 +114,34 @@ def involution_block(
         return lambda grad: cast_like(gradients(grad, i).reshape(operand.shape), operand)
 
     return cast_like(value, x), tuple(starmap(vjp, enumerate((x, *parameters))))
+
+
+class FoldedNorm(NamedTuple):
+    """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
+
+    mean: Array
+    inverse: Any  # 1 / standard deviation
+    scale: Any
+    shift: Any
+    batch: bool  # whether the moments are the batch's own, so that gradients go through them
+
+    @classmethod
+    def of(
+        cls, weight: Array, bias: Array, moments: tuple[Any, Any], eps: float, batch: bool
+    ) -> FoldedNorm:
+        """From the parameters and (mean, variance)."""
+        mean, var = moments
+        inverse = (var.astype(np.float64, copy=False) + eps) ** -0.5
+        scale = weight * inverse
+        return cls(mean, inverse, scale, bias - mean * scale, batch)
+
+    def back(self, total: Array, total_x: Array, count: Any) -> tuple[Any, Any, Any]:
+        """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
+        if not self.batch:
+            return self.scale, 0 * total, 0 * total
+        turned = -self.scale
+        b = turned * self.inverse**2 * total_x / count
+        return self.scale, b, turned * total / count - b * self.mean
 
 
 class _Block:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,34 +15,6 @@ from invocupy.geometry import number
 from invocupy.ops.declaration import Result
 from invocupy.ops.memo import each, once
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
-
-
-class FoldedNorm(NamedTuple):
-    """A batch norm as ``scale * z + shift``; float64 arrays (C,)."""
-
-    mean: Array
-    inverse: Any  # 1 / standard deviation
-    scale: Any
-    shift: Any
-    batch: bool  # whether the moments are the batch's own, so that gradients go through them
-
-    @classmethod
-    def of(
-        cls, weight: Array, bias: Array, moments: tuple[Any, Any], eps: float, batch: bool
-    ) -> FoldedNorm:
-        """From the parameters and (mean, variance)."""
-        mean, var = moments
-        inverse = (var.astype(np.float64, copy=False) + eps) ** -0.5
-        scale = weight * inverse
-        return cls(mean, inverse, scale, bias - mean * scale, batch)
-
-    def back(self, total: Array, total_x: Array, count: Any) -> tuple[Any, Any, Any]:
-        """a, b, c of the gradient ``a * h + b * z + c``, from sum h and sum h * (z - mean)."""
-        if not self.batch:
-            return self.scale, 0 * total, 0 * total
-        turned = -self.scale
-        b = turned * self.inverse**2 * total_x / count
-        return self.scale, b, turned * total / count - b * self.mean
 
 
 def batch_moments(x: Array) -> tuple[Any, Any]:
