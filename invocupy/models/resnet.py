@@ -13,6 +13,7 @@ import numpy as np
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
 from invocupy.autograd import Tensor
+from invocupy.docstrings import documented
 from invocupy.geometry import integer
 
 Stem = Literal["imagenet", "cifar"]
@@ -225,33 +226,23 @@ def of_depths(
     parameters: int,
 ) -> Callable[_Options, _Network]:
     """A network of these depths, as a function of all other arguments of its class."""
+    _, *others = inspect.signature(network).parameters.values()
+    kind = "RedNet" if name.startswith("rednet") else "ResNet"
 
     def make(*args: _Options.args, **options: _Options.kwargs) -> _Network:
         return network(depths, *args, **options)
 
-    _, *others = inspect.signature(network).parameters.values()
-    kind = "RedNet" if name.startswith("rednet") else "ResNet"
     make.__signature__ = inspect.Signature(others, return_annotation=kind)  # type: ignore[attr-defined]
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"""{kind}-{name[6:]}: {parameters:,} parameters for 1000 classes.
 
-    Parameters
-    ----------
-    {", ".join(option.name for option in others)}
-        As :class:`{kind}`.
+    Arguments are those of :class:`{kind}`; ``model(x)`` gives logits.
 
-    Returns
-    -------
-    {kind}
-        ``model(x)`` gives logits.
-
-    Examples
-    --------
     >>> from invocupy.models import {name}
     >>> sum(p.size for p in {name}().parameters())
     {parameters}
     """
-    return make
+    return documented(make)
 
 
 resnet18 = of_depths(partial(ResNet, BasicBlock), "resnet18", (2, 2, 2, 2), 11_689_512)
