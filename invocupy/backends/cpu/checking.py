@@ -1,9 +1,9 @@
 """Checked mode, ``INVOCUPY_CHECKED=1``: each address is compared with the memory of its launch.
 
-The ranges of a launch (its arrays, those of its records, and its scratch memory) stand in a table
-that compiled code finds as the symbol ``invocupy_ranges``. An access outside of all of them goes to
-a few harmless bytes instead, the first one is noted, and :func:`ranges` raises for it. One launch
-runs at a time, in one thread. Two arrays that touch are not told apart.
+The ranges of a launch (its arrays, those of its records, and its scratch memory) stand in a table.
+Compiled code calls :func:`_check` by the name ``invocupy_check``: an access outside of all of them
+goes to a few harmless bytes instead, the first one is noted, and :func:`ranges` raises for it. One
+launch runs at a time, in one thread. Two arrays that touch are not told apart.
 """
 # mypy: disable-error-code="no-untyped-call"
 
@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
+from numba import cfunc, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from invocupy.settings import flag
 
 CHECKED = flag("INVOCUPY_CHECKED")
 
 _WORD = ir.IntType(64)
-_COUNT, _FAULT, _BYTES, _RANGES, _HARMLESS = 0, 1, 2, 3, 512
-_table = np.zeros(1 << 14, np.int64)
+_COUNT, _FAULT, _BYTES, _HARMLESS, _RANGES = range(5)
+_table, _harmless = np.zeros((2, 1 << 14), np.int64)
+_table[_HARMLESS] = _harmless.ctypes.data
 _lock = threading.Lock()
 
 
@@ -65,48 +69,36 @@ def checked(builder: Any, address: Any, size: Any) -> Any:
     """The address, or in checked mode another one if these bytes are not of the launch."""
     if not CHECKED:
         return address
-    module = builder.module
-    if "invocupy_check" not in module.globals:
-        kind = ir.FunctionType(_WORD, [_WORD, _WORD])
-        function = ir.Function(module, kind, "invocupy_check")
-        function.linkage = "linkonce_odr"
-        _write(function)
-    return builder.call(module.globals["invocupy_check"], [address, size])
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_WORD, [_WORD, _WORD]), "invocupy_check"
+    )
+    return builder.call(function, [address, size])
 
 
-def _write(function: Any) -> None:
-    address, size = function.args
-    table = ir.GlobalVariable(function.module, ir.ArrayType(_WORD, len(_table)), "invocupy_ranges")
-    look, compare, further, good, bad = (function.append_basic_block() for _ in range(5))
-    builder, zero, one = ir.IRBuilder(look), ir.Constant(_WORD, 0), ir.Constant(_WORD, 1)
+def _check(address: Any, size: Any) -> Any:
+    """What :func:`checked` describes, compiled: addresses are integers."""
+    words = _words()
+    if size <= 0:
+        return address
+    for i in range(_RANGES, _RANGES + 2 * words[_COUNT], 2):
+        if words[i] <= address and address + size <= words[i + 1]:
+            return address
+    if words[_FAULT] == 0:
+        words[_FAULT], words[_BYTES] = address, size
+    return words[_HARMLESS]
 
-    def place(number: Any) -> Any:
-        return builder.gep(table, [zero, number])
 
-    def fixed(number: int) -> Any:
-        return place(ir.Constant(_WORD, number))
+@intrinsic
+def _words(typing: Any) -> Any:
+    """The table as a pointer, to be indexed."""
 
-    end, count = builder.add(address, size), builder.load(fixed(_COUNT))
-    builder.cbranch(builder.icmp_signed(">", size, zero), compare, good)
-    builder.position_at_end(compare)
-    turn = builder.phi(_WORD)
-    turn.add_incoming(zero, look)
-    first = builder.add(builder.shl(turn, one), ir.Constant(_WORD, _RANGES))
-    above = builder.icmp_signed(">=", address, builder.load(place(first)))
-    below = builder.icmp_signed("<=", end, builder.load(place(builder.add(first, one))))
-    builder.cbranch(builder.and_(above, below), good, further)
-    builder.position_at_end(further)
-    following = builder.add(turn, one)
-    turn.add_incoming(following, further)
-    builder.cbranch(builder.icmp_signed("<", following, count), compare, bad)
-    builder.position_at_end(bad)
-    with builder.if_then(builder.icmp_signed("==", builder.load(fixed(_FAULT)), zero)):
-        builder.store(address, fixed(_FAULT))
-        builder.store(size, fixed(_BYTES))
-    builder.ret(builder.ptrtoint(fixed(_HARMLESS), _WORD))
-    builder.position_at_end(good)
-    builder.ret(address)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = context.get_value_type(signature.return_type)
+        return builder.inttoptr(ir.Constant(_WORD, _table.ctypes.data), kind)
+
+    return types.CPointer(types.int64)(), codegen
 
 
 if CHECKED:
-    binding.add_symbol("invocupy_ranges", _table.ctypes.data)
+    _compiled = cfunc(types.int64(types.int64, types.int64))(_check)
+    binding.add_symbol("invocupy_check", _compiled.address)

@@ -35,7 +35,7 @@ from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 
 from invocupy import backends, settings
-from invocupy.backends.cpu.checking import CHECKED
+from invocupy.backends.cpu.checking import CHECKED, checked
 from invocupy.backends.cpu.compiling import whole
 from invocupy.backends.cpu.content import lasting_digest
 
@@ -163,7 +163,7 @@ class _Files(_Cache):
         fields = [getattr(kind, "fields", ()) for kind in getattr(sig, "args", sig)]
         depends = (
             lasting_digest(self._function), _OPTIONS, _identity(self._function), str(sig), fields,
-            codegen.magic_tuple(), _settings(), versions, CHECKED,
+            codegen.magic_tuple(), _settings(), versions, CHECKED and lasting_digest(checked),
         )  # fmt: skip
         name = hashlib.sha256(repr(depends).encode()).hexdigest()[:32]
         return directory / f"{self._function.__name__}-{name}"
