@@ -5,7 +5,7 @@ Compiled code calls :func:`_check` by the name ``invocupy_check``: an access out
 goes to a few harmless bytes instead, the first one is noted, and :func:`ranges` raises for it. One
 launch runs at a time, in one thread. Two arrays that touch are not told apart.
 """
-# mypy: disable-error-code="no-untyped-call"
+# mypy: disable-error-code="no-untyped-call, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -257,10 +257,9 @@ def add_lanes(bits: int) -> Any:
     """Of what :func:`dot` has left as LANES."""
 
     @jit
-    def add_lanes(sums, rows, columns, pitch, out, out_pitch):
-        """The lanes of each of ``rows`` x ``columns`` sums together, in float64."""
+    def add_lanes(sums, V, rows, columns, pitch, out, out_pitch):
+        """The ``V`` lanes of each of ``rows`` x ``columns`` sums together, in float64."""
         lanes, out = pointer(sums, bits), pointer(out, 64)
-        V = 8 * VECTOR_BYTES // bits
         for r in range(rows):
             for c in range(columns):
                 total = 0.0

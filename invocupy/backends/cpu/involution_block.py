@@ -22,7 +22,7 @@ from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import BIAS, MR, NR, RELU, multiply, product
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import BEHIND, COLUMN, Norm, order, packer
+from invocupy.backends.cpu.order import BEHIND, COLUMN, NONE, Norm, order, packer
 from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, up
@@ -84,7 +84,7 @@ def _number(b: Planes) -> int:
 def _forward(bits: int) -> Any:
     lay, involve, _ = planes(bits)
     size, linear, affine = bits // 8, product(bits, 0), product(bits, 1)
-    zero, pack, none = np.dtype(f"f{size}").type(0), packer(bits), Norm(0, 0, 0, 0, 0)
+    zero, pack = np.dtype(f"f{size}").type(0), packer(bits)
 
     @jit
     def between(place, channels, first, last, b):
@@ -125,7 +125,7 @@ def _forward(bits: int) -> Any:
         reduce = pack(turn, c.expand, c.expand_weight, c.expand_bias, norms[0], expand)
         project = pack(turn, c.reduce, c.reduce_weight, c.reduce_bias, norms[1], reduce)
         span = pack(turn, c.project, c.project_weight, c.project_bias, norms[2], project)
-        hidden = pack(turn, c.span, c.span_weight, c.span_bias, none, span)
+        hidden = pack(turn, c.span, c.span_weight, c.span_bias, NONE, span)
         shifts = pointer(project + b.hidden * b.input_rows * size, bits)
         taps = hidden + b.hidden * TILE
         seen = taps + b.kernel_rows * TILE

@@ -35,7 +35,7 @@ from invocupy.backends.cpu.contract import (
 )
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import clear
-from invocupy.backends.cpu.order import COLUMN, Norm, order, packer
+from invocupy.backends.cpu.order import COLUMN, NONE, order, packer
 from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
@@ -138,15 +138,14 @@ def _rectify(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     lay, involve, unpack = planes(bits)
-    rectify, affine, size = _rectify(bits), product(bits, 1), bits // 8
-    pack, none = packer(bits), Norm(0, 0, 0, 0, 0)
+    rectify, affine, pack, size = _rectify(bits), product(bits, 1), packer(bits), bits // 8
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
         b = read(c.planes, Planes)
         channels, image_size = b.groups * b.each, b.pixels * size
-        taps = pack(turn, c.order, c.weight, c.bias, none, scratch)
+        taps = pack(turn, c.order, c.weight, c.bias, NONE, scratch)
         seen = taps + b.kernel_rows * TILE
         features = seen + channels * b.plane
         result = features + b.feature_rows * b.plane
@@ -171,8 +170,7 @@ def _forward(bits: int) -> Any:
 def _backward(bits: int) -> Any:
     lay, involve, unpack = planes(bits)
     rectify, linear, affine = _rectify(bits), product(bits, 0), product(bits, 1)
-    lanes_of, size, vector = add_lanes(bits), bits // 8, VECTOR_BYTES
-    pack, none = packer(bits), Norm(0, 0, 0, 0, 0)
+    lanes_of, pack, size, vector = add_lanes(bits), packer(bits), bits // 8, VECTOR_BYTES
     zero = np.dtype(f"f{size}").type(0)
 
     @jit
@@ -213,8 +211,8 @@ def _backward(bits: int) -> Any:
         c = read(words, _Backward)
         b = read(c.planes, Planes)
         channels, each_tap, image_size = b.groups * b.each, b.taps // b.groups, b.pixels * size
-        transposed = pack(turn, c.order, c.weight, c.bias, none, scratch)
-        sums = pack(turn, c.transposed, c.weight, 0, none, transposed)
+        transposed = pack(turn, c.order, c.weight, c.bias, NONE, scratch)
+        sums = pack(turn, c.transposed, c.weight, 0, NONE, transposed)
         seen = sums + b.sums
         grads = seen + channels * b.plane
         features = grads + b.each * b.plane
@@ -263,6 +261,7 @@ def _backward(bits: int) -> Any:
                     b.feature_rows // COLUMNS,
                 ))  # fmt: skip
         wide = b.features + 1
-        lanes_of(sums, b.taps, wide, b.feature_rows, c.sums + part * b.taps * wide * 8, wide)
+        out = c.sums + part * b.taps * wide * 8
+        lanes_of(sums, vector // size, b.taps, wide, b.feature_rows, out, wide)
 
     return body

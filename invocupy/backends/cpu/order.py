@@ -29,6 +29,7 @@ COLUMN, BEHIND = 1, 2  # where the bias goes: one more column, or after all weig
 Packing = namedtuple("Packing", "order weight bias out")
 # ``scale * (y + bias - mean) / sqrt(var + eps) + shift`` after a convolution: addresses
 Norm = namedtuple("Norm", "scale shift mean var eps")
+NONE = Norm(0, 0, 0, 0, 0)
 
 
 class Order(NamedTuple):
@@ -149,11 +150,11 @@ def packer(bits: int) -> Any:
 
 @cache
 def _packing(bits: int) -> Any:
-    block, none = _block(bits), Norm(0, 0, 0, 0, 0)
+    block = _block(bits)
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, Packing)
-        block(read(c.order, Order), task, c.weight, c.bias, none, c.out)
+        block(read(c.order, Order), task, c.weight, c.bias, NONE, c.out)
 
     return body

@@ -33,7 +33,7 @@ from invocupy.backends.cpu.contract import (
 )
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import copying, filling
-from invocupy.backends.cpu.order import COLUMN, Norm, order, packer
+from invocupy.backends.cpu.order import COLUMN, NONE, order, packer
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call, up
@@ -208,7 +208,7 @@ def _covariance(bits: int) -> Any:
 @cache
 def _forward(bits: int) -> Any:
     copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
-    pack, none, size, row = packer(bits), Norm(0, 0, 0, 0, 0), bits // 8, _ROW
+    pack, size, row = packer(bits), bits // 8, _ROW
     tile = _ROW // size
 
     @jit
@@ -216,9 +216,9 @@ def _forward(bits: int) -> Any:
         c = read(words, _Forward)
         z = read(c.sizes, _Sizes)
         first = scratch
-        dense = pack(turn, z.first, c.first, c.offset, none, first)
-        grouped = pack(turn, z.dense, c.dense, c.bias, none, dense)
-        inputs = pack(turn, z.grouped, c.grouped, 0, none, grouped)
+        dense = pack(turn, z.first, c.first, c.offset, NONE, first)
+        grouped = pack(turn, z.dense, c.dense, c.bias, NONE, dense)
+        inputs = pack(turn, z.grouped, c.grouped, 0, NONE, grouped)
         hidden = inputs + z.inputs * row
         outputs = hidden + z.hidden * row
         split = outputs + z.output_rows * row
@@ -244,8 +244,17 @@ def _forward(bits: int) -> Any:
 def _backward(bits: int) -> Any:
     copy, linear, affine = copying(bits), product(bits, 0), product(bits, 1)
     lanes_of, size, row, vector = add_lanes(bits), bits // 8, _ROW, VECTOR_BYTES
-    pack, fill, none = packer(bits), filling(bits), Norm(0, 0, 0, 0, 0)
-    tile, zero = _ROW // size, np.dtype(f"f{size}").type(0)
+    pack, fill = packer(bits), filling(bits)
+    V, tile, zero = vector // size, _ROW // size, np.dtype(f"f{size}").type(0)
+
+    @jit
+    def layout(z, at):
+        """Of a tile: where the hidden layer, both results, its gradient, and the next tile are."""
+        hidden = at + z.input_rows * row
+        outputs = hidden + z.hidden_rows * row
+        split = outputs + z.output_rows * row
+        grads = split + z.groups * z.each_rows * row
+        return hidden, outputs, split, grads, grads + z.hidden_rows * row
 
     @jit
     def correlate(code, tiles, step, left, rows, right, columns, sums):
@@ -263,10 +272,7 @@ def _backward(bits: int) -> Any:
         c = read(words, _Backward)
         n, pixel = place
         depth, plane, pixel = z.hidden // z.groups, z.pixels * size, pixel * size
-        hidden = at + z.input_rows * row
-        outputs = hidden + z.hidden_rows * row
-        split = outputs + z.output_rows * row
-        grads = split + z.groups * z.each_rows * row
+        hidden, outputs, split, grads, _ = layout(z, at)
         copy(at, row, c.x + n * z.inputs * plane + pixel, plane, z.inputs, count, tile)
         grad = c.grad + n * z.outputs * plane + pixel
         copy(outputs, row, grad, plane, z.outputs, count, tile)
@@ -291,20 +297,17 @@ def _backward(bits: int) -> Any:
         z = read(c.sizes, _Sizes)
         depth, group_size = z.hidden // z.groups, z.each_rows * z.group_rows * vector
         first = scratch
-        dense = pack(turn, z.first, c.first, c.offset, none, first)
-        grouped = pack(turn, z.dense_back, c.dense, 0, none, dense)
-        back = pack(turn, z.grouped_back, c.grouped, 0, none, grouped)
-        sums_dense = pack(turn, z.first_back, c.first, 0, none, back)
+        dense = pack(turn, z.first, c.first, c.offset, NONE, first)
+        grouped = pack(turn, z.dense_back, c.dense, 0, NONE, dense)
+        back = pack(turn, z.grouped_back, c.grouped, 0, NONE, grouped)
+        sums_dense = pack(turn, z.first_back, c.first, 0, NONE, back)
         weights = first, dense, grouped, back
         sums_grouped = sums_dense + z.output_rows * z.hidden_rows * vector
         sums_first = sums_grouped + z.groups * group_size
         returned = sums_first + z.hidden * z.input_rows * vector
         inputs = returned + z.back_rows * row
-        hidden = inputs + z.input_rows * row
-        outputs = hidden + z.hidden_rows * row
-        split = outputs + z.output_rows * row
-        grads = split + z.groups * z.each_rows * row
-        step = grads - inputs + z.hidden_rows * row
+        hidden, outputs, split, grads, end = layout(z, inputs)
+        step = end - inputs
         for i in range(_TILES if turn == 0 else 0):
             fill(inputs + i * step + z.inputs * row, tile, zero + 1)
             fill(hidden + i * step + z.hidden * row, tile, zero + 1)
@@ -326,12 +329,13 @@ def _backward(bits: int) -> Any:
             correlate(z.dot, tiles, step, grads, z.hidden, inputs, z.input_rows, sums_first)
         wide = z.hidden + 1
         out = c.sums_dense + part * z.outputs * wide * 8
-        lanes_of(sums_dense, z.outputs, wide, z.hidden_rows, out, wide)
+        lanes_of(sums_dense, V, z.outputs, wide, z.hidden_rows, out, wide)
         for g in range(z.groups):
             out = c.sums_grouped + (part * z.each * z.hidden + g * depth) * 8
-            lanes_of(sums_grouped + g * group_size, z.each, depth, z.group_rows, out, z.hidden)
+            sums = sums_grouped + g * group_size
+            lanes_of(sums, V, z.each, depth, z.group_rows, out, z.hidden)
         wide = z.inputs + 1
         out = c.sums_first + part * z.hidden * wide * 8
-        lanes_of(sums_first, z.hidden, wide, z.input_rows, out, wide)
+        lanes_of(sums_first, V, z.hidden, wide, z.input_rows, out, wide)
 
     return body

@@ -22,7 +22,7 @@ from invocupy.backends.cpu.access import Record, pointer, read
 from invocupy.backends.cpu.contract import ADD, MR, NR, STORE, ZERO, multiply
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.move import copying, filling, transpose
-from invocupy.backends.cpu.order import SMALL, Norm, Order, order, packed, packer
+from invocupy.backends.cpu.order import NONE, SMALL, Order, order, packed, packer
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
@@ -128,15 +128,14 @@ def _code(end: int, bits: int) -> list[int]:
 def _forward(bits: int) -> Any:
     size = bits // 8
     V = VECTOR_BYTES // size
-    tile, pack, none = NR * V, packer(bits), Norm(0, 0, 0, 0, 0)
-    copy, fill = copying(bits), filling(bits)
+    tile, pack, copy, fill = NR * V, packer(bits), copying(bits), filling(bits)
 
     @jit
     def body(task, turn, scratch, words):
         c = read(words, _Forward)
         weight = c.packed
         if weight == 0:
-            weight, scratch = scratch, pack(turn, c.order, c.weight, c.bias, none, scratch)
+            weight, scratch = scratch, pack(turn, c.order, c.weight, c.bias, NONE, scratch)
         pixels, plane, block = c.pixels, c.chunk * size + 64, c.terms * MR * size
         if c.terms > c.channels and turn == 0:
             fill(scratch + c.channels * plane, c.chunk, 1)

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.backends.cpu.access import Record, pointer, read
+from invocupy.backends.cpu.access import Record, read
 from invocupy.backends.cpu.blocks import block_of, pack
-from invocupy.backends.cpu.contract import ONCE, dot_taps, taps
+from invocupy.backends.cpu.contract import ONCE, add_lanes, dot_taps, taps
 from invocupy.backends.cpu.jit import jit
-from invocupy.backends.cpu.move import interleave
+from invocupy.backends.cpu.move import filling, interleave
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, Phase, Plan, plan
 from invocupy.backends.cpu.pointwise import PARTS
 from invocupy.backends.cpu.pool import launch
@@ -129,7 +129,7 @@ def _job(g: Geometry, p: Plan, more: int) -> _Job:
 @cache
 def _gathering(bits: int) -> Any:
     """Forward and gradient of x."""
-    size = bits // 8
+    size, fill = bits // 8, filling(bits)
 
     @jit
     def interleaved(plan, phase, seen, weight, bias, out, patch):
@@ -146,9 +146,7 @@ def _gathering(bits: int) -> Any:
                     vector, p.lanes,
                 ))  # fmt: skip
             else:  # no tap reaches this phase
-                values = pointer(to, bits)
-                for j in range(p.rows * p.lanes):
-                    values[j] = 0
+                fill(to, p.rows * p.lanes, 0)
 
     @jit
     def body(task, turn, scratch, words):
@@ -194,7 +192,7 @@ def _gathering(bits: int) -> Any:
 @cache
 def _correlate(bits: int) -> Any:
     """Gradient of the weights."""
-    size = bits // 8
+    size, fill, lanes_of = bits // 8, filling(bits), add_lanes(bits)
 
     @jit
     def body(task, turn, scratch, words):
@@ -202,12 +200,10 @@ def _correlate(bits: int) -> Any:
         p = read(c.plan, Plan)
         V, taps, line = p.lanes, p.step_count * p.run, p.row_step * p.pitch
         held, pitch = scratch + p.packed_size, p.kernel_columns * size
-        lanes, out = pointer(held, bits), pointer(c.sums, 64)
         task, part = divmod(task, c.parts)
         blocks = p.bands * p.strips
         group, number = divmod(task, blocks)
-        for i in range(p.channels * taps * V):
-            lanes[i] = 0
+        fill(held, p.channels * taps * V, 0)
         fresh = turn == 0 or p.strips > 1
         for n in range(p.images * part // c.parts, p.images * (part + 1) // c.parts):
             block = block_of((n * p.groups + group) * blocks + number, p, size)
@@ -228,12 +224,7 @@ def _correlate(bits: int) -> Any:
                             held + (k * taps + s * p.run) * V * size,
                         ))  # fmt: skip
                     a += p.rows if whole else 1
-        for k in range(p.channels):
-            channel = (part * blocks + number) * p.groups * p.channels + group * p.channels + k
-            for t in range(taps):
-                total = 0.0
-                for v in range(V):
-                    total += lanes[(k * taps + t) * V + v]
-                out[channel * taps + t] = total
+        first = ((part * blocks + number) * p.groups + group) * p.channels * taps
+        lanes_of(held, V, p.channels, taps, taps, c.sums + first * 8, taps)
 
     return body
