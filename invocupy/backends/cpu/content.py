@@ -27,31 +27,13 @@ _OTHERS = {"numba", "llvmlite", "numpy", *sys.stdlib_module_names} - {"__main__"
 def digest(function: Callable[..., Any]) -> str:
     """The digest of a function and all that it reaches, equal in all processes with the same code.
 
-    Raises
-    ------
-    RuntimeError
-        If a module of one of them was loaded again after a digest of something in it.
-
-    Examples
-    --------
-    >>> def half(x):
-    ...     return x / 2
-    >>> before = digest(half)
-    >>> half.__code__ = (lambda x: x / 3).__code__
-    >>> digest(half) == before
-    False
+    RuntimeError if a module of one of them was loaded again after a digest of something in it.
     """
     return _digest(function)[0]
 
 
 def lasting_digest(function: Callable[..., Any]) -> str:
-    """:func:`digest`, if all that the function reaches is as it was at the first call.
-
-    Raises
-    ------
-    RuntimeError
-        If something has changed since, or a module was loaded again.
-    """
+    """:func:`digest`, and RuntimeError if something has changed since it was first looked at."""
     result, reached = _digest(function)
     for thing in reached:
         own = _Reach()

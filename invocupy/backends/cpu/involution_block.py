@@ -1,6 +1,6 @@
 """The block on the CPU: a band of an image goes through it whole, in cache.
 
-All weights are folded and put in order in one place. x is packed as planes
+Each thread folds the norms into the weights and puts them in order. x is packed as planes
 (:mod:`invocupy.backends.cpu.planes`), and tile by tile of these the perceptron's results become
 planes, too. Between the rows they are anything but what the involution must see there, so these
 places are cleared; then the involution takes tile by tile, each with the kernel that is made for it
@@ -49,7 +49,8 @@ def forward(
     epsilons = np.array(eps, np.float64)
     call = _Forward(record, *orders, x, int(relu), out, *parameters, *moments, epsilons)
     products = b.hidden * (b.each + b.features) + b.taps * (b.features + b.each)
-    scratch = (b.hidden + b.kernel_rows) * TILE + _number(b) * b.plane + 128
+    number = b.each + b.feature_rows + g.channels + b.input_rows
+    scratch = (b.hidden + b.kernel_rows) * TILE + number * b.plane + 128
     scratch += sum(o.values.bytes for o in orders)
     work = g.batch * b.pixels * products // 8
     launch(_forward(8 * x.itemsize), b.units, work, scratch, call)
@@ -76,10 +77,6 @@ def _planes(
     ]  # fmt: skip
 
 
-def _number(b: Planes) -> int:
-    return b.each + b.feature_rows + b.groups * b.each + b.input_rows
-
-
 @cache
 def _forward(bits: int) -> Any:
     lay, involve, _ = planes(bits)
@@ -103,13 +100,9 @@ def _forward(bits: int) -> Any:
         for r in range(rows):
             held = pointer(out + r * b.width * size, bits)
             total, passed = pointer(result + r * b.row, bits), pointer(seen + r * b.row, bits)
-            if relu:
-                for i in range(b.width):
-                    value = total[i] + shift
-                    held[i] = passed[i] + (zero if value <= zero else value)
-            else:
-                for i in range(b.width):
-                    held[i] = passed[i] + (total[i] + shift)
+            for i in range(b.width):
+                value = total[i] + shift
+                held[i] = passed[i] + (zero if relu and value <= zero else value)
 
     @jit
     def body(task, turn, scratch, words):

@@ -83,7 +83,9 @@ def backward(
     call = _Backward(
         record, *orders, grad, x, z, scale, shift, weight, bias, grad_x, grad_z, sums, parts
     )  # fmt: skip
-    scratch = sum(o.values.bytes for o in orders) + _number(b) * b.plane + b.sums + 128
+    number = 2 * g.channels + b.each + b.feature_rows + b.span_rows
+    number += max(b.kernel_rows, b.gradient_rows)
+    scratch = sum(o.values.bytes for o in orders) + number * b.plane + b.sums + 128
     launch(_backward(8 * x.itemsize), parts, 3 * _work(b, g), scratch, call)
     total = sums.sum(axis=0)
     grad_weight[...], grad_bias[...] = total[:, :-1], total[:, -1]
@@ -106,11 +108,6 @@ def _planes(g: Geometry, size: int, features: int) -> tuple[Planes, Record]:
         places=np.arange(tap_number) * b.plane,
     )  # fmt: skip
     return b, Record(b)
-
-
-def _number(b: Planes) -> int:
-    rows = max(b.kernel_rows, b.gradient_rows)
-    return (2 * b.groups + 1) * b.each + b.feature_rows + rows + b.span_rows
 
 
 def _work(b: Planes, g: Geometry) -> int:

@@ -145,14 +145,10 @@ class _Files(_Cache):
         except Exception:
             return  # the compiled kernel works all the same
 
-    def enable(self) -> None:
-        """Always on; where the files go decides."""
-
-    def disable(self) -> None:
-        """Always on; where the files go decides."""
-
     def flush(self) -> None:
         """Files are never stale: their names say what they depend on."""
+
+    enable = disable = flush  # always on; where the files go decides
 
     def _path(self, sig: Any, codegen: Any) -> Path:
         directory = cache_directory()

@@ -52,15 +52,13 @@ class _Job(NamedTuple):
 @bounded
 def forward(x: Any, weight: Any, bias: Any, window: Any, out: Any) -> None:
     """``out = bias + sum over taps of weight[tap] * (x seen through the tap)``."""
-    offset = np.zeros(len(weight), x.dtype) if bias is None else bias
-    _gather(x, weight, offset, _geometry(x, weight, window, out), False, out)
+    _gather(x, weight, bias, _geometry(x, weight, window, out), False, out)
 
 
 @bounded
 def grad_x(grad: Any, weight: Any, window: Any, out: Any) -> None:
     """The transpose of :func:`forward` in ``x``."""
-    nothing = np.zeros(len(weight), grad.dtype)
-    _gather(grad, weight, nothing, _geometry(out, weight, window, grad), True, out)
+    _gather(grad, weight, None, _geometry(out, weight, window, grad), True, out)
 
 
 @bounded
@@ -91,13 +89,14 @@ def _geometry(x: Any, weight: Any, window: Any, out: Any) -> Geometry:
 
 
 def _gather(
-    source: Array, weight: Array, bias: Array, g: Geometry, backward: bool, out: Array
+    source: Array, weight: Array, bias: Array | None, g: Geometry, backward: bool, out: Array
 ) -> None:  # fmt: skip
     job = _gather_job(g, source.itemsize, backward)
+    offset = np.zeros(len(weight), source.dtype) if bias is None else bias
     factors = weight.reshape(len(weight), -1).take(job.plan.taps, axis=1)
     launch(
         _gathering(8 * source.itemsize), job.blocks * g.batch, job.work, job.scratch,
-        Gather(job.record, source, factors, bias, out),
+        Gather(job.record, source, factors, offset, out),
     )  # fmt: skip
 
 
