@@ -54,7 +54,7 @@ def order_of(
     """The :class:`Order` by tables of rows and columns; the last three steps of it."""
     blocks, width = -(-len(rows) // MR), len(columns)
     filled = np.pad(rows, (0, -len(rows) % MR), mode="edge")
-    plain = bool((np.diff(columns) == 1).all())
+    plain = width > 0 and bool((np.diff(columns) == 1).all())
     area = groups * blocks * MR * (width + (bias == COLUMN)) + (bias == BEHIND) * blocks * MR
     sizes = blocks, width, groups, *steps, bias, plain, up(area * size, LINE)
     return Record(Order(filled, columns, *sizes))
