@@ -81,6 +81,10 @@ CONTRACT = {
     "no_grad": "",
     "functional.linear": "x, weight, bias=None",
     "functional.conv2d": "x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1",
+    **dict.fromkeys(
+        ("functional.conv1d", "functional.conv3d"),
+        "x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1",
+    ),
     "functional.batch_norm": "x",
     "functional.relu": "x",
     "functional.max_pool2d": "x, kernel_size, stride=None, padding=0",
@@ -117,6 +121,10 @@ CONTRACT = {
     "nn.GlobalAvgPool2d": "",
     "nn.Identity": "",
     "nn.CrossEntropyLoss": "label_smoothing=0.0",
+    **dict.fromkeys(
+        ("nn.Involution1d", "nn.Involution2d", "nn.Involution3d"),
+        "channels, kernel_size=3, reduction_ratio=4, channels_per_group=16, stride=1, dilation=1",
+    ),
     "nn.Involution": "channels, kernel_size=3, reduction_ratio=4, channels_per_group=16, stride=1, "
     'dilation=1, fused="auto"',
     "models.SimpleModel": "height=32, width=32, hidden_channels=64, num_layers=50, num_classes=10",

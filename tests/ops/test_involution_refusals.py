@@ -35,6 +35,32 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"kernel must have 6 dimensions .* \(1, 18, 5, 5\): reshape a flat",
     ),
+    ({"x": ones(1, 4, 5, 5, 5, 5)}, ValueError, r"x must have 4 dimensions \(N, C, H, W\), got"),
+    (
+        {"x": ones(1, 4, 5, 5, 5, 5), "kernel": ones(1, 2, *[3] * 3, *[5] * 3)},
+        ValueError,
+        r"^x must have 5 dimensions \(N, C, D, H, W\), got shape \(1, 4, 5, 5, 5, 5\)$",
+    ),
+    (
+        {"x": ones(1, 4, 5, 5, 5, 5), "kernel": ones(1, 2, *[3] * 4, *[5] * 4)},
+        ValueError,
+        r"^x must have 3, 4 or 5 dimensions, \(N, C, W\), \(N, C, H, W\) or \(N, C, D, H, W\), got",
+    ),
+    (
+        {"kernel": ones(1, 2, *[3] * 3, *[5] * 3)},
+        ValueError,
+        r"^kernel must have 6 dimensions \(N, G, Kh, Kw, Ho, Wo\), got shape \(1, 2, 3, 3, 3, ",
+    ),
+    (
+        {"x": ones(1, 4, 5), "kernel": ones(1, 2, 3, 5), "stride": (1, 1)},
+        ValueError,
+        "^stride must be an integer >= 1 or a tuple of one of them, got",
+    ),
+    (
+        {"x": ones(1, 4, 5), "kernel": ones(1, 2, 2, 5)},
+        ValueError,
+        "^padding='same' needs an odd kernel size, got 2: .* give the padding as an integer or",
+    ),
     ({"kernel": ones(2, 2, 3, 3, 5, 5)}, ValueError, "the batch size of x: .* has 2, .* has 1"),
     ({"kernel": ones(1, 3, 3, 3, 5, 5)}, ValueError, "G=3, x .* has C=4"),
     ({"kernel": ones(1, 0, 3, 3, 5, 5)}, ValueError, "number of groups .* G=0"),
