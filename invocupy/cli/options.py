@@ -72,7 +72,8 @@ def add_run(parser: Parser, data: bool = True) -> None:
     parser.add_argument("run", metavar="RUN", type=path, help="the run's folder")
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best",
-        help="that of the best epoch or of the last (default %(default)s)",
+        help="that of the best epoch in validation (without it of the last epoch), or the last one "
+        "(default %(default)s)",
     )  # fmt: skip
     add_device(parser)
     if data:

@@ -50,6 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from invocupy.distributed import start, together, with_gpus
     from invocupy.train import Config, ConfigError, fit, load_run
+    from invocupy.train.run import counted
 
     comm = start(arguments.comm_timeout)
     given = given_settings(arguments)
@@ -75,19 +76,22 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = resume or out
     with nullcontext(folder) if folder else _new_folder(config) as out:
         history = fit(config, out, resume=bool(resume), progress=report, testing=testing, comm=comm)
-    last, best = history[-1], max(history, key=lambda row: row["test_accuracy"])
+    last, best = history[-1], counted(history) or {}
     epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
     result = {
         "run": str(out), "epochs": epochs, "test_loss": last["test_loss"],
-        "test_accuracy": last["test_accuracy"], "best_accuracy": best["test_accuracy"],
+        "test_accuracy": last["test_accuracy"], "best_accuracy": best.get("val_accuracy"),
         "best_epoch": int(best["epoch"]), "seconds": seconds,
         "config": asdict(config), "history": history,
     }  # fmt: skip
+    chosen = ""
+    if "val_accuracy" in best:
+        chosen = f" (weights of epoch {best['epoch']}, validation {best['val_accuracy']:.2%})"
     code = tell(
         arguments,
         result,
         f"test accuracy {last['test_accuracy']:.2%} after {epochs} epoch{'s' * (epochs > 1)} and "
-        f"{seconds:.0f} s of training (best {best['test_accuracy']:.2%}, epoch {best['epoch']})",
+        f"{seconds:.0f} s of training{chosen}",
         f"run: {out}",
     )
     if plots:
@@ -126,6 +130,8 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
     """What ``fit`` calls on its way: a bar on a terminal, and a line an epoch everywhere."""
     from tqdm import tqdm
 
+    from invocupy.train.run import measured_on
+
     bars: list[Any] = []
 
     def report(now: Progress) -> None:
@@ -140,10 +146,13 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
             return
         while bars:
             bars.pop().close()
-        test_loss = "not finite" if row["test_loss"] is None else f"{row['test_loss']:.4g}"
+        part = measured_on(row)
+        what = {"val": "validation", "test": "test"}[part]
+        loss = row[f"{part}_loss"]
         line = (
             f"{title}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}  "
-            f"test loss {test_loss}  test accuracy {row['test_accuracy']:.2%}  "
+            f"{what} loss {'not finite' if loss is None else f'{loss:.4g}'}  "
+            f"{what} accuracy {row[f'{part}_accuracy']:.2%}  "
             f"{row['images_per_second']:.0f} images/s"
         )
         print(line, file=sys.stderr, flush=True)

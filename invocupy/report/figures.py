@@ -20,6 +20,7 @@ from invocupy.atomic import write_atomically
 from invocupy.extras import require
 from invocupy.paths import AnyPath, expand
 from invocupy.report.findings import Findings, Shots
+from invocupy.train.run import counted, measured_on
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,18 +159,21 @@ def _curves(found: Findings) -> Picture:
     figure = _figure(11, 3.4)
     losses, accuracies, rates = figure.subplots(1, 3)
     marker = "o" if len(epochs) <= 30 else None
+    part = measured_on(history[0])
+    name = {"val": "validation", "test": "test"}[part]
     for axes, what in (losses, "loss"), (accuracies, "accuracy"):
-        for part, colour in ("train", BLUE), ("test", ORANGE):
-            values = [np.nan if (v := row[f"{part}_{what}"]) is None else v for row in history]
-            axes.plot(epochs, values, color=colour, marker=marker, label=part)
+        for of, label, colour in ("train", "train", BLUE), (part, name, ORANGE):
+            values = [np.nan if (v := row[f"{of}_{what}"]) is None else v for row in history]
+            axes.plot(epochs, values, color=colour, marker=marker, label=label)
         axes.set_title(what)
         axes.legend(frameon=False)
     accuracies.set_ylim(0, 1)
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    best = max(history, key=lambda row: row["test_accuracy"])
-    below = best["test_accuracy"] > 0.3
+    row = counted(history) or history[-1]
+    accuracy, word = row[f"{part}_accuracy"], "best" if part == "val" else "last"
+    below = accuracy > 0.3
     accuracies.annotate(
-        f"best {best['test_accuracy']:.1%}", (best["epoch"], best["test_accuracy"]),
+        f"{word} {accuracy:.1%}", (row["epoch"], accuracy),
         xytext=(0, -16 if below else 16), textcoords="offset points", ha="center",
         va="top" if below else "bottom", color=ORANGE,
         arrowprops={"arrowstyle": "-", "color": ORANGE},
@@ -182,9 +186,8 @@ def _curves(found: Findings) -> Picture:
     return Picture(
         "curves",
         f"{_short(found.name)}: {found.config.model} on {found.config.dataset}",
-        f"Curves over {len(epochs)} epochs of loss and accuracy in training and test, and of the "
-        f"learning rate. The best test accuracy is {best['test_accuracy']:.2%}, in epoch "
-        f"{best['epoch']}.",
+        f"Curves over {len(epochs)} epochs of loss and accuracy in training and {name}, and of the "
+        f"learning rate. The {word} {name} accuracy is {accuracy:.2%}, in epoch {row['epoch']}.",
         figure,
     )
 

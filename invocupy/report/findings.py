@@ -21,11 +21,9 @@ from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
 from invocupy.paths import AnyPath, existing, expand
 from invocupy.train import DATASETS, Config, ConfigError, load_data, load_run, pick_device, predict
+from invocupy.train.run import measured_on
 
-_NUMBERS = (
-    "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds",
-    "images_per_second", "lr",
-)  # fmt: skip
+_NUMBERS = "epoch", "train_loss", "train_accuracy", "seconds", "images_per_second", "lr"
 _SHOWN = 24  # images in a grid
 _MAPPED = 3  # images with heat maps
 _LAYERS = 4  # of heat maps, by default
@@ -54,6 +52,7 @@ class Findings(NamedTuple):
     """What :func:`gather` finds."""
 
     name: str  # of the run's folder
+    epoch: int  # of the checkpoint
     config: Config
     history: list[dict[str, Any]]
     machine: dict[str, Any]  # {} for runs from before it was noted
@@ -111,8 +110,9 @@ def gather(
     """
     folder = expand(folder)
     config, model, history = load_run(folder, which)
+    epoch = len(history)
     # what was stopped between saving the best and the last has an epoch more in the best
-    history = max(load_run(folder, "last")[2], history, key=len)
+    history = max(load_run(folder, "last")[2], history, key=len)  # of equals the last one's
     _check(folder, history)
     machine = _machine(folder / "machine.json")
     data_dir = config.data_dir if data_dir is None else data_dir
@@ -132,6 +132,7 @@ def gather(
     counts = np.bincount(labels * classes + answers, minlength=classes**2)
     return Findings(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
+        epoch=epoch,
         config=config,
         history=history,
         machine=machine,
@@ -150,10 +151,11 @@ def _check(folder: Path, history: list[dict[str, Any]]) -> None:
     if not history:
         raise CheckpointError(f"{folder} has no whole epoch to show: resume the run")
     for row in history:
-        for name in _NUMBERS:
+        measured = measured_on(row)
+        for name in *_NUMBERS, f"{measured}_loss", f"{measured}_accuracy":
             value = row.get(name, "missing")
             finite = isinstance(value, int | float) and math.isfinite(value)
-            if not finite and (name, value) != ("test_loss", None):
+            if not finite and (name, value) != (f"{measured}_loss", None):
                 raise CheckpointError(
                     f"{folder} cannot be shown: {name} of an epoch must be a number, got {value!r}"
                 )

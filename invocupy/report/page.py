@@ -15,6 +15,7 @@ from invocupy.atomic import write_atomically
 from invocupy.paths import AnyPath
 from invocupy.report.figures import BLUE, INK, LINE, ORANGE, SOFT, Picture, drawing, pictures
 from invocupy.report.findings import Findings
+from invocupy.train.run import counted
 
 # The style of the page has another colour for each of them in light and in dark.
 _COLOURS = {BLUE: "blue", INK: "ink", LINE: "line", ORANGE: "orange", SOFT: "soft"}
@@ -82,12 +83,18 @@ def _svg(picture: Picture) -> str:
 
 def _facts(found: Findings) -> str:
     history, config = found.history, found.config
-    best = max(history, key=lambda row: row["test_accuracy"])
+    best = counted(history) or history[-1]
+    validation = {}
+    if "val_accuracy" in best:
+        validation = {
+            f"best validation accuracy, epoch {best['epoch']}": f"{best['val_accuracy']:.2%}"
+        }
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["seconds"] * row["images_per_second"] for row in history)
     layers = f", {config.layers} layers" if config.model == "simple" else ""
     facts = {
-        f"best test accuracy, epoch {best['epoch']}": f"{best['test_accuracy']:.2%}",
+        f"test accuracy, epoch {found.epoch}": f"{found.accuracy:.2%}",
+        **validation,
         "epochs": f"{len(history)} of {config.epochs}",
         "of training": f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s",
         "images per second": f"{images / max(seconds, 1e-9):,.0f}",

@@ -20,10 +20,11 @@ from invocupy.train.interrupts import Interrupted
 from invocupy.train.loop import Progress, fit
 from invocupy.train.needs import check_memory, estimate, free_memory
 from invocupy.train.run import NonFiniteLoss, load_run
-from invocupy.train.setup import augmentation, build, load_data, pick_device, rate
+from invocupy.train.setup import augmentation, build, hold_out, load_data, pick_device, rate
 
 __all__ = [
     "DATASETS", "MODELS", "Config", "ConfigError", "Evaluation", "Interrupted", "NonFiniteLoss",
     "Progress", "augmentation", "build", "check_memory", "estimate", "evaluate", "fit",
-    "free_memory", "load_data", "load_run", "pick_device", "predict", "rate", "read_settings",
+    "free_memory", "hold_out", "load_data", "load_run", "pick_device", "predict", "rate",
+    "read_settings",
 ]  # fmt: skip

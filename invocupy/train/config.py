@@ -118,8 +118,12 @@ class Config:
         "The exponential moving average is then what is evaluated and saved for use: "
         "``average += (1 - d) * (weights - average)`` after each step, with ``d = "
         "min(ema, (1 + steps) / (10 + steps))``, so that the first steps fade", within("[0, 1)"))
-    patience: int | None = setting(None, _HOW, "stop after N epochs without a higher test accuracy",
-        at_least(1), free=True)
+    validation: float = setting(0.0, _HOW, "hold out this share of the training images, which "
+        "chooses the best epoch. Drawn from the seed. Best is the first epoch of the highest "
+        "accuracy on them; the test set is read once, at the end, with its weights. Without it the "
+        "last epoch counts", within("[0, 1)"))
+    patience: int | None = setting(None, _HOW, "stop after N epochs without a higher validation "
+        "accuracy. Needs a share for validation", at_least(1), free=True)
     augment: str = setting("auto", _WHAT, "how training images are altered; auto: crop_flip for "
         "cifar10. They are shifted by up to four pixels and mirrored", choices=("auto", *AUGMENT))
     cutout: int = setting(0, _WHAT, "cover a square of N x N pixels in each training image",
@@ -162,6 +166,7 @@ class Config:
         yield "accumulate", self.accumulate <= self.batch_size, most
         yield "nesterov", self.momentum > 0 or not self.nesterov, "false without a momentum"
         yield "overfit", self.overfit is None or self.limit is None, "given without limit"
+        yield "validation", self.overfit is None or not self.validation, "0 with overfit"
 
     @property
     def part(self) -> int:

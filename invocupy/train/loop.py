@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,14 +17,14 @@ from invocupy.distributed import Comm
 from invocupy.paths import AnyPath, expand
 from invocupy.train.average import Average
 from invocupy.train.choices import DATASETS
-from invocupy.train.config import Config
-from invocupy.train.evaluation import check_model, evaluate, logits_of
+from invocupy.train.config import Config, ConfigError
+from invocupy.train.evaluation import Evaluation, check_model, evaluate, logits_of
 from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.replica import Replica
 from invocupy.train.run import Row, Run, check_folder
-from invocupy.train.setup import augmentation, build, load_data, rate
+from invocupy.train.setup import augmentation, build, hold_out, load_data, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
 
@@ -57,7 +57,8 @@ def fit(
         The run's folder, made if need be; without it nothing is written. It gets ``config.json``,
         ``machine.json`` (versions and devices), ``metrics.jsonl`` (a line an epoch),
         ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
-        (of the highest test accuracy). One process at a time trains in it; others may read it.
+        (of the highest accuracy on the images that ``config.validation`` holds out; without them
+        of the last epoch). One process at a time trains in it; others may read it.
     resume : bool
         Continue from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for the
         settings marked * on the page of settings. With more epochs the schedule is that of the
@@ -66,8 +67,9 @@ def fit(
         Called with a :class:`Progress` after each step and each epoch.
     model : Module, optional
         Trained in place; by default :func:`build` makes it from ``config``. With ``config.ema`` it
-        ends with the averaged weights. Modules in evaluation mode, such as frozen norms, stay so,
-        unless the model itself is: then all of it is trained. At the end each has its own mode.
+        ends with the averaged weights, with ``config.validation`` with the best ones. Modules in
+        evaluation mode, such as frozen norms, stay so, unless the model itself is: then all of it
+        is trained. At the end each has its own mode.
     before_update
         Called with the model and the optimiser in each step, with the (clipped) gradients: it may
         change them, or set ``optimiser.lr``. On a GPU, reading a number waits for it.
@@ -75,7 +77,7 @@ def fit(
         Called after each epoch's evaluation with the model, as it was evaluated, and the epoch's
         line, before that is written: what it adds (numbers, strings) is kept. True ends the run.
     testing
-        Called in each evaluation with the batches of the test set that are done, and all of them.
+        Called in each evaluation with the batches that are done, and all of them.
     comm : communicator, optional
         Of ranks (:mod:`invocupy.distributed`) that call this function together with the same
         settings. Each computes its share of every batch; the result is that of a single process
@@ -89,7 +91,9 @@ def fit(
         ``train_loss``, ``train_accuracy`` (means over the epoch's batches as they were trained
         on), ``test_loss`` (None if it is not finite: a network of many involutions can blow up
         single images although it learns well), ``test_accuracy``, ``seconds`` and
-        ``images_per_second`` (of the training alone), ``lr`` (of the last step).
+        ``images_per_second`` (of the training alone), ``lr`` (of the last step). With
+        ``config.validation`` each epoch has ``val_loss`` and ``val_accuracy``, and the test set is
+        read once: the last line has what the best epoch's weights do on it, the others have None.
 
     Raises
     ------
@@ -97,8 +101,9 @@ def fit(
         If ``config`` is no Config, ``model`` no module, or a hook no function.
     ConfigError
         If ``out`` holds a run already or another process trains there, ``config`` contradicts the
-        run to resume (told before data is downloaded), the device is missing, or a step would not
-        fit into its memory (not checked for a ``model`` of your own).
+        run to resume (told before data is downloaded), the device is missing, a step would not
+        fit into its memory (not checked for a ``model`` of your own), or there is patience, but no
+        validation to look at.
     invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
         If there is no whole checkpoint to resume from, or no data.
     invocupy.distributed.LaunchError, invocupy.distributed.PeerError, RuntimeError
@@ -126,6 +131,11 @@ def fit(
     for name, hook in hooks._asdict().items():
         if hook is not None and not callable(hook):
             raise TypeError(f"{name} must be a function, got {type(hook).__name__}")
+    if config.patience is not None and not config.validation and not resume:
+        raise ConfigError(
+            f"patience {config.patience} needs validation, the share of the training images to "
+            "look at, such as 0.1: the test set does not choose"
+        )
     replica, own = Replica(comm, config), model is not None
     device = replica.comm.device
     model = (build(config) if model is None else model).to(device)
@@ -135,7 +145,10 @@ def fit(
         if folder is not None:
             check_folder(config, folder, resume, model if own else None)
     sets = replica.root_first(lambda: [load_data(config, train) for train in (True, False)])
-    images, labels, *test = (to_device(array, device) for pair in sets for array in pair)
+    if config.validation:
+        images, labels = sets[0]
+        sets[:1] = ((images[i], labels[i]) for i in hold_out(config, len(images)))
+    (images, labels), *measured = (tuple(to_device(a, device) for a in pair) for pair in sets)
     dataset = DATASETS[config.dataset]
     style: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
     batches = data.Batches(
@@ -165,8 +178,9 @@ def fit(
                     check_folder(config, folder, resume)
             run.begin(resume)
         run.spread()
-        _train(run, batches, test, hooks, asked, style)
+        _train(run, batches, measured, hooks, asked, style)
     average.put_into(model)
+    run.best.put_into(model)
     return run.state.history
 
 
@@ -184,10 +198,10 @@ class _Pause(Exception):  # noqa: N818
 
 
 def _train(
-    run: Run, batches: data.Batches, test: list[Array], hooks: _Hooks, asked: Asked,
+    run: Run, batches: data.Batches, sets: Sequence[tuple[Array, ...]], hooks: _Hooks, asked: Asked,
     style: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Do the epochs that are left."""
+    """Do the epochs that are left; the first of ``sets`` is for each, the last for the end."""
     model, replica = run.model, run.replica
     frozen = [module for module in model.modules() if model.training and not module.training]
 
@@ -196,6 +210,12 @@ def _train(
             hooks.testing(*done)
         if replica.stops(asked()):
             raise _Pause
+
+    def measured(images: Array, labels: Array) -> Evaluation:
+        return evaluate(
+            model, images, labels, batch_size=EVALUATION_BATCH, progress=tested, comm=replica.comm,
+            **style,
+        )  # fmt: skip
 
     try:
         stop = pause = False
@@ -208,11 +228,7 @@ def _train(
                 _train_epoch(run, batches, hooks, asked)
                 run.average_norms()
                 with run.average.used_by(model):
-                    result = evaluate(
-                        model, *test, batch_size=EVALUATION_BATCH, progress=tested,
-                        comm=replica.comm, **style,
-                    )  # fmt: skip
-                    row = run.row(result)
+                    row = run.row(measured(*sets[0]))
                     if hooks.after_epoch is not None:
                         answer = hooks.after_epoch(model, row)
                         stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
@@ -225,11 +241,17 @@ def _train(
                 if hooks.progress is not None:
                     done = run.state.epoch, run.config.epochs, run.steps, run.steps
                     hooks.progress(Progress(*done, row["train_loss"], row["train_accuracy"], row))
+            if run.untested:
+                with run.best.used_by(model):
+                    result = measured(*sets[-1])
+                with replica.together():
+                    run.end(result)
     except _Pause:
         run.average_norms()
         with replica.together():
             run.save("last")
-        end = Interrupted(f"interrupted in epoch {run.state.epoch + 1} after step {run.done}")
+        epoch = min(run.state.epoch + 1, run.config.epochs)
+        end = Interrupted(f"interrupted in epoch {epoch} after step {run.done}")
         end.signal = asked.signal or end.signal
         raise end from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,28 @@ class NonFiniteLoss(ArithmeticError):  # noqa: N818
     """The loss became NaN or infinite. Says in which step, and where it can be seen first."""
 
 
+def measured_on(row: Row) -> str:
+    """The images that an epoch was measured on, as in its names: ``"val"`` or ``"test"``."""
+    return "val" if "val_accuracy" in row else "test"
+
+
+def counted(history: Sequence[Row]) -> Row | None:
+    """The epoch that counts: the first of the best ones in validation, without it the last one."""
+    if history and "val_accuracy" in history[-1]:
+        return max(history, key=lambda row: row.get("val_accuracy", 0))
+    return history[-1] if history else None
+
+
 @documented
 def load_run(
     folder: str | os.PathLike[str], which: str = "best"
 ) -> tuple[Config, nn.Module, list[Row]]:
     """Settings, trained model and history from a run's folder.
 
-    ``which`` checkpoint is ``"best"`` or ``"last"``. The model is on the CPU, in evaluation mode,
-    with the averaged weights if ``config.ema`` asked for them. The history has the epochs until
-    then, as from :func:`invocupy.train.fit`.
+    ``which`` checkpoint is ``"best"``, of the epoch with the highest validation accuracy (without
+    ``config.validation`` that of the last epoch), or ``"last"``. The model is on the CPU, in
+    evaluation mode, with the averaged weights if ``config.ema`` asked for them. The history has the
+    epochs until then, as from :func:`invocupy.train.fit`.
 
     Raises
     ------
@@ -78,7 +91,9 @@ class State:
     def __post_init__(self) -> None:
         rows = self.history if isinstance(self.history, list) else [None]
         numbers: list[Any] = [self.loss, self.seconds]
-        numbers += [row.get("test_accuracy") if isinstance(row, dict) else None for row in rows]
+        for row in rows:
+            known = isinstance(row, dict)
+            numbers.append(row.get(f"{measured_on(row)}_accuracy") if known else None)
         if not (
             all(
                 type(count) is int and count >= 0
@@ -102,6 +117,9 @@ class Run:
     average: Average
     replica: Replica
     state: State = field(default_factory=State)
+
+    def __post_init__(self) -> None:
+        self.best = Average(self.model, 0)  # the best epoch's weights, where there is validation
 
     @property
     def done(self) -> int:
@@ -140,12 +158,25 @@ class Run:
             if name in saved
         }
         self.put(state, arrays)
+        if self.config.validation and state.history:
+            config, _, _, saved = _read(self.folder / _BEST, self.model)
+            chosen = _under("average." if config.ema else "model.", saved)
+            device = self.replica.comm.device
+            self.best.arrays = {name: to_device(a, device) for name, a in chosen.items()}
 
     def spread(self) -> None:
         """Let all ranks stand where rank 0 does, with its bits."""
         state, names = self.replica.from_root((asdict(self.state), [*self.arrays()]))
         own = self.arrays(everywhere=True)
         self.put(State(**state), {name: self.replica.broadcast(own[name]) for name in names})
+        names, own = self.replica.from_root([*self.best.arrays]), self.evaluated()
+        own |= self.best.arrays
+        self.best.arrays = {name: self.replica.broadcast(own[name]) for name in names}
+
+    def evaluated(self) -> dict[str, Array]:
+        """The arrays that are evaluated: those of the model, or their averages."""
+        own = {name: holder.data for name, holder in self.model.named_state()}
+        return own | self.average.arrays
 
     def arrays(self, everywhere: bool = False) -> dict[str, Array]:
         """All that training changes, by the names in a checkpoint.
@@ -182,20 +213,26 @@ class Run:
             "invocupy": __version__,
             "config": asdict(self.config),
             "state": asdict(self.state),
-            "best_accuracy": self._best(),
+            "best_accuracy": (counted(self.state.history) or {}).get("val_accuracy"),
         }
         checkpoint.save(self.folder / f"{which}.safetensors", arrays, info)
 
     def row(self, result: Evaluation) -> Row:
         """The line of the epoch whose steps are done."""
         state, total = self.state, self.config.epochs * self.steps
+        loss = result.loss if math.isfinite(result.loss) else None
+        measured = {"test_loss": loss, "test_accuracy": result.accuracy}
+        if self.config.validation:
+            measured = {
+                "val_loss": loss, "val_accuracy": result.accuracy,
+                "test_loss": None, "test_accuracy": None,
+            }  # fmt: skip
         return {
             "epoch": state.epoch + 1,
             "step": (state.epoch + 1) * self.steps,
             "train_loss": state.loss / state.images,
             "train_accuracy": state.correct / state.images,
-            "test_loss": result.loss if math.isfinite(result.loss) else None,
-            "test_accuracy": result.accuracy,
+            **measured,
             "seconds": state.seconds,
             "images_per_second": state.images / max(state.seconds, 1e-9),
             "lr": rate(self.config, (state.epoch + 1) * self.steps - 1, total),
@@ -203,19 +240,33 @@ class Run:
 
     def end_epoch(self, row: Row) -> None:
         """Add a line to the history and save, what can be resumed before what is to be read."""
-        best = self._best()
         self.state = State(epoch=self.state.epoch + 1, history=[*self.state.history, row])
-        if best is None or row["test_accuracy"] > best:
+        if counted(self.state.history) is row:
             self.save("best")
+            if self.config.validation:
+                self.best.arrays = {name: a.copy() for name, a in self.evaluated().items()}
+        self.save("last")
+        self._write_metrics()
+
+    @property
+    def untested(self) -> bool:
+        """Whether the test set, which is read once at the end, has not been read."""
+        history = self.state.history
+        return bool(history) and history[-1].get("test_accuracy") is None
+
+    def end(self, result: Evaluation) -> None:
+        """Add to the last line what the best weights do on the test set."""
+        loss = result.loss if math.isfinite(result.loss) else None
+        self.state.history[-1] |= {"test_loss": loss, "test_accuracy": result.accuracy}
         self.save("last")
         self._write_metrics()
 
     def stalled(self) -> bool:
-        """Whether the last ``patience`` epochs brought no higher test accuracy."""
-        if self.config.patience is None or not self.state.history:
+        """Whether the last ``patience`` epochs brought no higher validation accuracy."""
+        best = counted(self.state.history)
+        if self.config.patience is None or best is None:
             return False
-        scores = [row["test_accuracy"] for row in self.state.history]
-        return len(scores) - 1 - scores.index(max(scores)) >= self.config.patience
+        return self.state.epoch - int(best["epoch"]) >= self.config.patience
 
     def non_finite(self, loss: float, step: int) -> NonFiniteLoss:
         """The error that says which step of this epoch it was, and where to look."""
@@ -230,9 +281,6 @@ class Run:
             f"{self.state.epoch * self.steps + step}{first}: train with a lower lr than "
             f"{self.config.lr}{kept}"
         )
-
-    def _best(self) -> float | None:
-        return max((row["test_accuracy"] for row in self.state.history), default=None)
 
     def _write_metrics(self) -> None:
         # The whole file anew, so that it agrees with the checkpoint whatever was killed when.

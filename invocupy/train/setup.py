@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from invocupy import data, nn, optim
 from invocupy.arrays import require_cupy
 from invocupy.docstrings import documented
@@ -27,6 +30,32 @@ def load_data(config: Config, train: bool) -> Images:
     load = DATASETS[config.dataset].load
     images, labels = load(train or bool(config.overfit), most, config.data_dir)
     return images[:most], labels[:most]
+
+
+@documented
+def hold_out(config: Config, images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the training images to train on, and of those held out for validation, in order.
+
+    Which ones depends on ``config.seed``, ``config.validation`` and the number of ``images`` alone.
+
+    Raises
+    ------
+    ConfigError
+        If one of the two would have none.
+
+    >>> hold_out(Config(validation=0.3), 10)
+    (array([0, 1, 3, 4, 6, 7, 8]), array([2, 5, 9]))
+    """
+    count = round(config.validation * images)
+    if config.validation and not 0 < count < images:
+        raise ConfigError(
+            f"validation {config.validation} of {images} training images is {count}: give a share "
+            "that leaves images on both sides"
+        )
+    # Words and a stable sort, as in data.Batches; the epochs' tables have other keys.
+    bits = np.random.Philox(np.random.SeedSequence([config.seed, images, 1 << 32]))
+    order = np.argsort(bits.random_raw(images), kind="stable")
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 @documented

@@ -31,8 +31,8 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
     assert main(TRAIN) == 0
     out, err = capsys.readouterr()
     assert re.fullmatch(
-        r"test accuracy [\d.]+% after 2 epochs and \d+ s of training "
-        r"\(best [\d.]+%, epoch [12]\)\nrun: runs/shapes10-simple-1\n",
+        r"test accuracy [\d.]+% after 2 epochs and \d+ s of training\n"
+        r"run: runs/shapes10-simple-1\n",
         out,
     )
     # no bar off a terminal: a line an epoch
@@ -55,10 +55,30 @@ def test_train_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["run"] == "a"
     assert result["epochs"] == 2
     assert result["test_accuracy"] == rows[-1]["test_accuracy"]
-    assert result["best_accuracy"] == max(row["test_accuracy"] for row in rows)
+    assert (result["best_accuracy"], result["best_epoch"]) == (None, 2)
     assert Config(**result["config"]) == Config(
         layers=0, limit=40, batch_size=20, epochs=2, device="cpu"
     )
+
+
+def test_train_with_a_validation_share(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--validation", "0.25", "--patience", "2", "--out", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert re.match(
+        r"test accuracy [\d.]+% after 2 epochs and \d+ s of training "
+        r"\(weights of epoch [12], validation [\d.]+%\)\n",
+        out,
+    )
+    assert "validation loss" in err
+    assert "test" not in err
+    assert main([*TRAIN, "--validation", "0.25", "--out", "b", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["best_accuracy"] == max(row["val_accuracy"] for row in result["history"])
+    assert result["test_accuracy"] == result["history"][-1]["test_accuracy"]
+    assert main(["evaluate", "b", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == result["test_accuracy"]
+    assert found["epochs"] == result["best_epoch"]
 
 
 def test_a_terminal_gets_a_bar(
@@ -84,7 +104,7 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": 4, "lr": 0.5, "momentum": 0.25, "weight_decay": 0.125,
         "schedule": "cosine", "warmup": 6, "label_smoothing": 0.75, "augment": "none", "seed": 7,
         "limit": 8, "device": "cpu", "accumulate": 2, "clip_norm": 1.5, "drop": 0.25, "ema": 0.5,
-        "patience": 9, "cutout": 10, "spatial": "depthwise", "width": 33,
+        "patience": 9, "cutout": 10, "validation": 0.5, "spatial": "depthwise", "width": 33,
     }  # fmt: skip
     arguments = [
         word

@@ -16,8 +16,9 @@ import pytest
 
 from invocupy.cli import main
 from invocupy.data import SHAPES10_CLASSES
-from invocupy.report import Findings, draw, write_page
+from invocupy.report import Findings, draw, gather, write_page
 from invocupy.report.page import render
+from invocupy.train import Config, fit
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra plots")
 matplotlib = pytest.importorskip("matplotlib", reason="needs the extra plots")
@@ -78,9 +79,21 @@ def test_the_page_is_whole_and_needs_nothing(found: Findings) -> None:
         assert words in page.text
     for count in found.confusion[found.confusion > 0]:
         assert str(count) in page.text
-    best = max(row["test_accuracy"] for row in found.history)
-    for words, part in zip(page.words, (f"{best:.2%}", "Confusion", "is "), strict=False):
+    last = found.history[-1]["test_accuracy"]
+    for words, part in zip(page.words, (f"{last:.2%}", "Confusion", "is "), strict=False):
         assert part in words
+
+
+def test_the_page_of_a_run_with_a_validation_share(tmp_path: Path) -> None:
+    config = Config(layers=0, epochs=3, limit=40, validation=0.25, device="cpu")
+    history = fit(config, tmp_path)
+    chosen = gather(tmp_path, device="cpu")
+    page = read(render(chosen))
+    best = max(row["val_accuracy"] for row in history)
+    epoch = next(row["epoch"] for row in history if row["val_accuracy"] == best)
+    assert f"The best validation accuracy is {best:.2%}, in epoch {epoch}." in page.words[0]
+    assert f"{history[-1]['test_accuracy']:.2%}test accuracy, epoch {epoch}" in page.text
+    assert f"{best:.2%}best validation accuracy, epoch {epoch}" in page.text
 
 
 def test_the_page_is_the_same_every_time_and_for_every_user(found: Findings) -> None:

@@ -17,10 +17,8 @@ from invocupy.models import SimpleModel
 from invocupy.train import (
     Config,
     ConfigError,
-    Evaluation,
     Interrupted,
     NonFiniteLoss,
-    Progress,
     build,
     evaluate,
     fit,
@@ -50,31 +48,13 @@ def test_history_metrics_and_config(whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} == names
 
 
-def test_best_is_the_first_epoch_of_the_highest_test_accuracy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scores = iter([0.2, 0.5, 0.5, 0.3])
-    nothing = np.zeros((10, 10), np.int64)
-    monkeypatch.setattr(
-        loop, "evaluate", lambda *_, **__: Evaluation(1.0, next(scores), nothing)
-    )  # fmt: skip
-    saved: list[dict[str, Any]] = []
-
-    def progress(now: Progress) -> None:
-        if now.row:
-            saved.append(checkpoint.load(tmp_path / "last.safetensors")[0])
-
-    fit(replace(HEAD, epochs=4), tmp_path, progress=progress)
-    arrays, info = checkpoint.load(tmp_path / "best.safetensors")
-    assert info["best_accuracy"] == 0.5
-    assert info["state"]["epoch"] == 2
-    for name, array in saved[1].items():
-        np.testing.assert_array_equal(arrays[name], array)
-    _, model, history = load_run(tmp_path)
-    assert len(history) == 2
-    assert not model.training
-    for name, array in model.state_dict().items():
-        np.testing.assert_array_equal(saved[1][f"model.{name}"], array)
+def test_best_is_the_last_epoch_without_a_validation_share(tmp_path: Path, whole: Path) -> None:
+    """What the test set says of the epochs chooses nothing."""
+    assert content(whole, "best")[:2] == content(whole)[:2]
+    with pytest.raises(Interrupted):
+        fit(HEAD, tmp_path, progress=at(2, 1, interrupt))
+    assert len(load_run(tmp_path)[2]) == 1
+    assert checkpoint.load(tmp_path / "best.safetensors")[1]["best_accuracy"] is None
 
 
 def test_train_loss_is_the_mean_over_images() -> None:

@@ -15,12 +15,10 @@ from invocupy import data, nn, optim
 from invocupy.models import SimpleModel
 from invocupy.train import (
     Config,
-    Evaluation,
     augmentation,
     fit,
     load_data,
     load_run,
-    loop,
     rate,
 )
 from invocupy.train.average import Average
@@ -109,25 +107,6 @@ def test_batch_norm_sees_the_parts() -> None:
     fit(replace(PLAIN, layers=1, epochs=1, accumulate=2), model=model)
     tracked = {int(b) for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
     assert tracked == {2 + 2 + 1}  # the last batch of 10 images is one part of up to 10
-
-
-# ------------------------------------------------------------------------ early stopping
-
-
-def scores(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
-    given = iter(values)
-    nothing = np.zeros((10, 10), np.int64)
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Evaluation(1.0, next(given), nothing))
-
-
-def test_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores(monkeypatch, 0.2, 0.4, 0.3, 0.4, 0.9)
-    config = replace(PLAIN, epochs=10, patience=2)
-    history = fit(config, tmp_path)
-    assert [row["test_accuracy"] for row in history] == [0.2, 0.4, 0.3, 0.4]
-    assert fit(config, tmp_path, resume=True) == history  # stopped is stopped
-    longer = fit(replace(config, patience=3, epochs=5), tmp_path, resume=True)
-    assert [row["test_accuracy"] for row in longer] == [0.2, 0.4, 0.3, 0.4, 0.9]
 
 
 # ------------------------------------------------------------------------ hooks and data
