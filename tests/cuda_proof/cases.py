@@ -9,17 +9,14 @@ the accumulator for what is summed, in magnitude, and one rounding of the result
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
-from invocupy.backends import cuda
 from invocupy.backends.cpu import sgd as sgd_reference
 from invocupy.backends.cuda import batch_norm as batch_norm_device
 from invocupy.backends.cuda import involution as involution_device
@@ -305,7 +302,7 @@ def pointwise(
 
     def device(inputs: list[Any], results: list[Any]) -> None:
         on_host = isinstance(inputs[0], np.ndarray)
-        with cublas() if on_host else contextlib.nullcontext():
+        with gemm.installed() if on_host else contextlib.nullcontext():
             getattr(pointwise_device, function)(*inputs, *results)
 
     judge = getattr(pointwise_reference, function)
@@ -318,28 +315,6 @@ def pointwise(
         magnitudes=magnitudes,
         terms=4 + {"forward": inside, "grad_x": outside}.get(function, batch * pixels),
     )
-
-
-@contextlib.contextmanager
-def cublas() -> Iterator[None]:
-    """A CuPy that has nothing but a cuBLAS, within arrays whose addresses were asked for."""
-    sizes: dict[int, int] = {}  # in bytes, by address
-
-    def address(array: Any) -> int:
-        sizes[array.ctypes.data] = array.nbytes
-        return array.ctypes.data
-
-    cupy, device = ModuleType("cupy"), ModuleType("cupy.cuda")
-    cupy.ndarray = type("ndarray", (), {})
-    cupy.cuda = device
-    device.runtime = SimpleNamespace(**gemm.KINDS)
-    device.cublas = gemm.cublas(sizes.__getitem__, lambda: 7)
-    device.get_cublas_handle = lambda: 7
-    with (
-        mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": device}),
-        mock.patch.object(cuda, "address", address),
-    ):
-        yield
 
 
 def sgd(
