@@ -24,13 +24,17 @@ from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
 LOADS_ARCH = 90
-NETWORKS = {  # the layers of the article's network and of RedNet: plane size, element types
-    "k3": (56, tuple(cases.DTYPES)),
-    "k7": (56, tuple(cases.DTYPES)),
-    "k7-few-even": (14, ("float32",)),
-    "k7-few-odd": (7, ("float32",)),
-    "k3-stride2": (56, ("float32",)),
-    "k7-stride2": (56, ("float32", "float16")),
+NETWORKS = {  # sizes and element types of the layers of the article's network and of RedNet, ...
+    "k3": ((56, 56), tuple(cases.DTYPES)),
+    "k7": ((56, 56), tuple(cases.DTYPES)),
+    "k7-few-even": ((14, 14), ("float32",)),
+    "k7-few-odd": ((7, 7), ("float32",)),
+    "k3-stride2": ((56, 56), ("float32",)),
+    "k7-stride2": ((56, 56), ("float32", "float16")),
+    # ... and of signals and volumes, which are as wide as in the benchmarks
+    "1d-k9": ((1024,), ("float32",)),
+    "3d-k3": ((3, 16, 40), tuple(cases.DTYPES)),
+    "3d-k5": ((3, 8, 64), ("float32",)),
 }
 TUNED = (80, 90)  # not a byte more may spill on these; elsewhere 64 may come and go
 
@@ -41,10 +45,11 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
         for family, (size, dtypes) in NETWORKS.items():
             if dtype not in dtypes:
                 continue
+            *_, depth, height, width = (1, 1, *size)
             for function in cases.INVOLUTION:
                 problem = cases.involution(
-                    function, family, dtype, batch=1, groups=1, height=size,
-                    units=size // cases.FAMILIES[family].unit,
+                    function, family, dtype, batch=1, groups=1, depth=depth, height=height,
+                    units=width // cases.FAMILIES[family].unit,
                 )  # fmt: skip
                 yield f"{family} {dtype}", problem
         for function in cases.BATCH_NORM:

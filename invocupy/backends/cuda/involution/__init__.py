@@ -5,7 +5,7 @@ The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); the
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 from typing import TypeAlias
 
 from invocupy.arrays import Array
@@ -17,6 +17,7 @@ from invocupy.geometry import Geometry
 Macros: TypeAlias = dict[str, str | int]
 
 _FIXED = {"KERNEL": "kernel", "STRIDE": "stride", "PAD": "padding", "DILATION": "dilation"}
+_AXES = {2: "HW", 3: "DHW"}
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
@@ -41,7 +42,7 @@ def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
 def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
     """A thread for each strip of columns and tap row."""
     macros, strips = _result_strips(g, x, grad, out)
-    launch("involution/grad_kernel", macros, strips * g.kernel[0], grad, x, out, g)
+    launch("involution/grad_kernel", macros, strips * prod(g.kernel[:-1]), grad, x, out, g)
 
 
 @bounded
@@ -83,7 +84,7 @@ def fused_grad_span(
     threads = strips * shares if grad_features.size else 0
     launch("involution/grad_features", macros, threads, grad, x, weight, grad_features, g, count)
 
-    warps = g.groups * g.kernel[0] * shares
+    warps = g.groups * prod(g.kernel[:-1]) * shares
     # Enough slices to fill a GPU, but each long enough that adding up lanes costs little.
     slices = max(1, min(2048 // warps, strips // 256))
     partial = cuda.workspace(x, slices, rows, count + 1)
@@ -97,15 +98,15 @@ def _result_strips(
     g: Geometry, x: Array, *others: Array, widest: int = 8, least: int = 4
 ) -> tuple[Macros, int]:
     """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
-    vector_x = min(widest, cuda.vector(g.size[1], x))
-    vector_out = min(widest, cuda.vector(g.out[1], *others))
+    vector_x = min(widest, cuda.vector(g.size[-1], x))
+    vector_out = min(widest, cuda.vector(g.out[-1], *others))
     columns = _columns(x, vector_x, vector_out, least=least)
     macros = _macros(x, g) | {
         "COLUMNS": columns,
         "VECTOR_X": min(columns, vector_x),
         "VECTOR_OUT": min(columns, vector_out),
     }
-    return macros, g.batch * g.groups * g.out[0] * ceil_div(g.out[1], columns)
+    return macros, g.batch * g.groups * prod(g.out[:-1]) * ceil_div(g.out[-1], columns)
 
 
 def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[Macros, int]:
@@ -114,17 +115,18 @@ def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[M
     A strip holds a multiple of the stride, so that each tap serves the same columns of every strip;
     and rows are taken in phases of the stride, all of the same length.
     """
-    vector_x = min(widest, cuda.vector(g.size[1], x))
-    vector_out = min(widest, cuda.vector(g.out[1], *others))
-    live = max(1, _columns(x, vector_x, vector_out) // g.stride[1])
-    columns = live * g.stride[1]
+    vector_x = min(widest, cuda.vector(g.size[-1], x))
+    vector_out = min(widest, cuda.vector(g.out[-1], *others))
+    live = max(1, _columns(x, vector_x, vector_out) // g.stride[-1])
+    columns = live * g.stride[-1]
     macros = _macros(x, g) | {
         "COLUMNS": columns,
         "VECTOR_X": gcd(columns, vector_x),
         "VECTOR_OUT": gcd(live, vector_out),
     }
-    rows = ceil_div(g.size[0], g.stride[0]) * g.stride[0]
-    return macros, g.batch * g.groups * rows * ceil_div(g.size[1], columns)
+    *planes, height, width = g.size
+    rows = prod(planes) * ceil_div(height, g.stride[-2]) * g.stride[-2]
+    return macros, g.batch * g.groups * rows * ceil_div(width, columns)
 
 
 def _columns(array: Array, *vectors: int, least: int = 4) -> int:
@@ -139,9 +141,9 @@ def _macros(array: Array, g: Geometry) -> Macros:
     fixed: Macros = {
         f"{macro}_{axis}": number
         for macro, field in _FIXED.items()
-        for axis, number in zip("HW", getattr(g, field), strict=True)
+        for axis, number in zip(_AXES[g.dims], getattr(g, field), strict=True)
     }
-    return cuda.element(array.dtype) | fixed
+    return cuda.element(array.dtype) | {"DIMS": g.dims} | fixed
 
 
 def _share_channels(
