@@ -93,7 +93,7 @@ BUGS = {
         family="3d-k3",
     ),
     "too few registers": Bug(
-        (("__launch_bounds__(BLOCK)", "__launch_bounds__(BLOCK, 16)"),), {"table": "spills"}
+        (("KERNEL(BLOCK)", "KERNEL(BLOCK, 16)"),), {"table": "spills"}
     ),
     "narrow loads": Bug(
         (("#define VECTOR_X 4", "#define VECTOR_X 1"),),

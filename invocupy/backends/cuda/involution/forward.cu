@@ -19,8 +19,7 @@ struct Stored {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-forward(In x, In kernel, Out out, Geometry g)
+KERNEL(BLOCK) forward(In x, In kernel, Out out, Geometry g)
 {
     const Place at = place(thread_index(), shares_of(g), IN_3D(g.out_d,) g.out_h, g.out_w);
     if (at.unit >= index_t(g.batch) * g.groups) return;

@@ -36,13 +36,13 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
 {
     const long long x_step = g.x_step(), out_step = g.out_step();
     x += mine.first * x_step + at.column * STRIDE_W;
-    const int top = at.row * STRIDE_H - PAD_H;
+    const int top = at.row * STRIDE_H - PADDING_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
     // The tap rows whose row of x is inside, and the tap planes.
     const int begin = top >= 0 ? 0 : (-top + DILATION_H - 1) / DILATION_H;
     const int end = min(KERNEL_H, (g.height - top + DILATION_H - 1) / DILATION_H);
-    IN_3D(const int front = at.plane * STRIDE_D - PAD_D;
+    IN_3D(const int front = at.plane * STRIDE_D - PADDING_D;
           const int first = front >= 0 ? 0 : (-front + DILATION_D - 1) / DILATION_D;
           const int last = min(KERNEL_D, (g.depth - front + DILATION_D - 1) / DILATION_D);)
     ACCUM next[TAPS][COLUMNS];
@@ -52,7 +52,8 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
     IN_3D(_Pragma("unroll 1") for (int s = first; s < last; ++s))
 #pragma unroll 1
     for (int u = begin; u < end; ++u) {
-        const SCALAR* const x_row = x + g.x_row(IN_3D(front + s * DILATION_D,) top + u * DILATION_H);
+        const int y = top + u * DILATION_H;
+        const SCALAR* const x_row = x + g.x_row(IN_3D(front + s * DILATION_D,) y);
 #pragma unroll
         for (int part = 0; part < KERNEL_W; part += TAPS) {
             ACCUM tap[TAPS][COLUMNS];

@@ -34,12 +34,10 @@ struct Generated {
     }
 };
 
-// Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
 constexpr bool MANY = TAPS > 4 || window::SPAN > 12 || (DIMS == 3 && sizeof(ACCUM) == 8);
 constexpr int RESIDENT = MANY ? 0 : 3;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-fused_forward(In x, In features, In weight, In bias, Out out, Geometry g, int count)
+KERNEL(BLOCK, RESIDENT) fused_forward(In x, In features, In weight, In bias, Out out, Geometry g,
+    int count)
 {
     const Place at = place(thread_index(), shares_of(g), IN_3D(g.out_d,) g.out_h, g.out_w);
     if (at.unit >= index_t(g.batch) * g.groups) return;

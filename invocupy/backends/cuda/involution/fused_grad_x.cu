@@ -43,12 +43,10 @@ struct Generated {
     }
 };
 
-// Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
 constexpr bool MANY = sizeof(ACCUM) == 8 || DILATION_W > 1 || TAPS * LIVE > 16;
 constexpr int RESIDENT = MANY ? 0 : TAPS > 3 || DIMS == 3 ? 3 : 4;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-fused_grad_x(In grad, In features, In weight, In bias, Out out, Geometry g, int count)
+KERNEL(BLOCK, RESIDENT) fused_grad_x(In grad, In features, In weight, In bias, Out out, Geometry g,
+    int count)
 {
     const Place at =
         place(thread_index(), shares_of(g), IN_3D(g.depth,) round_up(g.height, STRIDE_H), g.width);

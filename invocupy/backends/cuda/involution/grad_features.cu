@@ -5,19 +5,18 @@
 // A thread owns COLUMNS columns of one row of FEATURES features. The gradient of the kernel passes
 // through its registers tap row by tap row.
 
-// Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 || DIMS == 3 ? 4 : 5;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
+KERNEL(BLOCK, RESIDENT) grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
 {
-    const Place at = place(thread_index(), (count - 1) / FEATURES + 1, IN_3D(g.out_d,) g.out_h, g.out_w);
+    const Place at =
+        place(thread_index(), (count - 1) / FEATURES + 1, IN_3D(g.out_d,) g.out_h, g.out_w);
     const long long image = at.unit;
     if (image >= g.batch) return;
     const int begin = at.share * FEATURES;
 
     const int per_group = g.per_group();
-    const long long x_group = (long long)per_group * IN_3D(g.depth *) g.height * g.width, step = g.out_step();
+    const long long x_group = (long long)per_group * IN_3D(g.depth *) g.height * g.width;
+    const long long step = g.out_step();
     const long long offset = g.out_offset(at);
     x += image * g.groups * x_group;
     grad += image * g.channels * step + offset;

@@ -7,13 +7,11 @@
 // the whole plane apart. For 8 columns and for full accesses, what is faster was measured.
 constexpr bool TOGETHER = COLUMNS == 8 || VECTOR_OUT < COLUMNS;
 
-// Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = TAPS * COLUMNS > 32 ? 4 : sizeof(ACCUM) == 8 ? 7 : 8;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_kernel(In grad, In x, Out out, Geometry g)
+KERNEL(BLOCK, RESIDENT) grad_kernel(In grad, In x, Out out, Geometry g)
 {
-    const Place at = place(thread_index(), TOGETHER ? TAP_ROWS : 1, IN_3D(g.out_d,) g.out_h, g.out_w);
+    const int shares = TOGETHER ? TAP_ROWS : 1;
+    const Place at = place(thread_index(), shares, IN_3D(g.out_d,) g.out_h, g.out_w);
     const index_t group = TOGETHER ? at.unit : at.unit / TAP_ROWS;  // counts (batch, group)
     const int r = TOGETHER ? at.share : int(at.unit % TAP_ROWS);
     if (group >= index_t(g.batch) * g.groups) return;

@@ -14,8 +14,8 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
 {
     UNROLL(t, TAPS)
         UNROLL(e, COLUMNS) sum[t][e] = ACCUM(0);
-    const int y = at.row * STRIDE_H - PAD_H + (r IN_3D(% KERNEL_H)) * DILATION_H;
-    IN_3D(const int z = at.plane * STRIDE_D - PAD_D + r / KERNEL_H * DILATION_D;)
+    const int y = at.row * STRIDE_H - PADDING_H + (r IN_3D(% KERNEL_H)) * DILATION_H;
+    IN_3D(const int z = at.plane * STRIDE_D - PADDING_D + r / KERNEL_H * DILATION_D;)
     // No branch: of a row outside of x nothing is read, as if there were no channels.
     if (IN_3D(z < 0 || z >= g.depth ||) y < 0 || y >= g.height) channels = 0;
     const long long x_step = g.x_step(), out_step = g.out_step();

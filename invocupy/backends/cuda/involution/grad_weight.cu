@@ -8,11 +8,9 @@
 // registers, then from lane to lane, and writes partial[slice][k][f], with the bias at f = count.
 // The second adds the slices up in order.
 
-// Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = TAPS <= 4 ? 4 : sizeof(ACCUM) == 8 ? 2 : 3;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count, int slices)
+KERNEL(BLOCK, RESIDENT) grad_weight(In grad, In x, In features, OutAccum partial, Geometry g,
+    int count, int slices)
 {
     const int lane = threadIdx.x % 32;
     index_t rest = thread_index() / 32;
@@ -27,7 +25,8 @@ grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count,
 
     const int per_group = g.per_group();
     const long long x_step = g.x_step(), step = g.out_step();
-    const index_t strips = index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h IN_3D(* g.out_d) * g.batch;
+    const index_t strips =
+        index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h IN_3D(* g.out_d) * g.batch;
 
 #pragma unroll
     for (int part = 0; part < KERNEL_W; part += TAPS) {

@@ -9,7 +9,8 @@ struct Stored {
     __device__ __forceinline__ void operator()(int r, IN_3D(int d,) int i, int part,
                                                ACCUM (&tap)[TAPS][LIVE]) const
     {
-        const SCALAR* from = kernel + (r * KERNEL_W + part) * step + ((long long)IN_3D(d * height +) i) * width;
+        const SCALAR* from =
+            kernel + (r * KERNEL_W + part) * step + ((long long)IN_3D(d * height +) i) * width;
 #pragma unroll
         for (int t = 0; t < TAPS; ++t, from += step) {
             if (part + t >= KERNEL_W) continue;
@@ -25,8 +26,7 @@ struct Stored {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_x(In grad, In kernel, Out out, Geometry g)
+KERNEL(BLOCK) grad_x(In grad, In kernel, Out out, Geometry g)
 {
     const Place at =
         place(thread_index(), shares_of(g), IN_3D(g.depth,) round_up(g.height, STRIDE_H), g.width);

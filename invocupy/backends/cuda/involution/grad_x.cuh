@@ -20,18 +20,21 @@ __host__ __device__ constexpr int floor_to(int value, int unit)
 // The first column of the result that sees one of the thread's columns through tap v, ...
 __host__ __device__ constexpr int first(int v)
 {
-    return -floor_to(v * DILATION_W - PAD_W, STRIDE_W) / STRIDE_W;
+    return -floor_to(v * DILATION_W - PADDING_W, STRIDE_W) / STRIDE_W;
 }
 
 // ... and which of the thread's columns that is. The others follow at steps of one and STRIDE_W.
-__host__ __device__ constexpr int live(int v) { return first(v) * STRIDE_W + v * DILATION_W - PAD_W; }
+__host__ __device__ constexpr int live(int v)
+{
+    return first(v) * STRIDE_W + v * DILATION_W - PADDING_W;
+}
 
 // The aligned stretch of the result that all taps need.
 constexpr int BEGIN = floor_to(first(KERNEL_W - 1), VECTOR_OUT);
 constexpr int SPAN = round_up(first(0) + LIVE - BEGIN, VECTOR_OUT);
 
 // Whether that first column is in the row for every column of x: else the result is too narrow.
-constexpr bool INSIDE = 2 * PAD_W >= (KERNEL_W - 1) * DILATION_W;
+constexpr bool INSIDE = 2 * PADDING_W >= (KERNEL_W - 1) * DILATION_W;
 }  // namespace window_x
 
 // Row r of x when rows are taken phase by phase; past the end for a few r.
@@ -55,10 +58,11 @@ __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& tap
 
 #pragma unroll 1
     for (int r = 0; r < TAP_ROWS; ++r) {
-        const int down = y + PAD_H - (r IN_3D(% KERNEL_H)) * DILATION_H;
+        const int down = y + PADDING_H - (r IN_3D(% KERNEL_H)) * DILATION_H;
         const int i = down / STRIDE_H;
         if (down < 0 || down % STRIDE_H != 0 || i >= g.out_h) continue;
-        IN_3D(const int deep = at.plane + PAD_D - r / KERNEL_H * DILATION_D, d = deep / STRIDE_D;
+        IN_3D(const int deep = at.plane + PADDING_D - r / KERNEL_H * DILATION_D;
+              const int d = deep / STRIDE_D;
               if (deep < 0 || deep % STRIDE_D != 0 || d >= g.out_d) continue;)
         const SCALAR* const grad_row = grad + g.out_row(IN_3D(d,) i);
 #pragma unroll

@@ -8,8 +8,8 @@
 //
 // Offsets within a channel are 64-bit, columns, rows and planes are 32-bit.
 
-// What only three dimensions have (DIMS = 3): the planes of a channel, and those of the kernel. Code
-// for one and two dimensions is what is left without it.
+// What only three dimensions have (DIMS = 3): the planes of a channel, and those of the kernel. The
+// code for one and two dimensions is what is left without it.
 #if DIMS == 3
 #define IN_3D(...) __VA_ARGS__
 #else
@@ -28,7 +28,7 @@ struct Place {
 struct Geometry {
     int batch, channels, groups, IN_3D(depth,) height, width, IN_3D(kernel_d,) kernel_h, kernel_w;
     int IN_3D(out_d,) out_h, out_w, IN_3D(stride_d,) stride_h, stride_w;
-    int IN_3D(pad_d,) pad_h, pad_w, IN_3D(dilation_d,) dilation_h, dilation_w;
+    int IN_3D(padding_d,) padding_h, padding_w, IN_3D(dilation_d,) dilation_h, dilation_w;
 
     __device__ __forceinline__ int per_group() const { return channels / groups; }
 
@@ -84,13 +84,13 @@ __device__ __forceinline__ Place place(index_t index, int shares, IN_3D(int plan
 // The stretch of a row of x that the taps of COLUMNS columns of the result see: from BEGIN on, as
 // counted from element column * STRIDE_W. It starts LEAD elements early, to be aligned.
 namespace window {
-constexpr int LEAD = (VECTOR_X - PAD_W % VECTOR_X) % VECTOR_X;
-constexpr int BEGIN = -PAD_W - LEAD;
+constexpr int LEAD = (VECTOR_X - PADDING_W % VECTOR_X) % VECTOR_X;
+constexpr int BEGIN = -PADDING_W - LEAD;
 constexpr int SPAN =
     round_up(LEAD + (COLUMNS - 1) * STRIDE_W + (KERNEL_W - 1) * DILATION_W + 1, VECTOR_X);
 
 // Whether that element is in the row for every column: else padding makes the result too wide.
-constexpr bool INSIDE = 2 * PAD_W <= (KERNEL_W - 1) * DILATION_W;
+constexpr bool INSIDE = 2 * PADDING_W <= (KERNEL_W - 1) * DILATION_W;
 
 // The element that column e of the thread sees through tap v.
 __host__ __device__ constexpr int seen(int v, int e) { return LEAD + e * STRIDE_W + v * DILATION_W; }
