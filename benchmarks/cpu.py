@@ -27,6 +27,7 @@ import venv
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,10 @@ def interleave(
 
 def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, float]:
     """Bytes (each operand read once, the result written once) and operations of forward."""
-    n, c, h, w = shape
-    positions = n * -(-h // stride) * -(-w // stride)
-    taps = c // 16 * k * k
-    return 4.0 * (n * c * h * w + positions * (c + taps)), 2.0 * positions * c * k * k
+    n, c, *image = shape
+    positions, taps = n * prod(-(-size // stride) for size in image), k ** len(image)
+    bytes_ = 4.0 * (prod(shape) + positions * (c + c // 16 * taps))
+    return bytes_, 2.0 * positions * c * taps
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -102,14 +103,19 @@ def peak_memory(which: str, layers: int, batch: int) -> float:
     """MB above the start that one training step reaches."""
     from cpu_calls import network_calls
 
+    return peak_of(network_calls(layers, batch, True)[which])
+
+
+def peak_of(call: Callable[[], Any]) -> float:
+    """MB above the start."""
+
     def peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
-    step = network_calls(layers, batch, True)[which]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     start = peak()
-    step()
+    call()
     return (peak() - start) / 1024
 
 
@@ -287,6 +293,8 @@ def format_row(row: dict[str, Any]) -> list[str]:
         ratio = "" if name == "invocupy" else f"{figure['median'] / ours:.3g}x"
         if name == "invocupy" and "limit_ms" in row:
             ratio = f"{row['limit_ms'] / ours:.0%} of the limit"
+            if len(row["shape"]) != 4:
+                ratio += f", {row['MFLOP'] / ours:.3g} GFLOP/s"
         lines.append(
             f"| {row['what']}, {row['threads']} threads | {size} | {name} "
             f"| {figure['median']:.3g} {unit} | {spread} | {ratio} |"
@@ -313,9 +321,10 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines + [line for row in results["rows"] for line in format_row(row)])
 
 
-def write_docs(results: dict[str, Any], page: Path) -> None:
-    """Put the table between the page's two marks."""
-    start, end = "<!-- cpu table: made by benchmarks/cpu.py --docs -->", "<!-- end of cpu table -->"
+def write_docs(results: dict[str, Any], name: str, page: Path) -> None:
+    """Put the table between the page's two marks of this name."""
+    start = f"<!-- {name} table: made by benchmarks/cpu.py --docs -->"
+    end = f"<!-- end of {name} table -->"
     text = page.read_text()
     before, _, rest = text.partition(start)
     _, found, after = rest.partition(end)
@@ -349,7 +358,10 @@ def main() -> None:
         make_env(arguments.make_env)
     elif arguments.table:
         results = json.loads(arguments.table.read_text())
-        write_docs(results, arguments.docs) if arguments.docs else print(table(results))
+        if arguments.docs:
+            write_docs(results, arguments.table.stem, arguments.docs)
+        else:
+            print(table(results))
     else:
         results = measure(arguments)
         if arguments.out and arguments.out.exists() and set(arguments.only) != set(parts):

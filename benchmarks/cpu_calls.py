@@ -30,11 +30,12 @@ def operator_calls(
     shape: tuple[int, ...], k: int, stride: int, compiled: bool
 ) -> tuple[dict[str, Call], dict[str, Call]]:
     """Forward and both gradients of one shape, ours and the peers'."""
-    n, c, h, w = shape
-    small = -(-h // stride), -(-w // stride)
+    n, c, *image = shape
+    small = tuple(-(-size // stride) for size in image)
+    taps = (k,) * len(image)
     rng = np.random.default_rng(0)
     x = rng.standard_normal(shape, np.float32)
-    kernel = rng.standard_normal((n, c // CHANNELS_PER_GROUP, k, k, *small), np.float32)
+    kernel = rng.standard_normal((n, c // CHANNELS_PER_GROUP, *taps, *small), np.float32)
     grad = rng.standard_normal((n, c, *small), np.float32)
     tx, tk = (torch.tensor(a, requires_grad=True) for a in (x, kernel))
     tg = torch.tensor(grad)
@@ -63,6 +64,9 @@ def operator_calls(
         for ours, theirs in zip(backward["invocupy"](), gradients(), strict=True):
             agree(f"{name}, gradient", ours, theirs.numpy())
         forward[name], backward[name] = value, gradients
+    if len(image) != 2:
+        forward["2-D"], backward["2-D"] = as_image(x, kernel, grad)
+        return forward, backward
 
     def conv(weight: Any, groups: int, padding: int) -> Call:
         def call() -> Any:
@@ -74,6 +78,15 @@ def operator_calls(
     forward["depthwise convolution"] = conv(torch.randn(c, 1, k, k), c, k // 2)
     forward["3x3 convolution"] = conv(torch.randn(c, c, 3, 3), 1, 1)
     return forward, backward
+
+
+def as_image(x: Any, kernel: Any, grad: Any) -> tuple[Call, Call]:
+    """Forward and gradients of an image with as many pixels and taps: rows in place of depths."""
+    n, g, k = kernel.shape[:3]
+    flat = x.reshape(*x.shape[:2], -1, x.shape[-1])
+    taps = kernel.reshape(n, g, k if x.ndim == 5 else 1, -1, *flat.shape[2:])
+    grads = grad.reshape(flat.shape), flat, taps
+    return partial(invocupy.involution, flat, taps), partial(invocupy.involution_backward, *grads)
 
 
 def layer_calls(shape: tuple[int, ...], k: int) -> dict[str, Call]:

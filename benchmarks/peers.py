@@ -6,6 +6,8 @@ Needs PyTorch, which is no dependency of the package: see ``benchmarks/cpu.py --
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -16,26 +18,35 @@ Form = Callable[..., Tensor]
 
 
 def unfold_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """The usual form: write K*K shifted copies of the image, multiply, sum."""
+    """The usual form: write a shifted copy of the image for each tap, multiply, sum."""
     n, c = x.shape[:2]
-    _, g, kh, kw, ho, wo = kernel.shape
-    patches = F.unfold(x, (kh, kw), padding=padding, stride=stride)
-    patches = patches.view(n, g, c // g, kh * kw, ho, wo)
-    return (kernel.view(n, g, 1, kh * kw, ho, wo) * patches).sum(dim=3).view(n, c, ho, wo)
+    dims, g = x.ndim - 2, kernel.shape[1]
+    size, out = kernel.shape[2 : 2 + dims], kernel.shape[2 + dims :]
+    if dims == 2:
+        patches = F.unfold(x, size, padding=padding, stride=stride)
+    else:  # what F.unfold does, which is there for images only
+        patches = F.pad(x, (padding,) * 2 * dims)
+        for axis, k in enumerate(size, 2):
+            patches = patches.unfold(axis, k, stride)
+        patches = patches.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
+    patches = patches.reshape(n, g, c // g, prod(size), *out)
+    return (kernel.view(n, g, 1, prod(size), *out) * patches).sum(dim=3).view(n, c, *out)
 
 
 def shift_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
     """What a careful user writes: one multiply-add for each tap of the padded image."""
-    n, c, h, w = x.shape
-    _, g, kh, kw, ho, wo = kernel.shape
-    padded = F.pad(x, (padding,) * 4).view(n, g, c // g, h + 2 * padding, w + 2 * padding)
-    out = torch.zeros(n, g, c // g, ho, wo, dtype=x.dtype, device=x.device)
-    for u in range(kh):
-        for v in range(kw):
-            rows = slice(u, u + (ho - 1) * stride + 1, stride)
-            columns = slice(v, v + (wo - 1) * stride + 1, stride)
-            out = out + kernel[:, :, None, u, v] * padded[..., rows, columns]
-    return out.view(n, c, ho, wo)
+    n, c, *image = x.shape
+    dims, g = len(image), kernel.shape[1]
+    size, positions = kernel.shape[2 : 2 + dims], kernel.shape[2 + dims :]
+    padded = F.pad(x, (padding,) * 2 * dims).view(n, g, c // g, *(s + 2 * padding for s in image))
+    out = torch.zeros(n, g, c // g, *positions, dtype=x.dtype, device=x.device)
+    for tap in product(*map(range, size)):
+        seen = (
+            slice(first, first + (number - 1) * stride + 1, stride)
+            for first, number in zip(tap, positions, strict=True)
+        )
+        out = out + kernel[(slice(None), slice(None), None, *tap)] * padded[(..., *seen)]
+    return out.view(n, c, *positions)
 
 
 class Involution(nn.Module):
