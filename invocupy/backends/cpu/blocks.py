@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections import namedtuple
 
 from invocupy.backends.cpu.access import pointer, read
-from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.jit import inlined
 from invocupy.backends.cpu.move import WORDS, clear
-from invocupy.backends.cpu.plan import UNIT, Unit
+from invocupy.backends.cpu.plan import UNIT, Plan, Unit
 from invocupy.backends.cpu.vector import VECTOR_BYTES, call
 
 _MOST = 1 << 30  # lanes are counted in 32 bits, columns of an image in 64
@@ -19,13 +19,14 @@ Block = namedtuple(
 )
 
 
-@jit
-def block_of(number, p, size):
-    """The positions of a task, and what of the source they see, of a Plan.
+@inlined
+def block_of(number, plan, size):
+    """The positions of a task, and what of the source they see.
 
     Packing begins ``skew`` bytes into scratch memory, so that source columns of whole vectors land
     on whole cache lines.
     """
+    p = read(plan, Plan)
     number, strip = divmod(number, p.strips)
     number, band = divmod(number, p.bands)
     image, unit = divmod(number, p.unit_count)
@@ -40,15 +41,16 @@ def block_of(number, p, size):
     )  # fmt: skip
 
 
-@jit
-def pack(source, channels, block, t, p, out, size, fresh):
+@inlined
+def pack(source, channels, block, t, plan, out, size, fresh):
     """The planes of ``source`` (channels, depth, height, width) that result plane t sees first.
 
     ``out[c, n, q]`` = row top + q, from column left on, of the plane that is packed as number n.
     Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
     Where ``out`` is not ``fresh`` it has the zeros of an earlier block of the same columns.
     """
-    unit, plane = block.unit, p.height * p.width * size
+    p, unit = read(plan, Plan), block.unit
+    plane = p.height * p.width * size
     fresh = fresh or unit.taps > 1
     for i in range(0 if t == 0 else max(unit.taps - unit.move, 0), unit.taps):
         number = t * unit.move + i
@@ -57,14 +59,16 @@ def pack(source, channels, block, t, p, out, size, fresh):
             for c in range(channels):
                 clear(to + c * p.channel, to + c * p.channel + p.plane)
         elif p.column_step > 1:
-            _pack_phases(source + depth * plane, channels, block, p, to, size)
+            _pack_phases(source + depth * plane, channels, block, plan, to, size)
         else:
-            _pack_plane(source + depth * plane, channels, block, p, to, size, fresh and t == 0, t)
+            _pack_plane(
+                source + depth * plane, channels, block, plan, to, size, fresh and t == 0, t
+            )
 
 
-@jit
-def _pack_plane(source, channels, block, p, out, size, fresh, t):
-    words, top = size // 4, block.top
+@inlined
+def _pack_plane(source, channels, block, plan, out, size, fresh, t):
+    p, words, top = read(plan, Plan), size // 4, block.top
     lead = min(max(-block.left, 0), p.phase_width)
     count = max(min(p.width - block.left, p.phase_width) - lead, 0)
     first, last = min(max(-top, 0), block.rows), min(p.height - top, block.rows)  # that have pixels
@@ -85,13 +89,10 @@ def _pack_plane(source, channels, block, p, out, size, fresh, t):
         ))  # fmt: skip
 
 
-@jit
-def _pack_phases(source, channels, block, p, out, size):
-    """Rows whose columns are sorted by phase; zeros where they are not inside.
-
-    All rows in one call: handing over a plan takes as long as a row.
-    """
-    words, left = size // 4, block.left
+@inlined
+def _pack_phases(source, channels, block, plan, out, size):
+    """Rows whose columns are sorted by phase; zeros where they are not inside."""
+    p, words, left = read(plan, Plan), size // 4, block.left
     for c in range(channels):
         for q in range(block.rows):
             inside = 0 <= block.top + q < p.height
@@ -114,9 +115,10 @@ def _pack_phases(source, channels, block, p, out, size):
                         row[b * words + i] = values[x * words + i] if seen else 0
 
 
-@jit
-def feature_tile(to, source, row, column, lanes, rows, p, size):
+@inlined
+def feature_tile(to, source, row, column, lanes, rows, plan, size):
     """Packs all features of a tile, and ones as the last: zero outside the first lanes and rows."""
+    p = read(plan, Plan)
     tile, line = p.rows * p.lanes * size, p.kernel_columns * size
     channel = p.kernel_depth * p.kernel_rows * line
     here = source + row * line + column * size

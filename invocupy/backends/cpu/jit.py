@@ -46,16 +46,22 @@ _OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "boundschec
 _WITHOUT_EFFECT = re.compile("CACHE|COLOR|CUDA|DISABLE_JIT|DUMP|GDB|HELP|THREAD|TRACE|WARN")
 
 
-def jit(function: Any) -> Any:
+def jit(function: Any, **options: Any) -> Any:
     """Compile ``function`` when it is first called: no GIL, no Python errors, no fast-math."""
     # Object files of one function with different sizes, compiled by different processes, may define
     # the same symbols, and all but the first to be loaded would run its code.
     name = hashlib.sha256(repr(_identity(function)).encode()).hexdigest()[:16]
     function.__qualname__ += f"_{name}"
-    dispatcher: Any = CPUDispatcher(function, targetoptions=dict(_OPTIONS))
+    dispatcher: Any = CPUDispatcher(function, targetoptions=_OPTIONS | options)
     dispatcher._cache = _Files(function)
     dispatcher.compile = partial(whole, _compile, dispatcher.compile)
     return dispatcher
+
+
+def inlined(function: Any) -> Any:
+    """:func:`jit` for a part of a loop: a call for each tile, with its arguments, would cost."""
+    function.__qualname__ += "_inlined"  # what calls it is other code than with a call
+    return jit(function, forceinline=True)
 
 
 def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:

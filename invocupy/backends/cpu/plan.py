@@ -28,10 +28,9 @@ import numpy as np
 
 from invocupy.arrays import Array
 from invocupy.backends.cpu.move import WORDS, copy_rows, take_even
-from invocupy.backends.cpu.vector import VECTOR_BYTES
+from invocupy.backends.cpu.vector import LINE, VECTOR_BYTES, up
 from invocupy.geometry import Geometry, Shape
 
-_LINE = 64
 _LONGEST_RUN = 13  # kernel rows in a step
 _WIDEST_STRIP = 128
 _DEEPER = 3  # times the budget, so that a block of many planes is not cut into too flat bands
@@ -222,9 +221,9 @@ def plan(
         # the zeros after a row are those before the next one
         after = max(a.source + a.number for a in across) + reach - source[2]
         border = min(max(0, *(-a.source for a in across), after), phase_width)
-        pitch = _lines(min(phase_width, source[2]) * size) + _lines(border * size)
+        pitch = up(min(phase_width, source[2]) * size, LINE) + up(border * size, LINE)
     else:
-        pitch = _lines(column_phases * phase_width * size)
+        pitch = up(column_phases * phase_width * size, LINE)
 
     held = max(1, *(len(a.taps) for a in deep))  # planes
     halo_rows = max((seen for a in down for _, _, seen in a.taps), default=0)
@@ -346,9 +345,5 @@ def _reached(size: int, stride: int, pad: int, dilation: int, kernel: int) -> li
     ]
 
 
-def _lines(size: int) -> int:
-    return -(-size // _LINE) * _LINE
-
-
 def _odd_lines(size: int) -> int:
-    return _lines(size) | _LINE
+    return up(size, LINE) | LINE

@@ -153,10 +153,10 @@ def _gathering(bits: int) -> Any:
         p = read(c.plan, Plan)
         V, R, line, pitch = p.lanes, p.rows, p.row_step * p.pitch, p.out_row_step * size
         patch, taps = scratch + p.packed_size, p.step_count * p.run * size
-        block = block_of(task, p, size)
+        block = block_of(task, c.plan, size)
         packed = scratch + block.skew
         source = c.source + block.image * p.channels * p.height * p.width * size
-        pack(source, p.channels, block, 0, p, packed, size, turn == 0 or p.strips > 1)
+        pack(source, p.channels, block, 0, c.plan, packed, size, turn == 0 or p.strips > 1)
         lanes = min(V, block.end_column - block.first_column)
         for job in range(p.channels * (p.phase_count // p.interleaved)):
             k, phase = divmod(job, p.phase_count // p.interleaved)
@@ -205,10 +205,10 @@ def _correlate(bits: int) -> Any:
         fill(held, p.channels * taps * V, 0)
         fresh = turn == 0 or p.strips > 1
         for n in range(p.images * part // c.parts, p.images * (part + 1) // c.parts):
-            block = block_of((n * p.groups + group) * blocks + number, p, size)
+            block = block_of((n * p.groups + group) * blocks + number, c.plan, size)
             packed, columns = scratch + block.skew, block.end_column - block.first_column
             source = c.x + block.image * p.channels * p.height * p.width * size
-            pack(source, p.channels, block, 0, p, packed, size, fresh)
+            pack(source, p.channels, block, 0, c.plan, packed, size, fresh)
             fresh = p.strips > 1
             for k in range(p.channels):
                 grad = (block.image * p.channels + k) * p.out_channel + block.first_column

@@ -33,7 +33,7 @@ from invocupy.backends.cpu.involution import gather as cpu_gather
 from invocupy.backends.cpu.move import copy_tile, interleave, store_part
 from invocupy.backends.cpu.plan import Plan, plan
 from invocupy.backends.cpu.pool import launch
-from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES
+from invocupy.backends.cpu.vector import ACCUMULATORS, LINE, VECTOR_BYTES, up
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
@@ -119,7 +119,7 @@ def fused_grad_span(
     blocks = (
         blocks.reshape(g.groups, number_of_taps, -1, job.plan.at_once).transpose(0, 2, 1, 3).copy()
     )
-    shape = _up(number_of_taps, _TAPS_AT_ONCE), _up(number + 1, _FEATURES_AT_ONCE)
+    shape = up(number_of_taps, _TAPS_AT_ONCE), up(number + 1, _FEATURES_AT_ONCE)
     parts = np.zeros((job.tasks, g.groups, *shape), weight.dtype)
     _run(job, grad, x, features, blocks, grad_features, parts, job.tasks)
     total = parts[:, :, :number_of_taps, : number + 1].sum(axis=0)
@@ -220,13 +220,13 @@ def _span_job(g: Geometry, size: int, features: int) -> _Job:
     p = _correlation_plan(g, size, _TILES)
     R, V, bits = p.rows, p.lanes, 8 * size
     wide = min(ACCUMULATORS // R, max(features, 1))
-    span = _up(features + 1, _FEATURES_AT_ONCE)
-    tap_rows = _up(prod(g.kernel), _TAPS_AT_ONCE)
+    span = up(features + 1, _FEATURES_AT_ONCE)
+    tap_rows = up(prod(g.kernel), _TAPS_AT_ONCE)
     rows, columns = -(-p.tall // p.bands), -(-p.wide // p.strips)  # of the largest block
     tiles = -(-rows // R) * -(-columns // V)
     p = _with_contract(p, size, NEAR)._replace(
         kernel_bytes=features * prod(g.out) * size, features=features + 1,
-        padded=_up(features, wide), features_size=tiles * span * R * V * size,
+        padded=up(features, wide), features_size=tiles * span * R * V * size,
         tile_size=tiles * tap_rows * R * V * size,
         patch_size=max(p.channels, wide) * R * V * size, at_once=wide,
         copy_features=copy_tile(1, R, 0, 1, V, bits),
@@ -271,8 +271,3 @@ def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
     x = g.batch * g.channels * prod(g.size)
     outside = g.channels + g.groups * prod(g.kernel)
     return PAST if (x + g.batch * outside * prod(g.out)) * size > _CACHES else NEAR
-
-
-def _up(number: int, step: int) -> int:
-    """The smallest multiple of ``step`` that is not less than ``number``."""
-    return -(-number // step) * step

@@ -10,7 +10,7 @@ from typing import Any
 
 from invocupy.backends.cpu.access import read
 from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
-from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.jit import inlined, jit
 from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Plan
 from invocupy.backends.cpu.vector import call
 
@@ -24,7 +24,7 @@ def correlate(bits: int) -> Any:
     """Gradient of the kernel."""
     size = bits // 8
 
-    @jit
+    @inlined
     def kernel_plane(plan, block, steps, packed, patch, grad, out):
         """The gradient of one plane of positions."""
         p = read(plan, Plan)
@@ -62,7 +62,7 @@ def correlate(bits: int) -> Any:
     def body(task, turn, scratch, words):
         c = read(words, Correlate)
         p = read(c.plan, Plan)
-        block = block_of(task, p, size)
+        block = block_of(task, c.plan, size)
         unit, packed, patch = block.unit, scratch + block.skew, scratch + p.packed_size
         source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
         fresh, plane = turn == 0 or p.strips > 1, p.kernel_rows * p.kernel_columns * size
@@ -70,7 +70,7 @@ def correlate(bits: int) -> Any:
         out = c.out + block.image * p.kernel_bytes
         for t in range(unit.results):
             depth = unit.first + t * unit.step
-            pack(source, p.channels, block, t, p, packed, size, fresh)
+            pack(source, p.channels, block, t, c.plan, packed, size, fresh)
             steps = p.steps + unit.steps + t * unit.move % unit.taps * unit.turn
             kernel_plane(
                 c.plan, block, steps, packed, patch, grad + depth * plane, out + depth * plane
@@ -89,7 +89,7 @@ def span_gradients(bits: int) -> Any:
     """
     size = bits // 8
 
-    @jit
+    @inlined
     def kernel_gradient(plan, steps, grad, patch, tile, seen, rows, lanes):
         """That of one tile; zero outside of so many rows and lanes."""
         p = read(plan, Plan)
@@ -110,7 +110,7 @@ def span_gradients(bits: int) -> Any:
                 place = tile + t * p.rows * vector
                 call(p.copy, (place, place, 0, vector, 0, 0, lanes, 0, rows))
 
-    @jit
+    @inlined
     def add_features(plan, codes, out, patch, tile, weight, group, rows, lanes):
         """The gradient of the features of one tile; the first group finds nothing to add to."""
         p, code = read(plan, Plan), read(codes, Codes)
@@ -134,7 +134,7 @@ def span_gradients(bits: int) -> Any:
                         lanes,
                     ))  # fmt: skip
 
-    @jit
+    @inlined
     def plane(words, block, group, t, packed, own, part):
         """One plane of a block; ``own`` is memory for grad, gradients and features of tiles."""
         c = read(words, SpanGradients)
@@ -159,7 +159,14 @@ def span_gradients(bits: int) -> Any:
                 seen += (b - block.first_column) * size
                 kernel_gradient(c.plan, steps, grad + position, own, to, seen, rows, lanes)
                 feature_tile(
-                    features + tile * span * vector, c.given + given, a, b, lanes, rows, p, size
+                    features + tile * span * vector,
+                    c.given + given,
+                    a,
+                    b,
+                    lanes,
+                    rows,
+                    c.plan,
+                    size,
                 )
                 add_features(
                     c.plan, c.codes, c.out + given + position, own, to, c.weight, group, rows, lanes
@@ -184,12 +191,12 @@ def span_gradients(bits: int) -> Any:
         for job in range(p.groups * (last - first)):
             group, rest = divmod(job, last - first)
             image, rest = divmod(first + rest, number)
-            block = block_of((image * p.groups + group) * number + rest, p, size)
+            block = block_of((image * p.groups + group) * number + rest, c.plan, size)
             packed = scratch + block.skew
             source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
             part = c.parts + (task * p.groups + group) * taps * span * size
             for t in range(block.unit.results):
-                pack(source, p.channels, block, t, p, packed, size, fresh or p.strips > 1)
+                pack(source, p.channels, block, t, c.plan, packed, size, fresh or p.strips > 1)
                 plane(words, block, group, t, packed, scratch + p.packed_size, part)
             fresh = False
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
 from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
-from invocupy.backends.cpu.jit import jit
+from invocupy.backends.cpu.jit import inlined, jit
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Plan, Step
 from invocupy.backends.cpu.vector import call
 
@@ -37,7 +37,7 @@ def gather(bits: int, made: bool) -> Any:
     size = bits // 8
     fill = _made(bits) if made else _given(bits)
 
-    @jit
+    @inlined
     def prepare(at, own, row, start, stop):
         """The kernel of the tiles of a row, for the taps of one phase."""
         p, tile = read(at.plan, Plan), at.tile
@@ -53,7 +53,7 @@ def gather(bits: int, made: bool) -> Any:
             fill(at, own, tile, row, column, inside)
             tile += own.steps * p.run * p.rows * p.lanes * size
 
-    @jit
+    @inlined
     def multiply(at, own, phase, row, start, stop, out):
         """All channels of these tiles, into ``out`` or, phase by phase, the patch."""
         p, tile = read(at.plan, Plan), at.tile
@@ -83,7 +83,7 @@ def gather(bits: int, made: bool) -> Any:
                 for j in range(p.rows * V):
                     values[j] = 0
 
-    @jit
+    @inlined
     def result_plane(at, phases, out):
         """All positions of the block in one plane of the result."""
         p = read(at.plan, Plan)
@@ -112,7 +112,7 @@ def gather(bits: int, made: bool) -> Any:
         c = read(words, Gather)
         p = read(c.plan, Plan)
         fresh = turn == 0 or p.strips > 1
-        block = block_of(task, p, size)
+        block = block_of(task, c.plan, size)
         unit, packed = block.unit, scratch + block.skew
         source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
         out = c.out + block.image * p.channels * p.out_channel * size
@@ -125,9 +125,9 @@ def gather(bits: int, made: bool) -> Any:
             weights += group * p.step_count * p.run * p.features * size
             features += block.skew if p.shifted else 0
         for t in range(unit.results):
-            pack(source, p.channels, block, t, p, packed, size, fresh)
+            pack(source, p.channels, block, t, c.plan, packed, size, fresh)
             if made and p.shifted:
-                pack(kernel, p.features - 1, block, t, p, features, size, fresh)
+                pack(kernel, p.features - 1, block, t, c.plan, features, size, fresh)
             result = unit.first + t * unit.step
             depth = unit.seen + t * unit.move * unit.spacing if p.shifted else result
             last = depth + (unit.taps - 1) * unit.spacing if p.shifted else depth
@@ -148,12 +148,14 @@ def _given(bits: int) -> Any:
     """Packs the tile's part of the kernel: read once, from as many streams as there are taps."""
     size = bits // 8
 
-    @jit
+    @inlined
     def fill(at, own, tile, row, column, inside):
         p = read(at.plan, Plan)
         line, lanes = p.kernel_columns * size, min(p.lanes, at.end_column - at.first_column)
         source = at.kernel + row * line + column * size
-        ahead = p.rows * line if row + p.rows < p.kernel_rows else p.kernel_bytes - row * line
+        ahead = p.rows * line  # the next tiles, of this plane or the next, or the next image's
+        if row + p.rows >= p.kernel_rows and at.depth + 1 >= p.kernel_depth:
+            ahead = p.kernel_bytes - row * line
         for s in range(own.first_step, own.first_step + own.steps):
             step = read(at.steps + s * STEP, Step)
             y, x = row + step.row, column + step.column
@@ -171,7 +173,7 @@ def _made(bits: int) -> Any:
     """Makes the tile's part of the kernel: the bias, and the products with the features."""
     size = bits // 8
 
-    @jit
+    @inlined
     def fill(at, own, tile, row, column, inside):
         p = read(at.plan, Plan)
         vector = p.lanes * size
@@ -185,7 +187,7 @@ def _made(bits: int) -> Any:
             plane = p.kernel_depth * p.kernel_rows * pitch
         else:
             lanes = min(p.lanes, at.end_column - at.first_column)
-            feature_tile(place, at.kernel, row, column, lanes, p.rows, p, size)
+            feature_tile(place, at.kernel, row, column, lanes, p.rows, at.plan, size)
         for s in range(own.first_step, own.first_step + own.steps, p.together):
             table = at.steps + s * STEP
             call(p.multiply, (
