@@ -2,7 +2,7 @@
 
 With a :class:`~invocupy.Tensor` among its array arguments a function returns a Tensor, through
 which gradients flow; with NumPy or CuPy arrays it returns an array and records nothing. Their types
-are in ``__init__.pyi``, which ``python tests/stubs.py`` writes from the declarations.
+are in ``__init__.pyi``, which ``python .ci/stubs.py`` writes from the declarations.
 """
 
 from invocupy.autograd.lift import FUNCTIONS
