@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from invocupy.arrays import Array, namespace, wide
-from invocupy.backends.reference import involution as reference
 from invocupy.backends.signatures import Argument, functions
 from invocupy.backends.windows import Window
 from invocupy.geometry import Geometry, Shape
@@ -122,9 +121,6 @@ def bounded(function: Kernel) -> Kernel:
             near = _near_window(image, taps, result, arguments[count])
         else:
             g = arguments[count]
-            if g.dims == 3 and ".cuda." in function.__module__:  # until it has kernels for that
-                getattr(reference, function.__name__)(*arguments)
-                return
             never = max(g.stride) == max(g.dilation) == 1
             near = None if never else near_of(g, same)
             if near is None and g.dims == 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_proof import cases, host
+from cuda_proof import gemm, host
 
 from invocupy import backends
 from invocupy.backends.signatures import Function, Perceptron, functions
@@ -129,7 +129,7 @@ def test_shapes_and_what_is_written(
         if on_gpu:
             stack.enter_context(host.installed(host.Machine().compile))
         if on_gpu and op == "pointwise":
-            stack.enter_context(cases.cublas())
+            stack.enter_context(gemm.installed())
         getattr(module_of(wing, op), name)(*given, *filled)
     for array, old in zip(flat(given), before, strict=True):
         np.testing.assert_array_equal(array, old)

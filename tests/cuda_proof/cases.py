@@ -9,17 +9,15 @@ the accumulator for what is summed, in magnitude, and one rounding of the result
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
-from invocupy.backends import cuda
 from invocupy.backends.cpu import sgd as sgd_reference
 from invocupy.backends.cuda import batch_norm as batch_norm_device
 from invocupy.backends.cuda import involution as involution_device
@@ -72,7 +70,7 @@ POINTWISE = {
 class Family:
     """What specialisations depend on. ``few``: small arrays count as few, so threads own little."""
 
-    kernel: tuple[int, int] = (3, 3)
+    kernel: tuple[int, ...] = (3, 3)
     stride: Any = 1
     padding: Any = "same"
     dilation: Any = 1
@@ -97,6 +95,14 @@ FAMILIES = {
     "k2x3-mixed": Family((2, 3), (2, 1), (1, 0), (1, 3), per_group=3, unit=2, features=3),
     "k1": Family((1, 1), stride=(1, 3), padding=0, per_group=1, unit=4, features=1),
     "k9x11-valid": Family((9, 11), padding="valid", per_group=2, unit=4, features=2),
+    "1d-k9": Family((9,)),
+    "1d-k4-mixed": Family((4,), stride=2, padding=3, dilation=2, per_group=3, unit=1, features=3),
+    "3d-k3": Family((3, 3, 3)),
+    "3d-k5": Family((5, 5, 5), per_group=6, few=True),
+    "3d-k3-stride2-odd": Family((3, 3, 3), stride=2, unit=1, per_group=10),
+    "3d-k4x1x2-mixed": Family(
+        (4, 1, 2), (3, 1, 2), (4, 0, 1), (2, 1, 3), per_group=3, unit=2, features=3
+    ),
 }
 
 
@@ -146,22 +152,25 @@ def check(problem: Problem, results: list[Any]) -> None:
 
 def involution(
     function: str, family: str, dtype: str = "float32", *, batch: int = 2, groups: int = 2,
-    height: int = 9, units: int = 1, seed: int = 0,
+    depth: int = 3, height: int = 9, units: int = 1, seed: int = 0,
 ) -> Problem:  # fmt: skip
     """A call of an involution function, ``units`` (odd) wide; sizes grow to fit the kernel."""
     f, kind = FAMILIES[family], DTYPES[dtype]
-    stride, dilation = per_axis("stride", f.stride, 1), per_axis("dilation", f.dilation, 1)
+    dims = len(f.kernel)
+    stride, dilation = (per_axis("", value, 1, dims) for value in (f.stride, f.dilation))
     padding = padding_per_axis(f.padding, f.kernel, dilation)
-    least = [dilation[a] * (f.kernel[a] - 1) + 1 - 2 * padding[a] for a in (0, 1)]
-    while units * f.unit < least[1]:
+    *least, width = (
+        d * (k - 1) + 1 - 2 * p for k, p, d in zip(f.kernel, padding, dilation, strict=True)
+    )
+    while units * f.unit < width:
         units += 2
-    size = (max(height, least[0]), units * f.unit)
+    size = (*map(max, (depth, height)[3 - dims :], least), units * f.unit)
     out = tuple(map(output_size, size, f.kernel, stride, padding, dilation))
     g = Geometry.of(
         (batch, groups * f.per_group, *size), (batch, groups, *f.kernel, *out),
         stride=f.stride, padding=f.padding, dilation=f.dilation,
     )  # fmt: skip
-    taps = f.kernel[0] * f.kernel[1]
+    taps = math.prod(f.kernel)
     shapes = {
         "x": g.x_shape, "kernel": g.kernel_shape, "out": g.out_shape, "grad": g.out_shape,
         "features": (batch, f.features, *out), "weight": (groups * taps, f.features),
@@ -189,7 +198,7 @@ def involution(
         results=lambda: [poisoned(shapes[name], kind, f.offset) for name in fills],
         magnitudes=magnitudes,
         terms=4 + (0 if function in ("forward", "grad_x", "grad_kernel") else f.features)
-        + {"kernel": f.per_group, "features": f.per_group + groups * taps + batch * out[0] * out[1]}
+        + {"kernel": f.per_group, "features": f.per_group + groups * taps + batch * math.prod(out)}
         .get(fills[0], taps),
     )  # fmt: skip
 
@@ -305,7 +314,7 @@ def pointwise(
 
     def device(inputs: list[Any], results: list[Any]) -> None:
         on_host = isinstance(inputs[0], np.ndarray)
-        with cublas() if on_host else contextlib.nullcontext():
+        with gemm.installed() if on_host else contextlib.nullcontext():
             getattr(pointwise_device, function)(*inputs, *results)
 
     judge = getattr(pointwise_reference, function)
@@ -318,28 +327,6 @@ def pointwise(
         magnitudes=magnitudes,
         terms=4 + {"forward": inside, "grad_x": outside}.get(function, batch * pixels),
     )
-
-
-@contextlib.contextmanager
-def cublas() -> Iterator[None]:
-    """A CuPy that has nothing but a cuBLAS, within arrays whose addresses were asked for."""
-    sizes: dict[int, int] = {}  # in bytes, by address
-
-    def address(array: Any) -> int:
-        sizes[array.ctypes.data] = array.nbytes
-        return array.ctypes.data
-
-    cupy, device = ModuleType("cupy"), ModuleType("cupy.cuda")
-    cupy.ndarray = type("ndarray", (), {})
-    cupy.cuda = device
-    device.runtime = SimpleNamespace(**gemm.KINDS)
-    device.cublas = gemm.cublas(sizes.__getitem__, lambda: 7)
-    device.get_cublas_handle = lambda: 7
-    with (
-        mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": device}),
-        mock.patch.object(cuda, "address", address),
-    ):
-        yield
 
 
 def sgd(

@@ -5,13 +5,18 @@ It reads and writes columns first, as cuBLAS does, and nothing beyond the memory
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
-from types import SimpleNamespace
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
+
+from invocupy.backends import cuda
 
 KINDS = {"CUDA_R_32F": 0, "CUDA_R_64F": 1, "CUDA_R_16F": 2, "CUDA_R_16BF": 14}
 _DTYPES = {
@@ -68,3 +73,25 @@ def cublas(room: Callable[[int], int], own: Callable[[], int]) -> Any:
         gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=_COMPUTE_32F,
         CUBLAS_COMPUTE_64F=_COMPUTE_64F, CUBLAS_GEMM_DEFAULT=_DEFAULT,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """A CuPy that has nothing but a cuBLAS, within arrays whose addresses were asked for."""
+    sizes: dict[int, int] = {}  # in bytes, by address
+
+    def address(array: Any) -> int:
+        sizes[array.ctypes.data] = array.nbytes
+        return array.ctypes.data
+
+    cupy, device = ModuleType("cupy"), ModuleType("cupy.cuda")
+    cupy.ndarray = type("ndarray", (), {})
+    cupy.cuda = device
+    device.runtime = SimpleNamespace(**KINDS)
+    device.cublas = cublas(sizes.__getitem__, lambda: 7)
+    device.get_cublas_handle = lambda: 7
+    with (
+        mock.patch.dict(sys.modules, {"cupy": cupy, "cupy.cuda": device}),
+        mock.patch.object(cuda, "address", address),
+    ):
+        yield

@@ -44,11 +44,6 @@ FLAGS = {
 COMMON = ["-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique", f"-I{HERE}"]
 
 
-def name_of(kernel: str) -> str:
-    """The function's name: ``forward`` of ``involution/forward``."""
-    return kernel.rpartition("/")[2]
-
-
 class LaunchError(Exception):
     """A launch that CUDA would refuse, or worse, would not."""
 
@@ -114,7 +109,7 @@ class Machine:
 
     def compile(self, kernel: str, macros: Mapping[str, Any]) -> Callable[..., None]:
         """The launcher's seam: build one kernel, return what launches it."""
-        return self.compile_source(name_of(kernel), cuda.source(kernel, macros))
+        return self.compile_source(cuda.name_of(kernel), cuda.source(kernel, macros))
 
     def compile_source(self, name: str, source: str) -> Callable[..., None]:
         """Build one kernel from its whole text."""

@@ -43,7 +43,7 @@ def counted(arch: int) -> list[dict[str, Any]]:
     for key, problem in table.problems():
 
         def compile_(kernel: str, macros: Any, key: str = key) -> Any:
-            name, source = host.name_of(kernel), nvrtc.ptx(cuda.source(kernel, macros), arch)
+            name, source = cuda.name_of(kernel), nvrtc.ptx(cuda.source(kernel, macros), arch)
 
             def launch(*arguments: Any) -> None:
                 kernel = ptx.Kernel(source, name)

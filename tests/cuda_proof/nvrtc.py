@@ -66,24 +66,27 @@ def _get(program: ctypes.c_void_p, what: str) -> bytes:
     return data.raw
 
 
-def resources(source: str, arch: int) -> tuple[list[int], bytes]:
+def resources(name: str, source: str, arch: int) -> tuple[list[int], bytes]:
     """Registers, bytes spilled, bytes of shared memory on ``sm_<arch>``; and the machine code."""
     cubin, log = compile_source(source, (f"-arch=sm_{arch}", "--ptxas-options=-v"))
-    registers = re.findall(r"Used (\d+) registers", log)
+    report = log.partition(f"entry function '{name}'")[2].partition("entry function")[0]
+    registers = re.findall(r"Used (\d+) registers", report)
     if len(registers) != 1:
-        raise RuntimeError(f"expected a report on one kernel, got:\n{log[:2000]}")
-    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log)))  # stored, and loaded
-    return [int(registers[0]), spilled, sum(map(int, re.findall(r"(\d+) bytes smem", log)))], cubin
+        raise RuntimeError(f"expected a report on {name}, got:\n{log[:2000]}")
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", report)))  # stored, and loaded
+    shared = sum(map(int, re.findall(r"(\d+) bytes smem", report)))
+    return [int(registers[0]), spilled, shared], cubin
 
 
-def wide_loads(cubin: bytes) -> int:
-    """How many 16-byte loads from global memory are in the machine code."""
+def wide_loads(name: str, cubin: bytes) -> int:
+    """How many 16-byte loads from global memory are in the machine code of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(wheel_file("*/bin/nvdisasm")), "-c", "-ndf", file.name]
         listing = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    return len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", listing))
+    code = listing.partition(f".text.{name}:")[2].partition(".section")[0]
+    return len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", code))
 
 
 def ptx(source: str, arch: int) -> str:

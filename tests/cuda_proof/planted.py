@@ -15,7 +15,7 @@ class Bug:
     replacements: tuple[tuple[str, str], ...]
     found: dict[str, str]
     function: str = "forward"
-    family: str = "k3"  # none: the huge arrays of the sanitizers
+    family: str = "k3"  # or the huge arrays of the sanitizers: 2d, 3d
 
 
 _STORE = "store<WIDTH>(at + k, from + k);"
@@ -61,12 +61,39 @@ BUGS = {
         function="grad_kernel",
     ),
     "32-bit offsets": Bug(
-        (("(long long)out_h * out_w", "(long long)(out_h * out_w)"),),
+        (("(long long)IN_3D(out_d *) out_h * out_w", "(long long)(out_h * out_w)"),),
         {"sanitizers": "signed integer overflow"},
-        family="",
+        family="2d",
+    ),
+    "32-bit offset of a plane": Bug(
+        (("(long long)IN_3D(plane * height +) row", "IN_3D(plane * height +) row"),),
+        {"sanitizers": "signed integer overflow"},
+        family="3d",
+    ),
+    "wrong stride from plane to plane": Bug(
+        (("IN_3D(plane * out_h +) row", "IN_3D(plane * (out_h - 1) +) row"),),
+        {"results": "are wrong", "trace": "race between", "ptx": "are wrong"},
+        family="3d-k3",
+    ),
+    "wrong tap plane": Bug(
+        (("taps((s + 1) * KERNEL_H + begin, 0, next)", "taps(s * KERNEL_H + begin, 0, next)"),),
+        {"results": "are wrong", "ptx": "are wrong"},
+        family="3d-k3",
+    ),
+    "missing front bound": Bug(
+        (("z < 0 || z >= g.depth", "z >= g.depth"),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds"},
+        function="grad_kernel",
+        family="3d-k3",
+    ),
+    "missing back bound": Bug(
+        (("d >= g.out_d) continue", "false) continue"),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds"},
+        function="grad_x",
+        family="3d-k3",
     ),
     "too few registers": Bug(
-        (("__launch_bounds__(BLOCK)", "__launch_bounds__(BLOCK, 16)"),), {"table": "spills"}
+        (("KERNEL(BLOCK)", "KERNEL(BLOCK, 16)"),), {"table": "spills"}
     ),
     "narrow loads": Bug(
         (("#define VECTOR_X 4", "#define VECTOR_X 1"),),

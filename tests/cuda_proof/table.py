@@ -24,13 +24,17 @@ from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
 LOADS_ARCH = 90
-NETWORKS = {  # the layers of the article's network and of RedNet: plane size, element types
-    "k3": (56, tuple(cases.DTYPES)),
-    "k7": (56, tuple(cases.DTYPES)),
-    "k7-few-even": (14, ("float32",)),
-    "k7-few-odd": (7, ("float32",)),
-    "k3-stride2": (56, ("float32",)),
-    "k7-stride2": (56, ("float32", "float16")),
+NETWORKS = {  # sizes and element types of the layers of the article's network and of RedNet, ...
+    "k3": ((56, 56), tuple(cases.DTYPES)),
+    "k7": ((56, 56), tuple(cases.DTYPES)),
+    "k7-few-even": ((14, 14), ("float32",)),
+    "k7-few-odd": ((7, 7), ("float32",)),
+    "k3-stride2": ((56, 56), ("float32",)),
+    "k7-stride2": ((56, 56), ("float32", "float16")),
+    # ... and of signals and volumes, which are as wide as in the benchmarks
+    "1d-k9": ((1024,), ("float32",)),
+    "3d-k3": ((3, 16, 40), tuple(cases.DTYPES)),
+    "3d-k5": ((3, 8, 64), ("float32",)),
 }
 TUNED = (80, 90)  # not a byte more may spill on these; elsewhere 64 may come and go
 
@@ -41,10 +45,11 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
         for family, (size, dtypes) in NETWORKS.items():
             if dtype not in dtypes:
                 continue
+            *_, depth, height, width = (1, 1, *size)
             for function in cases.INVOLUTION:
                 problem = cases.involution(
-                    function, family, dtype, batch=1, groups=1, height=size,
-                    units=size // cases.FAMILIES[family].unit,
+                    function, family, dtype, batch=1, groups=1, depth=depth, height=height,
+                    units=width // cases.FAMILIES[family].unit,
                 )  # fmt: skip
                 yield f"{family} {dtype}", problem
         for function in cases.BATCH_NORM:
@@ -68,7 +73,7 @@ def specialisations() -> dict[str, tuple[str, str, cases.Problem]]:
     for key, problem in problems():
 
         def record(kernel: str, macros: Any) -> Callable[..., None]:
-            name = host.name_of(kernel)
+            name = cuda.name_of(kernel)
             found[f"{name} {key}"] = name, cuda.source(kernel, macros), problem  # noqa: B023
             return lambda *launch: None
 
@@ -81,23 +86,24 @@ def digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def measured(source: str, archs: Sequence[int]) -> dict[str, Any]:
+def measured(name: str, source: str, archs: Sequence[int]) -> dict[str, Any]:
     """What the compiler and disassembler say of one kernel, and of which source they say it."""
     row: dict[str, Any] = {"source": digest(source)}
     for arch in archs:
-        row[f"sm_{arch}"], cubin = nvrtc.resources(source, arch)
+        row[f"sm_{arch}"], cubin = nvrtc.resources(name, source, arch)
         if arch == LOADS_ARCH:
-            row["wide_loads"] = nvrtc.wide_loads(cubin)
+            row["wide_loads"] = nvrtc.wide_loads(name, cubin)
     return row
 
 
-def measure(sources: Sequence[str], archs: Sequence[int]) -> list[dict[str, Any]]:
-    """:func:`measured` on two cores, each source once."""
-    once = list(dict.fromkeys(sources))
+def measure(kernels: Sequence[tuple[str, str, Any]], archs: Sequence[int]) -> list[dict[str, Any]]:
+    """:func:`measured` on two cores, each kernel of a source once."""
+    each = [(name, source) for name, source, _ in kernels]
+    once = list(dict.fromkeys(each))
     with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
-        rows = pool.map(measured, once, [archs] * len(once), chunksize=2)
+        rows = pool.map(measured, *zip(*once, strict=True), [archs] * len(once), chunksize=2)
         found = dict(zip(once, rows, strict=True))
-    return [dict(found[source]) for source in sources]
+    return [dict(found[kernel]) for kernel in each]
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -113,7 +119,7 @@ def counted(problem: cases.Problem, key: str, arch: int = 90) -> dict[str, dict[
     kernels: dict[str, ptx.Kernel] = {}
 
     def compile_(kernel: str, macros: Any) -> ptx.Kernel:
-        name = host.name_of(kernel)
+        name = cuda.name_of(kernel)
         kernels[name] = ptx.Kernel(nvrtc.ptx(cuda.source(kernel, macros), arch), name)
         return kernels[name]
 
@@ -154,7 +160,7 @@ def main() -> None:
     old = load() if FILE.exists() else {}
     rows = {key: old.get(key, {}) for key in kernels}
     changed = [k for k, (_, text, _) in kernels.items() if rows[k].get("source") != digest(text)]
-    measures = measure([kernels[key][1] for key in changed], nvrtc.ARCHITECTURES)
+    measures = measure([kernels[key] for key in changed], nvrtc.ARCHITECTURES)
     rows |= zip(changed, measures, strict=True)
     for key, problem in problems():
         for kernel, figures in counted(problem, key).items():

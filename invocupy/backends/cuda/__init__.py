@@ -1,32 +1,29 @@
 """The CUDA launcher: the one module that turns ``.cu`` files into kernels and starts them.
 
-How a call gets to the GPU. The module of an op decides *what* to start in plain Python (which
-macros, how many threads), which works on NumPy arrays as well; :func:`launch` starts it. Two
-functions are the seam to the machine, and a test that runs the same source elsewhere replaces just
-these:
-
-* :func:`compile` ``(kernel, macros)`` gives ``function(grid, block, args)``;
-* :func:`address` gives the address of an array's first element.
+The module of an op decides *what* to start in plain Python (which macros, how many threads), which
+works on NumPy arrays as well; :func:`launch` starts it. Two functions are the seam to the machine,
+and a test that runs the same source elsewhere replaces just these: :func:`compile` ``(kernel,
+macros)`` gives ``function(grid, block, args)``, :func:`address` that of an array's first element.
 
 A kernel is named by its file: ``involution/forward`` is the kernel ``forward`` in
-``involution/forward.cu``, which includes the headers that it needs.
-
-What is compiled. One module for each specialisation, when first used, cached on disk by CuPy and
-in memory for each device. Macros carry the element type, what the layer fixes (kernel size, stride,
-padding, dilation), how wide accesses are and how much one thread owns. They never carry a batch or
-an image size, so a new size compiles nothing. The text of all files goes into one string
-(:func:`source`), because CuPy's disk cache hashes that string but not what it includes.
+``involution/forward.cu``, which includes the headers that it needs; ``batch_norm/channels:fold`` is
+the kernel ``fold`` in ``batch_norm/channels.cu``. Each specialisation of a file is one module,
+compiled when first used, cached on disk by CuPy and in memory for each device. Macros carry the
+element type, what the layer fixes (kernel size, stride, padding, dilation), how wide accesses are
+and how much one thread owns. They never carry a batch or an image size, so a new size compiles
+nothing. The text of all files goes into one string (:func:`source`), because CuPy's disk cache
+hashes that string but not what it includes.
 
 Kernels start on CuPy's current stream and on the device of their arrays, and nothing here waits for
-them. So the first call of a specialisation compiles, and all later ones can be captured in a CUDA
-graph. With ``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault
-shows at the call that made it.
+them. So after the first call of a specialisation, all can be captured in a CUDA graph. With
+``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault shows at the
+call that made it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,7 +34,7 @@ from invocupy.arrays import Array, is_cupy, namespace, on_device
 from invocupy.geometry import Geometry
 from invocupy.settings import flag
 
-Macros: TypeAlias = Mapping[str, str | int]
+Macros: TypeAlias = dict[str, str | int]
 Function: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]
 
 BLOCK = 128
@@ -55,7 +52,7 @@ _TYPES = {
 _INCLUDE = re.compile(r'^#include "(.*)"$', re.MULTILINE)
 
 
-def element(dtype: Any) -> dict[str, str | int]:
+def element(dtype: Any) -> Macros:
     """The macros of an element type: what is stored (SCALAR) and what is summed in (ACCUM)."""
     scalar, accum, _ = _TYPES[dtype.name]
     return {"SCALAR": scalar, "ACCUM": accum}
@@ -77,7 +74,7 @@ def source(kernel: str, macros: Macros) -> str:
     includes = {include for scalar, _, include in _TYPES.values() if scalar == macros["SCALAR"]}
     lines = [f"#include <{include}>" for include in includes if include]
     lines += [f"#define {name} {value}" for name, value in macros.items()]
-    for file, text in _texts(f"{kernel}.cu").items():
+    for file, text in _texts(f"{kernel.partition(':')[0]}.cu").items():
         # A name relative to the package: the text, and so the cache, is the same on every machine.
         lines += [f'#line 1 "invocupy/backends/cuda/{file}"', text]
     return "\n".join(lines)
@@ -93,6 +90,11 @@ def _texts(file: str) -> dict[str, str]:
     return texts | {file: _INCLUDE.sub("", text)}
 
 
+def name_of(kernel: str) -> str:
+    """The function's name: ``fold`` of ``batch_norm/channels:fold``."""
+    return re.split("[/:]", kernel)[-1]
+
+
 def compile(kernel: str, macros: Macros) -> Function:  # noqa: A001
     """A specialisation of a kernel, compiled at its first launch."""
     function: Function = _compile(kernel, tuple(macros.items()))
@@ -105,7 +107,7 @@ def _compile(kernel: str, macros: tuple[tuple[str, str | int], ...]) -> Function
 
     # RawModule compiles when first launched, once for each device.
     module = cupy.RawModule(code=source(kernel, dict(macros)), options=OPTIONS)
-    start = module.get_function(kernel.rpartition("/")[2])
+    start = module.get_function(name_of(kernel))
 
     def function(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
         # CuPy passes a structure by value if it comes as an array of one element.

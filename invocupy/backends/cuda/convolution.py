@@ -12,15 +12,14 @@ from itertools import product
 from typing import Any, TypeAlias
 
 from invocupy import backends
-from invocupy.arrays import Array, is_cupy, namespace, wide
+from invocupy.arrays import Array, namespace, wide
 from invocupy.backends.far import bounded
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Window, pad, unpad, windows
 
-_BLOCK = 1 << 22  # bytes of patches that are made at a time: what the caches hold
-_BLOCK_ON_GPU = 1 << 28
+_BLOCK = 1 << 28  # bytes of patches that are made at a time
 
-_Seen: TypeAlias = list[tuple[int, int, Any]]
+_Seen: TypeAlias = list[tuple[Any, Any]]
 
 
 @bounded
@@ -67,8 +66,8 @@ def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
             patches = empty((1, matrix.shape[2], flat.shape[2]), grad.dtype, grad)
             backend.grad_x(flat, matrix[group], patches)
             patches = patches.reshape(*weight.shape[1:], *some.shape[1:])
-            for u, v, place in seen:
-                place += patches[:, u, v]
+            for tap, place in seen:
+                place += patches[:, *tap]
     out[...] = unpad(total, window[1], out)
 
 
@@ -113,7 +112,7 @@ def _blocks(
     """
     (n, o, height, width), c = out.shape, weight.shape[1]
     row = weight.size // len(weight) * width * out.itemsize  # bytes of patches
-    budget = (_BLOCK_ON_GPU if is_cupy(out) else _BLOCK) // row
+    budget = _BLOCK // row
     rows = max(min(budget, height), 1)
     images, groups = max(budget // rows, 1), padded.shape[1] // c
     for group, b, i in product(range(groups), range(0, n, images), range(0, height, rows)):
@@ -121,13 +120,12 @@ def _blocks(
         some = out[b : b + images, channels, i : i + rows]
         look = padded[b : b + images, group * c : (group + 1) * c, i * window[0][0] :]
         taps = _windows(weight, window, some)
-        seen = [(*tap, look[view].swapaxes(0, 1)) for tap, view in taps]
-        yield group, some.swapaxes(0, 1), seen
+        yield group, some.swapaxes(0, 1), [(tap, look[view].swapaxes(0, 1)) for tap, view in taps]
 
 
 def _patches(weight: Array, some: Array, seen: _Seen) -> Any:
     """All that they see, as one image: (1, C/g * Kh * Kw, images * rows * Wo)."""
     patches = empty((*weight.shape[1:], *some.shape[1:]), some.dtype, some)
-    for u, v, look in seen:
-        patches[:, u, v] = look
+    for tap, look in seen:
+        patches[:, *tap] = look
     return patches.reshape(1, weight.size // len(weight), -1)

@@ -10,6 +10,10 @@ typedef SCALAR* __restrict__ Out;
 typedef const ACCUM* __restrict__ InAccum;
 typedef ACCUM* __restrict__ OutAccum;
 
+// A kernel: threads in a block, and blocks RESIDENT on a multiprocessor where more registers would
+// keep others out, so many that nothing spills (0: the compiler chooses).
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
+
 // A loop whose every turn is written out: its counter is known to the compiler.
 #define UNROLL(k, COUNT) _Pragma("unroll") for (int k = 0; k < (COUNT); ++k)
 

@@ -53,7 +53,7 @@ def test_resources() -> None:
         (table.TUNED, [key for key in kernels if same[key]]),
         (nvrtc.ARCHITECTURES, [key for key in kernels if not same[key]]),
     ):
-        rows = table.measure([kernels[key][1] for key in keys], archs)
+        rows = table.measure([kernels[key] for key in keys], archs)
         for key, row in zip(keys, rows, strict=True):
             found += table.worse(key, committed[key], row)
     assert found == [], AGAIN
@@ -84,7 +84,11 @@ def test_ptx_for_older_architectures(dtype: str, arch: int) -> None:
 
 
 def test_design_goals() -> None:
-    """No spills where we tune; K=7: 2.2 warp instructions for each multiply-add."""
+    """No spills where we tune; K=7: 2.2 warp instructions for each multiply-add.
+
+    In three dimensions not many more than in two. The kernel's gradient shows the small volume, in
+    which many threads have nothing to add.
+    """
     rows = table.load()
     for key, row in rows.items():
         assert [row[f"sm_{arch}"][1] for arch in table.TUNED] == [0, 0], key
@@ -92,3 +96,6 @@ def test_design_goals() -> None:
         if key.endswith("k7 float32") and not key.startswith("sum_slices"):
             assert row["instructions_per_fma"] <= 2.2, key
             assert row["sectors_per_ideal"] <= 1.1, key
+        if key.endswith("3d-k3 float32") and not key.startswith("sum_slices"):
+            flat = rows[key.replace("3d-", "")]["instructions_per_fma"]
+            assert row["instructions_per_fma"] <= 1.15 * flat, key

@@ -5,6 +5,7 @@ The arithmetic of the same source is proved without a device in ``test_source.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
-# (batch, groups, channels a group, height, width), (Kh, Kw), options; more than one tile each.
+# (batch, groups, channels a group, size), kernel size, options; more than one tile each.
 CASES = {
     "k3": ((2, 4, 16, 32, 32), (3, 3), {}),
     "k7": ((2, 2, 16, 56, 56), (7, 7), {}),
@@ -37,6 +38,15 @@ CASES = {
     "even, rectangular": ((2, 2, 8, 20, 24), (4, 2), {"padding": (1, 2)}),
     "all options": ((1, 2, 5, 25, 31), (3, 5), {"stride": (2, 3), "dilation": (3, 2)}),
     "wide kernel": ((1, 1, 4, 6, 40), (1, 11), {}),
+    "1d": ((3, 2, 8, 200), (9,), {}),
+    "1d, all options": ((2, 1, 5, 77), (4,), {"stride": 2, "dilation": 3, "padding": 2}),
+    "3d": ((2, 2, 8, 5, 12, 20), (3, 3, 3), {}),
+    "3d, stride 2": ((1, 2, 5, 6, 9, 21), (3, 3, 3), {"stride": 2}),
+    "3d, all options": (
+        (1, 1, 3, 9, 5, 12),
+        (4, 1, 2),
+        {"stride": (3, 1, 2), "dilation": (2, 1, 3), "padding": 2},
+    ),
 }
 
 
@@ -66,21 +76,20 @@ def draw(cp: Any, shape: tuple[int, ...], dtype: Any, seed: int) -> tuple[Any, A
 
 def operands(cp: Any, case: str, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     """x, kernel and the result's gradient on the device, the same in float64 here, options."""
-    (batch, groups, per_group, height, width), size, options = CASES[case]
-    x_shape = (batch, groups * per_group, height, width)
-    probe = np.zeros((batch, groups, 1, height, width))
+    (batch, groups, per_group, *image), size, options = CASES[case]
+    x_shape = (batch, groups * per_group, *image)
     full = {"stride": 1, "padding": "same", "dilation": 1} | options
-    sizes = _output_sizes(probe.shape[3:], size, full)
+    sizes = _output_sizes(image, size, full)
     shapes = (x_shape, (batch, groups, *size, *sizes), (*x_shape[:2], *sizes))
     device, host = zip(*(draw(cp, shape, dtype, i) for i, shape in enumerate(shapes)), strict=True)
     return device, host, options
 
 
 def _output_sizes(
-    image: tuple[int, ...], kernel: tuple[int, int], options: dict[str, Any]
+    image: list[int], kernel: tuple[int, ...], options: dict[str, Any]
 ) -> tuple[int, ...]:
     sizes = []
-    for axis in range(2):
+    for axis in range(len(kernel)):
         stride, dilation, padding = (
             option[axis] if isinstance(option, tuple) else option
             for option in (options["stride"], options["dilation"], options["padding"])
@@ -102,7 +111,7 @@ def assert_close(got: Any, function: Callable[..., Any], *arrays: Any, **options
 @pytest.mark.parametrize("case", CASES)
 def test_involution(cp: Any, case: str, dtype: str) -> None:
     (x, kernel, grad), wide, options = operands(cp, case, as_dtype(dtype))
-    taps, per_group = kernel.shape[2] * kernel.shape[3], CASES[case][0][2]
+    taps, per_group = math.prod(CASES[case][1]), CASES[case][0][2]
     out = cp.full(grad.shape, cp.nan, x.dtype)
     assert invocupy.involution(x, kernel, out=out, **options) is out
     assert_close(out, reference.involution, *wide[:2], terms=taps, **options)
@@ -121,18 +130,22 @@ def test_involution(cp: Any, case: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [16, 21])
-@pytest.mark.parametrize("case", ["k3", "k7", "k7-14 wide", "odd width", "stride 2", "all options"])
+@pytest.mark.parametrize("case", [
+    "k3", "k7", "k7-14 wide", "odd width", "stride 2", "all options", "1d, all options", "3d",
+    "3d, all options",
+])  # fmt: skip
 def test_fused(cp: Any, case: str, count: int, dtype: str) -> None:
     kind = as_dtype(dtype)
     (x, kernel, grad), wide, options = operands(cp, case, kind)
-    batch, groups, height, width, out_h, out_w = kernel.shape
-    rows = groups * height * width
-    shapes = ((batch, count, out_h, out_w), (rows, count), (rows,))
+    batch, groups, *_ = kernel.shape
+    size, out_size = CASES[case][1], grad.shape[2:]
+    rows = groups * math.prod(size)
+    shapes = ((batch, count, *out_size), (rows, count), (rows,))
     device, host = zip(*(draw(cp, s, kind, 7 + i) for i, s in enumerate(shapes)), strict=True)
-    options |= {"kernel_size": (height, width)}
+    options = options | {"kernel_size": size}
     # Roundings that a term passes through: taps, features and bias; for the sums over positions as
     # many as there are positions.
-    taps, positions = height * width, batch * out_h * out_w
+    taps, positions = math.prod(size), batch * math.prod(out_size)
     per_group = x.shape[1] // groups
     out = invocupy.fused_involution(x, *device, **options)
     assert_close(out, reference.fused_involution, wide[0], *host, terms=taps + count + 1, **options)

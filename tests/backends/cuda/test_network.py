@@ -93,6 +93,31 @@ def test_networks_train_as_on_the_cpu(cp: Any, name: str) -> None:
         np.testing.assert_allclose(array, wanted[key], err_msg=key, **close)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("layer", "size"), [(nn.Involution1d, (21,)), (nn.Involution3d, (4, 5, 9))], ids=["1d", "3d"]
+)
+def test_layers_of_signals_and_volumes(
+    cp: Any, layer: type[nn.Involution], size: tuple[int, ...], stride: int, fused: bool
+) -> None:
+    """Results and all gradients are those of the CPU."""
+    results = []
+    for device in ("cpu", "cuda"):
+        options = {"kernel_size": 3, "stride": stride, "channels_per_group": 4, "fused": fused}
+        model = layer(8, **options, rng=np.random.default_rng(0))
+        for parameter in model.to(device).parameters():
+            parameter.data = parameter.data.astype(np.float64)
+        array = to_device(np.random.default_rng(1).standard_normal((2, 8, *size)), device)
+        x = invocupy.Tensor(array, requires_grad=True)
+        out = model(x)
+        (out * out).sum().backward()
+        leaves = (x, *model.parameters())
+        results.append([to_device(a, "cpu") for a in (out.data, *(leaf.grad for leaf in leaves))])
+    for got, wanted in zip(*results, strict=True):
+        np.testing.assert_allclose(got, wanted, **CLOSE)
+
+
 def test_a_step_waits_for_nothing(cp: Any) -> None:
     if not hasattr(cp.cuda, "waits"):
         pytest.skip("only the stand-in counts how often the host waits")

@@ -36,7 +36,7 @@ def by_trace(bug: planted.Bug) -> str:
 def by_ptx(bug: planted.Bug) -> str:
     def compile_(kernel: str, macros: cuda.Macros) -> ptx.Kernel:
         source = host.substituted(cuda.source(kernel, macros), bug.replacements)
-        return ptx.Kernel(nvrtc.ptx(source, 90), host.name_of(kernel))
+        return ptx.Kernel(nvrtc.ptx(source, 90), cuda.name_of(kernel))
 
     problem = problem_of(bug)
     with host.installed(compile_), pytest.raises((AssertionError, ptx.Fault)) as caught:
@@ -52,8 +52,8 @@ def by_sanitizers(name: str) -> str:
 
 def by_table(bug: planted.Bug) -> str:
     key = f"{bug.function} {bug.family} float32"
-    source = table.specialisations()[key][1]
-    bad = table.measured(host.substituted(source, bug.replacements), (90,))
+    name, source, _ = table.specialisations()[key]
+    bad = table.measured(name, host.substituted(source, bug.replacements), (90,))
     return "\n".join(table.worse(key, table.load()[key], bad))
 
 

@@ -47,8 +47,8 @@ def trace(problem: cases.Problem, **options: object) -> None:
 def test_involution(function: str, family: str, dtype: str) -> None:
     @settings(max_examples=8)
     @given(
-        batch=st.integers(0, 3), groups=st.integers(1, 3), height=st.integers(1, 12),
-        units=st.sampled_from((1, 3, 5)), seed=st.integers(0, 2**16),
+        batch=st.integers(0, 3), groups=st.integers(1, 3), depth=st.integers(1, 5),
+        height=st.integers(1, 12), units=st.sampled_from((1, 3, 5)), seed=st.integers(0, 2**16),
     )  # fmt: skip
     def examples(**sizes: int) -> None:
         verify(cases.involution(function, family, dtype, **sizes))

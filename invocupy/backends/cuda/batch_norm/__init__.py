@@ -5,25 +5,23 @@ Sums over a channel take two kernels: the second puts the slices of the first to
 
 from __future__ import annotations
 
+from math import prod
+from typing import TypeAlias
+
 from invocupy.arrays import Array
 from invocupy.backends import cuda
-from invocupy.backends.cuda import launch
+from invocupy.backends.cuda import Macros, launch
+
+Sizes: TypeAlias = tuple[int, ...]
 
 _WARPS = 8192  # that keep a large GPU busy with sums
 
 
 def moments(x: Array, mean: Array, var: Array) -> None:
-    macros, (batch, channels, per_plane) = _layout(x)
-    slices = cuda.slices(_WARPS, channels, batch * per_plane)
-    partial = cuda.workspace(x, 3, channels, slices)
-    launch(
-        "batch_norm/moments", macros, channels * slices * 32,
-        x, partial, batch, channels, per_plane, slices, over=batch * per_plane,
-    )  # fmt: skip
-    launch(
-        "batch_norm/merge_moments", macros, channels * 32,
-        x, partial, mean, var, channels, per_plane, slices,
-    )  # fmt: skip
+    macros, sizes = _layout(x)
+    partial, sizes = _sum("moments", macros, 3, sizes, x)
+    args = x, partial, mean, var, *sizes[1:]
+    launch("batch_norm/moments:merge_moments", macros, mean.size * 32, *args)
 
 
 def forward(
@@ -38,17 +36,11 @@ def forward(
 def grad_sums(
     grad: Array, x: Array, out: Array | None, mean: Array, sum_grad: Array, sum_grad_x: Array
 ) -> None:
-    macros, (batch, channels, per_plane) = _layout(grad, x, out)
-    slices = cuda.slices(_WARPS, channels, batch * per_plane)
-    partial = cuda.workspace(x, 2, channels, slices)
-    launch(
-        "batch_norm/grad_sums", macros | {"MASKED": int(out is not None)}, channels * slices * 32,
-        grad, x, out, mean, partial, batch, channels, per_plane, slices, over=batch * per_plane,
-    )  # fmt: skip
-    threads = 2 * channels * 32
-    launch(
-        "batch_norm/merge_sums", macros, threads, partial, sum_grad, sum_grad_x, channels, slices
-    )
+    macros, sizes = _layout(grad, x, out)
+    macros |= {"MASKED": int(out is not None)}
+    partial, (_, channels, _, slices) = _sum("grad_sums", macros, 2, sizes, grad, x, out, mean)
+    sums = partial, sum_grad, sum_grad_x, channels, slices
+    launch("batch_norm/grad_sums:merge_sums", macros, 2 * channels * 32, *sums)
 
 
 def grad_x(
@@ -87,12 +79,24 @@ def running(
 def _each_channel(name: str, first: Array, *rest: Array | float) -> None:
     """Start a kernel on arrays (C,) and numbers, all of one dtype."""
     macros = cuda.element(first.dtype)
-    launch(f"batch_norm/{name}", macros, first.size, first, *rest, first.size)
+    launch(f"batch_norm/channels:{name}", macros, first.size, first, *rest, first.size)
 
 
-def _layout(x: Array, *others: Array | None) -> tuple[dict[str, str | int], tuple[int, int, int]]:
+def _sum(
+    name: str, macros: Macros, rows: int, sizes: Sizes, x: Array, *others: Array | None
+) -> tuple[Array, Sizes]:
+    """Start the first stage of a sum: ``rows`` values of each slice; sizes with their number."""
+    batch, channels, per_plane = sizes
+    slices = cuda.slices(_WARPS, channels, batch * per_plane)
+    partial, sizes = cuda.workspace(x, rows, channels, slices), (*sizes, slices)
+    args = x, *others, partial, *sizes
+    launch(f"batch_norm/{name}", macros, channels * slices * 32, *args, over=batch * per_plane)
+    return partial, sizes
+
+
+def _layout(x: Array, *others: Array | None) -> tuple[Macros, Sizes]:
     """Macros, and (batch, channels, vectors in a plane)."""
-    batch, channels, height, width = x.shape
-    vector = cuda.vector(height * width, x, *(array for array in others if array is not None))
-    sizes = batch, channels, height * width // vector
-    return cuda.element(x.dtype) | {"VECTOR": vector}, sizes
+    batch, channels, *sizes = x.shape
+    pixels = prod(sizes)
+    vector = cuda.vector(pixels, x, *(array for array in others if array is not None))
+    return cuda.element(x.dtype) | {"VECTOR": vector}, (batch, channels, pixels // vector)

@@ -1,9 +1,8 @@
 #include "channel.cuh"
 // out = scale[c] * x + shift[c] (+ residual), then max(., 0) if RELU. NaN stays NaN.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-forward(In x, InAccum scale, InAccum shift, In residual, Out out, int batch, int channels,
-        int per_plane)
+KERNEL(BLOCK) forward(In x, InAccum scale, InAccum shift, In residual, Out out, int batch,
+    int channels, int per_plane)
 {
     const index_t vector = thread_index();
     const index_t plane = vector / per_plane;

@@ -1,10 +1,10 @@
 #include "channel.cuh"
-// First stage of the sums over a channel that the gradients need. With h = grad, or 0 where
-// MASKED and not out > 0: the sum of h, and that of h * (x - mean), of one slice.
+// The sums over a channel that the gradients need: of h = grad, or 0 where MASKED and not out > 0, and
+// of h * (x - mean).
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, int batch, int channels,
-          int per_plane, int slices)
+// Those of one slice.
+KERNEL(BLOCK) grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, int batch,
+    int channels, int per_plane, int slices)
 {
     const Slice mine = slice_of(batch, channels, per_plane, slices);
     if (mine.of.channel >= channels) return;
@@ -33,5 +33,24 @@ grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, int batch, int 
         const long long at = (long long)mine.of.channel * slices + mine.slice;
         partial[at] = total;
         partial[(long long)channels * slices + at] = total_x;
+    }
+}
+
+// A warp adds up the slices of one row of `partial`, of which the first `channels` belong to
+// `sum_grad` and the others to `sum_grad_x`.
+KERNEL(BLOCK) merge_sums(InAccum partial, OutAccum sum_grad, OutAccum sum_grad_x, int channels,
+    int slices)
+{
+    const index_t row = thread_index() / 32;
+    if (row >= 2 * index_t(channels)) return;
+    ACCUM sum = 0;
+    for (int slice = threadIdx.x % 32; slice < slices; slice += 32)
+        sum += partial[(long long)row * slices + slice];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) {
+        if (row < channels)
+            sum_grad[row] = sum;
+        else
+            sum_grad_x[row - channels] = sum;
     }
 }

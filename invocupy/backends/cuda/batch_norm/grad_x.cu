@@ -2,9 +2,8 @@
 // grad_x = a[c] * h + b[c] * x + c[c] with h = grad, or 0 where MASKED and not out > 0; and h itself
 // as the gradient of the residual if RESIDUAL.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_x(In grad, In x, In out, InAccum a, InAccum b, InAccum c, Out to, Out to_residual, int batch,
-       int channels, int per_plane)
+KERNEL(BLOCK) grad_x(In grad, In x, In out, InAccum a, InAccum b, InAccum c, Out to,
+    Out to_residual, int batch, int channels, int per_plane)
 {
     const index_t vector = thread_index();
     const index_t plane = vector / per_plane;

@@ -1,8 +1,42 @@
-#include "batch_norm/moments.cuh"
-// First stage of mean and variance: the moments of one slice of a channel. Reads x once.
+#include "channel.cuh"
+// Mean and variance of a channel. x is read once.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-moments(In x, OutAccum partial, int batch, int channels, int per_plane, int slices)
+// All values are taken as distances from one of their own, the first: where the mean is far from
+// zero, that keeps the digits in which the values differ.
+__device__ __forceinline__ ACCUM pivot_of(const SCALAR* x, int channel, int per_plane)
+{
+    const ACCUM first = ACCUM(x[(long long)channel * per_plane * VECTOR]);
+    return first - first == 0 ? first : ACCUM(0);  // not an infinity, and not NaN
+}
+
+// Mean and sum of squared distances from it, of a number of elements. Two of these combine without
+// cancellation, however far the mean is from zero (Chan, Golub and LeVeque 1979).
+struct Moments {
+    ACCUM count, mean, squares;
+
+    __device__ __forceinline__ void add(const Moments& other)
+    {
+        const ACCUM total = count + other.count;
+        if (other.count == 0) return;
+        const ACCUM distance = other.mean - mean, part = other.count / total;
+        mean += distance * part;
+        squares += other.squares + distance * distance * (count * part);
+        count = total;
+    }
+
+    // All lanes in lane 0.
+    __device__ __forceinline__ void add_lanes()
+    {
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2)
+            add({__shfl_down_sync(0xffffffffu, count, step),
+                 __shfl_down_sync(0xffffffffu, mean, step),
+                 __shfl_down_sync(0xffffffffu, squares, step)});
+    }
+};
+
+// The moments of one slice.
+KERNEL(BLOCK) moments(In x, OutAccum partial, int batch, int channels, int per_plane, int slices)
 {
     const Slice mine = slice_of(batch, channels, per_plane, slices);
     if (mine.of.channel >= channels) return;
@@ -26,5 +60,24 @@ moments(In x, OutAccum partial, int batch, int channels, int per_plane, int slic
         partial[at] = sum.count;
         partial[row + at] = sum.mean;
         partial[2 * row + at] = sum.squares;
+    }
+}
+
+// A warp puts the slices of a channel together.
+KERNEL(BLOCK) merge_moments(In x, InAccum partial, OutAccum mean, OutAccum var, int channels,
+    int per_plane, int slices)
+{
+    const index_t channel = thread_index() / 32;
+    if (channel >= channels) return;
+    const long long row = (long long)channels * slices;
+    Moments sum = {0, 0, 0};
+    for (int slice = threadIdx.x % 32; slice < slices; slice += 32) {
+        const long long at = (long long)channel * slices + slice;
+        sum.add({partial[at], partial[row + at], partial[2 * row + at]});
+    }
+    sum.add_lanes();
+    if (threadIdx.x % 32 == 0) {
+        mean[channel] = pivot_of(x, channel, per_plane) + sum.mean;
+        var[channel] = sum.squares / sum.count;
     }
 }

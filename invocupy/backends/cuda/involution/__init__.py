@@ -5,18 +5,15 @@ The constants were chosen by measurement on an H100 (``benchmarks/gpu.py``); the
 
 from __future__ import annotations
 
-from math import gcd
-from typing import TypeAlias
+from math import gcd, prod
 
 from invocupy.arrays import Array
 from invocupy.backends import cuda
-from invocupy.backends.cuda import ceil_div, launch
+from invocupy.backends.cuda import Macros, ceil_div, launch
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
-Macros: TypeAlias = dict[str, str | int]
-
-_FIXED = {"KERNEL": "kernel", "STRIDE": "stride", "PAD": "padding", "DILATION": "dilation"}
+_FIXED = ("kernel", "stride", "padding", "dilation")  # by a layer, and so compiled in
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
 ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
 
@@ -24,7 +21,7 @@ ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer 
 @bounded
 def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
     """A thread for each strip of columns and share of a group's channels."""
-    macros, strips = _result_strips(g, x, kernel, out, least=2)
+    macros, strips = _strips(g, x, kernel, out, least=2)
     shares = _share_channels(macros, g, strips)
     launch("involution/forward", macros, strips * shares, x, kernel, out, g)
 
@@ -32,7 +29,7 @@ def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
 @bounded
 def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
     """A thread for each strip of ``x`` and share of a group's channels."""
-    macros, strips = _x_strips(g, out, grad, kernel)
+    macros, strips = _strips(g, out, grad, kernel, of_x=True)
     shares = _share_channels(macros, g, strips, most=8)
     launch("involution/grad_x", macros, strips * shares, grad, kernel, out, g)
 
@@ -40,8 +37,8 @@ def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
 @bounded
 def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
     """A thread for each strip of columns and tap row."""
-    macros, strips = _result_strips(g, x, grad, out)
-    launch("involution/grad_kernel", macros, strips * g.kernel[0], grad, x, out, g)
+    macros, strips = _strips(g, x, grad, out)
+    launch("involution/grad_kernel", macros, strips * prod(g.kernel[:-1]), grad, x, out, g)
 
 
 @bounded
@@ -49,7 +46,7 @@ def fused_forward(
     x: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
 ) -> None:
     """:func:`forward` with the kernel made in registers."""
-    macros, strips = _result_strips(g, x, features, out, widest=4)
+    macros, strips = _strips(g, x, features, out, widest=4)
     threads = strips * _share_channels(macros, g, strips, enough=0)
     args = x, features, weight, bias, out, g, weight.shape[1]
     launch("involution/fused_forward", macros | _feature_macros(weight), threads, *args)
@@ -60,7 +57,7 @@ def fused_grad_x(
     grad: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
 ) -> None:
     """:func:`grad_x` with the kernel made in registers."""
-    macros, strips = _x_strips(g, out, grad, features, widest=4)
+    macros, strips = _strips(g, out, grad, features, of_x=True, widest=4)
     threads = strips * _share_channels(macros, g, strips, enough=0)
     args = grad, features, weight, bias, out, g, weight.shape[1]
     launch("involution/fused_grad_x", macros | _feature_macros(weight), threads, *args)
@@ -76,14 +73,14 @@ def fused_grad_span(
     Two kernels make it anew: one sums it over the taps of a position, one over the positions.
     """
     rows, count = weight.shape
-    macros, strips = _result_strips(g, x, grad, features, grad_features, widest=4)
+    macros, strips = _strips(g, x, grad, features, grad_features, widest=4)
     macros |= _feature_macros(weight)
     shares = ceil_div(count, int(macros["FEATURES"])) or 1
     strips //= g.groups
     threads = strips * shares if grad_features.size else 0
     launch("involution/grad_features", macros, threads, grad, x, weight, grad_features, g, count)
 
-    warps = g.groups * g.kernel[0] * shares
+    warps = g.groups * prod(g.kernel[:-1]) * shares
     # Enough slices to fill a GPU, but each long enough that adding up lanes costs little.
     slices = max(1, min(2048 // warps, strips // 256))
     partial = cuda.workspace(x, slices, rows, count + 1)
@@ -93,55 +90,34 @@ def fused_grad_span(
     launch("involution/sum_slices", cuda.element(x.dtype), rows * (count + 1), *sums)
 
 
-def _result_strips(
-    g: Geometry, x: Array, *others: Array, widest: int = 8, least: int = 4
+def _strips(
+    g: Geometry, x: Array, *others: Array, of_x: bool = False, widest: int = 8, least: int = 4
 ) -> tuple[Macros, int]:
-    """Threads own strips of a row of the result: macros, and the number of strips of all groups."""
-    vector_x = min(widest, cuda.vector(g.size[1], x))
-    vector_out = min(widest, cuda.vector(g.out[1], *others))
-    columns = _columns(x, vector_x, vector_out, least=least)
-    macros = _macros(x, g) | {
-        "COLUMNS": columns,
-        "VECTOR_X": min(columns, vector_x),
-        "VECTOR_OUT": min(columns, vector_out),
-    }
-    return macros, g.batch * g.groups * g.out[0] * ceil_div(g.out[1], columns)
+    """Threads own strips of a row of the result, or of ``x``: macros, and the number of strips.
 
-
-def _x_strips(g: Geometry, x: Array, *others: Array, widest: int = 8) -> tuple[Macros, int]:
-    """Threads own strips of a row of ``x``: macros, and the number of strips of all groups.
-
-    A strip holds a multiple of the stride, so that each tap serves the same columns of every strip;
+    A strip is as wide as an access of 16 bytes where rows allow it, else ``least`` columns. One of
+    ``x`` holds a multiple of the stride, so that each tap serves the same columns of every strip;
     and rows are taken in phases of the stride, all of the same length.
     """
-    vector_x = min(widest, cuda.vector(g.size[1], x))
-    vector_out = min(widest, cuda.vector(g.out[1], *others))
-    live = max(1, _columns(x, vector_x, vector_out) // g.stride[1])
-    columns = live * g.stride[1]
-    macros = _macros(x, g) | {
+    vector_x = min(widest, cuda.vector(g.size[-1], x))
+    vector_out = min(widest, cuda.vector(g.out[-1], *others))
+    narrow = min(vector_x, vector_out)
+    columns = 2 if x.itemsize == 8 else narrow if narrow >= 4 else least
+    down, across = g.stride[-2:] if of_x else (1, 1)
+    live = max(1, columns // across)
+    columns = live * across
+    macros = cuda.element(x.dtype) | {
+        "DIMS": g.dims,
         "COLUMNS": columns,
         "VECTOR_X": gcd(columns, vector_x),
         "VECTOR_OUT": gcd(live, vector_out),
     }
-    rows = ceil_div(g.size[0], g.stride[0]) * g.stride[0]
-    return macros, g.batch * g.groups * rows * ceil_div(g.size[1], columns)
-
-
-def _columns(array: Array, *vectors: int, least: int = 4) -> int:
-    """How many columns a thread owns: an access of 16 bytes where rows allow it, else ``least``."""
-    if array.itemsize == 8:
-        return 2
-    return 8 if min(vectors) == 8 else 4 if min(vectors) == 4 else least
-
-
-def _macros(array: Array, g: Geometry) -> Macros:
-    """What a layer fixes is compiled in."""
-    fixed: Macros = {
-        f"{macro}_{axis}": number
-        for macro, field in _FIXED.items()
-        for axis, number in zip("HW", getattr(g, field), strict=True)
-    }
-    return cuda.element(array.dtype) | fixed
+    for field in _FIXED:
+        by_axis = zip("DHW"[-g.dims :], getattr(g, field), strict=True)
+        macros |= {f"{field.upper()}_{axis}": number for axis, number in by_axis}
+    *planes, height, width = g.size if of_x else g.out
+    rows = prod(planes) * ceil_div(height, down) * down
+    return macros, g.batch * g.groups * rows * ceil_div(width, columns)
 
 
 def _share_channels(

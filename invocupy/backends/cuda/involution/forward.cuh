@@ -1,5 +1,6 @@
 #include "involution/involution.cuh"
 // out[n,c,i,j] = sum over (u,v) of kernel[n,g,u,v,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
+// In three dimensions (s,u,v) are taps and (d,i,j) positions, of which s and d count planes.
 //
 // A thread owns COLUMNS columns of one row of CHANNELS channels of a group. Tap row by tap row it
 // gets the kernel values once, and then for each channel the stretch of x that they see.
@@ -25,28 +26,34 @@ __device__ __forceinline__ Share share_of(const Place& at, const Geometry& g)
 // the compiler would else keep half of the threads out for loads that it has started early.
 constexpr bool ONE_BY_ONE = RAGGED || KERNEL_W * COLUMNS > 32;
 
-// Taps: taps(u, part, tap) fills tap[t][e] with the kernel value of tap (u, part + t) at column e.
-// With Taps::AHEAD that is called a step before the values are needed: a load from memory then has
-// the time of one step to arrive.
+// Taps: taps(r, part, tap) fills tap[t][e] with the kernel value of tap part + t of tap row r at
+// column e. With Taps::AHEAD that is called a step before the values are needed: a load from memory
+// then has the time of one step to arrive.
 template <class Taps>
 __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps, SCALAR* out,
                                               const Geometry& g, const Place& at,
                                               const Share& mine)
 {
-    const long long x_plane = g.x_plane(), out_plane = g.out_plane();
-    x += mine.first * x_plane + at.column * STRIDE_W;
-    const int top = at.row * STRIDE_H - PAD_H;
+    const long long x_step = g.x_step(), out_step = g.out_step();
+    x += mine.first * x_step + at.column * STRIDE_W;
+    const int top = at.row * STRIDE_H - PADDING_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
-    // The tap rows whose row of x is inside.
+    // The tap rows whose row of x is inside, and the tap planes.
     const int begin = top >= 0 ? 0 : (-top + DILATION_H - 1) / DILATION_H;
     const int end = min(KERNEL_H, (g.height - top + DILATION_H - 1) / DILATION_H);
+    IN_3D(const int front = at.plane * STRIDE_D - PADDING_D;
+          const int first = front >= 0 ? 0 : (-front + DILATION_D - 1) / DILATION_D;
+          const int last = min(KERNEL_D, (g.depth - front + DILATION_D - 1) / DILATION_D);)
     ACCUM next[TAPS][COLUMNS];
-    if (Taps::AHEAD && begin < end) taps(begin, 0, next);
+    if (Taps::AHEAD && begin < end IN_3D(&& first < last))
+        taps(IN_3D(first * KERNEL_H +) begin, 0, next);
 
+    IN_3D(_Pragma("unroll 1") for (int s = first; s < last; ++s))
 #pragma unroll 1
     for (int u = begin; u < end; ++u) {
-        const SCALAR* const x_row = x + (long long)(top + u * DILATION_H) * g.width;
+        const int y = top + u * DILATION_H;
+        const SCALAR* const x_row = x + g.x_row(IN_3D(front + s * DILATION_D,) y);
 #pragma unroll
         for (int part = 0; part < KERNEL_W; part += TAPS) {
             ACCUM tap[TAPS][COLUMNS];
@@ -54,15 +61,16 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
                 UNROLL(t, TAPS)
                     UNROLL(e, COLUMNS) tap[t][e] = next[t][e];
                 if (part + TAPS < KERNEL_W)
-                    taps(u, part + TAPS, next);
+                    taps(IN_3D(s * KERNEL_H +) u, part + TAPS, next);
                 else if (u + 1 < end)
-                    taps(u + 1, 0, next);
+                    taps(IN_3D(s * KERNEL_H +) u + 1, 0, next);
+                IN_3D(else if (s + 1 < last) taps((s + 1) * KERNEL_H + begin, 0, next);)
             } else {
-                taps(u, part, tap);
+                taps(IN_3D(s * KERNEL_H +) u, part, tap);
             }
             const SCALAR* from = x_row;
 #pragma unroll
-            for (int c = 0; c < CHANNELS; ++c, from += x_plane) {
+            for (int c = 0; c < CHANNELS; ++c, from += x_step) {
                 if (ONE_BY_ONE && c >= mine.count) break;
                 ACCUM stretch[window::SPAN];
                 load_run<VECTOR_X, window::SPAN, false, window::INSIDE>(
@@ -74,9 +82,9 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
             }
         }
     }
-    out += mine.first * out_plane + (long long)at.row * g.out_w + at.column;
+    out += mine.first * out_step + g.out_row(IN_3D(at.plane,) at.row) + at.column;
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c, out += out_plane) {
+    for (int c = 0; c < CHANNELS; ++c, out += out_step) {
         if (RAGGED && c >= mine.count) break;
         store_run<VECTOR_OUT, COLUMNS>(out, at.column, g.out_w, sum[c]);
     }

@@ -8,20 +8,20 @@ struct Generated {
     const SCALAR* features;  // of the image, at the thread's first column
     const SCALAR* weight;    // of the group
     const SCALAR* bias;
-    long long plane;
+    long long step;          // from one feature to the next
     int column, width, count;
 
-    __device__ __forceinline__ void operator()(int u, int part, ACCUM (&tap)[TAPS][COLUMNS]) const
+    __device__ __forceinline__ void operator()(int r, int part, ACCUM (&tap)[TAPS][COLUMNS]) const
     {
-        const SCALAR* const weight_row = weight + (long long)(u * KERNEL_W + part) * count;
+        const SCALAR* const weight_row = weight + (long long)(r * KERNEL_W + part) * count;
         UNROLL(t, TAPS)
             UNROLL(e, COLUMNS)
-                tap[t][e] = part + t < KERNEL_W ? widen(bias[u * KERNEL_W + part + t]) : ACCUM(0);
+                tap[t][e] = part + t < KERNEL_W ? widen(bias[r * KERNEL_W + part + t]) : ACCUM(0);
 #pragma unroll 1
         for (int f = 0; f < count; f += VECTOR_F) {
             ACCUM feature[VECTOR_F][COLUMNS];
             UNROLL(k, VECTOR_F)
-                load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * plane, column, 0, width,
+                load_run<VECTOR_OUT, COLUMNS>(features + (f + k) * step, column, 0, width,
                                               feature[k]);
             UNROLL(t, TAPS) {
                 if (part + t >= KERNEL_W) continue;
@@ -34,19 +34,18 @@ struct Generated {
     }
 };
 
-// Blocks on a multiprocessor, so many that nothing spills; 0: let the compiler choose.
-constexpr int RESIDENT = TAPS > 4 || window::SPAN > 12 ? 0 : 3;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-fused_forward(In x, In features, In weight, In bias, Out out, Geometry g, int count)
+constexpr bool MANY = TAPS > 4 || window::SPAN > 12 || (DIMS == 3 && sizeof(ACCUM) == 8);
+constexpr int RESIDENT = MANY ? 0 : 3;
+KERNEL(BLOCK, RESIDENT) fused_forward(In x, In features, In weight, In bias, Out out, Geometry g,
+    int count)
 {
-    const Place at = place(thread_index(), shares_of(g), g.out_h, g.out_w);
+    const Place at = place(thread_index(), shares_of(g), IN_3D(g.out_d,) g.out_h, g.out_w);
     if (at.unit >= index_t(g.batch) * g.groups) return;
-    const long long plane = g.out_plane(), image = at.unit / g.groups;
-    const int k = int(at.unit % g.groups) * (KERNEL_H * KERNEL_W);
-    const long long offset = g.out_offset(at.row, at.column);
-    const Generated taps = {features + image * count * plane + offset,
-                            weight + (long long)k * count, bias + k, plane, at.column, g.out_w,
+    const long long step = g.out_step(), image = at.unit / g.groups;
+    const int k = int(at.unit % g.groups) * (TAP_ROWS * KERNEL_W);
+    const long long offset = g.out_offset(at);
+    const Generated taps = {features + image * count * step + offset,
+                            weight + (long long)k * count, bias + k, step, at.column, g.out_w,
                             count};
     forward_strip(x, taps, out, g, at, share_of(at, g));
 }

@@ -5,33 +5,32 @@
 // A thread owns COLUMNS columns of one row of FEATURES features. The gradient of the kernel passes
 // through its registers tap row by tap row.
 
-// Blocks on a multiprocessor, so many that nothing spills.
-constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 ? 4 : 5;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
+constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 || DIMS == 3 ? 4 : 5;
+KERNEL(BLOCK, RESIDENT) grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
 {
-    const Place at = place(thread_index(), (count - 1) / FEATURES + 1, g.out_h, g.out_w);
+    const Place at =
+        place(thread_index(), (count - 1) / FEATURES + 1, IN_3D(g.out_d,) g.out_h, g.out_w);
     const long long image = at.unit;
     if (image >= g.batch) return;
     const int begin = at.share * FEATURES;
 
     const int per_group = g.per_group();
-    const long long x_group = (long long)per_group * g.height * g.width, plane = g.out_plane();
-    const long long offset = g.out_offset(at.row, at.column);
+    const long long x_group = (long long)per_group * IN_3D(g.depth *) g.height * g.width;
+    const long long step = g.out_step();
+    const long long offset = g.out_offset(at);
     x += image * g.groups * x_group;
-    grad += image * g.channels * plane + offset;
+    grad += image * g.channels * step + offset;
     weight += begin;
 
     ACCUM sum[FEATURES][COLUMNS] = {};
 #pragma unroll 1
-    for (int group = 0; group < g.groups; ++group, x += x_group, grad += per_group * plane) {
+    for (int group = 0; group < g.groups; ++group, x += x_group, grad += per_group * step) {
 #pragma unroll 1
-        for (int u = 0; u < KERNEL_H; ++u, weight += (long long)KERNEL_W * count) {
+        for (int r = 0; r < TAP_ROWS; ++r, weight += (long long)KERNEL_W * count) {
 #pragma unroll
             for (int part = 0; part < KERNEL_W; part += TAPS) {
                 ACCUM slope[TAPS][COLUMNS];
-                grad_taps<4>(grad, x, g, per_group, at.row, at.column, u, part, slope);
+                grad_taps<4>(grad, x, g, per_group, at, r, part, slope);
                 UNROLL(t, TAPS) {
                     if (part + t >= KERNEL_W) continue;
                     const SCALAR* const row = weight + (long long)(part + t) * count;
@@ -43,8 +42,8 @@ grad_features(In grad, In x, In weight, Out out, Geometry g, int count)
             }
         }
     }
-    out += (image * count + begin) * plane + offset;
+    out += (image * count + begin) * step + offset;
     UNROLL(f, FEATURES)
         if (begin + f < count)
-            store_run<VECTOR_OUT, COLUMNS>(out + f * plane, at.column, g.out_w, sum[f]);
+            store_run<VECTOR_OUT, COLUMNS>(out + f * step, at.column, g.out_w, sum[f]);
 }

@@ -7,30 +7,28 @@
 // the whole plane apart. For 8 columns and for full accesses, what is faster was measured.
 constexpr bool TOGETHER = COLUMNS == 8 || VECTOR_OUT < COLUMNS;
 
-// Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = TAPS * COLUMNS > 32 ? 4 : sizeof(ACCUM) == 8 ? 7 : 8;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_kernel(In grad, In x, Out out, Geometry g)
+KERNEL(BLOCK, RESIDENT) grad_kernel(In grad, In x, Out out, Geometry g)
 {
-    const Place at = place(thread_index(), TOGETHER ? KERNEL_H : 1, g.out_h, g.out_w);
-    const index_t group = TOGETHER ? at.unit : at.unit / KERNEL_H;  // counts (batch, group)
-    const int u = TOGETHER ? at.share : int(at.unit % KERNEL_H);
+    const int shares = TOGETHER ? TAP_ROWS : 1;
+    const Place at = place(thread_index(), shares, IN_3D(g.out_d,) g.out_h, g.out_w);
+    const index_t group = TOGETHER ? at.unit : at.unit / TAP_ROWS;  // counts (batch, group)
+    const int r = TOGETHER ? at.share : int(at.unit % TAP_ROWS);
     if (group >= index_t(g.batch) * g.groups) return;
 
     const int per_group = g.per_group();
-    const long long plane = g.out_plane(), offset = g.out_offset(at.row, at.column);
-    x += (long long)group * per_group * g.x_plane();
-    grad += (long long)group * per_group * plane + offset;
-    out += ((long long)group * KERNEL_H + u) * KERNEL_W * plane + offset;
+    const long long step = g.out_step(), offset = g.out_offset(at);
+    x += (long long)group * per_group * g.x_step();
+    grad += (long long)group * per_group * step + offset;
+    out += ((long long)group * TAP_ROWS + r) * KERNEL_W * step + offset;
 
 #pragma unroll
     for (int part = 0; part < KERNEL_W; part += TAPS) {
         ACCUM sum[TAPS][COLUMNS];
-        grad_taps<COLUMNS == 8 ? 2 : 1>(grad, x, g, per_group, at.row, at.column, u, part, sum);
+        grad_taps<COLUMNS == 8 ? 2 : 1>(grad, x, g, per_group, at, r, part, sum);
         UNROLL(t, TAPS)
             if (part + t < KERNEL_W)
-                store_run<VECTOR_OUT, COLUMNS>(out + (part + t) * plane, at.column, g.out_w,
+                store_run<VECTOR_OUT, COLUMNS>(out + (part + t) * step, at.column, g.out_w,
                                                sum[t]);
     }
 }

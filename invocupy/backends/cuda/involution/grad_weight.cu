@@ -8,16 +8,14 @@
 // registers, then from lane to lane, and writes partial[slice][k][f], with the bias at f = count.
 // The second adds the slices up in order.
 
-// Blocks on a multiprocessor, so many that nothing spills.
 constexpr int RESIDENT = TAPS <= 4 ? 4 : sizeof(ACCUM) == 8 ? 2 : 3;
-
-extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count, int slices)
+KERNEL(BLOCK, RESIDENT) grad_weight(In grad, In x, In features, OutAccum partial, Geometry g,
+    int count, int slices)
 {
     const int lane = threadIdx.x % 32;
     index_t rest = thread_index() / 32;
-    const int u = int(rest % KERNEL_H);
-    rest /= KERNEL_H;
+    const int r = int(rest % TAP_ROWS);
+    rest /= TAP_ROWS;
     const int shares = (count - 1) / FEATURES + 1;
     const int begin = int(rest % shares) * FEATURES;
     rest /= shares;
@@ -26,34 +24,35 @@ grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count,
     if (slice >= slices) return;
 
     const int per_group = g.per_group();
-    const long long x_plane = g.x_plane(), plane = g.out_plane();
-    const index_t strips = index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h * g.batch;
+    const long long x_step = g.x_step(), step = g.out_step();
+    const index_t strips =
+        index_t((g.out_w - 1) / COLUMNS + 1) * g.out_h IN_3D(* g.out_d) * g.batch;
 
 #pragma unroll
     for (int part = 0; part < KERNEL_W; part += TAPS) {
         ACCUM sum[TAPS][FEATURES] = {}, bias_sum[TAPS] = {};
 #pragma unroll 1
         for (index_t strip = slice * 32 + lane; strip < strips; strip += index_t(slices) * 32) {
-            const Place at = place(strip, 1, g.out_h, g.out_w);
+            const Place at = place(strip, 1, IN_3D(g.out_d,) g.out_h, g.out_w);
             const long long image = at.unit;
             const long long channel = image * g.channels + (long long)group * per_group;
-            const long long offset = g.out_offset(at.row, at.column);
+            const long long offset = g.out_offset(at);
             ACCUM slope[TAPS][COLUMNS];
-            grad_taps<4>(grad + channel * plane + offset, x + channel * x_plane, g, per_group,
-                         at.row, at.column, u, part, slope);
+            grad_taps<4>(grad + channel * step + offset, x + channel * x_step, g, per_group,
+                         at, r, part, slope);
             UNROLL(t, TAPS)
                 UNROLL(e, COLUMNS) {
                     // Past the end of the row `slope` is 0 times something, which may be infinite.
                     if (e >= VECTOR_OUT && at.column + e >= g.out_w) slope[t][e] = 0;
                     bias_sum[t] += slope[t][e];
                 }
-            const SCALAR* from = features + (image * count + begin) * plane + offset;
+            const SCALAR* from = features + (image * count + begin) * step + offset;
             UNROLL(f, FEATURES) {
                 ACCUM feature[COLUMNS];
                 load_run<VECTOR_OUT, COLUMNS>(from, at.column, 0, g.out_w, feature);
                 // No branch, so that the loads of several features are under way together: the
                 // last one is read again and again, for sums that nobody asks for.
-                from += begin + f + 1 < count ? plane : 0;
+                from += begin + f + 1 < count ? step : 0;
                 UNROLL(t, TAPS)
                     UNROLL(e, COLUMNS) sum[t][f] += slope[t][e] * feature[e];
             }
@@ -61,9 +60,9 @@ grad_weight(In grad, In x, In features, OutAccum partial, Geometry g, int count,
 
         UNROLL(t, TAPS) {
             if (part + t >= KERNEL_W) continue;
-            const long long k = ((long long)group * KERNEL_H + u) * KERNEL_W + part + t;
+            const long long k = ((long long)group * TAP_ROWS + r) * KERNEL_W + part + t;
             ACCUM* const to =
-                partial + ((long long)slice * g.groups * (KERNEL_H * KERNEL_W) + k) * (count + 1);
+                partial + ((long long)slice * g.groups * (TAP_ROWS * KERNEL_W) + k) * (count + 1);
             UNROLL(f, FEATURES) {
                 const ACCUM total = warp_sum(sum[t][f]);
                 if (lane == 0 && begin + f < count) to[begin + f] = total;

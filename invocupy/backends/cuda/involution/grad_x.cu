@@ -3,15 +3,16 @@
 
 struct Stored {
     const SCALAR* kernel;  // of the group, at the column `position`
-    long long plane;
-    int position, width;
+    long long step;          // from the values of one tap to those of the next
+    int position, IN_3D(height,) width;
 
-    __device__ __forceinline__ void operator()(int u, int i, int part,
+    __device__ __forceinline__ void operator()(int r, IN_3D(int d,) int i, int part,
                                                ACCUM (&tap)[TAPS][LIVE]) const
     {
-        const SCALAR* from = kernel + (u * KERNEL_W + part) * plane + (long long)i * width;
+        const SCALAR* from =
+            kernel + (r * KERNEL_W + part) * step + ((long long)IN_3D(d * height +) i) * width;
 #pragma unroll
-        for (int t = 0; t < TAPS; ++t, from += plane) {
+        for (int t = 0; t < TAPS; ++t, from += step) {
             if (part + t >= KERNEL_W) continue;
             // The columns wanted start anywhere: load the aligned stretch around them.
             constexpr int AROUND = round_up(LIVE + VECTOR_OUT - 1, VECTOR_OUT);
@@ -25,14 +26,14 @@ struct Stored {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-grad_x(In grad, In kernel, Out out, Geometry g)
+KERNEL(BLOCK) grad_x(In grad, In kernel, Out out, Geometry g)
 {
-    const Place at = place(thread_index(), shares_of(g), round_up(g.height, STRIDE_H), g.width);
+    const Place at =
+        place(thread_index(), shares_of(g), IN_3D(g.depth,) round_up(g.height, STRIDE_H), g.width);
     const int y = phased_row(at.row, g.height);
     if (at.unit >= index_t(g.batch) * g.groups || y >= g.height) return;
     const int position = at.column / STRIDE_W;
-    kernel += (long long)at.unit * (KERNEL_H * KERNEL_W) * g.out_plane() + position;
-    const Stored taps = {kernel, g.out_plane(), position, g.out_w};
-    grad_x_strip(grad, taps, out, g, y, at.column, share_of(at, g));
+    kernel += (long long)at.unit * (TAP_ROWS * KERNEL_W) * g.out_step() + position;
+    const Stored taps = {kernel, g.out_step(), position, IN_3D(g.out_h,) g.out_w};
+    grad_x_strip(grad, taps, out, g, at, y, share_of(at, g));
 }

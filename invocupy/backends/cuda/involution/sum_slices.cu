@@ -1,8 +1,8 @@
 #include "cuda.cuh"
 // The second stage of grad_weight.cu: a thread adds up one element over all slices, in order.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_slices(InAccum partial, Out grad_weight, Out grad_bias, int rows, int count, int slices)
+KERNEL(BLOCK) sum_slices(InAccum partial, Out grad_weight, Out grad_bias, int rows, int count,
+    int slices)
 {
     const index_t index = thread_index();
     const index_t size = index_t(rows) * (count + 1);

@@ -2,8 +2,8 @@
 // First stage of the gradient of the bias: partial[slice][channel], the sum of one slice of a
 // channel's elements in all images. A warp a slice; lanes are added up in a fixed order.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_planes(In grad, OutAccum partial, int batch, int channels, int per_plane, int slices)
+KERNEL(BLOCK) sum_planes(In grad, OutAccum partial, int batch, int channels, int per_plane,
+    int slices)
 {
     const index_t warp = thread_index() / 32;
     const Channel of = {int(warp % channels), channels, per_plane};

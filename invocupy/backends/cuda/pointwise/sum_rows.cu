@@ -3,8 +3,7 @@
 // which the order of summing never changes. A warp owns eight columns (a sector of memory) and four
 // lanes each of them, so that a few columns make many loads at once.
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_rows(InAccum from, Out out, int rows, int columns)
+KERNEL(BLOCK) sum_rows(InAccum from, Out out, int rows, int columns)
 {
     const index_t warp = thread_index() / 32;
     const int lane = threadIdx.x % 32;

@@ -17,15 +17,9 @@ _NOTHING = (*(None,) * 5, 0.0, np.int64(0))
 
 
 def update(
-    params: Sequence[Array],
-    grads: Sequence[Array],
-    velocities: Sequence[Array | None],
-    decays: Sequence[float],
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-) -> tuple[list[Array], list[Array | None]]:
+    params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None],
+    decays: Sequence[float], *, lr: float, momentum: float, nesterov: bool,
+) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
     new_params: list[Array] = []
     new_velocities: list[Array | None] = []
     kinds: dict[Any, list[tuple[Any, ...]]] = {}

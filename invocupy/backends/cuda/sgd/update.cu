@@ -32,13 +32,10 @@ __device__ __forceinline__ void update_one(const Array& a, long long begin, ACCU
 }
 
 #define EVERY(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-#define PARAMETERS(k)                                                                          \
-    In p##k, In grad##k,                       \
-        In old##k, Out to##k,                         \
-        Out velocity##k, ACCUM decay##k, long long size##k,
+#define PARAMETERS(k)                                                                    \
+    In p##k, In grad##k, In old##k, Out to##k, Out velocity##k, ACCUM decay##k, long long size##k,
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
-update(EVERY(PARAMETERS) ACCUM lr, ACCUM momentum)
+KERNEL(BLOCK) update(EVERY(PARAMETERS) ACCUM lr, ACCUM momentum)
 {
     long long begin = (long long)blockIdx.x * (BLOCK * EACH);
 #define TURN(k)                                                                                \

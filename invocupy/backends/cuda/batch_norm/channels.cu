@@ -1,0 +1,36 @@
+#include "cuda.cuh"
+// The arithmetic of batch norm between its passes: a thread a channel.
+
+// inverse = 1 / sqrt(var + eps), scale = weight * inverse, shift = bias - mean * scale.
+KERNEL(BLOCK) fold(InAccum mean, InAccum var, InAccum weight, InAccum bias, OutAccum inverse,
+    OutAccum scale, OutAccum shift, ACCUM eps, int channels)
+{
+    const index_t c = thread_index();
+    if (c >= channels) return;
+    inverse[c] = 1 / sqrt(var[c] + eps);
+    scale[c] = weight[c] * inverse[c];
+    shift[c] = bias[c] - mean[c] * scale[c];
+}
+
+// The b and c of grad_x.cu for a norm by the batch's own moments, and the gradient of the weight.
+KERNEL(BLOCK) coefficients(InAccum scale, InAccum inverse, InAccum mean, InAccum sum_grad,
+    InAccum sum_grad_x, OutAccum b, OutAccum c, OutAccum grad_weight, ACCUM count, int channels)
+{
+    const index_t k = thread_index();
+    if (k >= channels) return;
+    const ACCUM by_x = -scale[k] * inverse[k] * inverse[k] * sum_grad_x[k] / count;
+    b[k] = by_x;
+    c[k] = -scale[k] * sum_grad[k] / count - by_x * mean[k];
+    grad_weight[k] = sum_grad_x[k] * inverse[k];
+}
+
+// Running moments take a share `momentum` of the batch's, whose variance a factor makes unbiased.
+KERNEL(BLOCK) running(InAccum old_mean, InAccum old_var, InAccum mean, InAccum var,
+    OutAccum new_mean, OutAccum new_var, ACCUM momentum, ACCUM unbiased, int channels)
+{
+    const index_t c = thread_index();
+    if (c >= channels) return;
+    const ACCUM keep = 1 - momentum;
+    new_mean[c] = keep * old_mean[c] + momentum * mean[c];
+    new_var[c] = keep * old_var[c] + momentum * (var[c] * unbiased);
+}
