@@ -233,8 +233,9 @@ def plan(
     height = max(rows + most - fewest, height)  # a whole tile in a block of any phase
     bands = max(1, fewest // height)
     tallest = -(-most // bands) + rows - 1  # a last tile may hang over
-    # behind the last row there is no next one whose zeros end it
-    last = max(pitch, phase_width * size)
+    # behind the last row there is no next one whose zeros end it, or which is packed over the rest
+    # of the last vector of its last phase
+    last = max(pitch, (column_phases - 1) * phase_width * size + up(phase_width * size, LINE))
     plane = _odd_lines(((tallest - 1) * row_step + halo_rows) * pitch + last)
     channel = _odd_lines(held * plane)
 

@@ -272,3 +272,15 @@ def test_the_generated_kernel_is_never_whole(name):
     worker.start()
     worker.join()
     assert 0 < peaks[0] < np.prod(g.kernel_shape) * 4 / 4
+
+
+def test_a_packed_plane_ends_before_the_next() -> None:
+    """The last columns of a phase are packed as a whole vector; other planes are in use then."""
+    g = Geometry.of((1, 2, 3, 1, 2), (1, 1, 2, 1, 2, 4, 1, 1), (1, 1, 2), (1, 0, 0))
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.integers(1, 4, s).astype("f4") for s in (g.x_shape, g.kernel_shape))
+    results = []
+    for wing in (cpu, reference):
+        results.append(np.empty(g.out_shape, "f4"))
+        wing.forward(x, kernel, g, results[-1])
+    assert (results[0] == results[1]).all()
