@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invocupy.cli.options import Commands, add_run, bar, check_out, command, is_stdout, path, tell
+from invocupy.cli.options import (
+    Commands,
+    add_run,
+    bar,
+    check_out,
+    command,
+    is_stdout,
+    model_from,
+    path,
+    tell,
+)
 
 if TYPE_CHECKING:
     from invocupy.report import Findings
@@ -66,6 +76,7 @@ def _findings(arguments: argparse.Namespace) -> Findings:
     return findings(
         arguments.run, which=arguments.checkpoint, involutions=arguments.involutions,
         device=arguments.device, data_dir=arguments.data_dir,
+        model=model_from(arguments.model_from),
     )  # fmt: skip
 
 

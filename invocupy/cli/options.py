@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from invocupy.messages import did_you_mean
+from invocupy.messages import did_you_mean, one_line
 from invocupy.paths import expand
 
 
@@ -76,10 +77,35 @@ def add_run(parser: Parser, data: bool = True) -> None:
         "(default %(default)s)",
     )  # fmt: skip
     add_device(parser)
+    parser.add_argument(
+        "--model-from", metavar="MODULE:FUNCTION",
+        help="a function without arguments that makes the model, where fit was given one",
+    )  # fmt: skip
     if data:
         parser.add_argument(
-            "--data-dir", metavar="DIR", type=path, help="where the files of cifar10 lie now"
+            "--data-dir", metavar="DIR", type=path, help="where the files of its images lie now"
         )
+
+
+def model_from(given: str | None) -> Any:
+    """The model that a function ``MODULE:FUNCTION`` makes; None if none is given."""
+    from invocupy.train import ConfigError
+
+    if given is None:
+        return None
+    module, _, name = given.partition(":")
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109  (as python -m does, and import compares texts)
+    try:
+        make = getattr(import_module(module), name)
+        model = make()
+    except Exception as error:
+        raise ConfigError(
+            f"model-from must be MODULE:FUNCTION, of a function that makes the model, got {given} "
+            f"({type(error).__name__}: {one_line(error)})"
+        ) from error
+    finally:
+        sys.path.remove(os.getcwd())  # noqa: PTH109
+    return model
 
 
 def add_device(parser: Parser) -> None:

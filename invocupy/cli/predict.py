@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from invocupy.cli.options import Commands, add_run, command, table, tell
+from invocupy.cli.options import Commands, add_run, command, model_from, table, tell
 
 
 def add(commands: Commands) -> None:
@@ -30,13 +30,19 @@ def _run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from invocupy.data import DataError, read_image
-    from invocupy.train import DATASETS, ConfigError, load_run, pick_device, predict
+    from invocupy.data import DataError, grey, read_image
+    from invocupy.train import ConfigError, open_run, pick_device, predict
 
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
-    config, model, _ = load_run(arguments.run, arguments.checkpoint)
-    dataset = DATASETS[config.dataset]
+    own = model_from(arguments.model_from)
+    _, model, _, about = open_run(arguments.run, arguments.checkpoint, own)
+    channels, side, width = about.shape
+    if side != width or channels not in (1, 3):
+        raise ConfigError(
+            f"the run is of images (C, H, W) = {about.shape}, and image files give squares in grey "
+            "or colour: use invocupy.train.predict on arrays"
+        )
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
     images, results = {}, dict[str, dict[str, Any]]()
 
@@ -46,19 +52,20 @@ def _run(arguments: argparse.Namespace) -> int:
 
     for path in arguments.images:
         try:
-            images[path] = read_image(path)
+            image = read_image(path, side)
+            images[path] = image if channels == 3 else grey(image)
         except DataError as error:
             fail(path, str(error))
     if images:
         model.to(pick_device(arguments.device))
         stack = np.stack(list(images.values()))
-        found = predict(model, stack, mean=dataset.mean, std=dataset.std)
+        found = predict(model, stack, **about.style())
         for path, probabilities in zip(images, found, strict=True):
             if not np.isfinite(probabilities).all():
                 fail(path, f"{path} has no answer: the model's numbers for it are not finite")
                 continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
-            classes = [{"class": dataset.classes[i], "probability": probabilities[i]} for i in best]
+            classes = [{"class": about.classes[i], "probability": probabilities[i]} for i in best]
             results[path] = {"image": path, "classes": classes}
     rows = [results[path] for path in arguments.images]
     result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}

@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from invocupy.distributed import start, together, with_gpus
     from invocupy.train import Config, ConfigError, fit, load_run
-    from invocupy.train.run import counted
+    from invocupy.train.saved import counted
 
     comm = start(arguments.comm_timeout)
     given = given_settings(arguments)
@@ -130,7 +130,7 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
     """What ``fit`` calls on its way: a bar on a terminal, and a line an epoch everywhere."""
     from tqdm import tqdm
 
-    from invocupy.train.run import measured_on
+    from invocupy.train.saved import measured_on
 
     bars: list[Any] = []
 

@@ -1,8 +1,8 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
 ``cifar`` reads CIFAR-10 where it lies, ``generated`` draws a set that needs no file and no network,
-``batches`` cuts either into normalised, augmented batches, ``images`` reads image files. Sets are
-uint8 images (N, 3, 32, 32) and int64 labels (N,) everywhere.
+``own`` checks arrays of the user's, ``batches`` cuts any of them into normalised, augmented
+batches, ``images`` reads image files. Sets are uint8 images (N, C, H, W) and int64 labels (N,).
 """
 
 from __future__ import annotations
@@ -17,10 +17,25 @@ from invocupy.data.cifar import (
     cifar10,
 )
 from invocupy.data.generated import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
-from invocupy.data.images import read_image
+from invocupy.data.images import grey, read_image
+from invocupy.data.own import moments, own_sets
 
 __all__ = [
-    "CIFAR10_CLASSES", "CIFAR10_MEAN", "CIFAR10_STD", "SHAPES10_CLASSES", "SHAPES10_MEAN",
-    "SHAPES10_STD", "Batches", "DataError", "DownloadError", "cifar10", "cutout", "random_crop",
-    "random_flip", "read_image", "shapes10",
+    "CIFAR10_CLASSES",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "SHAPES10_CLASSES",
+    "SHAPES10_MEAN",
+    "SHAPES10_STD",
+    "Batches",
+    "DataError",
+    "DownloadError",
+    "cifar10",
+    "cutout", "grey",
+    "moments",
+    "own_sets",
+    "random_crop",
+    "random_flip",
+    "read_image",
+    "shapes10",
 ]  # fmt: skip

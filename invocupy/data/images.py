@@ -81,6 +81,26 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 
 
+def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The brightness of an image: uint8 (3, H, W) to (1, H, W), by the weights of ITU-R 601.
+
+    Parameters
+    ----------
+    image : uint8 array (3, H, W)
+
+    Returns
+    -------
+    uint8 array (1, H, W)
+
+    Examples
+    --------
+    >>> grey(np.array([200, 100, 0], np.uint8).reshape(3, 1, 1)).item()
+    118
+    """
+    weighted = np.tensordot((0.299, 0.587, 0.114), image, 1)
+    return np.asarray(weighted + 0.5, np.uint8)[None]
+
+
 def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
     """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off."""
     if image.mode == "F":

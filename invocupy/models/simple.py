@@ -142,7 +142,7 @@ class SimpleModel(nn.Module):
     Parameters
     ----------
     height, width : int
-        Of the images, in pixels.
+        Of the images, in pixels; ``in_channels`` are their channels.
     hidden_channels, num_layers, num_classes : int
         ``num_layers`` blocks, of ``hidden_channels`` inside: a multiple of 16.
     head_relu : bool
@@ -186,12 +186,13 @@ class SimpleModel(nn.Module):
         signed: bool = False,
         rng: np.random.Generator | int | None = None,
         recompute: bool = True,
+        in_channels: int = 3,
     ) -> None:
         height, width = integer("height", height, 1), integer("width", width, 1)
         num_layers = integer("num_layers", num_layers, 0)
         num_classes = integer("num_classes", num_classes, 1)
         rng = np.random.default_rng(rng)
-        channels = 3
+        channels = integer("in_channels", in_channels, 1)
         self.blocks = nn.ModuleList(
             SimpleBlock(channels, hidden_channels, fused, signed, rng, recompute)
             for _ in range(num_layers)
@@ -228,7 +229,7 @@ class SimpleModel(nn.Module):
         super().load_state_dict(state, strict)
 
     def logits(self, x: nn.Input) -> Tensor:
-        """(N, 3, height, width) to (N, num_classes), before the softmax."""
+        """(N, in_channels, height, width) to (N, num_classes), before the softmax."""
         shape = getattr(x, "shape", (0, *self.image))
         if len(shape) != 4 or tuple(shape[1:]) != self.image:
             raise ValueError(
@@ -240,7 +241,7 @@ class SimpleModel(nn.Module):
         return self.head(F.flatten(x))
 
     def forward(self, x: nn.Input) -> Tensor:
-        """(N, 3, height, width) to class probabilities (N, num_classes)."""
+        """(N, in_channels, height, width) to class probabilities (N, num_classes)."""
         return F.softmax(self.logits(x), axis=1)
 
 

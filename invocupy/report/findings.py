@@ -19,9 +19,11 @@ from invocupy.arrays import Array, device_of, on_device, to_device
 from invocupy.autograd import no_grad
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import Batches
+from invocupy.data.own import Images
 from invocupy.paths import AnyPath, existing, expand
-from invocupy.train import DATASETS, Config, ConfigError, load_data, load_run, pick_device, predict
-from invocupy.train.run import measured_on
+from invocupy.train import Config, ConfigError, open_run, pick_device, predict
+from invocupy.train.saved import measured_on, read
+from invocupy.train.sets import read_test_set
 
 _NUMBERS = "epoch", "train_loss", "train_accuracy", "seconds", "images_per_second", "lr"
 _SHOWN = 24  # images in a grid
@@ -32,7 +34,7 @@ _LAYERS = 4  # of heat maps, by default
 class Shots(NamedTuple):
     """Some test images with what the model says of them."""
 
-    images: NDArray[np.uint8]  # (n, 3, H, W)
+    images: NDArray[np.uint8]  # (n, C, H, W)
     labels: NDArray[np.int64]  # (n,)
     probabilities: NDArray[np.float64]  # (n, K)
 
@@ -57,6 +59,7 @@ class Findings(NamedTuple):
     history: list[dict[str, Any]]
     machine: dict[str, Any]  # {} for runs from before it was noted
     classes: tuple[str, ...]
+    dataset: str  # its name
     images: int  # in the test set
     accuracy: float
     confusion: NDArray[np.int64]  # (K, K), rows: the label, columns: the model's answer
@@ -73,6 +76,8 @@ def gather(
     involutions: Sequence[int] | None = None,
     device: str = "auto",
     data_dir: str | None = None,
+    model: nn.Module | None = None,
+    data: Images | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
     """Run a trained model over its test set, and keep what is worth a look.
@@ -86,6 +91,10 @@ def gather(
         Layers to map, counted from 0; by default up to four, evenly over the depth.
     device, data_dir
         As in :class:`invocupy.train.Config`, for here and now.
+    model
+        One to take the weights, where :func:`invocupy.train.fit` was given a model.
+    data
+        Test images and labels, where it was given arrays.
     progress
         Called with the batches done and all batches.
 
@@ -109,20 +118,16 @@ def gather(
     (np.int64(20), ['blocks.0.involution'])
     """
     folder = expand(folder)
-    config, model, history = load_run(folder, which)
+    config, model, history, about = open_run(folder, which, model)
     epoch = len(history)
     # what was stopped between saving the best and the last has an epoch more in the best
-    history = max(load_run(folder, "last")[2], history, key=len)  # of equals the last one's
+    history = max(read(folder / "last.safetensors", model).state.history, history, key=len)
     _check(folder, history)
     machine = _machine(folder / "machine.json")
-    data_dir = config.data_dir if data_dir is None else data_dir
-    config = replace(config, device=device, data_dir=data_dir)
-    names = involution_layers(model, involutions)
-    dataset = DATASETS[config.dataset]
-    mean, std, classes = dataset.mean, dataset.std, len(dataset.classes)
+    names, classes = involution_layers(model, involutions), len(about.classes)
     model.to(pick_device(device))
-    images, labels = load_data(config, train=False)
-    probabilities = predict(model, images, mean=mean, std=std, progress=progress)
+    images, labels = data or read_test_set(config, about, data_dir)
+    probabilities = predict(model, images, **about.style(), progress=progress)
     answers = probabilities.argmax(axis=1)
     shots = Shots(images, labels, probabilities)
     certainty = probabilities.max(axis=1)
@@ -133,17 +138,18 @@ def gather(
     return Findings(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
         epoch=epoch,
-        config=config,
+        config=replace(config, device=device, data_dir=data_dir or config.data_dir),
         history=history,
         machine=machine,
-        classes=dataset.classes,
+        classes=about.classes,
+        dataset=about.dataset,
         images=len(images),
         accuracy=float((answers == labels).mean()),
         confusion=counts.reshape(-1, classes),
         samples=shots.take(_of_many_classes(labels, _SHOWN)),
         mistakes=shots.take(worst),
         mapped=mapped,
-        maps=heat_maps(model, mapped.images, names, mean=mean, std=std),
+        maps=heat_maps(model, mapped.images, names, **about.style()),
     )
 
 

@@ -15,7 +15,7 @@ from invocupy.atomic import write_atomically
 from invocupy.paths import AnyPath
 from invocupy.report.figures import BLUE, INK, LINE, ORANGE, SOFT, Picture, drawing, pictures
 from invocupy.report.findings import Findings
-from invocupy.train.run import counted
+from invocupy.train.saved import counted
 
 # The style of the page has another colour for each of them in light and in dark.
 _COLOURS = {BLUE: "blue", INK: "ink", LINE: "line", ORANGE: "orange", SOFT: "soft"}
@@ -54,7 +54,7 @@ def render(found: Findings) -> str:
     ]
     page = files("invocupy.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(page).substitute(
-        title=escape(f"{found.name}: {found.config.model} on {found.config.dataset}"),
+        title=escape(f"{found.name}: {found.config.model} on {found.dataset}"),
         name=escape(found.name),
         facts=_facts(found),
         sections="".join(sections),
@@ -98,7 +98,7 @@ def _facts(found: Findings) -> str:
         "epochs": f"{len(history)} of {config.epochs}",
         "of training": f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.0f} s",
         "images per second": f"{images / max(seconds, 1e-9):,.0f}",
-        f"on {config.dataset}": config.model + layers,
+        f"on {found.dataset}": config.model + layers,
     }
     return "".join(
         f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>"

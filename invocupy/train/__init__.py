@@ -5,10 +5,10 @@ A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safeten
 and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
 the CPU, with the same bits as one that was not.
 
-``config`` has the settings, made of ``fields``; ``choices`` what their names stand for; ``setup``
-makes data, model and rates of them; ``run`` saves and restores; ``evaluation`` measures a model;
-``average`` averages weights; ``needs`` says whether a run fits; ``replica`` knows ranks; ``loop``
-trains; ``interrupts`` and ``lock`` guard it.
+``config`` has the settings, made of ``fields``; ``choices`` what their names stand for; ``sets``
+has the images, ``setup`` makes model and rates; ``saved`` reads a run's folder, ``run`` writes it;
+``evaluation`` measures a model; ``average`` averages weights; ``needs`` says whether a run fits;
+``replica`` knows ranks; ``loop`` trains; ``interrupts`` and ``lock`` guard it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from invocupy.train.evaluation import Evaluation, evaluate, predict
 from invocupy.train.interrupts import Interrupted
 from invocupy.train.loop import Progress, fit
 from invocupy.train.needs import check_memory, estimate, free_memory
-from invocupy.train.run import NonFiniteLoss, load_run
-from invocupy.train.setup import augmentation, build, hold_out, load_data, pick_device, rate
+from invocupy.train.run import NonFiniteLoss
+from invocupy.train.saved import OpenRun, load_run, open_run
+from invocupy.train.sets import About, hold_out, load_data
+from invocupy.train.setup import augmentation, build, pick_device, rate
 
 __all__ = [
-    "DATASETS", "MODELS", "Config", "ConfigError", "Evaluation", "Interrupted", "NonFiniteLoss",
-    "Progress", "augmentation", "build", "check_memory", "estimate", "evaluate", "fit",
-    "free_memory", "hold_out", "load_data", "load_run", "pick_device", "predict", "rate",
-    "read_settings",
+    "DATASETS", "MODELS", "About", "Config", "ConfigError", "Evaluation", "Interrupted",
+    "NonFiniteLoss", "OpenRun", "Progress", "augmentation", "build", "check_memory", "estimate",
+    "evaluate", "fit", "free_memory", "hold_out", "load_data", "load_run", "open_run",
+    "pick_device", "predict", "rate", "read_settings",
 ]  # fmt: skip

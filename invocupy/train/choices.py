@@ -6,12 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from invocupy import data, models, optim
-
-Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+from invocupy.data.own import Images
 
 
 class DataSet(NamedTuple):
@@ -23,6 +19,7 @@ class DataSet(NamedTuple):
     std: tuple[float, ...]
     augment: str  # what "auto" means
     sizes: tuple[int, int]  # images to train on and to test on, without a limit
+    shape: tuple[int, int, int] = (3, 32, 32)  # of an image
 
 
 class Choice(NamedTuple):
@@ -59,7 +56,7 @@ MODELS = {
         {"layers": "num_layers"} | {k: k for k in ("head_relu", "signed", "recompute")},
     ),
     "small": Choice(models.SmallNet, {"spatial": "spatial", "width": "width"}),
-    # The images of both sets are 32x32.
+    # Images are small.
     **{name: Choice(partial(make, stem="cifar"), {}) for name, make in models.NETWORKS.items()},
 }
 SCHEDULES = {

@@ -9,22 +9,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invocupy import checkpoint, data, nn, optim
+from invocupy import checkpoint, nn, optim
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
+from invocupy.data import Batches, own_sets
 from invocupy.distributed import Comm
 from invocupy.paths import AnyPath, expand
 from invocupy.train.average import Average
-from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import Evaluation, check_model, evaluate, logits_of
 from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
 from invocupy.train.replica import Replica
-from invocupy.train.run import Row, Run, check_folder
-from invocupy.train.setup import augmentation, build, hold_out, load_data, rate
+from invocupy.train.run import Run
+from invocupy.train.saved import Row, check_folder
+from invocupy.train.sets import describe, load_sets
+from invocupy.train.setup import augmentation, build, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
 
@@ -47,6 +49,7 @@ def fit(
     before_update: Callable[[nn.Module, optim.SGD], object] | None = None,
     after_epoch: Callable[[nn.Module, Row], object] | None = None,
     testing: Callable[[int, int], object] | None = None, comm: Comm | None = None,
+    data: tuple[Array, Array, Array, Array] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Train a model; an interrupted run can be resumed, on the CPU to the same bits.
 
@@ -83,6 +86,11 @@ def fit(
         settings. Each computes its share of every batch; the result is that of a single process
         to rounding. Rank 0 alone reads and writes ``out``. Each calls its own functions; True of
         one ``after_epoch`` ends the run.
+    data
+        ``(train_images, train_labels, test_images, test_labels)`` in place of ``config.dataset``:
+        uint8 images (N, C, H, W) of any size and channels, and integers (N,) from 0. The number of
+        classes follows from the training labels, mean and deviation are those of the images trained
+        on; the run keeps them. To resume, give the same again.
 
     Returns
     -------
@@ -98,14 +106,16 @@ def fit(
     Raises
     ------
     TypeError
-        If ``config`` is no Config, ``model`` no module, or a hook no function.
+        If ``config`` is no Config, ``model`` no module, a hook no function, or ``data`` is not of
+        arrays of these dtypes.
     ConfigError
         If ``out`` holds a run already or another process trains there, ``config`` contradicts the
         run to resume (told before data is downloaded), the device is missing, a step would not
         fit into its memory (not checked for a ``model`` of your own), or there is patience, but no
         validation to look at.
     invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
-        If there is no whole checkpoint to resume from, or no data.
+        If there is no whole checkpoint to resume from, or no data; if the shapes or labels of
+        ``data`` do not fit.
     invocupy.distributed.LaunchError, invocupy.distributed.PeerError, RuntimeError
         If settings or models differ between ranks, another rank failed, or the ranks have come to
         different weights, which only a fault can bring about.
@@ -136,35 +146,33 @@ def fit(
             f"patience {config.patience} needs validation, the share of the training images to "
             "look at, such as 0.1: the test set does not choose"
         )
+    arrays = None if data is None else own_sets(data)
+    about = describe(config, arrays)
     replica, own = Replica(comm, config), model is not None
     device = replica.comm.device
-    model = (build(config) if model is None else model).to(device)
+    model = (build(config, about) if model is None else model).to(device)
     folder = None if out is None or not replica.is_root else expand(out)
     replica.check(model, resume)
     with replica.together():  # before data is downloaded
         if folder is not None:
-            check_folder(config, folder, resume, model if own else None)
-    sets = replica.root_first(lambda: [load_data(config, train) for train in (True, False)])
-    if config.validation:
-        images, labels = sets[0]
-        sets[:1] = ((images[i], labels[i]) for i in hold_out(config, len(images)))
+            check_folder(config, folder, resume, about, model if own else None)
+    sets = replica.root_first(lambda: load_sets(config, arrays))
+    about = about.measured(sets[0][0])
     (images, labels), *measured = (tuple(to_device(a, device) for a in pair) for pair in sets)
-    dataset = DATASETS[config.dataset]
-    style: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
-    batches = data.Batches(
-        images, labels, config.batch_size, seed=config.seed, augment=augmentation(config),
-        rows=replica.rows(), **style,
+    batches = Batches(
+        images, labels, config.batch_size, seed=config.seed, augment=augmentation(config, about),
+        rows=replica.rows(), **about.style(),
     )  # fmt: skip
     optimiser = optim.SGD(
         model.parameters(), config.lr, config.momentum, config.weight_decay, config.nesterov,
         config.decay_biases,
     )  # fmt: skip
     if not own:
-        needs = estimate(config, model)._replace(data=0)
+        needs = estimate(config, model, about)._replace(data=0)
         sharing = replica.comm.local_size if device == "cpu" else 1
         check_memory(config, needs, free_memory(device) // sharing, replica.comm.size)
     average = Average(model, config.ema)
-    run = Run(config, folder, model, optimiser, len(batches), average, replica)
+    run = Run(config, folder, model, optimiser, len(batches), average, replica, about)
     # The checks of the loss are the guard; NumPy's warnings would only double them.
     with (
         ExitStack() as held, interrupts(replica.grace) as asked, on_device(images),
@@ -175,10 +183,10 @@ def fit(
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(folder))
                 if not resume:  # another process may have been faster
-                    check_folder(config, folder, resume)
+                    check_folder(config, folder, resume, about)
             run.begin(resume)
         run.spread()
-        _train(run, batches, measured, hooks, asked, style)
+        _train(run, batches, measured, hooks, asked)
     average.put_into(model)
     run.best.put_into(model)
     return run.state.history
@@ -198,9 +206,8 @@ class _Pause(Exception):  # noqa: N818
 
 
 def _train(
-    run: Run, batches: data.Batches, sets: Sequence[tuple[Array, ...]], hooks: _Hooks, asked: Asked,
-    style: dict[str, Any],
-) -> None:  # fmt: skip
+    run: Run, batches: Batches, sets: Sequence[tuple[Array, ...]], hooks: _Hooks, asked: Asked
+) -> None:
     """Do the epochs that are left; the first of ``sets`` is for each, the last for the end."""
     model, replica = run.model, run.replica
     frozen = [module for module in model.modules() if model.training and not module.training]
@@ -214,7 +221,7 @@ def _train(
     def measured(images: Array, labels: Array) -> Evaluation:
         return evaluate(
             model, images, labels, batch_size=EVALUATION_BATCH, progress=tested, comm=replica.comm,
-            **style,
+            **run.about.style(),
         )  # fmt: skip
 
     try:
@@ -260,7 +267,7 @@ _Step = tuple[int, tuple[Any, ...]]
 """Images; loss, correct answers and, of several ranks, how many shall stop, on the device."""
 
 
-def _train_epoch(run: Run, batches: data.Batches, hooks: _Hooks, asked: Asked) -> None:
+def _train_epoch(run: Run, batches: Batches, hooks: _Hooks, asked: Asked) -> None:
     """Do the steps of the current epoch that are left."""
     model, optimiser, state, config = run.model, run.optimiser, run.state, run.config
     unread: list[_Step] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,13 @@ from invocupy import nn
 from invocupy.arrays import require_cupy
 from invocupy.docstrings import documented
 from invocupy.summary import StepMemory, evaluation_memory, training_memory
-from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
+from invocupy.train.sets import About, describe
 
 EVALUATION_BATCH = 250
 PROGRAM = 256 << 20  # bytes: the interpreter, the libraries, and the compiler of the CPU kernels
 
-_IMAGE = (3, 32, 32)
-_PER_IMAGE = 3 * 32 * 32 + 8 + 9 * 8 * 3  # pixels, label, the epoch's random numbers
+_PER_IMAGE = 8 + 9 * 8 * 3  # beside its pixels: label, the epoch's random numbers
 
 
 class Needs(NamedTuple):
@@ -47,8 +47,10 @@ class Needs(NamedTuple):
 
 
 @documented
-def estimate(config: Config, model: nn.Module) -> Needs:
+def estimate(config: Config, model: nn.Module, about: About | None = None) -> Needs:
     """What a run needs; the model, on its device, is not changed.
+
+    ``about`` describes its images, where they are not those that ``config`` names.
 
     >>> from invocupy.train import build
     >>> config = Config(batch_size=1000, device="cpu")
@@ -57,15 +59,18 @@ def estimate(config: Config, model: nn.Module) -> Needs:
     True
     """
     options = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    training = training_memory(model, _IMAGE, nesterov=config.nesterov, **options)
+    about = describe(config) if about is None else about
+    training = training_memory(model, about.shape, nesterov=config.nesterov, **options)
     if config.ema:
         weights = sum(array.nbytes for array in model.state_dict().values())
         training = training.plus(2 * weights)
     on_cpu = all(isinstance(p.data, np.ndarray) for p in model.parameters())
-    images = [min(config.overfit or config.limit or n, n) for n in DATASETS[config.dataset].sizes]
-    evaluation, program = evaluation_memory(model, _IMAGE), PROGRAM if on_cpu else 0
-    tested = min(EVALUATION_BATCH, images[1])
-    return Needs(training, evaluation, program, images[0], tested, sum(images) * _PER_IMAGE)
+    evaluation, program = evaluation_memory(model, about.shape), PROGRAM if on_cpu else 0
+    images, tests = about.counts
+    held = round(config.validation * images)
+    tested = min(EVALUATION_BATCH, max(tests, held))
+    data = (images + tests) * (math.prod(about.shape) + _PER_IMAGE)
+    return Needs(training, evaluation, program, images - held, tested, data)
 
 
 @documented

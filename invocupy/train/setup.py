@@ -1,71 +1,29 @@
-"""From a run's settings to its data, model, device and learning rates."""
+"""From a run's settings to its model, device and learning rates."""
 
 from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
 from invocupy import data, nn, optim
 from invocupy.arrays import require_cupy
 from invocupy.docstrings import documented
-from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES, Images
+from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.fields import DEVICE
+from invocupy.train.sets import About, describe
 
 
 @documented
-def load_data(config: Config, train: bool) -> Images:
-    """The training or test set of a run: uint8 images (N, 3, 32, 32) and int64 labels (N,), NumPy.
-
-    They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
-    many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
-
-    >>> images, labels = load_data(Config(limit=20), train=False)
-    >>> images.shape
-    (20, 3, 32, 32)
-    """
-    most = config.overfit or config.limit
-    load = DATASETS[config.dataset].load
-    images, labels = load(train or bool(config.overfit), most, config.data_dir)
-    return images[:most], labels[:most]
-
-
-@documented
-def hold_out(config: Config, images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the training images to train on, and of those held out for validation, in order.
-
-    Which ones depends on ``config.seed``, ``config.validation`` and the number of ``images`` alone.
-
-    Raises
-    ------
-    ConfigError
-        If one of the two would have none.
-
-    >>> hold_out(Config(validation=0.3), 10)
-    (array([0, 1, 3, 4, 6, 7, 8]), array([2, 5, 9]))
-    """
-    count = round(config.validation * images)
-    if config.validation and not 0 < count < images:
-        raise ConfigError(
-            f"validation {config.validation} of {images} training images is {count}: give a share "
-            "that leaves images on both sides"
-        )
-    # Words and a stable sort, as in data.Batches; the epochs' tables have other keys.
-    bits = np.random.Philox(np.random.SeedSequence([config.seed, images, 1 << 32]))
-    order = np.argsort(bits.random_raw(images), kind="stable")
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-@documented
-def augmentation(config: Config) -> list[data.batches.Augment]:
+def augmentation(config: Config, about: About | None = None) -> list[data.batches.Augment]:
     """The functions by which ``config`` alters training images, in their order.
+
+    Those that ``about`` describes, where they are not the ones that ``config`` names.
 
     >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
     ['random_crop', 'random_flip']
     """
-    auto = "none" if config.overfit else DATASETS[config.dataset].augment
+    known = DATASETS.get(config.dataset if about is None else about.dataset)
+    auto = "none" if config.overfit or known is None else known.augment
     name = auto if config.augment == "auto" else config.augment
     cover = [partial(data.cutout, size=config.cutout)] if config.cutout else []
     return [*AUGMENT[name], *cover]
@@ -84,14 +42,20 @@ def rate(config: Config, step: int, total: int) -> float:
 
 
 @documented
-def build(config: Config) -> nn.Module:
+def build(config: Config, about: About | None = None) -> nn.Module:
     """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
+
+    Classes, channels and size are those of the data set, or of the images that ``about`` describes.
 
     >>> type(build(Config(layers=1))).__name__
     'SimpleModel'
     """
-    classes = len(DATASETS[config.dataset].classes)
-    model: nn.Module = MODELS[config.model].of(config)(num_classes=classes, rng=config.seed)
+    about = describe(config) if about is None else about
+    channels, height, width = about.shape
+    sizes = {"in_channels": channels, "num_classes": len(about.classes)}
+    if config.model == "simple":  # the others take any size
+        sizes |= {"height": height, "width": width}
+    model: nn.Module = MODELS[config.model].of(config)(rng=config.seed, **sizes)
     return model
 
 

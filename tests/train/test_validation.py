@@ -72,7 +72,7 @@ def test_each_epoch_sees_the_held_out_images_and_the_end_the_test_set(
         trained.append(images)
         return batches(images, *rest, **options)
 
-    monkeypatch.setattr(data, "Batches", noted)
+    monkeypatch.setattr(loop, "Batches", noted)
     history = fit(SHARE)
     images, _ = load_data(SHARE, train=True)
     kept, held = hold_out(SHARE, len(images))

@@ -1,0 +1,104 @@
+"""Images of the user's own, as arrays: what they must be, and their mean and spread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from invocupy.arrays import is_cupy, to_device
+from invocupy.data.cifar import DataError
+from invocupy.docstrings import documented
+from invocupy.messages import kind_of
+
+_MOST_CLASSES = 1 << 16
+_BLOCK = 100  # images whose sums are taken at a time
+
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+@documented
+def own_sets(data: Any) -> tuple[Images, Images]:
+    """Checked arrays ``(train_images, train_labels, test_images, test_labels)``, as two pairs.
+
+    Images are uint8 (N, C, H, W), of any size and number of channels, the same in both; labels are
+    integers (N,), NumPy's or CuPy's. There are as many classes as the training labels say: one more
+    than the largest of them.
+
+    Raises
+    ------
+    TypeError, DataError
+        For other types; for other shapes, no images, or labels out of range. Each names the array.
+
+    >>> images = np.zeros((4, 1, 24, 24), np.uint8)
+    >>> train, test = own_sets((images, [0, 1, 0, 1], images[:1], [2]))
+    Traceback (most recent call last):
+    TypeError: train_labels must be an array of NumPy or CuPy, got list
+    """
+    names = "train_images", "train_labels", "test_images", "test_labels"
+    if not isinstance(data, tuple | list) or len(data) != len(names):
+        got = f"{len(data)} values" if isinstance(data, tuple | list) else kind_of(data)
+        raise TypeError(f"data must be ({', '.join(names)}), got {got}")
+    arrays = [_array(name, value) for name, value in zip(names, data, strict=True)]
+    train = _pair("train", arrays[0], arrays[1], _MOST_CLASSES)
+    largest = int(train[1].max())
+    if not largest:
+        raise DataError("train_labels must name at least two classes, got 0 alone")
+    test = _pair("test", arrays[2], arrays[3], largest + 1)
+    if train[0].shape[1:] != test[0].shape[1:]:
+        raise DataError(
+            "train_images and test_images must have the same channels and size, got "
+            f"{train[0].shape} and {test[0].shape}"
+        )
+    return train, test
+
+
+def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> Images:
+    """Images and labels of one set, whose labels are to be below ``most``."""
+    if images.dtype != np.uint8:
+        raise TypeError(f"{part}_images must be uint8, from 0 to 255, got {images.dtype}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{part}_labels must be integers, got {labels.dtype}")
+    if images.ndim != 4 or not images.size:
+        raise DataError(
+            f"{part}_images must have shape (N, C, H, W), none of them 0, got {images.shape}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{part}_labels must have shape ({len(images)},), one for each image, "
+            f"got {labels.shape}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= most:
+        why = "" if part == "train" else ", as those of the training images"
+        wrong = low if low < 0 else high
+        raise DataError(f"{part}_labels must be from 0 to {most - 1}{why}, got {wrong}")
+    return images, labels.astype(np.int64)
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray) and not is_cupy(value):
+        raise TypeError(f"{name} must be an array of NumPy or CuPy, got {kind_of(value)}")
+    return np.asarray(to_device(value, "cpu"))
+
+
+@documented
+def moments(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of images (N, C, H, W), in units of 0..1.
+
+    The sums are of integers, and exact. A channel of one value has the deviation 1, by which
+    :class:`Batches` can divide.
+
+    >>> moments(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
+    ((0.5,), (0.5,))
+    """
+    count = images.size // images.shape[1]
+    totals, squares = np.zeros((2, images.shape[1]), np.int64)
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].astype(np.int64)
+        totals += block.sum(axis=(0, 2, 3))
+        squares += (block * block).sum(axis=(0, 2, 3))
+    mean = totals / count
+    spread = np.sqrt(np.maximum(squares / count - mean * mean, 0))
+    return tuple((mean / 255).tolist()), tuple(np.where(spread, spread / 255, 1.0).tolist())
