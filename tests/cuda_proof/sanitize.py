@@ -27,7 +27,7 @@ from invocupy.geometry import Geometry
 
 FAMILIES = (
     "k3", "k7-few-odd", "k3-stride2", "k3-dilated-unaligned", "k2x3-mixed",
-    "3d-k3", "3d-k3-stride2-odd", "3d-k4x1x2-mixed",
+    "3d-k3-stride2-odd", "3d-k4x1x2-mixed",
 )  # fmt: skip
 HUGE = {"2d": ((1 << 26,), (64,)), "3d": ((1 << 21, 40), (4, 40))}  # all rows, and the last few
 
