@@ -42,8 +42,14 @@ def block_of(number, plan, size):
 
 
 @inlined
-def pack(source, channels, block, t, plan, out, size, fresh):
-    """The planes of ``source`` (channels, depth, height, width) that result plane t sees first.
+def steps_of(plan, unit, t):
+    """Where the table of the steps of a unit's result plane t begins, if they began with step 0."""
+    return read(plan, Plan).steps + unit.steps + t * unit.move % unit.taps * unit.turn
+
+
+@inlined
+def pack(source, image, channels, block, t, plan, out, size, fresh):
+    """What result plane t sees first of ``source`` (images, channels, depth, height, width).
 
     ``out[c, n, q]`` = row top + q, from column left on, of the plane that is packed as number n.
     Zero outside. With a column step the columns left + phase + step * b are packed phase by phase.
@@ -51,6 +57,7 @@ def pack(source, channels, block, t, plan, out, size, fresh):
     """
     p, unit = read(plan, Plan), block.unit
     plane = p.height * p.width * size
+    source += image * channels * p.depth * plane
     fresh = fresh or unit.taps > 1
     for i in range(0 if t == 0 else max(unit.taps - unit.move, 0), unit.taps):
         number = t * unit.move + i

@@ -100,14 +100,8 @@ def take_even(v: Vectors, args: Any) -> None:
         for h in range(2)
     ]
     v.store(v.shuffle(halves[0], halves[1], list(range(0, 2 * v.V, 2))), out)
-    loop.close(
-        [
-            v.add(out, v.bytes),
-            v.add(source, 2 * v.bytes),
-            v.add(low, -2 * v.V),
-            v.add(high, -2 * v.V),
-        ]
-    )
+    moves = v.bytes, 2 * v.bytes, -2 * v.V, -2 * v.V
+    loop.close([v.add(value, move) for value, move in zip(loop.carried, moves, strict=True)])
 
 
 @micro(4)

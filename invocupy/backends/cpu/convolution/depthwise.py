@@ -155,8 +155,8 @@ def _gathering(bits: int) -> Any:
         patch, taps = scratch + p.packed_size, p.step_count * p.run * size
         block = block_of(task, c.plan, size)
         packed = scratch + block.skew
-        source = c.source + block.image * p.channels * p.height * p.width * size
-        pack(source, p.channels, block, 0, c.plan, packed, size, turn == 0 or p.strips > 1)
+        fresh = turn == 0 or p.strips > 1
+        pack(c.source, block.image, p.channels, block, 0, c.plan, packed, size, fresh)
         lanes = min(V, block.end_column - block.first_column)
         for job in range(p.channels * (p.phase_count // p.interleaved)):
             k, phase = divmod(job, p.phase_count // p.interleaved)
@@ -207,8 +207,7 @@ def _correlate(bits: int) -> Any:
         for n in range(p.images * part // c.parts, p.images * (part + 1) // c.parts):
             block = block_of((n * p.groups + group) * blocks + number, c.plan, size)
             packed, columns = scratch + block.skew, block.end_column - block.first_column
-            source = c.x + block.image * p.channels * p.height * p.width * size
-            pack(source, p.channels, block, 0, c.plan, packed, size, fresh)
+            pack(c.x, block.image, p.channels, block, 0, c.plan, packed, size, fresh)
             fresh = p.strips > 1
             for k in range(p.channels):
                 grad = (block.image * p.channels + k) * p.out_channel + block.first_column

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from invocupy.backends.cpu.access import read
-from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
+from invocupy.backends.cpu.blocks import block_of, feature_tile, pack, steps_of
 from invocupy.backends.cpu.jit import inlined, jit
 from invocupy.backends.cpu.plan import KERNEL, SEEN, STEP, TILE, Plan
 from invocupy.backends.cpu.vector import call
@@ -17,6 +17,18 @@ from invocupy.backends.cpu.vector import call
 Correlate = namedtuple("Correlate", "plan grad source out")
 SpanGradients = namedtuple("SpanGradients", "plan codes grad source given weight out parts shares")
 Codes = namedtuple("Codes", "add product store each_time across")
+
+
+@inlined
+def _pack_grad(plan, grad, to, lanes, rows, size):
+    """All channels of a tile, zero outside of its first lanes and rows."""
+    p = read(plan, Plan)
+    tile, line = p.rows * p.lanes * size, p.kernel_columns * size
+    for k in range(p.channels):
+        call(p.copy, (
+            to + k * tile, grad + k * p.kernel_depth * p.kernel_rows * line, 0, line, p.rows * line,
+            0, lanes, 0, rows,
+        ))  # fmt: skip
 
 
 @cache
@@ -42,15 +54,10 @@ def correlate(bits: int) -> Any:
                 position = row * line + column * size
                 left, plane, pitch = grad + position, channel, line
                 if not p.unpacked:
-                    for k in range(p.channels):
-                        call(p.copy, (
-                            patch + k * R * V * size, left + k * plane, 0, line, R * line, 0, lanes,
-                            0, R,
-                        ))  # fmt: skip
+                    _pack_grad(plan, left, patch, lanes, R, size)
                     left, plane, pitch = patch, R * V * size, V * size
-                seen = (
-                    packed + (row - block.first_row) * step + (column - block.first_column) * size
-                )
+                seen = packed + (row - block.first_row) * step
+                seen += (column - block.first_column) * size
                 for s in range(0, p.step_count, p.together):
                     table = steps + s * STEP
                     call(contract, (
@@ -64,17 +71,16 @@ def correlate(bits: int) -> Any:
         p = read(c.plan, Plan)
         block = block_of(task, c.plan, size)
         unit, packed, patch = block.unit, scratch + block.skew, scratch + p.packed_size
-        source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
         fresh, plane = turn == 0 or p.strips > 1, p.kernel_rows * p.kernel_columns * size
         grad = c.grad + block.image * p.channels * p.kernel_depth * plane
         out = c.out + block.image * p.kernel_bytes
         for t in range(unit.results):
             depth = unit.first + t * unit.step
-            pack(source, p.channels, block, t, c.plan, packed, size, fresh)
-            steps = p.steps + unit.steps + t * unit.move % unit.taps * unit.turn
+            pack(c.source, block.image, p.channels, block, t, c.plan, packed, size, fresh)
             kernel_plane(
-                c.plan, block, steps, packed, patch, grad + depth * plane, out + depth * plane
-            )
+                c.plan, block, steps_of(c.plan, unit, t), packed, patch, grad + depth * plane,
+                out + depth * plane,
+            )  # fmt: skip
 
     return body
 
@@ -93,12 +99,8 @@ def span_gradients(bits: int) -> Any:
     def kernel_gradient(plan, steps, grad, patch, tile, seen, rows, lanes):
         """That of one tile; zero outside of so many rows and lanes."""
         p = read(plan, Plan)
-        vector, line = p.lanes * size, p.kernel_columns * size
-        for c in range(p.channels):
-            call(p.copy, (
-                patch + c * p.rows * vector, grad + c * p.kernel_depth * p.kernel_rows * line, 0,
-                line, p.rows * line, 0, lanes, 0, rows,
-            ))  # fmt: skip
+        vector = p.lanes * size
+        _pack_grad(plan, grad, patch, lanes, rows, size)
         for s in range(0, p.step_count, p.together):
             table = steps + s * STEP
             call(p.contract, (
@@ -142,11 +144,9 @@ def span_gradients(bits: int) -> Any:
         V, R, A, B = p.lanes, p.rows, code.each_time, code.across
         taps, line, vector = p.step_count * p.run, p.kernel_columns * size, R * V * size
         tap_rows, span = -(-taps // A) * A, -(-p.features // B) * B
-        tiles = own + p.patch_size
+        tiles, steps = own + p.patch_size, steps_of(c.plan, block.unit, t)
         features = tiles + p.tile_size
-        unit = block.unit
-        steps = p.steps + unit.steps + t * unit.move % unit.taps * unit.turn
-        depth = (unit.first + t * unit.step) * p.kernel_rows * line
+        depth = (block.unit.first + t * block.unit.step) * p.kernel_rows * line
         given = block.image // p.groups * p.kernel_bytes + depth
         grad = c.grad + block.image * p.channels * p.kernel_depth * p.kernel_rows * line + depth
         tile = 0
@@ -154,20 +154,11 @@ def span_gradients(bits: int) -> Any:
             rows = min(R, block.end_row - a)
             for b in range(block.first_column, block.end_column, V):
                 lanes, position = min(V, block.end_column - b), a * line + b * size
-                to = tiles + tile * tap_rows * vector
+                to, held = tiles + tile * tap_rows * vector, features + tile * span * vector
                 seen = packed + (a - block.first_row) * p.row_step * p.pitch
                 seen += (b - block.first_column) * size
                 kernel_gradient(c.plan, steps, grad + position, own, to, seen, rows, lanes)
-                feature_tile(
-                    features + tile * span * vector,
-                    c.given + given,
-                    a,
-                    b,
-                    lanes,
-                    rows,
-                    c.plan,
-                    size,
-                )
+                feature_tile(held, c.given + given, a, b, lanes, rows, c.plan, size)
                 add_features(
                     c.plan, c.codes, c.out + given + position, own, to, c.weight, group, rows, lanes
                 )
@@ -193,10 +184,10 @@ def span_gradients(bits: int) -> Any:
             image, rest = divmod(first + rest, number)
             block = block_of((image * p.groups + group) * number + rest, c.plan, size)
             packed = scratch + block.skew
-            source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
             part = c.parts + (task * p.groups + group) * taps * span * size
             for t in range(block.unit.results):
-                pack(source, p.channels, block, t, c.plan, packed, size, fresh or p.strips > 1)
+                fresh = fresh or p.strips > 1
+                pack(c.source, block.image, p.channels, block, t, c.plan, packed, size, fresh)
                 plane(words, block, group, t, packed, scratch + p.packed_size, part)
             fresh = False
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from invocupy.backends.cpu.access import pointer, read
-from invocupy.backends.cpu.blocks import block_of, feature_tile, pack
+from invocupy.backends.cpu.blocks import block_of, feature_tile, pack, steps_of
 from invocupy.backends.cpu.jit import inlined, jit
 from invocupy.backends.cpu.plan import PHASE, SEEN, STEP, TILE, Phase, Plan, Step
 from invocupy.backends.cpu.vector import call
@@ -114,7 +114,6 @@ def gather(bits: int, made: bool) -> Any:
         fresh = turn == 0 or p.strips > 1
         block = block_of(task, c.plan, size)
         unit, packed = block.unit, scratch + block.skew
-        source = c.source + block.image * p.channels * p.depth * p.height * p.width * size
         out = c.out + block.image * p.channels * p.out_channel * size
         number, group = divmod(block.image, p.groups)
         features = scratch + p.packed_size  # if packed: like the source or, unshifted, a tile
@@ -125,14 +124,14 @@ def gather(bits: int, made: bool) -> Any:
             weights += group * p.step_count * p.run * p.features * size
             features += block.skew if p.shifted else 0
         for t in range(unit.results):
-            pack(source, p.channels, block, t, c.plan, packed, size, fresh)
+            pack(c.source, block.image, p.channels, block, t, c.plan, packed, size, fresh)
             if made and p.shifted:
-                pack(kernel, p.features - 1, block, t, c.plan, features, size, fresh)
+                pack(c.given, number, p.features - 1, block, t, c.plan, features, size, fresh)
             result = unit.first + t * unit.step
             depth = unit.seen + t * unit.move * unit.spacing if p.shifted else result
             last = depth + (unit.taps - 1) * unit.spacing if p.shifted else depth
             at = _At(
-                c.plan, p.steps + unit.steps + t * unit.move % unit.taps * unit.turn, packed,
+                c.plan, steps_of(c.plan, unit, t), packed,
                 features, tile, tile + p.tile_size,
                 kernel + depth * p.kernel_rows * p.kernel_columns * size, depth,
                 depth >= 0 and last < p.kernel_depth, weights, block.first_row, block.end_row,
