@@ -29,12 +29,14 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy.summary import layers
     from invocupy.train import Config, build, estimate, free_memory, pick_device
     from invocupy.train.needs import size
+    from invocupy.train.sets import describe
 
     config = Config(**given_settings(arguments))
     device = pick_device(config.device)
-    model = build(config).to(device)
-    rows = layers(model)
-    needs, free = estimate(config, model), free_memory(device)
+    about = describe(config)
+    model = build(config, about).to(device)
+    rows = layers(model, about.shape)
+    needs, free = estimate(config, model, about), free_memory(device)
     step, evaluation = needs.training_peak(config), needs.evaluation_peak()
     fits = max(step, evaluation) <= free
     result = {

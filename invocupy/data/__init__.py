@@ -1,8 +1,9 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
 ``cifar`` reads CIFAR-10 where it lies, ``generated`` draws a set that needs no file and no network,
-``own`` checks arrays of the user's, ``batches`` cuts any of them into normalised, augmented
-batches, ``images`` reads image files. Sets are uint8 images (N, C, H, W) and int64 labels (N,).
+``folder`` reads images in a folder for each class, ``own`` checks arrays of the user's, ``batches``
+cuts any of them into normalised, augmented batches, ``images`` reads image files. Sets are uint8
+images (N, C, H, W) and int64 labels (N,).
 """
 
 from __future__ import annotations
@@ -16,26 +17,14 @@ from invocupy.data.cifar import (
     DownloadError,
     cifar10,
 )
+from invocupy.data.folder import folder_listing, image_folder
 from invocupy.data.generated import SHAPES10_CLASSES, SHAPES10_MEAN, SHAPES10_STD, shapes10
 from invocupy.data.images import grey, read_image
 from invocupy.data.own import moments, own_sets
 
 __all__ = [
-    "CIFAR10_CLASSES",
-    "CIFAR10_MEAN",
-    "CIFAR10_STD",
-    "SHAPES10_CLASSES",
-    "SHAPES10_MEAN",
-    "SHAPES10_STD",
-    "Batches",
-    "DataError",
-    "DownloadError",
-    "cifar10",
-    "cutout", "grey",
-    "moments",
-    "own_sets",
-    "random_crop",
-    "random_flip",
-    "read_image",
+    "CIFAR10_CLASSES", "CIFAR10_MEAN", "CIFAR10_STD", "SHAPES10_CLASSES", "SHAPES10_MEAN",
+    "SHAPES10_STD", "Batches", "DataError", "DownloadError", "cifar10", "cutout", "folder_listing",
+    "grey", "image_folder", "moments", "own_sets", "random_crop", "random_flip", "read_image",
     "shapes10",
 ]  # fmt: skip

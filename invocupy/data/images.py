@@ -81,6 +81,27 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 
 
+def image_size(path: AnyPath) -> tuple[int, int]:
+    """Width and height of an image file that :func:`read_image` can read, in pixels.
+
+    Parameters
+    ----------
+    path
+
+    Returns
+    -------
+    tuple of int
+
+    Examples
+    --------
+    >>> image_size.__name__  # needs the extra plots
+    'image_size'
+    """
+    with require("PIL.Image", "Pillow", "plots").open(existing(path)) as file:
+        width, height = file.size
+    return width, height
+
+
 def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The brightness of an image: uint8 (3, H, W) to (1, H, W), by the weights of ITU-R 601.
 

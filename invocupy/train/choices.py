@@ -13,7 +13,7 @@ from invocupy.data.own import Images
 class DataSet(NamedTuple):
     """What training knows of a data set: a row of ``DATASETS``."""
 
-    load: Callable[[bool, int | None, str | None], Images]  # training set?, at most, folder
+    load: Callable[[Any, bool, int | None], Images]  # settings, training set?, at most
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,9 +34,13 @@ class Choice(NamedTuple):
         return partial(self.function, **given)
 
 
-def _shapes10(train: bool, most: int | None, _: str | None) -> Images:
+def _shapes10(_: object, train: bool, most: int | None) -> Images:
     # The set stays the same whatever the seed of the run, so that runs compare.
     return data.shapes10(most or 10_000, 0) if train else data.shapes10(1000, 0, False)
+
+
+def _folder(config: Any, train: bool, _: int | None) -> Images:
+    return data.image_folder(config.data_dir, train, config.image_size, config.skip_broken)
 
 
 DATASETS = {
@@ -45,10 +49,12 @@ DATASETS = {
         (10_000, 1000),
     ),
     "cifar10": DataSet(
-        lambda train, _, folder: data.cifar10(folder, train),
+        lambda config, train, _: data.cifar10(config.data_dir, train),
         data.CIFAR10_CLASSES, data.CIFAR10_MEAN, data.CIFAR10_STD, "crop_flip",
         (50_000, 10_000),
     ),
+    # Classes, mean and deviation are those of the folder: train.sets.
+    "folder": DataSet(_folder, (), (), (), "none", (0, 0)),
 }  # fmt: skip
 MODELS = {
     "simple": Choice(

@@ -61,14 +61,19 @@ class Config:
     >>> Config(dataset="mnist")
     Traceback (most recent call last):
     ...
-    invocupy.train.config.ConfigError: dataset must be one of shapes10, cifar10, got 'mnist'
+    invocupy.train.config.ConfigError: dataset must be one of shapes10, cifar10, ..., got 'mnist'
     """
 
     # fmt: off
     dataset: str = setting("shapes10", _WHAT, "what to learn; shapes10 is generated",
         choices=DATASETS)
-    data_dir: str | None = setting(None, _WHAT, "where the files of cifar10 lie. See "
-        ":func:`invocupy.data.cifar10`", FOLDER, unit="DIR", free=True)
+    data_dir: str | None = setting(None, _WHAT, "where the files of cifar10 or folder lie. See "
+        ":func:`invocupy.data.cifar10`; of folder it holds train/CLASS/* and test/CLASS/*, see "
+        ":func:`invocupy.data.image_folder`", FOLDER, unit="DIR", free=True)
+    image_size: int = setting(32, _WHAT, "of folder: the side in pixels that images are cut and "
+        "shrunk to. Smaller ones are refused", at_least(1, 4096))
+    skip_broken: bool = setting(False, _WHAT, "of folder: leave out files that are no images, or "
+        "too small. Each is named; otherwise they are an error")
     model: str = setting("simple", _WHAT, "the network. :class:`invocupy.models.SimpleModel`, "
         ":class:`invocupy.models.SmallNet`, or one of :data:`invocupy.models.NETWORKS` with the "
         "stem for small images", choices=MODELS)
@@ -166,6 +171,8 @@ class Config:
         yield "accumulate", self.accumulate <= self.batch_size, most
         yield "nesterov", self.momentum > 0 or not self.nesterov, "false without a momentum"
         yield "overfit", self.overfit is None or self.limit is None, "given without limit"
+        folder = self.dataset == "folder"
+        yield "data_dir", self.data_dir is not None or not folder, "given with the data set folder"
         yield "validation", self.overfit is None or not self.validation, "0 with overfit"
 
     @property

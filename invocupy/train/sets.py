@@ -73,6 +73,10 @@ def describe(config: Config, own: tuple[Images, Images] | None = None) -> About:
             ARRAYS, tuple(map(str, range(int(labels.max()) + 1))), images.shape[1:],
             (len(images), len(tests)),
         )  # fmt: skip
+    elif config.dataset == "folder":
+        classes, *counts = data.folder_listing(config.data_dir or "")
+        shape = 3, config.image_size, config.image_size
+        about = About("folder", classes, shape, (counts[0], counts[1]))
     else:
         known = DATASETS[config.dataset]
         about = About(
@@ -95,7 +99,7 @@ def load_data(config: Config, train: bool) -> Images:
     """
     most = config.overfit or config.limit
     load = DATASETS[config.dataset].load
-    images, labels = load(train or bool(config.overfit), most, config.data_dir)
+    images, labels = load(config, train or bool(config.overfit), most)
     return images[:most], labels[:most]
 
 
@@ -121,7 +125,10 @@ def read_test_set(config: Config, about: About, data_dir: str | None = None) -> 
             "to invocupy.train.evaluate, or data= to invocupy.report.gather"
         )
     here = config.data_dir if data_dir is None else data_dir
-    return load_data(replace(config, data_dir=here), train=False)
+    config = replace(config, data_dir=here)
+    if describe(config).classes != about.classes:
+        raise ConfigError(f"{here} has other classes than the images of the run")
+    return load_data(config, train=False)
 
 
 @documented

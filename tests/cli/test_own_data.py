@@ -13,7 +13,7 @@ from command import fails
 
 from invocupy import nn
 from invocupy.cli import main
-from invocupy.data import grey
+from invocupy.data import folder, grey
 from invocupy.report import gather
 from invocupy.train import Config, fit, open_run, predict
 
@@ -29,6 +29,60 @@ def broken():
     raise RuntimeError("two\\nlines")
 """
 CONFIG = Config(layers=0, epochs=1, batch_size=20, limit=40, device="cpu")
+
+
+FOLDER = [
+    "train", "--dataset", "folder", "--data-dir", "colours", "--image-size", "8", "--layers", "0",
+    "--epochs", "3", "--batch-size", "6", "--lr", "0.002", "--device", "cpu", "--no-plots",
+]  # fmt: skip
+
+
+@pytest.fixture
+def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Images of three colours, in folders."""
+    pillow = pytest.importorskip("PIL.Image", reason="needs the extra plots")
+    monkeypatch.setattr(folder, "cache_root", lambda: tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 4)):
+        for channel, name in enumerate(("ruby", "leaf", "sky")):
+            place = Path("colours", part, name)
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 60, (9, 9, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                pillow.fromarray(pixels).save(place / f"{i}.png")
+    return Path("colours")
+
+
+def test_three_coloured_folders(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FOLDER, "--validation", "0.2", "--out", "run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["test_accuracy"] == 1.0
+    assert main(["evaluate", "run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == ["leaf", "ruby", "sky"]
+    assert (found["accuracy"], found["images"], found["dataset"]) == (1.0, 12, "folder")
+    assert main(["predict", "run", "colours/test/sky/0.png", "--top", "1"]) == 0
+    assert re.match(r"colours/test/sky/0.png  sky [\d.]+%\n", capsys.readouterr().out)
+    assert main(["summary", *FOLDER[1:-1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"][-1]["shape"] == [3]
+    assert main([*FOLDER, "--resume", "run", "--validation", "0.2", "--epochs", "4"]) == 0
+    colours.rename("elsewhere")
+    assert main(["evaluate", "run", "--data-dir", "elsewhere"]) == 0
+    capsys.readouterr()
+    Path("elsewhere/train/ruby").rename("elsewhere/train/red")
+    Path("elsewhere/test/ruby").rename("elsewhere/test/red")
+    assert "other classes" in fails(capsys, 2, "evaluate", "run", "--data-dir", "elsewhere")
+
+
+def test_a_damaged_image_among_good_ones(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = colours / "train" / "leaf" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    assert "leaf/3.png" in fails(capsys, 65, *FOLDER, "--out", "run")
+    assert not Path("run").exists()
+    assert main([*FOLDER, "--skip-broken", "--out", "run"]) == 0
+    assert "left out colours/train/leaf/3.png" in capsys.readouterr().err
+    assert "data_dir must be given" in fails(capsys, 2, "train", "--dataset", "folder")
 
 
 def gray_sets() -> Any:

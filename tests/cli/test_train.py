@@ -104,7 +104,8 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "batch_size": 4, "lr": 0.5, "momentum": 0.25, "weight_decay": 0.125,
         "schedule": "cosine", "warmup": 6, "label_smoothing": 0.75, "augment": "none", "seed": 7,
         "limit": 8, "device": "cpu", "accumulate": 2, "clip_norm": 1.5, "drop": 0.25, "ema": 0.5,
-        "patience": 9, "cutout": 10, "validation": 0.5, "spatial": "depthwise", "width": 33,
+        "patience": 9, "cutout": 10, "validation": 0.5, "image_size": 16,
+        "spatial": "depthwise", "width": 33,
     }  # fmt: skip
     arguments = [
         word
@@ -113,8 +114,13 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     switches = ["nesterov", "head_relu", "decay_biases", "sync_norm", "recompute"]
     given = [f"--no-{name.replace('_', '-')}" for name in switches] + ["--signed"]
-    assert main(["train", *arguments, *given, "--milestones", "0.25", "1"]) == 130
-    rest = {**dict.fromkeys(switches, False), "signed": True, "milestones": (0.25, 1.0)}
+    assert main(["train", *arguments, *given, "--skip-broken", "--milestones", "0.25", "1"]) == 130
+    rest = {
+        **dict.fromkeys(switches, False),
+        "signed": True,
+        "milestones": (0.25, 1.0),
+        "skip_broken": True,
+    }
     assert seen == [Config(**flags, **rest)]
     assert {*flags, *rest, "overfit"} == {item.name for item in fields(Config)}
     assert main(["train"]) == 130
