@@ -311,7 +311,7 @@ def table(results: dict[str, Any]) -> str:
         for number, b in results["limits"].items()
     )
     lines = [
-        f"Measured with `benchmarks/cpu.py`: {facts}.",
+        f"Measured with `{results.get('script', 'benchmarks/cpu.py')}`: {facts}.",
         "",
         f"The machine's limits, measured in the same run: {bounds}.",
         "",

@@ -78,7 +78,12 @@ def main() -> None:
         rows += memory_rows(name, arguments.threads)
         print(*(line for row in rows for line in cpu.format_row(row)), sep="\n", file=sys.stderr)
     rows.sort(key=lambda row: list(VOLUMES).index(row["name"]))
-    results = {"machine": cpu.machine(), "limits": {arguments.threads: bounds}, "rows": rows}
+    results = {
+        "script": "benchmarks/volumes.py",
+        "machine": cpu.machine(),
+        "limits": {arguments.threads: bounds},
+        "rows": rows,
+    }
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(cpu.table(results))
 
