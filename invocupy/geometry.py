@@ -129,8 +129,8 @@ def _is_exact(option: Any) -> bool:
     return type(option) in (int, str)
 
 
-def _dimensions(x_shape: Shape, other: int) -> int:
-    """How many spatial dimensions x has, beside an array that has ``other`` of them.
+def _dimensions(x_shape: Shape, name: str, other: int, rank: int) -> int:
+    """How many spatial dimensions x has, beside an array of ``rank`` that has ``other`` of them.
 
     Where the two differ, one in two dimensions is taken to be right, or else x.
     """
@@ -141,7 +141,8 @@ def _dimensions(x_shape: Shape, other: int) -> int:
     fits = "3, 4 or 5 dimensions, (N, C, W), (N, C, H, W) or (N, C, D, H, W)"
     if wanted in NAMES:
         fits = f"{wanted + 2} dimensions (N, C, {NAMES[wanted].image})"
-    raise ValueError(f"x must have {fits}, got shape {x_shape}")
+    why = f": that fits {name} of {rank} dimensions" if dims in NAMES else ""
+    raise ValueError(f"x must have {fits}, got shape {x_shape}{why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ class Geometry:
         dilation: IntOrTuple,
     ) -> Geometry:  # fmt: skip
         rank = len(kernel_shape)
-        dims = _dimensions(x_shape, 0 if rank % 2 else rank // 2 - 1)
+        dims = _dimensions(x_shape, "a kernel", 0 if rank % 2 else rank // 2 - 1, rank)
         names = NAMES[dims]
         if rank != 2 * dims + 2:
             flat = f"G*{names.kernel.replace(', ', '*')}"
@@ -314,7 +315,8 @@ def fused_geometry(
     ValueError
         Naming the argument whose shape does not fit the others.
     """
-    dims = _dimensions(x_shape, len(features_shape) - 2)
+    rank = len(features_shape)
+    dims = _dimensions(x_shape, "features", rank - 2, rank)
     names, kernel = NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)
     if len(features_shape) != dims + 2 or features_shape[1] < 1:
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from invocupy.arrays import Array
-from invocupy.geometry import Geometry
+from invocupy.geometry import NAMES, Geometry
 from invocupy.testing.layouts import LAYOUTS, NUMPY_LAYOUTS, lay_out
 
 try:
@@ -62,6 +62,11 @@ def geometries(
     strategy of Geometry
         Shapes are its properties; :func:`options` gives the arguments.
 
+    Raises
+    ------
+    ValueError
+        When it draws, for other ``dims``.
+
     Examples
     --------
     >>> import numpy as np
@@ -91,7 +96,10 @@ def geometries(
     groups = draw(st.integers(1, max_groups))
     channels = groups * draw(st.integers(1, max_channels_per_group))
     batch = draw(st.integers(least, max_batch))
-    count = dims if isinstance(dims, int) else draw(st.sampled_from(dims))
+    counts = [dims] if isinstance(dims, int) else list(dims)
+    if not counts or not set(counts) <= NAMES.keys():
+        raise ValueError(f"dims must be 1, 2 or 3, or several of them, got {dims!r}")
+    count = draw(st.sampled_from(counts))
     limits = [max_size] * (count - 1) + [max_size if max_width is None else max_width]
     image, kernel, stride, padding, dilation = zip(*map(axis, limits), strict=True)
     out = tuple(

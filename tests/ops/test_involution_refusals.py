@@ -35,6 +35,7 @@ REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"kernel must have 6 dimensions .* \(1, 18, 5, 5\): reshape a flat",
     ),
+    ({"x": ones(1, 4, 5, 5, 5)}, ValueError, "5, 5, 5.: that fits a kernel of 6 dimensions$"),
     ({"x": ones(1, 4, 5, 5, 5, 5)}, ValueError, r"x must have 4 dimensions \(N, C, H, W\), got"),
     (
         {"x": ones(1, 4, 5, 5, 5, 5), "kernel": ones(1, 2, *[3] * 3, *[5] * 3)},
@@ -105,7 +106,7 @@ FUSED_REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"features": [1.0]}, TypeError, "features must be a NumPy or CuPy array, got list"),
     ({"span_weight": ones(18, 3, dtype=int)}, TypeError, "span_weight has dtype int64"),
     ({"span_bias": ones(18, dtype=bool)}, TypeError, "span_bias has dtype bool"),
-    ({"x": X[0]}, ValueError, "x must have 4 dimensions"),
+    ({"x": X[0]}, ValueError, "x must have 4 dimensions .* that fits features of 4 dimensions$"),
     ({"features": ones(3, 5, 5)}, ValueError, r"features must have 4 dimensions .*\(3, 5, 5\)"),
     ({"features": ones(1, 0, 5, 5)}, ValueError, "with F >= 1"),
     ({"features": ones(1, 3, 4, 5)}, ValueError, r"features \(1, 3, 4, 5\) .* got 1 and 4x5"),

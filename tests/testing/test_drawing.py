@@ -34,6 +34,12 @@ def test_geometries_of_each_number_of_dimensions(dims: int) -> None:
     find(testing.geometries(dims=(1, 2, 3)), lambda g: g.dims == dims)
 
 
+@pytest.mark.parametrize("dims", [0, 4, (), (2, 4)])
+def test_geometries_of_other_dimensions_are_refused(dims: Any) -> None:
+    with pytest.raises(ValueError, match="^dims must be 1, 2 or 3, or several of them, got"):
+        find(testing.geometries(dims=dims), lambda g: True)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
