@@ -44,7 +44,7 @@ def block_of(number, plan, size):
 @inlined
 def steps_of(plan, unit, t):
     """Where the table of the steps of a unit's result plane t begins, if they began with step 0."""
-    return read(plan, Plan).steps + unit.steps + t * unit.move % unit.taps * unit.turn
+    return read(plan, Plan).steps + unit.steps + t * unit.move % unit.taps * unit.rotation
 
 
 @inlined

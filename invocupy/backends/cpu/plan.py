@@ -1,19 +1,26 @@
 """How one involution is cut for the CPU: blocks of positions, and tables of where each tap looks.
 
 Forward and gradient of x are one problem, *gather*: the sum over taps of a kernel vector times a
-source vector. For the gradient of x the source is grad, each stride phase of x is a plane of
-its own with the taps that reach it, and kernel and source are both read at a tap-dependent shift;
-the phases of a row are interleaved when they are stored. All that differs is in the tables made
-here, so the compiled kernels know no stride or dilation.
+source vector. For the gradient of x the source is grad, and the positions of x whose remainder by
+the stride is the same are a *phase*: they are a plane of their own with the taps that reach it.
+Kernel and source are both read at a tap-dependent shift, and the phases of a row are interleaved
+when they are stored. Forward has one phase. All that differs is in the tables made here, so the
+compiled kernels know no stride or dilation.
 
-The source planes of a block are packed with a zero border, columns sorted by stride phase, so that
-what a vector of positions sees is always a vector. A *step* is one kernel column v with a run of M
-kernel rows that meet consecutive source rows (all of them, where stride equals dilation).
+A task computes a *block* of one image and group. There are always three dimensions; those that are
+missing have size 1::
 
-There are always three dimensions; those that are missing have size 1. A *unit* is a range of result
-planes that see source planes of one spacing. A block goes through the planes of a unit in order,
-and holds as many packed source planes as there are taps in depth: each new one takes the place of
-the oldest. So there is a table of the steps for each such *turn* of the planes.
+    block   of result planes, a unit; of their rows, a band; of their columns, a strip
+    unit    a range of result planes that see source planes of one spacing
+    tile    rows x lanes positions of a block: what a micro-kernel computes at once
+    step    what it adds at once: one kernel column v, and a run of M kernel rows that meet
+            consecutive source rows (all of them, where stride equals dilation)
+
+The source planes of a block are packed with a zero border. Where the source is read with a column
+step, columns of the same remainder (a *column phase*) are packed side by side, so that what a
+vector of positions sees is always a vector. A block goes through the planes of a unit in order, and
+holds as many packed source planes as there are taps in depth: each new one takes the place of the
+oldest. So there is a table of the steps for each such *rotation* of the planes.
 """
 
 from __future__ import annotations
@@ -80,8 +87,8 @@ class Unit(NamedTuple):
     move: int
     taps: int  # at least 1
     phases: int  # bytes from the table of phases to the unit's,
-    steps: int  # from that of steps to where step 0 would be in the unit's first turn,
-    turn: int  # and from one turn to the next
+    steps: int  # from that of steps to where step 0 would be in the unit's first rotation,
+    rotation: int  # and from one rotation to the next
 
 
 STEP, PHASE, UNIT = (8 * len(row._fields) for row in (Step, Phase, Unit))  # bytes of a row
@@ -144,7 +151,7 @@ class Plan(NamedTuple):
     units: Array  # rows of Unit
     unit_count: int
     steps: Array  # rows of Step
-    step_count: int  # without those of further turns
+    step_count: int  # without those of further rotations
     phases: Array  # rows of Phase
     phase_count: int  # of a unit
     taps: Array  # which one each is in the order of the steps
@@ -274,9 +281,9 @@ def plan(
             ))  # fmt: skip
         table = np.array(steps, np.int64).reshape(-1, 1 + len(Step._fields))
         offset = (sum(map(len, tables)) - first_step) * STEP
-        for turn in range(max(1, len(z.taps))):
+        for rotation in range(max(1, len(z.taps))):
             tables.append(table[:, 1:].copy())
-            tables[-1][:, 0] += (table[:, 0] + turn) % max(1, len(z.taps)) * plane
+            tables[-1][:, 0] += (table[:, 0] + rotation) % max(1, len(z.taps)) * plane
         units += _units(
             z, spacing, in_steps[0], out_steps[0], most_units,
             (first_phase * PHASE, offset, len(steps) * STEP),

@@ -1,4 +1,4 @@
-"""The pool: ``launch(body, tasks, work, scratch, call)`` runs a compiled body once for each task.
+"""The pool: :func:`launch` runs a compiled body once for each of its tasks, in threads.
 
 A *body* is a compiled function ``body(task, turn, scratch, words)``: the number of its task, how
 many tasks its thread has done before in this launch, memory of its thread alone, and where the
@@ -8,7 +8,7 @@ a shared counter until none is left, without Python and its GIL; the caller is a
 Numba's own ``parallel=True`` is not used: its ``workqueue`` layer aborts the process when two
 Python threads call a kernel at once, and its OpenMP layer kills forked children.
 
-The caller writes a *descriptor* of its tasks, a row of integers, and publishes its address in a
+The caller writes a *descriptor* (``job``) of its tasks, a row of integers, and publishes it in a
 *slot* of the *board*. Workers that have worked lately spin on the board; the others sleep, and
 waking one takes some microseconds here and some ten until it is there. The caller works as if it
 were alone, retracts the descriptor and waits for those who had begun; so a worker that comes too
@@ -89,13 +89,13 @@ def _compile(body: Any) -> int:
 
 
 def launch(
-    body: Callable[..., None], tasks: int, work: int, scratch: int, call: tuple[Any, ...]
+    body: Callable[..., None], tasks: int, work: int, scratch: int, record: tuple[Any, ...]
 ) -> None:
     """Run ``body`` for each task in one or more threads; return when all are done.
 
     ``work`` is roughly the number of elements read or vector operations done; ``scratch`` the
-    number of bytes that each thread gets for itself. ``call`` is a NamedTuple of integers, arrays,
-    None (0) and :class:`~invocupy.backends.cpu.access.Record`.
+    number of bytes that each thread gets for itself. ``record`` is a NamedTuple of integers,
+    arrays, None (0) and :class:`~invocupy.backends.cpu.access.Record`.
 
     Workers that sleep are woken for much work, or for a launch that comes so soon after another
     that they would still be spinning. In the main thread a long launch can be interrupted by a
@@ -120,7 +120,7 @@ def launch(
     interruptible = not CHECKED and work > LONG and get_ident() == main_thread().ident
     begun = allocate_lock() if interruptible else None
     try:
-        words = words_of(call)
+        words = words_of(record)
         start = job.scratch((workers + 1) * stride)
         # the words between are zero
         layout = f"5q{_WORDS - 5 * 8}x{len(words)}q"
@@ -128,25 +128,25 @@ def launch(
         wake = work > WAKE or now - _ended < _SPIN
         given = _board[1], job.slot, job.address, workers, wake
         if CHECKED:
-            with ranges(call, (start, scratch)):
+            with ranges(record, (start, scratch)):
                 _lead(*given[:3], 0, False)
         elif begun is None:
             _lead(*given)
         else:
-            _interruptible(begun, job, tasks, partial(_lead, *given), call)
+            _interruptible(begun, job, tasks, partial(_lead, *given), record)
     finally:
         if begun is None or begun.acquire(False):  # else the thread that leads does it
             job.rest()
     _ended = time.perf_counter()
 
 
-def _interruptible(begun: Any, job: _Descriptor, tasks: int, lead: Any, call: Any) -> None:
+def _interruptible(begun: Any, job: _Descriptor, tasks: int, lead: Any, record: Any) -> None:
     """``lead`` in another thread, while this one waits where Python handles signals.
 
     Signals can follow each other so fast that this thread does not even get to wait for the end.
-    So the other one holds the arrays of the ``call``, and the job, until then.
+    So the other one holds the arrays of the record, and the job, until then.
     """
-    ended, done, held = allocate_lock(), [], [call]
+    ended, done, held = allocate_lock(), [], [record]
     ended.acquire()
 
     def run() -> None:

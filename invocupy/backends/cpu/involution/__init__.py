@@ -51,7 +51,7 @@ class _Job(NamedTuple):
     """All of a call that does not depend on the arrays' contents."""
 
     body: Any
-    call: Any  # the type of its record
+    record: Any  # the NamedTuple that the body reads
     plan: Plan
     fixed: tuple[Record, ...]
     tasks: int
@@ -147,7 +147,7 @@ def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
 
 
 def _run(job: _Job, *arrays: Any) -> None:
-    launch(job.body, job.tasks, job.work, job.scratch, job.call(*job.fixed, *arrays))
+    launch(job.body, job.tasks, job.work, job.scratch, job.record(*job.fixed, *arrays))
 
 
 @lru_cache(maxsize=512)
@@ -254,11 +254,11 @@ def _together(p: Plan) -> int:
     return max(s for s in range(1, most + 1) if p.common_steps % s == 0)
 
 
-def _job(g: Geometry, body: Any, call: Any, p: Plan, tasks: int, *more: Record) -> _Job:
+def _job(g: Geometry, body: Any, record: Any, p: Plan, tasks: int, *more: Record) -> _Job:
     scratch = p.packed_size + p.features_size + p.tile_size + p.patch_size
     products = g.batch * g.channels * prod(g.out) * prod(g.kernel)
     work = products * (1 + p.features // p.channels)
-    return _Job(body, call, p, (Record(p), *more), tasks, scratch, work // _GRAIN)
+    return _Job(body, record, p, (Record(p), *more), tasks, scratch, work // _GRAIN)
 
 
 def _past(g: Geometry, p: Plan, size: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""The compiled loops of the gradient of the kernel, kept or pushed on into the features weights."""
+"""The compiled loops of the gradient of the kernel, and of those of features and weights."""
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
 
