@@ -36,7 +36,7 @@ def test_geometries_of_each_number_of_dimensions(dims: int) -> None:
 
 @pytest.mark.parametrize("dims", [0, 4, (), (2, 4)])
 def test_geometries_of_other_dimensions_are_refused(dims: Any) -> None:
-    with pytest.raises(ValueError, match="^dims must be 1, 2 or 3, or several of them, got"):
+    with pytest.raises(ValueError, match=r"^dims must be 1, 2 or 3, or several of them, got"):
         find(testing.geometries(dims=dims), lambda g: True)
 
 
