@@ -16,7 +16,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from invocupy._version import __version__
-from invocupy.cli import bench, evaluate, import_, info, look, predict, summary, train
+from invocupy.cli import bench, evaluate, explore, import_, info, look, predict, summary, train
 from invocupy.cli.notice import compiling_is_told
 from invocupy.cli.options import Parser
 from invocupy.distributed import PeerError, abort_all, is_root
@@ -114,6 +114,6 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"invocupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (train, summary, evaluate, predict, look, import_, bench, info):
+    for module in (train, summary, evaluate, predict, look, explore, import_, bench, info):
         module.add(commands)
     return parser

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.options import Commands, add_run, command, model_from, table, tell
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def add(commands: Commands) -> None:
@@ -25,38 +31,47 @@ def add(commands: Commands) -> None:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    import logging
+def read_images(
+    paths: Iterable[str], shape: tuple[int, int, int], fail: Callable[[str, str], None]
+) -> dict[str, NDArray[np.uint8]]:
+    """Images (C, H, W) by path; ``fail(path, reason)`` is called for files that cannot be read."""
+    from invocupy.data import DataError, grey, read_image
+    from invocupy.train import ConfigError
 
+    channels, side, width = shape
+    if side != width or channels not in (1, 3):
+        raise ConfigError(
+            f"the run is of images (C, H, W) = {shape}, and image files give squares in grey "
+            "or colour: use invocupy.train.predict on arrays"
+        )
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
+    images = {}
+    for path in paths:
+        try:
+            image = read_image(path, side)
+        except DataError as error:
+            fail(path, str(error))
+        else:
+            images[path] = image if channels == 3 else grey(image)
+    return images
+
+
+def _run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from invocupy.data import DataError, grey, read_image
     from invocupy.train import ConfigError, open_run, pick_device, predict
 
     if arguments.top < 1:
         raise ConfigError(f"--top must be at least 1, got {arguments.top}")
     own = model_from(arguments.model_from)
     _, model, _, about = open_run(arguments.run, arguments.checkpoint, own)
-    channels, side, width = about.shape
-    if side != width or channels not in (1, 3):
-        raise ConfigError(
-            f"the run is of images (C, H, W) = {about.shape}, and image files give squares in grey "
-            "or colour: use invocupy.train.predict on arrays"
-        )
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
-    images, results = {}, dict[str, dict[str, Any]]()
+    results: dict[str, dict[str, Any]] = {}
 
     def fail(path: str, reason: str) -> None:
         print(f"invocupy: {reason}", file=sys.stderr)
         results[path] = {"image": path, "error": reason}
 
-    for path in arguments.images:
-        try:
-            image = read_image(path, side)
-            images[path] = image if channels == 3 else grey(image)
-        except DataError as error:
-            fail(path, str(error))
-    if images:
+    if images := read_images(arguments.images, about.shape, fail):
         model.to(pick_device(arguments.device))
         stack = np.stack(list(images.values()))
         found = predict(model, stack, **about.style())

@@ -19,6 +19,7 @@ from invocupy.arrays import Array
 from invocupy.atomic import write_atomically
 from invocupy.extras import require
 from invocupy.paths import AnyPath, expand
+from invocupy.report.explorer import coloured
 from invocupy.report.findings import Findings, Shots
 from invocupy.train.saved import counted, measured_on
 
@@ -228,7 +229,7 @@ def _shots(found: Findings, shots: Shots, name: str, title: str) -> Picture:
     (figure, axes), texts = _canvas(_COLUMNS, 1.4 * rows), []
     for i, (image, label, probabilities) in enumerate(zip(*shots, strict=True)):
         x, y = i % _COLUMNS, 1.4 * (i // _COLUMNS)
-        _tile(axes, x, y, _pixels(image))
+        _tile(axes, x, y, coloured(image))
         answer = int(probabilities.argmax())
         text = f"{_short(found.classes[answer])} {probabilities[answer]:.0%}"
         wrong = answer != label
@@ -250,7 +251,7 @@ def _kernels(found: Findings, number: int) -> Picture:
         y = row + 0.2
         values = heat.values[number][:groups]  # (G, Ho, Wo)
         low, high = np.percentile(values, (1, 99))
-        _tile(axes, 0, y, _pixels(found.mapped.images[number]))
+        _tile(axes, 0, y, coloured(found.mapped.images[number]))
         name = heat.layer.replace(".involution", "").replace(".", " ")
         axes.text(-0.06, y + _TILE / 2, name, rotation=90, ha="right", va="center")
         for g, value in enumerate(values):
@@ -280,13 +281,6 @@ def _tile(
     axes: Axes, x: float, y: float, image: Array, width: float = _TILE, **colours: Any
 ) -> None:
     axes.imshow(image, extent=(x, x + width, y + _TILE, y), aspect="auto", **colours)
-
-
-def _pixels(image: Array) -> Array:
-    """(C, H, W) as colours (H, W, 3); where there are not three channels, their mean in grey."""
-    if len(image) != 3:
-        image = np.repeat(image.mean(axis=0, keepdims=True).astype(np.uint8), 3, axis=0)
-    return image.transpose(1, 2, 0)
 
 
 def _short(name: str) -> str:

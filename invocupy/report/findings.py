@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import nn
-from invocupy.arrays import Array, device_of, on_device, to_device
-from invocupy.autograd import no_grad
+from invocupy.arrays import Array
 from invocupy.checkpoint import CheckpointError
-from invocupy.data import Batches
 from invocupy.data.own import Images
 from invocupy.paths import AnyPath, existing, expand
-from invocupy.train import Config, ConfigError, open_run, pick_device, predict
+from invocupy.report.explorer import Explored, explore
+from invocupy.report.kernels import HeatMap, heat_maps, involution_layers
+from invocupy.train import Config, open_run, pick_device, predict
 from invocupy.train.saved import measured_on, read
 from invocupy.train.sets import read_test_set
 
 _NUMBERS = "epoch", "train_loss", "train_accuracy", "seconds", "images_per_second", "lr"
 _SHOWN = 24  # images in a grid
 _MAPPED = 3  # images with heat maps
-_LAYERS = 4  # of heat maps, by default
+_EXPLORED = 64 * 64  # pixels at most, so that the page stays small
 
 
 class Shots(NamedTuple):
@@ -41,13 +41,6 @@ class Shots(NamedTuple):
     def take(self, index: Array | slice) -> Shots:
         """Those of the given numbers."""
         return Shots(self.images[index], self.labels[index], self.probabilities[index])
-
-
-class HeatMap(NamedTuple):
-    """The kernels that one layer makes over some images, each summed over its taps."""
-
-    layer: str
-    values: NDArray[np.float64]  # (n, G, Ho, Wo)
 
 
 class Findings(NamedTuple):
@@ -67,6 +60,7 @@ class Findings(NamedTuple):
     mistakes: Shots  # the most certain ones first; maybe none
     mapped: Shots
     maps: list[HeatMap]
+    explored: Explored | None  # the first of these; None if large or without involutions
 
 
 def gather(
@@ -134,6 +128,11 @@ def gather(
     wrong = np.flatnonzero((answers != labels) & np.isfinite(certainty))
     worst = wrong[np.argsort(-certainty[wrong], kind="stable")][:_SHOWN]
     mapped = shots.take(_of_many_classes(labels, _MAPPED))
+    explored = None
+    if names and math.prod(mapped.images.shape[2:]) <= _EXPLORED:
+        titles = [about.classes[label] for label in mapped.labels[:1]]
+        with suppress(CheckpointError):  # of a network whose numbers are not finite
+            explored = explore(model, mapped.images[:1], titles, names, **about.style())
     counts = np.bincount(labels * classes + answers, minlength=classes**2)
     return Findings(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
@@ -150,6 +149,7 @@ def gather(
         mistakes=shots.take(worst),
         mapped=mapped,
         maps=heat_maps(model, mapped.images, names, **about.style()),
+        explored=explored,
     )
 
 
@@ -179,83 +179,6 @@ def _machine(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     raise CheckpointError(f"{path} is damaged: remove it, or resume the run, which writes it")
-
-
-def involution_layers(model: nn.Module, numbers: Sequence[int] | None = None) -> list[str]:
-    """Names of a model's involution layers: the given ones, or up to four evenly over the depth."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Involution)]
-    if numbers is None:
-        count = min(_LAYERS, len(names))
-        return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
-    wrong = [number for number in numbers if not 0 <= number < len(names)]
-    if wrong:
-        raise ConfigError(
-            f"involutions must be numbers below {len(names)}, the layers of this model, "
-            f"got {', '.join(map(str, wrong))}"
-        )
-    return [names[number] for number in dict.fromkeys(numbers)]
-
-
-def heat_maps(
-    model: nn.Module,
-    images: NDArray[np.uint8],
-    names: Sequence[str],
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> list[HeatMap]:
-    """The kernels that involution layers make over images, each summed over its K x K taps.
-
-    As in Li et al., arXiv 2103.06255, section 4.4.
-
-    Parameters
-    ----------
-    model, images
-        A network, and what it sees: uint8 (n, C, H, W).
-    names
-        Of involution layers, as ``model.named_modules()`` has them.
-    mean, std
-        As in :class:`invocupy.data.Batches`.
-
-    Returns
-    -------
-    list of HeatMap
-        In the order of ``names``.
-
-    Examples
-    --------
-    >>> from invocupy.models import SimpleModel
-    >>> model = SimpleModel(num_layers=1, rng=0)
-    >>> images = np.zeros((2, 3, 32, 32), np.uint8)
-    >>> (heat,) = heat_maps(model, images, ["blocks.0.involution"], mean=(0,) * 3, std=(1,) * 3)
-    >>> heat.values.shape
-    (2, 4, 32, 32)
-    """
-    seen = {}
-
-    def note(name: str, layer: Any) -> Callable[[Any], Any]:
-        def noted(x: Any) -> Any:
-            sums = layer.kernel(x).data.sum(axis=(2, 3))  # (n, G, Kh, Kw, Ho, Wo) over the taps
-            seen[name] = np.asarray(to_device(sums, "cpu"), np.float64)
-            return type(layer).forward(layer, x)
-
-        return noted
-
-    device = device_of(next(iter(model.parameters())).data)
-    images, nothing = to_device(images, device), to_device(np.zeros(len(images), int), device)
-    batches = Batches(images, nothing, max(len(images), 1), shuffle=False, mean=mean, std=std)
-    with nn.keep_modes(model), no_grad(), on_device(images), ExitStack() as undo:
-        model.eval()
-        for name, layer in model.named_modules(remove_duplicate=False):
-            if isinstance(layer, nn.Involution):
-                undo.callback(setattr, layer, "fused", layer.fused)
-                layer.fused = False  # a block that runs as one would not call its layer
-            if name in names:
-                undo.callback(vars(layer).pop, "forward", None)
-                vars(layer)["forward"] = note(name, layer)
-        for x, _ in batches.epoch(0):
-            model(x)
-    return [HeatMap(name, seen[name]) for name in names]
 
 
 def _of_many_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""One HTML file about a run, which needs no network and no other file."""
+"""HTML files about a run, which need no network and no other file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 from invocupy._version import __version__
 from invocupy.atomic import write_atomically
 from invocupy.paths import AnyPath
+from invocupy.report.explorer import Explored, fragment
 from invocupy.report.figures import BLUE, INK, LINE, ORANGE, SOFT, Picture, drawing, pictures
 from invocupy.report.findings import Findings
 from invocupy.train.saved import counted
 
+_EXPLORER = "The kernel at each pixel"
 # The style of the page has another colour for each of them in light and in dark.
 _COLOURS = {BLUE: "blue", INK: "ink", LINE: "line", ORANGE: "orange", SOFT: "soft"}
 
@@ -48,18 +50,48 @@ def render(found: Findings) -> str:
     """The page as text."""
     with drawing():
         sections = [_section(picture.title, _svg(picture)) for picture in pictures(found)]
+    if found.explored is not None:
+        sections.append(_section(_EXPLORER, fragment(found.explored)))
     sections += [
         _section("Settings", _table(asdict(found.config))),
         _section("Machine and versions", _machine(found.machine)),
     ]
+    title = f"{found.name}: {found.config.model} on {found.dataset}"
+    return _page(title, "training report", found.name, _facts(found), sections)
+
+
+def write_explorer(explored: Explored, name: str, path: AnyPath) -> None:
+    """Write a page on which the kernels at each pixel can be looked up.
+
+    Parameters
+    ----------
+    explored
+        From :func:`invocupy.report.explore`.
+    name
+        Of the run, for the page's title.
+    path
+        An older file of that name is replaced at once.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> write_explorer.__name__  # see invocupy.report.explore for what it takes
+    'write_explorer'
+    """
+    page = _page(f"{name}: {_EXPLORER}", f"explorer of {name}", _EXPLORER, "", [fragment(explored)])
+    write_atomically(path, page.encode(errors="replace"))
+
+
+def _page(title: str, kind: str, name: str, facts: str, sections: list[str]) -> str:
     page = files("invocupy.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(page).substitute(
-        title=escape(f"{found.name}: {found.config.model} on {found.dataset}"),
-        name=escape(found.name),
-        facts=_facts(found),
-        sections="".join(sections),
-        version=__version__,
-    )
+        title=escape(title), kind=escape(kind), name=escape(name), facts=facts,
+        sections="".join(sections), version=__version__,
+    )  # fmt: skip
 
 
 def _section(title: str, content: str) -> str:
@@ -100,10 +132,11 @@ def _facts(found: Findings) -> str:
         "images per second": f"{images / max(seconds, 1e-9):,.0f}",
         f"on {found.dataset}": config.model + layers,
     }
-    return "".join(
+    items = (
         f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>"
         for name, value in facts.items()
     )
+    return f'<ul class="facts">{"".join(items)}</ul>'
 
 
 def _machine(about: dict[str, Any]) -> str:

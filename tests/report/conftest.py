@@ -29,4 +29,5 @@ def bare(found: Findings) -> Findings:
     """One epoch without a test loss, no involution, no mistake; a name that is trouble."""
     row = {**found.history[0], "test_loss": None}
     nothing = found.mistakes.take(slice(0, 0))
-    return found._replace(history=[row], mistakes=nothing, maps=[], machine={}, name="<i>&\"'")
+    empty = found._replace(mistakes=nothing, maps=[], explored=None, machine={})
+    return empty._replace(history=[row], name="<i>&\"'")
