@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invocupy.cli.look import findings
 from invocupy.cli.options import Commands, command, path, tell
 from invocupy.cli.settings import add_settings, given_settings
 
 if TYPE_CHECKING:
-    from invocupy.train import Config, Progress
+    from invocupy import nn
+    from invocupy.train import About, Config, Progress
+
+_QUIET = 60.0  # seconds after which a step is told of where there is no bar
 
 
 def add(commands: Commands) -> None:
@@ -49,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
     from invocupy.distributed import start, together, with_gpus
-    from invocupy.train import Config, ConfigError, fit, load_run
+    from invocupy.train import Config, ConfigError, Interrupted, fit, load_run
     from invocupy.train.saved import counted
 
     comm = start(arguments.comm_timeout)
@@ -72,10 +77,18 @@ def _run(arguments: argparse.Namespace) -> int:
         from invocupy.report import draw, load_matplotlib
 
         load_matplotlib()  # now, not after the training
-    report, testing = _reporter()
     folder = resume or out
     with nullcontext(folder) if folder else _new_folder(config) as out:
-        history = fit(config, out, resume=bool(resume), progress=report, testing=testing, comm=comm)
+        report, testing, started = _reporter(str(out))
+        try:
+            history = fit(
+                config, out, resume=bool(resume), progress=report, testing=testing, comm=comm,
+                started=started,
+            )  # fmt: skip
+        except Interrupted as error:
+            command = f"invocupy train --resume {shlex.quote(str(out))}"
+            error.args = (f"{error}, saved in {out}; go on with: {command}",)
+            raise
     last, best = history[-1], counted(history) or {}
     epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
     result = {
@@ -97,6 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if plots:
         files = draw(findings(out, device=config.device, data_dir=config.data_dir), out)
         print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
+    print(f"to look at it: invocupy report {shlex.quote(str(out))}", file=sys.stderr)
     return code
 
 
@@ -126,13 +140,37 @@ def _new_folder(config: Config) -> Iterator[Path]:
             folder.parent.rmdir()
 
 
-def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]:
-    """What ``fit`` calls on its way: a bar on a terminal, and a line an epoch everywhere."""
+class _Reporter(NamedTuple):
+    """What ``fit`` calls on its way."""
+
+    report: Callable[[Progress], None]
+    testing: Callable[[int, int], None]
+    started: Callable[[nn.Module, About], None]
+
+
+def _reporter(folder: str) -> _Reporter:
+    """A first line, a line an epoch, and between them a bar on a terminal or a line a minute."""
+    import numpy as np
     from tqdm import tqdm
 
+    from invocupy.arrays import device_of
     from invocupy.train.saved import measured_on
 
     bars: list[Any] = []
+    last = time.monotonic()  # when a line was written
+
+    def say(line: str) -> None:
+        nonlocal last
+        last = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
+
+    def started(model: nn.Module, about: About) -> None:
+        train, test = about.counts
+        place = device_of(next((p.data for p in model.parameters()), np.empty(0)))
+        say(
+            f"{place}, {about.dataset} ({train:,} + {test:,} images, {len(about.classes)} classes)"
+            f", {sum(p.size for p in model.parameters()):,} parameters, run {folder}"
+        )
 
     def report(now: Progress) -> None:
         title, row = f"epoch {now.epoch}/{now.epochs}", now.row
@@ -143,6 +181,8 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
             loss, accuracy = f"{now.loss:.3f}", f"{now.accuracy:.1%}"
             bars[0].set_postfix(loss=loss, accuracy=accuracy, refresh=False)
             bars[0].update(now.step - bars[0].n)
+            if bars[0].disable and time.monotonic() - last >= _QUIET:
+                say(f"{title}  step {now.step}/{now.steps}  loss {loss}  accuracy {accuracy}")
             return
         while bars:
             bars.pop().close()
@@ -155,10 +195,10 @@ def _reporter() -> tuple[Callable[[Progress], None], Callable[[int, int], None]]
             f"{what} accuracy {row[f'{part}_accuracy']:.2%}  "
             f"{row['images_per_second']:.0f} images/s"
         )
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     def testing(done: int, batches: int) -> None:
         if bars:
             bars[0].set_postfix_str(f"testing, {done / batches:.0%}")
 
-    return report, testing
+    return _Reporter(report, testing, started)

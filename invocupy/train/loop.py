@@ -25,7 +25,7 @@ from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_
 from invocupy.train.replica import Replica
 from invocupy.train.run import Run
 from invocupy.train.saved import Row, check_folder
-from invocupy.train.sets import describe, load_sets
+from invocupy.train.sets import About, describe, load_sets
 from invocupy.train.setup import augmentation, build, rate
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
@@ -50,6 +50,7 @@ def fit(
     after_epoch: Callable[[nn.Module, Row], object] | None = None,
     testing: Callable[[int, int], object] | None = None, comm: Comm | None = None,
     data: tuple[Array, Array, Array, Array] | None = None,
+    started: Callable[[nn.Module, About], object] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Train a model; an interrupted run can be resumed, on the CPU to the same bits.
 
@@ -91,6 +92,8 @@ def fit(
         uint8 images (N, C, H, W) of any size and channels, and integers (N,) from 0. The number of
         classes follows from the training labels, mean and deviation are those of the images trained
         on; the run keeps them. To resume, give the same again.
+    started
+        Called once, before the first step, with the model and an :class:`About` of the images.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def fit(
         raise TypeError(f"config must be a Config, got {type(config).__name__}: Config(**settings)")
     if model is not None:
         check_model(model)
-    hooks = _Hooks(progress, before_update, after_epoch, testing)
+    hooks = _Hooks(progress, before_update, after_epoch, testing, started)
     for name, hook in hooks._asdict().items():
         if hook is not None and not callable(hook):
             raise TypeError(f"{name} must be a function, got {type(hook).__name__}")
@@ -186,6 +189,8 @@ def fit(
                     check_folder(config, folder, resume, about)
             run.begin(resume)
         run.spread()
+        if started is not None:
+            started(model, about)
         _train(run, batches, measured, hooks, asked)
     average.put_into(model)
     run.best.put_into(model)
@@ -199,6 +204,7 @@ class _Hooks(NamedTuple):
     before_update: Callable[[nn.Module, optim.SGD], object] | None
     after_epoch: Callable[[nn.Module, Row], object] | None
     testing: Callable[[int, int], object] | None
+    started: Callable[[nn.Module, About], object] | None
 
 
 class _Pause(Exception):  # noqa: N818

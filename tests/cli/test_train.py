@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pooch  # noqa: F401  (its logger keeps the standard error of its first import)
@@ -36,7 +36,11 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
         out,
     )
     # no bar off a terminal: a line an epoch
-    lines = err.splitlines()
+    told = [line for line in err.splitlines() if "compil" not in line]
+    first, *lines, last = told
+    start = "cpu, shapes10 (40 + 40 images, 10 classes), "
+    assert re.fullmatch(rf"{re.escape(start)}[\d,]+ parameters, run runs/shapes10-simple-1", first)
+    assert last == "to look at it: invocupy report runs/shapes10-simple-1"
     assert [line.split()[:2] for line in lines] == [["epoch", "1/2"], ["epoch", "2/2"]]
     for line in lines:
         for part in ("loss", "accuracy", "test loss", "test accuracy", "images/s"):
@@ -70,7 +74,7 @@ def test_train_with_a_validation_share(capsys: pytest.CaptureFixture[str]) -> No
         out,
     )
     assert "validation loss" in err
-    assert "test" not in err
+    assert "test loss" not in err
     assert main([*TRAIN, "--validation", "0.25", "--out", "b", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["best_accuracy"] == max(row["val_accuracy"] for row in result["history"])
@@ -79,6 +83,22 @@ def test_train_with_a_validation_share(capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(capsys.readouterr().out)
     assert found["accuracy"] == result["test_accuracy"]
     assert found["epochs"] == result["best_epoch"]
+
+
+def test_where_there_is_no_bar_a_line_tells_of_a_step_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from invocupy.cli import train
+
+    monkeypatch.setattr(train, "_QUIET", 0.0)
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line[:5] == "epoch"]
+    assert [line.split()[:4] for line in lines[:2]] == [
+        ["epoch", "1/1", "step", "1/2"], ["epoch", "1/1", "step", "2/2"],
+    ]  # fmt: skip
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main([*TRAIN, "--epochs", "1"]) == 0
+    assert "step 1/2" not in capsys.readouterr().err  # the bar says it
 
 
 def test_a_terminal_gets_a_bar(
@@ -179,16 +199,23 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly() -> None:
     process = start("train", *TINY, *settings, "--out", "run")
     assert process.stderr is not None
     for _ in range(3):
-        assert process.stderr.readline().startswith("epoch")
+        _epoch(process.stderr)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
+    assert "saved in run; go on with: invocupy train --resume run\n" in err
     step = int(re.search(r"interrupted in epoch \d+ after step (\d+)", err)[1])  # type: ignore[index]
     _, info = checkpoint.load("run/last.safetensors")
     assert 2 * info["state"]["epoch"] + info["state"]["step"] == step
     epochs = info["state"]["epoch"] + 2
     _finish("run", epochs)
+
+
+def _epoch(stream: IO[str]) -> None:
+    """Wait for the line of an epoch; before the first one there are others."""
+    while not (line := stream.readline()).startswith("epoch"):
+        assert line
 
 
 def _finish(folder: str, epochs: int) -> None:
@@ -210,7 +237,7 @@ def test_kill_9_at_any_time_leaves_a_run_that_goes_on_exactly() -> None:
     for _ in range(4):
         process = start(*arguments)
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("epoch")
+        _epoch(process.stderr)
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
         process.communicate()
