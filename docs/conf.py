@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +62,20 @@ def trim_blocks(app: Sphinx, doctree: nodes.document) -> None:
             block.children = [nodes.Text(block.rawsource)]
 
 
+def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
+    """The axes ``*S`` of a shape, and ``*`` in a path, would begin an emphasis."""
+    lines = rest[-1]
+    text = re.sub(
+        r"``.*?``|\*(?=[A-Z]\b)|(?<=/)\*",
+        lambda found: r"\*" if found[0] == "*" else found[0],
+        "\n".join(lines),
+        flags=re.DOTALL,
+    )
+    lines[:] = text.split("\n")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", escape_axes)
     app.connect("doctree-read", trim_blocks)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("builder-inited", lambda _: draw_all())

@@ -198,7 +198,7 @@ class Involution(_Layer):
         self.register_load_state_dict_pre_hook(_read_either_name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) to (N, C, *ceil(S/stride))."""
+        """(N, C, *S) to (N, C, *O), each size of O being ceil(size of S / stride)."""
         features = torch.relu(self.BN(self.weights0(self.pool(x))))
         return self._involve(x, features, self.weights1)
 
