@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-ON_GPU = ("involution", "convolution", "pointwise", "batch_norm", "sgd")
+ON_GPU = ("involution", "involution_block", "convolution", "pointwise", "batch_norm", "sgd")
 """The ops of the CUDA wing; of the others, CuPy arrays get the reference."""
 
 on_compile: Callable[[str, bool], object] | None = None

@@ -97,11 +97,22 @@ involution_sum  of f = relu(scale * z + shift): stride 1, and a padding that kee
            grad_bias[T])
     grad_z is that of scale * z + shift; those of parameters are float64
 
-involution_block  a block of the article's network in evaluation, see invocupy.ops.block
+involution_block  a block of the article's network, see invocupy.ops.block: parameters are weight
+                and bias of expand, its norm, reduce, a norm, span, project and a last norm
   forward(x[N,O,H,W], parameters, moments, eps, relu, g -> out[N,O,H,W])
-    x + act(involution_sum of both results of the perceptron), act a ReLU if relu. parameters are
-    weight and bias of expand, its norm, reduce, a norm, span, project and a last norm; moments are
-    mean and variance of each norm, which folds into the convolution before it with its eps
+    evaluation: x + act(involution_sum of both results of the perceptron), act a ReLU if relu;
+    moments are mean and variance of each norm, which folds into the convolution before it with its
+    eps
+  train(x[N,O,H,W], parameters, eps, relu, g -> out[N,O,H,W], kept)
+    the same with the moments of the batch; kept is a Kept
+  gradients(grad[N,O,H,W], x[N,O,H,W], parameters, kept, eps, relu, g
+            -> grad_x[N,O,H,W], grads)
+    of train, by what it left in kept; grads are those of the parameters. A bias before a norm of
+    the batch has the gradient 0
+  running(stats, old, momenta, unbiased -> new)
+    running statistics by the stats of a Kept: old and new are, for each norm, (mean, variance, how
+    many batches), of which the first two become (1 - momentum) * old + momentum * that of the
+    batch, with unbiased * variance
 
 sgd             lists of arrays, whose dtypes may differ; the results are new ones
   update(params, grads, velocities, decays, *, lr, momentum, nesterov -> )
@@ -137,6 +148,21 @@ class Perceptron(NamedTuple):
     dense: Array  # (F, D): reads all hidden channels
     bias: Array  # (F,)
     grouped: Array  # (O, D): reads each group by itself
+
+
+class Kept(NamedTuple):
+    """What a block in training keeps for its gradients."""
+
+    reduced: Array  # (N, F, H, W): what the kernel is made from, before its norm
+    shares: Array  # (N, G*O, H, W): what project makes of the hidden channels of each group
+    projected: Array  # (N, O, H, W): the involution of the shares, before the last norm
+    stats: Array  # one axis: what :meth:`statistics` says, in the dtype of sums
+
+    @staticmethod
+    def statistics(channels: int, hidden: int, reduced: int) -> list[slice]:
+        """Where in ``stats`` are mean and covariance of x, then mean and variance of each norm."""
+        sizes = channels, channels**2, hidden, hidden, reduced, reduced, channels, channels
+        return [slice(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(len(sizes))]
 
 
 @cache

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn
-from invocupy.arrays import Array
+from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor, apply
 from invocupy.geometry import integer
 from invocupy.ops.block import involution_block
+from invocupy.ops.block_whole import running_statistics, runs_whole
 
 
 class SimpleBlock(nn.Module):
@@ -85,14 +86,19 @@ class SimpleBlock(nn.Module):
         return F.add(y, x)
 
     def _runs_as_one(self, x: nn.Input) -> bool:
-        """Whether one operator may take the whole block: on the CPU, in one floating dtype."""
+        """Whether one operator may take the whole block: one dtype, sizes that fit."""
         array = x.data if isinstance(x, Tensor) else x
         comm, training = self.expand_norm.comm, self.expand_norm.training
         return (
             self.involution.fused is not False
-            and isinstance(array, np.ndarray)
-            and array.dtype in (np.float32, np.float64)
+            and (isinstance(array, np.ndarray) or (is_cupy(array) and comm is None))
             and array.ndim == 4
+            and runs_whole(
+                array,
+                *(p.data for p in self._weights()),
+                kernel_size=self.involution.kernel_size,
+                dilation=self.involution.dilation,
+            )
             # More than one value a channel; of several ranks all go the same way, even with none.
             and (array.size > array.shape[1] or (training and comm is not None))
             and all(norm.comm is comm and norm.training is training for norm in self._norms())
@@ -116,6 +122,17 @@ class SimpleBlock(nn.Module):
         middle, norms = self.involution, self._norms()
 
         def observe(moments: tuple[tuple[Array, Array], ...], count: int | Array) -> None:
+            stats = getattr(moments, "stats", None)
+            buffers = [
+                (norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms
+            ]
+            if stats is not None and all(mean.data.dtype == stats.dtype for mean, *_ in buffers):
+                old = [tuple(buffer.data for buffer in three) for three in buffers]
+                momenta = [norm.momentum for norm in norms]
+                new = running_statistics(old, moments, momenta, count)
+                for buffer, array in zip(chain(*buffers), chain(*new), strict=True):
+                    buffer.data = array
+                return
             for norm, (mean, var) in zip(norms, moments, strict=True):
                 norm.observe(mean, var, count)
 

@@ -5,6 +5,8 @@ Each thread folds the norms into the weights and puts them in order. x is packed
 planes, too. Between the rows they are anything but what the involution must see there, so these
 places are cleared; then the involution takes tile by tile, each with the kernel that is made for it
 and used up at once.
+
+Here training goes step by step (:mod:`invocupy.ops.block`); its whole forms are the reference's.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
@@ -27,6 +29,7 @@ from invocupy.backends.cpu.planes import TILE, Planes, planes, planes_of
 from invocupy.backends.cpu.pool import launch
 from invocupy.backends.cpu.vector import VECTOR_BYTES, up
 from invocupy.backends.far import near_block
+from invocupy.backends.reference.involution_block import gradients, running, train  # noqa: F401
 from invocupy.geometry import Geometry
 
 _TASKS = 8  # into which a few images are cut

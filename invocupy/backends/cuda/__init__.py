@@ -69,6 +69,12 @@ def workspace(like: Array, *shape: int) -> Array:
         return namespace(like).empty(shape, accumulator(like))  # type: ignore[no-any-return]
 
 
+def stored(like: Array, *shape: int) -> Array:
+    """A new array of the dtype of ``like``, on its device."""
+    with on_device(like):
+        return namespace(like).empty(shape, like.dtype)  # type: ignore[no-any-return]
+
+
 def source(kernel: str, macros: Macros) -> str:
     """The text of one specialisation: its macros, the kernel's headers, the kernel."""
     includes = {include for scalar, _, include in _TYPES.values() if scalar == macros["SCALAR"]}

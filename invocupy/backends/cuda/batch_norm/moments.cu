@@ -1,4 +1,5 @@
 #include "channel.cuh"
+#include "moments.cuh"
 // Mean and variance of a channel. x is read once.
 
 // All values are taken as distances from one of their own, the first: where the mean is far from
@@ -8,32 +9,6 @@ __device__ __forceinline__ ACCUM pivot_of(const SCALAR* x, int channel, int per_
     const ACCUM first = ACCUM(x[(long long)channel * per_plane * VECTOR]);
     return first - first == 0 ? first : ACCUM(0);  // not an infinity, and not NaN
 }
-
-// Mean and sum of squared distances from it, of a number of elements. Two of these combine without
-// cancellation, however far the mean is from zero (Chan, Golub and LeVeque 1979).
-struct Moments {
-    ACCUM count, mean, squares;
-
-    __device__ __forceinline__ void add(const Moments& other)
-    {
-        const ACCUM total = count + other.count;
-        if (other.count == 0) return;
-        const ACCUM distance = other.mean - mean, part = other.count / total;
-        mean += distance * part;
-        squares += other.squares + distance * distance * (count * part);
-        count = total;
-    }
-
-    // All lanes in lane 0.
-    __device__ __forceinline__ void add_lanes()
-    {
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2)
-            add({__shfl_down_sync(0xffffffffu, count, step),
-                 __shfl_down_sync(0xffffffffu, mean, step),
-                 __shfl_down_sync(0xffffffffu, squares, step)});
-    }
-};
 
 // The moments of one slice.
 KERNEL(BLOCK) moments(In x, OutAccum partial, int batch, int channels, int per_plane, int slices)

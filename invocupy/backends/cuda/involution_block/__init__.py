@@ -1,0 +1,282 @@
+"""An involution block of the article's network: what is wide stays in registers.
+
+Forward takes five launches in training and two in evaluation, backward six. The grids depend on the
+sizes of the arrays alone, so a step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple
+
+from invocupy.arrays import Array
+from invocupy.backends import cuda
+from invocupy.backends.cuda import BLOCK, ceil_div, launch
+from invocupy.backends.reference import involution_block as reference
+from invocupy.backends.signatures import Kept
+from invocupy.geometry import Geometry
+
+Eps = tuple[float, float, float]
+
+_ROWS = 256  # of partial sums of x: each block of `perceive` merges them
+_BLOCKS = 396  # of `grad_perceive`: three on each multiprocessor of a large GPU
+_SHARED = 48 << 10  # bytes that a block may have
+_WARPS = BLOCK // 32
+_TILES = (4, 32), (8, 16), (16, 8)  # a pixel for each thread
+
+
+class Sizes(NamedTuple):
+    """The numbers of channels and the window of a block."""
+
+    channels: int
+    hidden: int
+    reduced: int
+    groups: int
+    kernel: tuple[int, ...]
+    dilation: tuple[int, ...]
+    itemsize: int  # of the sums
+
+    @classmethod
+    def of(cls, x: Array, parameters: Sequence[Array], g: Geometry) -> Sizes:
+        hidden, reduced = len(parameters[0]), len(parameters[4])
+        itemsize = 8 if x.itemsize == 8 else 4
+        return cls(x.shape[1], hidden, reduced, g.groups, g.kernel, g.dilation, itemsize)
+
+    @property
+    def each(self) -> int:
+        """Hidden channels of a lane in `grad_perceive`."""
+        most = 2 if self.reduced <= 16 and self.itemsize == 4 else 1
+        return min(ceil_div(self.hidden, 32), most)
+
+    @property
+    def widest(self) -> int:
+        """Pixels of a thread that has all reduced channels of them in registers."""
+        return 4 if self.reduced <= 16 else 2 if self.reduced <= 32 else 1
+
+    def tile(self) -> tuple[int, int]:
+        """The tile of `grad_involve`: the first that fits into shared memory, (0, 0) if none."""
+        c, f, kernel_w = self.channels, self.reduced, self.kernel[1]
+        reach = [k // 2 * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+        for high, wide in _TILES:
+            span = (high + 2 * reach[0]) * (wide + 2 * reach[1])
+            plane = ceil_div(span - 2, 8) * 8 + 2
+            taps = high * (wide + 2 * reach[1]) + high * wide + _WARPS * (ceil_div(f, 4) * 4 + 1)
+            numbers = f * plane + c * span + kernel_w * taps + (2 + 2 * _WARPS) * f + 4 * c
+            if numbers * self.itemsize <= _SHARED:
+                return high, wide
+        return 0, 0
+
+    def pixels(self) -> int:
+        """The pixels that a warp of `grad_perceive` fetches at a time, 0 if none fit."""
+        c, f, width = self.channels, self.reduced, 32 * self.each
+        for pixels in (32, 16):
+            size = (f + self.groups * c + c) | 1
+            numbers = _WARPS * (pixels * size + 16 * (width + 1)) + width * (f + 3 * c + 1) + 3 * f
+            if numbers * self.itemsize <= _SHARED:
+                return pixels
+        return 0
+
+    def fit(self) -> bool:
+        """Whether the kernels take a block of these sizes."""
+        row = ceil_div(2 * self.channels + 1 + self.reduced, 4) * 4
+        weights = self.hidden * row + _WARPS * self.reduced
+        return (
+            self.channels <= 8
+            and self.reduced <= 64
+            and weights * self.itemsize <= _SHARED
+            and self.tile()[0] > 0
+            and self.pixels() > 0
+        )
+
+    def macros(self, x: Array, *arrays: Array, row: int, widest: int = 4) -> dict[str, str | int]:
+        """What is compiled in; rows of the arrays have ``row`` elements."""
+        fixed = cuda.element(x.dtype) | {
+            "CHANNELS": self.channels, "HIDDEN": self.hidden, "REDUCED": self.reduced,
+            "GROUPS": self.groups, "VECTOR": min(widest, cuda.vector(row, x, *arrays)),
+        }  # fmt: skip
+        for axis, kernel, dilation in zip("HW", self.kernel, self.dilation, strict=True):
+            fixed |= {f"KERNEL_{axis}": kernel, f"DILATION_{axis}": dilation}
+        return fixed
+
+
+def forward(
+    x: Array, parameters: Sequence[Array], moments: Sequence[Array], eps: Eps, relu: bool,
+    g: Geometry, out: Array,
+) -> None:  # fmt: skip
+    """Evaluation: all norms are known beforehand."""
+    sizes = Sizes.of(x, parameters, g)
+    if not sizes.fit():
+        reference.forward(x, parameters, moments, eps, relu, g, out)
+        return
+    reduced, shares = (
+        cuda.stored(x, len(x), channels, *g.size)
+        for channels in (sizes.reduced, sizes.groups * sizes.channels)
+    )
+    _perceive(sizes, x, parameters, moments, None, 0, eps[0], reduced, shares, None)
+    _involve(sizes, x, parameters, moments, reduced, shares, eps, relu, out, None)
+
+
+def train(
+    x: Array, parameters: Sequence[Array], eps: Eps, relu: bool, g: Geometry, out: Array, kept: Kept
+) -> None:  # fmt: skip
+    """Forward with the moments of the batch, which end in ``kept.stats``."""
+    sizes, (batch, plane) = Sizes.of(x, parameters, g), (len(x), prod(g.size))
+    c, f = sizes.channels, sizes.reduced
+    if not sizes.fit():
+        reference.train(x, parameters, eps, relu, g, out, kept)
+        return
+    macros = sizes.macros(x, row=plane)
+    vectors = batch * plane // int(macros["VECTOR"])
+    rows = max(1, min(_ROWS, vectors // 128))
+    partial = cuda.workspace(x, 1 + c + c * c, rows)
+    per_plane = plane // int(macros["VECTOR"])
+    launch("involution_block/spread", macros, rows * 32, x, partial, batch, per_plane, rows,
+           over=vectors)  # fmt: skip
+
+    moments, full = _perceive(
+        sizes, x, parameters, None, partial, rows, eps[0], kept.reduced, kept.shares, kept.stats
+    )
+    launch(
+        "involution_block/merge", macros, f * 32,
+        moments, kept.stats, moments.shape[1], full, batch, plane,
+    )  # fmt: skip
+    mean, var = (kept.stats[part] for part in Kept.statistics(c, sizes.hidden, f)[4:6])
+    moments, full = _involve(
+        sizes, x, parameters, (None, None, mean, var, None, None), kept.reduced, kept.shares, eps,
+        relu, kept.projected, kept.stats,
+    )  # fmt: skip
+    macros = sizes.macros(x, kept.projected, out, row=plane) | {"RELU": int(relu)}
+    per_plane = plane // int(macros["VECTOR"])
+    launch(
+        "involution_block/finish", macros, batch * per_plane,
+        x, kept.projected, moments, *parameters[12:], out, kept.stats, eps[2], batch, per_plane,
+        moments.shape[1], full,
+    )  # fmt: skip
+
+
+def gradients(
+    grad: Array, x: Array, parameters: Sequence[Array], kept: Kept, eps: Eps, relu: bool,
+    g: Geometry, grad_x: Array, grads: Sequence[Array],
+) -> None:  # fmt: skip
+    """Backward of :func:`train`: ``grads`` are those of the parameters, in their order."""
+    sizes, (batch, (height, width)) = Sizes.of(x, parameters, g), (len(x), g.size)
+    if not sizes.fit():
+        reference.gradients(grad, x, parameters, kept, eps, relu, g, grad_x, grads)
+        return
+    plane, taps = height * width, sizes.groups * prod(sizes.kernel)
+    c, f, d, stats = sizes.channels, sizes.reduced, sizes.hidden, kept.stats
+    expand, expand_bias, gamma_1, beta_1, reduce, _, gamma, beta, span, span_bias, project = (
+        parameters[:11]
+    )
+    acted = {"RELU": int(relu)}
+    macros = sizes.macros(x, grad, kept.projected, row=plane) | acted
+    per_plane = plane // int(macros["VECTOR"])
+    rows = ceil_div(batch * per_plane, BLOCK)
+    sums = cuda.workspace(x, 2 * c, rows)
+    launch(
+        "involution_block/grad_sums", macros, batch * per_plane,
+        grad, kept.projected, *parameters[12:], stats, sums, eps[2], batch, per_plane,
+    )  # fmt: skip
+
+    tile, pixels = sizes.tile(), sizes.pixels()
+    macros = sizes.macros(x, row=1) | acted | {
+        "TILE_H": tile[0], "TILE_W": tile[1], "VECTOR_F": min(4, cuda.vector(f, span)),
+    }  # fmt: skip
+    tiles = batch * ceil_div(height, tile[0]) * ceil_div(width, tile[1])
+    partial = cuda.workspace(x, tiles, taps * (f + 1) + 2 * f)
+    grad_shares, grad_normed = (cuda.stored(x, *a.shape) for a in (kept.shares, kept.reduced))
+    launch(
+        "involution_block/grad_involve", macros, tiles * BLOCK,
+        grad, kept.projected, kept.shares, kept.reduced, span, span_bias, gamma, beta,
+        *parameters[12:], stats, sums, grad_shares, grad_normed, *grads[12:], grads[11], partial,
+        eps[1], eps[2], batch, height, width, rows,
+    )  # fmt: skip
+    sums = cuda.workspace(x, 2 * f)
+    macros = sizes.macros(x, row=1)
+    launch(
+        "involution_block/merge_span", macros, ceil_div(taps * (f + 1) + 2 * f, 32) * BLOCK,
+        partial, stats, *grads[8:10], *grads[6:8], grads[5], sums, eps[1], tiles,
+    )  # fmt: skip
+
+    each = sizes.each
+    slices = ceil_div(d, 32 * each)
+    blocks = min(max(1, _BLOCKS // slices), ceil_div(batch * plane, _WARPS * pixels))
+    parts = cuda.stored(x, slices, *x.shape)
+    partial = cuda.workspace(x, blocks, d, f + 2 * c + 1)
+    launch(
+        "involution_block/grad_perceive", macros | {"EACH": each, "PIXELS": pixels},
+        slices * blocks * BLOCK,
+        x, kept.reduced, grad_normed, grad_shares, expand, expand_bias, gamma_1, beta_1, reduce,
+        project, gamma, stats, sums, parts, partial, eps[0], eps[1], batch, plane, blocks,
+    )  # fmt: skip
+    more = cuda.workspace(x, 2, d)
+    launch(
+        "involution_block/merge_hidden", macros, d * BLOCK,
+        partial, expand, expand_bias, gamma_1, stats, *grads[:5], grads[10], more, eps[0], batch,
+        plane, blocks,
+    )  # fmt: skip
+    macros = sizes.macros(x, grad, parts, grad_x, row=plane) | {"SLICES": slices}
+    per_plane = plane // int(macros["VECTOR"])
+    launch(
+        "involution_block/grad_x", macros, batch * per_plane,
+        grad, x, parts, expand, stats, more, grad_x, batch, per_plane,
+    )  # fmt: skip
+
+
+def running(
+    stats: Array, old: Sequence[Sequence[Array]], momenta: Sequence[float], unbiased: float,
+    new: Sequence[Sequence[Array]],
+) -> None:  # fmt: skip
+    """One launch for all three norms."""
+    hidden, reduced, channels = (len(arrays[0]) for arrays in old)
+    macros = cuda.element(stats.dtype) | {
+        "CHANNELS": channels, "HIDDEN": hidden, "REDUCED": reduced, "GROUPS": 1, "VECTOR": 1,
+        "KERNEL_H": 1, "KERNEL_W": 1, "DILATION_H": 1, "DILATION_W": 1,
+    }  # fmt: skip
+    arrays = *chain(*old), *chain(*new)
+    launch("involution_block/running", macros, max(hidden, reduced, channels), stats, *arrays,
+           *map(float, momenta), float(unbiased))  # fmt: skip
+
+
+def _perceive(
+    sizes: Sizes, x: Array, parameters: Sequence[Array], given: Sequence[Array] | None,
+    partial: Array | None, rows: int, eps: float, reduced: Array, shares: Array,
+    stats: Array | None,
+) -> tuple[Any, int]:  # fmt: skip
+    """The hidden layer; the partial moments of ``reduced``, and of how many values each is."""
+    batch, plane, f = len(x), prod(x.shape[2:]), sizes.reduced
+    macros = sizes.macros(x, reduced, shares, row=plane, widest=sizes.widest)
+    vector = int(macros["VECTOR"])
+    moments = None if given else cuda.workspace(x, 2 * f, ceil_div(batch * plane // vector, BLOCK))
+    expand, expand_bias, gamma, beta, reduce, reduce_bias = parameters[:6]
+    launch(
+        "involution_block/perceive", macros | {"GIVEN": int(given is not None)},
+        batch * plane // vector,
+        x, partial, expand, expand_bias, gamma, beta, *(given or (None, None))[:2], reduce,
+        reduce_bias, parameters[10], reduced, shares, stats, moments, eps, batch, plane // vector,
+        rows,
+    )  # fmt: skip
+    return moments, BLOCK * vector
+
+
+def _involve(
+    sizes: Sizes, x: Array, parameters: Sequence[Array], given: Sequence[Array | None],
+    reduced: Array, shares: Array, eps: Eps, relu: bool, out: Array, stats: Array | None,
+) -> tuple[Any, int]:  # fmt: skip
+    """The involution; in training the partial moments of its result."""
+    batch, (height, width) = len(x), x.shape[2:]
+    last = stats is None
+    macros = sizes.macros(x, reduced, shares, out, row=width, widest=sizes.widest)
+    macros |= {"GIVEN": int(last), "RELU": int(relu)}
+    macros["VECTOR_F"] = min(4, cuda.vector(sizes.reduced, parameters[8]))
+    vector = int(macros["VECTOR"])
+    strips = batch * height * width // vector
+    moments = None if last else cuda.workspace(x, 2 * sizes.channels, ceil_div(strips, BLOCK))
+    launch(
+        "involution_block/involve", macros, strips,
+        shares, reduced, *parameters[6:8], *given[2:4], *parameters[8:10], parameters[11], x,
+        *parameters[12:], *given[4:], out, moments, eps[1], eps[2], batch, height, width,
+    )  # fmt: skip
+    return moments, BLOCK * vector

@@ -1,0 +1,117 @@
+#include "involution_block/block.cuh"
+// reduced = reduce @ h + bias and, for each group, shares = its columns of project @ its h, where
+// h = relu(norm(expand(x))) stays in registers. A thread has VECTOR pixels.
+//
+// GIVEN: the norm's moments are known. Else they follow from partial (rows of `spread`), block 0
+// writes them to stats, and each block writes mean and sum of squared distances of its reduced to
+// moments[value][block].
+
+constexpr int ROW = round_up(2 * CHANNELS + 1 + REDUCED, 4);  // of weights of a hidden channel
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, InAccum mean,
+         InAccum var, In reduce, In reduce_bias, In project, Out reduced, Out shares,
+         OutAccum stats, OutAccum moments, ACCUM eps, int batch, int per_plane, int rows)
+{
+    __shared__ __align__(16) ACCUM weights[HIDDEN][ROW];
+    __shared__ ACCUM sum[WARPS * REDUCED];
+    ACCUM center[CHANNELS] = {}, covariance[PAIRS] = {};
+    if (!GIVEN) {
+        Spread all = {};
+        for (int row = threadIdx.x % 32; row < rows; row += 32) {
+            Spread one;
+            one.count = partial[row];
+            UNROLL(c, CHANNELS) one.mean[c] = partial[(1 + c) * rows + row];
+            UNROLL(k, PAIRS) one.product[k] = partial[(1 + CHANNELS + k) * rows + row];
+            all.add(one);
+        }
+        all.add_lanes();
+        UNROLL(c, CHANNELS) center[c] = all.mean[c];
+        UNROLL(k, PAIRS) covariance[k] = all.product[k] / all.count;
+        if (blockIdx.x == 0 && threadIdx.x == 0) {
+            UNROLL(c, CHANNELS) stats[CENTER + c] = center[c];
+            UNROLL(k, PAIRS) stats[COVARIANCE + k] = covariance[k];
+        }
+    }
+    for (int d = threadIdx.x; d < HIDDEN; d += BLOCK) {
+        ACCUM w[CHANNELS];
+        UNROLL(c, CHANNELS) w[c] = widen(expand[d * CHANNELS + c]);
+        ACCUM scale, offset = widen(beta[d]);
+        if (GIVEN) {
+            scale = widen(gamma[d]) * inverse_of(var[d], eps);
+            offset += scale * (widen(expand_bias[d]) - mean[d]);
+        } else {
+            const First norm(w, widen(expand_bias[d]), widen(gamma[d]), center, covariance, eps);
+            scale = norm.scale;
+            if (blockIdx.x == 0) {
+                stats[MEAN_1 + d] = norm.mean;
+                stats[VAR_1 + d] = norm.var;
+            }
+        }
+        UNROLL(c, CHANNELS) {
+            weights[d][c] = scale * w[c];
+            weights[d][CHANNELS + 1 + REDUCED + c] = widen(project[c * HIDDEN + d]);
+        }
+        weights[d][CHANNELS] = offset;
+        for (int i = 2 * CHANNELS + 1 + REDUCED; i < ROW; ++i) weights[d][i] = 0;
+    }
+    for (int k = threadIdx.x; k < REDUCED * HIDDEN; k += BLOCK)
+        weights[k % HIDDEN][CHANNELS + 1 + k / HIDDEN] = widen(reduce[k]);
+    __syncthreads();
+
+    const index_t vector = thread_index();
+    const bool inside = vector < index_t(batch) * per_plane;
+    const long long image = vector / per_plane, plane = (long long)per_plane * VECTOR;
+    const long long at = vector % per_plane * VECTOR;
+    ACCUM in[CHANNELS][VECTOR] = {}, out[REDUCED][VECTOR];
+    if (inside)
+        UNROLL(c, CHANNELS) load<VECTOR>(x + (image * CHANNELS + c) * plane + at, in[c]);
+    UNROLL(c, CHANNELS) UNROLL(k, VECTOR) in[c][k] -= center[c];
+    UNROLL(f, REDUCED) UNROLL(k, VECTOR) out[f][k] = widen(reduce_bias[f]);
+#pragma unroll 1
+    for (int g = 0; g < GROUPS; ++g) {
+        ACCUM share[CHANNELS][VECTOR] = {};
+#pragma unroll 1
+        for (int d = g * GROUP; d < (g + 1) * GROUP; ++d) {
+            ACCUM w[ROW], h[VECTOR];
+            UNROLL(i, ROW) w[i] = weights[d][i];
+            UNROLL(k, VECTOR) {
+                h[k] = w[CHANNELS];
+                UNROLL(c, CHANNELS) h[k] += w[c] * in[c][k];
+                h[k] = h[k] < 0 ? ACCUM(0) : h[k];  // NaN stays NaN
+                UNROLL(f, REDUCED) out[f][k] += w[CHANNELS + 1 + f] * h[k];
+                UNROLL(c, CHANNELS) share[c][k] += w[CHANNELS + 1 + REDUCED + c] * h[k];
+            }
+        }
+        if (inside)
+            UNROLL(c, CHANNELS)
+                store<VECTOR>(shares + ((image * GROUPS + g) * CHANNELS + c) * plane + at, share[c]);
+    }
+    if (inside)
+        UNROLL(f, REDUCED) store<VECTOR>(reduced + (image * REDUCED + f) * plane + at, out[f]);
+    if (GIVEN) return;
+
+    const index_t first = index_t(blockIdx.x) * BLOCK, vectors = index_t(batch) * per_plane;
+    const ACCUM count = ACCUM(min(index_t(BLOCK), vectors - first)) * VECTOR;
+    ACCUM value[REDUCED];
+    UNROLL(f, REDUCED) {
+        value[f] = 0;
+        UNROLL(k, VECTOR) value[f] += inside ? out[f][k] : ACCUM(0);
+    }
+    block_sum(value, sum);
+    ACCUM middle[REDUCED];
+    UNROLL(f, REDUCED) {
+        middle[f] = sum[f] / count;
+        value[f] = 0;
+        UNROLL(k, VECTOR) {
+            const ACCUM distance = inside ? out[f][k] - middle[f] : ACCUM(0);
+            value[f] += distance * distance;
+        }
+    }
+    block_sum(value, sum);
+    UNROLL(f, REDUCED) {
+        if (threadIdx.x != f % BLOCK) continue;
+        moments[f * gridDim.x + blockIdx.x] = middle[f];
+        moments[(REDUCED + f) * gridDim.x + blockIdx.x] = sum[f];
+    }
+}
