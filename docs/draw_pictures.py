@@ -6,6 +6,7 @@ Everything comes from the generated images of ``shapes10``, fixed seeds and the 
 
 from __future__ import annotations
 
+import doctest
 import json
 import sys
 from pathlib import Path
@@ -167,6 +168,35 @@ def draw_learned() -> None:
     save(figure, "learned")
 
 
+def draw_volumes() -> None:
+    """Kernels at two voxels, by the network that docs/volumes.md trains."""
+    text = (FOLDER.parent / "volumes.md").read_text()
+    names: dict[str, Any] = {}
+    for example in doctest.DocTestParser().get_examples(text[: text.index("## Denoise a signal")]):
+        exec(compile(example.source, "volumes.md", "single"), names)  # noqa: S102
+    kernels, image, noisy = names["kernel"][0], names["clean"][0, 0, 6], names["noisy"][0, 0, 6]
+    # The brightest voxel of the slice that is in a ball, and the darkest that is in none.
+    inside, outside = (
+        np.unravel_index(np.argmax(np.where(where, sign * noisy, -np.inf)), noisy.shape)
+        for where, sign in ((image > 0, 1), (image == 0, -1))
+    )
+    pairs = np.stack([kernels[..., 6, y, x] for y, x in (inside, outside)])
+    group = np.abs(pairs[0] - pairs[1]).sum(axis=(1, 2, 3)).argmax()
+    pairs = pairs[:, group] / np.abs(pairs[:, group]).max()
+    figure, axes = plt.subplots(2, 4, figsize=(8, 4.4), layout="constrained")
+    for row, (name, (y, x)) in enumerate((("in a ball", inside), ("outside", outside))):
+        show(axes[row, 0], image, f"voxel {name}", cmap="gray")
+        axes[row, 0].plot(x, y, "s", color=ACCENT, markerfacecolor="none", markersize=9)
+        for slice_ in range(3):
+            picture = axes[row, 1 + slice_].imshow(
+                pairs[row, slice_], cmap="RdBu_r", vmin=-1, vmax=1
+            )
+            axes[row, 1 + slice_].set_title(("front", "same depth", "back")[slice_], fontsize=12)
+            axes[row, 1 + slice_].set_axis_off()
+    figure.colorbar(picture, ax=axes, shrink=0.7, label="weight (1: the largest)")
+    save(figure, "volumes")
+
+
 def draw_evidence() -> None:
     """The recorded runs on CIFAR-10: their accuracies as they learn, and what they confuse."""
     records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
@@ -256,8 +286,8 @@ def draw_scaling() -> None:
 
 def draw_all() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_evidence,
-                 draw_scaling):  # fmt: skip
+    for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_volumes,
+                 draw_evidence, draw_scaling):  # fmt: skip
         draw()
 
 
