@@ -301,10 +301,17 @@ const char* shim_launch(const unsigned* grid, const unsigned* block, void** args
     return findings.c_str();
 }
 
+// CUDA faults where an address is no multiple of what an instruction moves.
+#define ALIGNED(name, size, write)                                                       \
+    void __tsan_##name(void* p) {                                                        \
+        accessor = __builtin_return_address(0);                                          \
+        if (uintptr_t(p) % size) report("misaligned " #name);                            \
+        access(p, size, write, accessor);                                                \
+    }
 #define CALLOUT(name, size, write) \
     void __tsan_##name(void* p) { access(p, size, write, __builtin_return_address(0)); }
 #define CALLOUTS(n)                                                          \
-    CALLOUT(read##n, n, false) CALLOUT(write##n, n, true)                    \
+    ALIGNED(read##n, n, false) ALIGNED(write##n, n, true)                     \
     CALLOUT(unaligned_read##n, n, false) CALLOUT(unaligned_write##n, n, true) \
     CALLOUT(volatile_read##n, n, false) CALLOUT(volatile_write##n, n, true)
 CALLOUTS(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cuda_proof import cases, host, sanitize
+from cuda_proof.checks import trace, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,28 +19,6 @@ COMBINATIONS = [
 PLANES = ((1, 1), (3, 5), (2, 3), (4, 7), (6, 8))  # of batch norm: vectors of 1, 1, 2, 4, 8
 involution = pytest.mark.parametrize("function", cases.INVOLUTION)
 batch_norm = pytest.mark.parametrize("function", cases.BATCH_NORM)
-
-
-def verify(problem: cases.Problem) -> None:
-    """Right within the derived bound, and the same bits in any order of blocks and threads."""
-    runs = []
-    for order in (0, 1, 2):
-        with host.installed(host.Machine("fast", order).compile):
-            runs.append(cases.run(problem))
-    cases.check(problem, runs[0])
-    for results in zip(*runs, strict=True):
-        bits = {None if array is None else array.tobytes() for array in results}
-        assert len(bits) == 1, f"{problem.name}: the order of the threads shows"
-
-
-def trace(problem: cases.Problem, **options: object) -> None:
-    """No conflicting access, none out of bounds or of what holds nothing, no gap in a result."""
-    machine = host.Machine("trace", order=3)
-    with host.installed(machine.compile):
-        results = cases.run(problem)
-    assert machine.findings == []
-    assert machine.unwritten() == []
-    cases.check(problem, results)
 
 
 @involution

@@ -1,0 +1,144 @@
+"""Mistakes planted in the kernels of involution_block, and which check must find each of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+from invocupy.backends import cuda
+
+from . import host
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``found`` maps a check (results, trace, ptx, table) to what it must say."""
+
+    kernel: str
+    replacements: tuple[tuple[str, str], ...]
+    found: dict[str, str]
+    family: str = "odd"
+    function: str = "gradients"
+
+
+@contextlib.contextmanager
+def planted(bug: Bug) -> Iterator[None]:
+    """The source of the bug's kernel, and of no other, is substituted."""
+    whole = cuda.source
+
+    def source(kernel: str, macros: Any) -> str:
+        text = whole(kernel, macros)
+        mine = kernel == f"involution_block/{bug.kernel}"
+        return host.substituted(text, bug.replacements) if mine else text
+
+    with mock.patch.object(cuda, "source", source):
+        yield
+
+
+WRONG = {"results": "are wrong", "ptx": "are wrong"}
+_TURN = "}\n            __syncthreads();\n            // Lanes are pixels now"
+
+BUGS = {
+    "taps are read before they are written": Bug(
+        "grad_involve",
+        (("__syncthreads();\n            // What the tile gets", "// What the tile gets"),),
+        {"trace": "race between threads|uninitialised read: shared", "results": "are wrong|is nan"},
+    ),
+    "sums of warps are read before they are written": Bug(
+        "grad_involve",
+        (("__syncthreads();\n            for (int k = thread; k < KERNEL_W * COLUMNS",
+          "for (int k = thread; k < KERNEL_W * COLUMNS"),),
+        {"trace": "race between threads|uninitialised read: shared"},
+    ),
+    "lanes turn to pixels too early": Bug(
+        "grad_perceive",
+        ((_TURN, "}\n            // Lanes are pixels now"),),
+        {"trace": "race between threads|uninitialised read: shared"},
+    ),
+    "a warp adds to sums that another still adds to": Bug(
+        "grad_perceive",
+        (("        __syncthreads();\n    }\n    for (int k = threadIdx.x; k < SLICE",
+          "    }\n    __syncthreads();\n    for (int k = threadIdx.x; k < SLICE"),),
+        {"trace": "race between threads"},
+    ),
+    "halo off by one": Bug(
+        "grad_involve", (("left + i % SPAN_W - REACH_W", "left + i % SPAN_W - REACH_W + 1"),), WRONG
+    ),
+    "halo of one row too few": Bug(
+        "grad_involve",
+        (("SPAN_H = TILE_H + 2 * REACH_H,", "SPAN_H = TILE_H + 2 * REACH_H - 1,"),),
+        {"trace": "uninitialised read: shared|race between threads|out of bounds"},
+    ),
+    "away with the wrong sign": Bug(
+        "grad_involve",
+        (("grad_out[c][from + (REACH_H - away) * SPAN_W]",
+          "grad_out[c][from + (REACH_H + away) * SPAN_W]"),),
+        WRONG,
+    ),
+    "no check of the upper and lower border": Bug(
+        "grad_involve",
+        (("if (!inside[k] || row < 0 || row >= height) continue;", "if (!inside[k]) continue;"),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds|are wrong"},
+    ),
+    "no check of the left and right border": Bug(
+        "grad_involve",
+        (("if (column < 0 || column >= width) continue;", ""),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds|are wrong"},
+    ),
+    "no check of the border in involve": Bug(
+        "involve",
+        (("if (row + away < 0 || row + away >= height) continue;", ""),),
+        {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds|are wrong"},
+        function="forward",
+    ),
+    "the last pixels of a tile past the image": Bug(
+        "grad_involve",
+        (("            if (!inside[k]) continue;\n            const long long at = (long long)(top",
+          "            const long long at = (long long)(top"),),
+        {"trace": "race between|out of bounds write", "ptx": "out of bounds|are wrong"},
+    ),
+    "sums over the wrong rows": Bug(
+        "merge",
+        (("moments + (REDUCED + f) * rows, rows", "moments + (REDUCED + f) * (rows - 1), rows"),),
+        WRONG,
+        function="train",
+    ),
+    "the last row counts as a full one": Bug(
+        "merge",
+        (("min((long long)full, count - (long long)row * full)", "full"),),
+        WRONG,
+        function="train",
+    ),
+    "a row is left out": Bug(
+        "merge_span", (("row < rows; row += WARPS", "row < rows - 1; row += WARPS"),), WRONG
+    ),
+    "unwritten gradient of a bias": Bug(
+        "merge_span",
+        (("grad_reduce_bias[k] = narrow(0);", ""),),
+        {"results": "is nan", "trace": "bytes never written", "ptx": "is nan"},
+    ),
+    "the gradient of a bias, but for the last": Bug(
+        "merge_hidden",
+        (("grad_expand_bias[d] = narrow(0);", "if (d + 1 < HIDDEN) grad_expand_bias[d] = 0;"),),
+        {"results": "is nan", "trace": "bytes never written"},
+    ),
+    "ReLU lets 0 through": Bug(
+        "grad_involve", (("feature[f][own[k]] > 0", "feature[f][own[k]] >= 0"),), WRONG
+    ),
+    "slices left out": Bug("grad_x", (("UNROLL(s, SLICES)", "UNROLL(s, 1)"),), WRONG, "slices"),
+    "channels past the last slice": Bug(
+        "grad_perceive",
+        (("        if (d < HIDDEN)\n            partial", "        partial"),),
+        {"trace": "out of bounds|race between", "ptx": "out of bounds|are wrong"},
+        "slices",
+    ),
+    "too few registers": Bug(
+        "grad_involve",
+        (("__launch_bounds__(BLOCK, RESIDENT)", "__launch_bounds__(BLOCK, 12)"),),
+        {"table": "spills"},
+        "article",
+    ),
+}  # fmt: skip
