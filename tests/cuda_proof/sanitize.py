@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import cases, host, planted
+from cuda_proof import block_cases, block_huge, cases, host, planted
 from invocupy.backends.cuda import involution as device
 from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
@@ -99,7 +99,13 @@ def main(bug: str = "") -> None:
             for plane in ((3, 5), (4, 8)):
                 problem = cases.batch_norm(function, "float16", (17, 5, *plane))
                 cases.check(problem, cases.run(problem))
+        for function in block_cases.FUNCTIONS if not plant else ():
+            for family in ("odd", "slices"):
+                problem = block_cases.block(function, family, height=5)
+                cases.check(problem, cases.run(problem))
     machine.blocks = slice(-4, None)
+    if not plant:
+        block_huge.run(machine, virtual)
     for function in ("forward", "grad_x", "grad_kernel"):
         for of in HUGE:
             if not plant or (plant.family, plant.function) == (of, function):
