@@ -11,6 +11,8 @@
 ``table``      the committed figures of every shipped kernel, and what counts as worse
 ``cases``      the calls that all of these make, and the bounds of their errors
 ``planted``    mistakes that must be found: the tests of the tests
+``checks``     what is asked of each call
+``block_...``  cases, huge arrays and planted mistakes of the involution block
 =============  ====================================================================================
 """
 

@@ -93,6 +93,8 @@ FAMILIES = {
     "k7-stride2-odd": Family((7, 7), stride=2, unit=1),
     "k3-dilated-unaligned": Family(dilation=2, offset=1),
     "k2x3-mixed": Family((2, 3), (2, 1), (1, 0), (1, 3), per_group=3, unit=2, features=3),
+    "k3-ragged-17": Family(per_group=17, unit=2, features=17),
+    "k5x3-ragged-19": Family((5, 3), per_group=19, unit=1, features=33),
     "k1": Family((1, 1), stride=(1, 3), padding=0, per_group=1, unit=4, features=1),
     "k9x11-valid": Family((9, 11), padding="valid", per_group=2, unit=4, features=2),
     "1d-k9": Family((9,)),

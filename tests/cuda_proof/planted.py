@@ -92,6 +92,11 @@ BUGS = {
         function="grad_x",
         family="3d-k3",
     ),
+    "the channels of a share past its group": Bug(
+        (("if (RAGGED && c >= mine.count) break;", ""),),
+        {"trace": "race between|out of bounds write", "ptx": "out of bounds|are wrong"},
+        family="k3-ragged-17",
+    ),
     "too few registers": Bug(
         (("KERNEL(BLOCK)", "KERNEL(BLOCK, 16)"),), {"table": "spills"}
     ),

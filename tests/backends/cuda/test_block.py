@@ -17,7 +17,7 @@ COMBINATIONS = [
     (family, dtype)
     for dtype in cases.DTYPES
     for family in block_cases.FAMILIES
-    if dtype == "float32" or family in ("article", "slices")
+    if dtype == "float32" or family == "slices"  # the PTX of "article" runs in all types
 ]
 PAIRS = [(name, check) for name, bug in BUGS.items() for check in bug.found]
 functions = pytest.mark.parametrize("function", block_cases.FUNCTIONS)
@@ -27,7 +27,7 @@ functions = pytest.mark.parametrize("function", block_cases.FUNCTIONS)
 @pytest.mark.parametrize(("family", "dtype"), COMBINATIONS)
 def test_block(function: str, family: str, dtype: str) -> None:
     """Ragged tiles and slices; images smaller than the kernel reaches; one image."""
-    verify(block_cases.block(function, family, dtype, batch=3, height=10))
+    verify(block_cases.block(function, family, dtype, batch=2, height=10))
     verify(block_cases.block(function, family, dtype, batch=1, height=2, seed=1))
 
 
@@ -100,7 +100,8 @@ def by_ptx(bug: Bug) -> str:
 
 def by_table(bug: Bug) -> str:
     key = f"{bug.kernel} block float32"
-    bad = table.measured(table.specialisations()[key][1], (90,))
+    name, source, _ = table.specialisations()[key]
+    bad = table.measured(name, source, (90,))
     return "\n".join(table.worse(key, table.load()[key], bad))
 
 

@@ -7,7 +7,8 @@
 
 constexpr int AWAY = round_up(REACH_W, VECTOR), STRETCH = VECTOR + 2 * AWAY;
 // Blocks on a multiprocessor, so many that nothing spills.
-constexpr int RESIDENT = KERNEL_W > 5 ? 2 : KERNEL_W > 3 || REDUCED > 16 || sizeof(ACCUM) > 4 ? 3 : 4;
+constexpr int RESIDENT =
+    KERNEL_W > 5 ? 2 : KERNEL_W > 3 || REDUCED > 16 || sizeof(ACCUM) > 4 || GIVEN ? 3 : 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 involve(In shares, In reduced, In gamma, In beta, InAccum mean, InAccum var, In span, In span_bias,
