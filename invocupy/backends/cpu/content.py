@@ -12,6 +12,7 @@ nor :func:`lasting_digest` of what has changed, since it was first looked at.
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import sys
 from collections.abc import Callable
@@ -123,13 +124,13 @@ def _check_module(space: dict[str, Any]) -> None:
         raise RuntimeError(f"{space.get('__name__')} was loaded again")
 
 
-def _values(function: FunctionType, names: tuple[str, ...]) -> list[Any]:
+def _values(function: FunctionType, names: dict[str, bool]) -> list[Any]:
     """The values of global names, and of names in global modules of this package."""
     values, spaces = [], [function.__globals__]
     for space in spaces:  # which grows
-        for name in names:
-            if name not in space:
-                continue
+        for name, is_global in names.items():
+            if name not in space or (space is spaces[0] and not is_global):
+                continue  # in the function's own module the name of an attribute means nothing
             value = space[name]
             values.append((name, value))
             ours = isinstance(value, ModuleType) and not _is_other(value.__name__)
@@ -138,18 +139,19 @@ def _values(function: FunctionType, names: tuple[str, ...]) -> list[Any]:
     return values
 
 
-_codes: dict[int, tuple[CodeType, str, tuple[str, ...]]] = {}  # by identity; held, so that it stays
+_codes: dict[int, tuple[CodeType, str, dict[str, bool]]] = {}  # by identity; held, so that it stays
 
 
-def _code(code: CodeType) -> tuple[str, tuple[str, ...]]:
-    """A digest of bytecode and constants, and the names used, also by inner functions."""
+def _code(code: CodeType) -> tuple[str, dict[str, bool]]:
+    """A digest of bytecode and constants; the names used, by inner functions too, if global."""
     if id(code) in _codes:
         return _codes[id(code)][1:]
-    names, constants = dict.fromkeys(code.co_names), []
+    names, constants = dict.fromkeys(code.co_names, False), []
+    names.update((i.argval, True) for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             constant, more = _code(constant)
-            names.update(dict.fromkeys(more))
+            names.update((name, names.get(name) or used) for name, used in more.items())
         elif isinstance(constant, frozenset):
             constant = sorted(map(repr, constant))
         constants.append(repr(constant))
@@ -158,5 +160,5 @@ def _code(code: CodeType) -> tuple[str, tuple[str, ...]]:
         code.co_posonlyargcount, code.co_kwonlyargcount, code.co_names, code.co_varnames,
         code.co_cellvars, code.co_freevars, constants,
     )  # fmt: skip
-    _codes[id(code)] = code, hashlib.sha256(repr(content).encode()).hexdigest(), tuple(names)
+    _codes[id(code)] = code, hashlib.sha256(repr(content).encode()).hexdigest(), names
     return _codes[id(code)][1:]
