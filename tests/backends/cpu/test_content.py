@@ -214,3 +214,31 @@ def test_sources_that_change_under_a_process(late, tmp_path):
     assert script(again, cwd=tmp_path, **where) == ("1001 0" if late else "1001 1")
     source.write_text(version.format(20000))
     assert script(again, cwd=tmp_path, **where) == ("20001 1" if late else "20001 0")
+
+
+def twice(x):
+    return 2 * x
+
+
+def reading_a_field(record):
+    return record.twice
+
+
+def test_a_field_is_no_global_of_the_same_name(monkeypatch):
+    before = content.digest(reading_a_field)
+    monkeypatch.setitem(globals(), "twice", adding(1))
+    assert content.digest(reading_a_field) == before
+
+
+def test_a_second_process_compiles_no_1x1_convolution(tmp_path):
+    code = """
+        import numpy as np
+        from invocupy import backends, functional as F
+        compiled = []
+        backends.on_compile = lambda name, done: compiled.append(name)
+        F.linear(np.ones((4, 8), "f4"), np.ones((3, 8), "f4"), np.ones(3, "f4"))
+        print(len(compiled))
+    """
+    first, second = (int(script(code, INVOCUPY_CACHE_DIR=str(tmp_path))) for _ in range(2))
+    assert first > 0
+    assert second == 0
