@@ -66,7 +66,7 @@ def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
     """The axes ``*S`` of a shape, and ``*`` in a path, would begin an emphasis."""
     lines = rest[-1]
     text = re.sub(
-        r"``.*?``|\*(?=[A-Z]\b)|(?<=/)\*",
+        r"``.*?``|(?<!\\)\*(?=[A-Z]\b)|(?<=/)\*",
         lambda found: r"\*" if found[0] == "*" else found[0],
         "\n".join(lines),
         flags=re.DOTALL,
@@ -75,7 +75,7 @@ def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", escape_axes)
+    app.connect("autodoc-process-docstring", escape_axes, priority=600)  # after napoleon
     app.connect("doctree-read", trim_blocks)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("builder-inited", lambda _: draw_all())
