@@ -302,9 +302,10 @@ def test_hypothesis_is_imported_by_testing_only() -> None:
     assert importing == {"drawing.py"}
 
 
-def test_the_page_of_benchmarks_shows_the_results_file() -> None:
+@pytest.mark.parametrize("name", ["cpu", "volumes"])
+def test_the_page_of_benchmarks_shows_the_results_file(name: str) -> None:
     root = PACKAGE.parent
-    results = root / "benchmarks" / "results" / "cpu.json"
+    results = root / "benchmarks" / "results" / f"{name}.json"
     command = [sys.executable, str(root / "benchmarks" / "cpu.py"), "--table", str(results)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert len(done.stdout.splitlines()) > 20
