@@ -111,7 +111,7 @@ def compile(kernel: str, macros: Macros) -> Function:  # noqa: A001
 def _compile(kernel: str, macros: tuple[tuple[str, str | int], ...]) -> Function:
     import cupy
 
-    # RawModule compiles when first launched, once for each device.
+    # Compiled at once on the current device; on others when first launched there.
     module = cupy.RawModule(code=source(kernel, dict(macros)), options=OPTIONS)
     start = module.get_function(name_of(kernel))
 
@@ -139,9 +139,9 @@ def launch(kernel: str, macros: Macros, threads: int, *args: Any, over: int = 0)
     # 32-bit index arithmetic is several times faster, and nearly always enough.
     small = threads + max(BLOCK, over) <= 2**32
     index = "unsigned int" if small else "unsigned long long"
-    function = compile(kernel, {**macros, "BLOCK": BLOCK, "INDEX": index})
     real = np.float64 if macros["ACCUM"] == "double" else np.float32
     with on_device(args[0]):
+        function = compile(kernel, {**macros, "BLOCK": BLOCK, "INDEX": index})
         function((ceil_div(threads, BLOCK),), (BLOCK,), tuple(_argument(a, real) for a in args))
         if flag("INVOCUPY_CUDA_SYNC") and is_cupy(args[0]):
             import cupy

@@ -14,6 +14,7 @@ import invocupy
 from invocupy import functional as F  # noqa: N812
 from invocupy import models, nn, optim, to_device
 from invocupy.arrays import device_of, require_cupy
+from invocupy.backends import cuda
 from invocupy.cli import main
 from invocupy.data import Batches, random_crop, random_flip, shapes10
 from invocupy.train.evaluation import logits_of
@@ -135,6 +136,36 @@ def test_a_step_waits_for_nothing(cp: Any) -> None:
     assert cp.cuda.waits == before
     loss.item()
     assert cp.cuda.waits == before + 1
+
+
+def test_out_waits_for_nothing(cp: Any) -> None:
+    if not hasattr(cp.cuda, "waits"):
+        pytest.skip("only the stand-in counts how often the host waits")
+    x, kernel = cp.ones((1, 2, 4, 4)), cp.ones((1, 1, 3, 3, 4, 4))
+    out, before = cp.empty((1, 2, 4, 4)), cp.cuda.waits
+    assert invocupy.involution(x, kernel, out=out) is out
+    assert cp.cuda.waits == before
+    with pytest.raises(ValueError, match="out overlaps x"):
+        invocupy.involution(x, kernel, out=x)
+
+
+def test_kernels_are_compiled_on_the_device_of_their_arrays(
+    cp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two devices")
+    devices, get = [], cp.RawModule.get_function
+
+    def get_function(module: Any, name: str) -> Any:
+        devices.append(cp.cuda.Device().id)
+        return get(module, name)
+
+    monkeypatch.setattr(cp.RawModule, "get_function", get_function)
+    with cp.cuda.Device(1):
+        x, kernel = cp.ones((1, 2, 4, 4)), cp.ones((1, 1, 3, 3, 4, 4))
+    cuda._compile.cache_clear()
+    invocupy.involution(x, kernel)
+    assert devices == [1]
 
 
 def test_the_command_line(cp: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
