@@ -115,8 +115,8 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
     Examples
     --------
-    >>> grey(np.array([200, 100, 0], np.uint8).reshape(3, 1, 1)).item()
-    118
+    >>> grey(np.array([200, 100, 50], np.uint8).reshape(3, 1, 1)).item()
+    124
     """
     weighted = np.tensordot((0.299, 0.587, 0.114), image, 1)
     return np.asarray(weighted + 0.5, np.uint8)[None]

@@ -143,7 +143,7 @@ def hold_out(config: Config, images: int) -> tuple[NDArray[np.int64], NDArray[np
         If one of the two would have none.
 
     >>> hold_out(Config(validation=0.3), 10)
-    (array([0, 1, 3, 4, 6, 7, 8]), array([2, 5, 9]))
+    (array([1, 2, 4, 5, 6, 8, 9]), array([0, 3, 7]))
     """
     count = round(config.validation * images)
     if config.validation and not 0 < count < images:

@@ -80,7 +80,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def compile_(kernel: str, macros: Any) -> Any:
-        found[kernel.rpartition("/")[2]] = macros["INDEX"]
+        found[cuda.name_of(kernel)] = macros["INDEX"]
         return lambda *given: None
 
     monkeypatch.setattr(cuda, "compile", compile_)

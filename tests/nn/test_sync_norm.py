@@ -21,7 +21,7 @@ from ranks import Rank, run_ranks
 from invocupy import Tensor, models, nn, no_grad, ops
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import device_of, require_cupy
-from invocupy.ops import block, normalization
+from invocupy.ops import block_steps, normalization
 from invocupy.ops.memo import sharing
 from invocupy.ops.ranks import merge
 
@@ -300,7 +300,7 @@ def local_sums(comm: Any, *parts: Any) -> Any:
 def test_planted_mistakes_are_found(
     name: str, mistake: Any, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (normalization, block):
+    for module in (normalization, block_steps):
         monkeypatch.setattr(module, name, mistake)
     one, together = run("float64", (3, 2))
     with pytest.raises(AssertionError):

@@ -16,7 +16,7 @@ import pytest
 from invocupy import checkpoint
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import DataError
-from invocupy.train import Config, ConfigError, Interrupted, Progress, fit, load_run, loop
+from invocupy.train import Config, ConfigError, Interrupted, Progress, fit, load_run, sets
 from invocupy.train.lock import NAME
 
 # no involution: nothing to compile
@@ -153,7 +153,7 @@ def test_settings_are_compared_before_data_is_read(
     def download(*_: Any) -> Any:
         raise DataError("a download was tried")
 
-    monkeypatch.setattr(loop, "load_data", download)
+    monkeypatch.setattr(sets, "load_data", download)
     with pytest.raises(ConfigError, match=r"lr is 0\.01 there, not 0\.5"):
         fit(replace(TINY, lr=0.5), tmp_path, resume=True)
     with pytest.raises(ConfigError, match="holds a run already"):
