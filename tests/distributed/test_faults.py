@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,8 @@ def test_ctrl_c_stops_all_after_the_same_step(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert err.count("invocupy: interrupted in epoch") == 1
     state = checkpoint.load(tmp_path / "run" / "last.safetensors")[1]["state"]
-    assert state["epoch"] * 6 + state["step"] == int(err.rpartition("after step ")[2].split()[0])
+    (step,) = re.findall(r"after step (\d+)", err)
+    assert state["epoch"] * 6 + state["step"] == int(step)
 
 
 @needs_mpi
