@@ -113,6 +113,9 @@ def release_memory() -> None:
     _trim()(0)
 
 
+release = release_memory  # its name within the backends
+
+
 def backward_begins() -> None:
     """Note the start of a backward pass: what two steps had in use may lie idle for the third."""
     _pool.more, _pool.last = min(_pool.last, _pool.used), _pool.used
