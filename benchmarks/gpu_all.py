@@ -227,10 +227,8 @@ def compared(measured: list[Record], expected: list[Record]) -> Record:
 
 
 def launched_names() -> list[str]:
-    """The names of all our kernels."""
-    texts = [f.read_text() for f in (ROOT / "invocupy" / "backends").rglob("*.cu")]
-    kernel = re.compile(r"(?:KERNEL|__launch_bounds__)\([^\n]*\)\s+(\w+)\(")
-    return sorted({name for text in texts for name in kernel.findall(text)})
+    text = "".join(f.read_text() for f in (ROOT / "invocupy" / "backends").rglob("*.cu"))
+    return sorted(set(re.findall(r"(?:KERNEL|__launch_bounds__)\([^\n]*\)\s+(\w+)\(", text)))
 
 
 def benchmark(program: str) -> Callable[[float], Record]:
