@@ -7,6 +7,7 @@ sizes of the arrays alone, so a step can be captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -80,15 +81,7 @@ class Sizes(NamedTuple):
 
     def fit(self) -> bool:
         """Whether the kernels take a block of these sizes."""
-        row = ceil_div(2 * self.channels + 1 + self.reduced, 4) * 4
-        weights = self.hidden * row + _WARPS * self.reduced
-        return (
-            self.channels <= 8
-            and self.reduced <= 64
-            and weights * self.itemsize <= _SHARED
-            and self.tile()[0] > 0
-            and self.pixels() > 0
-        )
+        return _fit(self)
 
     def macros(self, x: Array, *arrays: Array, row: int, widest: int = 4) -> dict[str, str | int]:
         """What is compiled in; rows of the arrays have ``row`` elements."""
@@ -99,6 +92,19 @@ class Sizes(NamedTuple):
         for axis, kernel, dilation in zip("HW", self.kernel, self.dilation, strict=True):
             fixed |= {f"KERNEL_{axis}": kernel, f"DILATION_{axis}": dilation}
         return fixed
+
+
+@lru_cache(256)  # asked three times for each block of each step
+def _fit(sizes: Sizes) -> bool:
+    row = ceil_div(2 * sizes.channels + 1 + sizes.reduced, 4) * 4
+    weights = sizes.hidden * row + _WARPS * sizes.reduced
+    return (
+        sizes.channels <= 8
+        and sizes.reduced <= 64
+        and weights * sizes.itemsize <= _SHARED
+        and sizes.tile()[0] > 0
+        and sizes.pixels() > 0
+    )
 
 
 def forward(
