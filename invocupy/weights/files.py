@@ -38,8 +38,8 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
 
     Known by their content are safetensors (of our own the digest is checked), ``.npz``, PyTorch's
     files (``.pth``, ``.pt``; also from before version 1.6 and from Python 2), and pickles of NumPy
-    arrays (Paddle's ``.pdparams``). Of a pickle's instructions only those that describe arrays are
-    followed, and nothing in it is run.
+    arrays (Paddle's ``.pdparams``). The reader knows only the opcodes that build arrays and runs no
+    code of a pickle.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _old_torch(path: Path) -> Any:
     read_pickle(main, table(), storages(sizes.__setitem__))
     places, place = {}, ends[-1]
     for key in read_pickle(order, {}):
-        place += 8  # the number of elements, which the pickle has, too
+        place += 8  # the number of elements, also in the pickle
         places[key] = place
         place += sizes[key]
 

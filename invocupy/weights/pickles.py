@@ -1,6 +1,6 @@
 """Reading pickles without unpickling: no name in the file ever reaches an import or a call.
 
-A pickle is a program for a stack machine. This one knows the instructions that build dicts, lists,
+A pickle is a program for a stack machine. This reader knows the opcodes that build dicts, lists,
 tuples, strings and numbers. A name in the file stands for what the caller's table has under it, or
 for a placeholder: calling that, giving it a state or adding items to it does nothing.
 
@@ -71,7 +71,7 @@ _KEYS = str, bytes, int, float, type(None)
 def read_pickle(
     content: bytes, table: Table, persistent: Callable[[Any], Any] | None = None
 ) -> Any:
-    """The object that a pickle describes; WeightsError if it is cut short or not well formed.
+    """The object that a pickle builds; WeightsError if it is cut short or not well formed.
 
     ``table`` and ``persistent`` say what the names and the persistent ids in the file stand for.
 
