@@ -5,9 +5,10 @@
     python benchmarks/evidence.py --docs docs/cifar10.md            # the page's tables, made anew
 
 ``benchmarks/evidence/NAME.toml`` is a ``--config`` file of ``invocupy train``; the comment that it
-begins with says what the run is to show. The run's folder is ``RUNS/NAME``. Ctrl-C and SIGTERM
-finish the step at hand and save; the same command goes on. The record, small enough to commit, is
-``benchmarks/results/evidence/NAME.json``; ``evidence_page.py`` shows the records.
+begins with says what the run is to show. ``NAME-seed-N`` trains it with the seed N. The
+run's folder is ``RUNS/NAME``. Ctrl-C and SIGTERM finish the current step and save; the same command
+continues. The record, small enough to commit, is ``benchmarks/results/evidence/NAME.json``;
+``evidence_page.py`` shows the records.
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ Facts = dict[str, Any]
 
 
 def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
-    """What a run is to show, and its settings."""
+    """What a run is to show, and its settings; ``NAME-seed-N`` is NAME with another seed."""
+    name, _, seed = name.partition("-seed-")
     path = CONFIGS / f"{name}.toml"
     config = replace(Config(**read_settings(path)), data_dir=data_dir)
+    if seed:
+        config = replace(config, seed=int(seed))
     text = path.read_text(encoding="utf-8-sig")
     lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
     what = " ".join(line.strip("# ") for line in lines)
