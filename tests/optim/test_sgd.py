@@ -52,7 +52,7 @@ def test_sgd_refuses() -> None:
         (p, "got a single Tensor"),
         ([p, np.ones(2)], "got one of .'ndarray'"),
         (["weight"], "got one of .'str'"),
-        ([{"params": [p]}], "one of .'dict'.*one SGD each"),
+        ({"params": [p]}, "a single dict.*into a list"),
         (nn.Linear(2, 2), "got a single Linear"),
         (nn.Sequential(nn.Linear(2, 2)), "got one of .'Linear'"),
         (list(nn.Linear(2, 2).named_parameters()), "got one of .'tuple'"),
@@ -62,6 +62,8 @@ def test_sgd_refuses() -> None:
             optim.SGD(params, 0.1)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="params must be an iterable of Tensors.*" + words):
             optim.clip_by_norm(params, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"one of .'dict'.*of groups give sgd.params"):
+        optim.clip_by_norm([{"params": [p]}], 0.1)  # type: ignore[list-item]
     for wrong, words in (
         ([p, nn.Parameter(np.ones(1)), p], "number 2 is number 0 again"),
         ([p, p * 2], "number 1 was computed from others"),

@@ -1,0 +1,367 @@
+"""Stochastic gradient descent with groups of parameters, and the clipping of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from invocupy import backends
+from invocupy.arrays import Array, converted, namespace, on_device, to_device
+from invocupy.autograd import Tensor
+from invocupy.docstrings import documented
+from invocupy.geometry import number
+from invocupy.messages import did_you_mean
+
+_NUMBERS = "lr", "momentum", "weight_decay"
+_FLAGS = "nesterov", "decay_biases"
+
+
+class Group:
+    """Parameters of an :class:`SGD` and their own options, which may be set before any step.
+
+    An option that is None is that of the SGD. ``lr`` is multiplied by the factor of the schedule:
+    ``sgd.lr`` over the ``lr`` with which the SGD was made.
+
+    Parameters
+    ----------
+    params : iterable of Parameter
+    lr, momentum, weight_decay : float, optional
+    nesterov, decay_biases : bool, optional
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :class:`SGD`.
+
+    Examples
+    --------
+    >>> from invocupy import nn, optim
+    >>> body, head = nn.Linear(4, 3), nn.Linear(3, 2)
+    >>> groups = [{"params": body.parameters(), "lr": 0.01}, {"params": head.parameters()}]
+    >>> sgd = optim.SGD(groups, lr=0.1, momentum=0.9)
+    >>> sgd.groups[0].lr, sgd.groups[1].lr
+    (0.01, None)
+    >>> sgd.lr = 0.05  # half of all: 0.005 and 0.05
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | None = None, momentum: float | None = None,
+        weight_decay: float | None = None, nesterov: bool | None = None,
+        decay_biases: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.params = tuple(_tensors(params))
+        if not self.params:
+            raise ValueError("params must hold at least one parameter, got none")
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.nesterov, self.decay_biases = nesterov, decay_biases
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is not None and name in _NUMBERS:
+            value = number(name, value, 0)
+        if name in _FLAGS and not isinstance(value, (bool, np.bool_, type(None))):
+            raise ValueError(f"{name} of a group must be True, False or None, got {value!r}")
+        super().__setattr__(name, value)
+
+
+class SGD:
+    """Stochastic gradient descent with PyTorch's update rule.
+
+    ``d = grad + weight_decay * p``; with momentum ``v = momentum * v + d`` (``v = d`` at the first
+    step) and ``d = d + momentum * v`` (Nesterov) or ``d = v``; then ``p = p - lr * d``. New arrays
+    replace the old ones, so arrays that others hold stay as they are.
+
+    Parameters
+    ----------
+    params : iterable of Parameter, or of dict
+        Any Tensors that no operator made. Those without a gradient stay as they are. Or groups:
+        each a dict of its ``"params"`` and of the options below that it has for itself. They
+        become ``groups``, a list of :class:`Group`.
+    lr, momentum, weight_decay : float
+        Attributes that may be set before any step. They are Python's floats, so that the parameters
+        keep their dtype whatever the library of the numbers given. Setting ``lr`` changes the
+        rates of all groups by the same factor.
+    nesterov : bool
+        Needs a momentum.
+    decay_biases : bool
+        Whether weight decay also takes parameters of one axis: biases, and the weights of norms.
+
+    Raises
+    ------
+    TypeError
+        For one Tensor or a module in place of an iterable of Tensors, or groups among Tensors.
+    ValueError
+        For no parameters, one that is given twice or was made by an operator, options that are no
+        finite numbers from 0 on (also when they are assigned), Nesterov without momentum, a group
+        without params or with an unknown key, or the lr of a group where ``lr`` is 0.
+
+    Examples
+    --------
+    >>> from invocupy import nn, optim
+    >>> p = nn.Parameter(np.array([1.0]))
+    >>> sgd = optim.SGD([p], lr=0.5)
+    >>> (p * p).sum().backward()
+    >>> sgd.step()
+    >>> p.data
+    array([0.])
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.0,
+        weight_decay: float = 0.0, nesterov: bool = False, decay_biases: bool = True,
+    ) -> None:  # fmt: skip
+        self.groups, self._grouped = _groups(params)
+        self.params = [parameter for group in self.groups for parameter in group.params]
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.nesterov, self.decay_biases = nesterov, decay_biases
+        self._first_lr = self.lr
+        for group in self.groups:
+            self._rate(group)
+            if self._of(group, "nesterov") and not self._of(group, "momentum"):
+                raise ValueError("nesterov needs a momentum > 0")
+        self.velocities: list[Array | None] = [None] * len(self.params)
+
+    def _of(self, group: Group, option: str) -> Any:
+        own = getattr(group, option)
+        return getattr(self, option) if own is None else own
+
+    def _rate(self, group: Group) -> float:
+        """The learning rate of a group now."""
+        if group.lr is None:
+            return self.lr
+        if not self._first_lr:
+            raise ValueError(
+                f"lr must be above 0 where a group has its own, {group.lr}: schedules set lr, and "
+                "all rates change by its factor"
+            )
+        return group.lr * (self.lr / self._first_lr)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NUMBERS:
+            value = number(name, value, 0)
+        super().__setattr__(name, value)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for parameter in self.params:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Move every parameter that has a gradient.
+
+        Raises
+        ------
+        ValueError
+            If a gradient or velocity has another shape or dtype than its parameter.
+        """
+        moving: dict[Any, list[tuple[int, float]]] = {}
+        groups = iter(group for group in self.groups for _ in group.params)
+        for i, (parameter, group) in enumerate(zip(self.params, groups, strict=True)):
+            if parameter.grad is None:
+                continue
+            data = parameter.data
+            for kind, array in (("grad", parameter.grad), ("velocity", self.velocities[i])):
+                if array is not None and (array.shape, array.dtype) != (data.shape, data.dtype):
+                    raise ValueError(
+                        f"{kind} of parameter {i} must have its shape and dtype, "
+                        f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
+                    )
+            decays = parameter.ndim > 1 or self._of(group, "decay_biases")
+            decay = self._of(group, "weight_decay") if decays else 0.0
+            options = self._of(group, "momentum"), bool(self._of(group, "nesterov"))
+            together = backends.of("sgd", data), self._rate(group), *options
+            moving.setdefault(together, []).append((i, decay))
+        for (backend, lr, momentum, nesterov), chosen in moving.items():
+            numbers, decays = zip(*chosen, strict=True)
+            params = [self.params[i] for i in numbers]
+            arrays, velocities = backend.update(
+                [p.data for p in params],
+                [p.grad for p in params],
+                [self.velocities[i] for i in numbers],
+                decays,
+                lr=lr,
+                momentum=momentum,
+                nesterov=nesterov,
+            )
+            for i, array, velocity in zip(numbers, arrays, velocities, strict=True):
+                self.params[i].data, self.velocities[i] = array, velocity
+
+    def state_dict(self) -> dict[str, Array]:
+        """NumPy arrays: copies of the velocities, and the groups if it was made of groups.
+
+        ``"velocities.3"`` is that of the parameter number 3, counted through all groups; there is
+        none before its first step with a momentum. ``"groups.1.params"`` is how many parameters
+        group 1 has, ``"groups.1.lr"`` its own rate; options that it does not have, and those of the
+        SGD, are not included.
+
+        Examples
+        --------
+        >>> from invocupy import nn, optim
+        >>> p = nn.Parameter(np.array([1.0]))
+        >>> sgd = optim.SGD([p], lr=0.5, momentum=0.9)
+        >>> (p * p).sum().backward()
+        >>> sgd.step()
+        >>> sgd.state_dict()
+        {'velocities.0': array([2.])}
+        >>> optim.SGD([p], lr=0.5, momentum=0.9).load_state_dict(sgd.state_dict())
+        """
+        held = enumerate(self.velocities)
+        state = {f"velocities.{i}": np.array(to_device(v, "cpu")) for i, v in held if v is not None}
+        for i, group in enumerate(self.groups if self._grouped else ()):
+            state[f"groups.{i}.params"] = np.array(len(group.params))
+            own = ((name, getattr(group, name)) for name in (*_NUMBERS, *_FLAGS))
+            state |= {f"groups.{i}.{name}": np.array(v) for name, v in own if v is not None}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave; nothing changes if one is wrong.
+
+        Dtypes are converted. Parameters that ``state`` does not name have no velocity then, and
+        groups only the options that it names. Without any groups in ``state`` they stay.
+
+        Raises
+        ------
+        TypeError
+            If ``state`` is no mapping.
+        ValueError
+            Listing every name that is left over, every array that does not fit its parameter or is
+            not finite, every option that is wrong, and groups of other sizes.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"state must be a mapping of names to arrays, got {type(state).__name__}"
+            )
+        own = {f"velocities.{i}": parameter.data for i, parameter in enumerate(self.params)}
+        found = dict.fromkeys(own)
+        problems, groups = [], []
+        left = {name: value for name, value in state.items() if name not in own}
+        for name in filter(state.__contains__, own):
+            try:
+                found[name] = converted(state[name], own[name])
+                if not namespace(found[name]).isfinite(found[name]).all():
+                    raise ValueError("NaN or infinite")
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if self._grouped and any(str(name).startswith("groups.") for name in left):
+            for i, group in enumerate(self.groups):
+                size, count = left.pop(f"groups.{i}.params", None), len(group.params)
+                if size is None or np.shape(size) or size != count:
+                    problems.append(f"groups.{i}.params: {size} parameters, expected {count}")
+                names = {f"groups.{i}.{name}": name for name in (*_NUMBERS, *_FLAGS)}
+                options = {names[key]: left.pop(key) for key in names if key in left}
+                try:
+                    plain = {n: v.item() if hasattr(v, "item") else v for n, v in options.items()}
+                    groups.append(Group(group.params, **plain))
+                except ValueError as error:
+                    problems.append(f"groups.{i}: {error}")
+        problems += [f"{name}: left over" for name in left]
+        if problems:
+            raise ValueError("state does not fit the parameters: " + "; ".join(problems))
+        self.velocities = list(found.values())
+        for group, loaded in zip(self.groups, groups, strict=False):
+            vars(group).update(vars(loaded))
+
+
+def _groups(params: Any) -> tuple[list[Group], bool]:
+    """The groups that were given, or one of all the parameters; and whether groups were given."""
+    several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping))
+    given = list(params) if several else params
+    if not several or not any(isinstance(one, Mapping) for one in given):
+        return [Group(given)], False
+    groups: list[Group] = []
+    places: dict[int, int] = {}
+    for i, one in enumerate(given):
+        if not isinstance(one, Mapping):
+            raise TypeError(
+                f"params must be Tensors or groups, not both, but number {i} is a "
+                f"{type(one).__name__}: put it into a group, {{'params': [...]}}"
+            )
+        known = ["params", *_NUMBERS, *_FLAGS]
+        for key in one:
+            if key not in known:
+                near = did_you_mean(str(key), known)
+                raise ValueError(f"group {i} must have keys of {known}, got {key!r}{near}")
+        if "params" not in one:
+            raise ValueError(f"group {i} must have 'params', got {list(one)}")
+        try:
+            groups.append(Group(**one))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"group {i}: {error}") from None
+        for parameter in groups[i].params:
+            first = places.setdefault(id(parameter), i)
+            if first != i:
+                raise ValueError(
+                    "params must hold each parameter once, but one of shape "
+                    f"{parameter.shape} is in group {first} and in group {i}"
+                )
+    return groups, True
+
+
+def _tensors(params: Any) -> list[Tensor]:
+    """The given Tensors as a list, checked: each once, none made by an operator."""
+    # A Tensor is iterable, too: its rows would be moved, and it would stay.
+    if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
+        got = "a single " + ("Tensor" if isinstance(params, Tensor) else type(params).__name__)
+    else:
+        given = list(params)
+        kinds = sorted({type(p).__name__ for p in given if not isinstance(p, Tensor)})
+        got = f"one of {kinds}" if kinds else ""
+    if got:
+        raise TypeError(
+            f"params must be an iterable of Tensors, such as model.parameters(), got {got}"
+            + ("; of groups give sgd.params" if "'dict'" in got else "")
+            + ("; put it into a list" if got == "a single dict" else "")
+        )
+    places: dict[int, int] = {}
+    for i, parameter in enumerate(given):
+        if parameter._parents:
+            raise ValueError(
+                f"params must be Tensors that no operator made, but number {i} was computed from "
+                "others: give those"
+            )
+        first = places.setdefault(id(parameter), i)
+        if first != i:
+            raise ValueError(
+                f"params must hold each parameter once, but number {i} is number {first} again"
+            )
+    return given
+
+
+@documented
+def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
+    """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
+
+    ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
+    PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before, a
+    float64 array () on the device of the parameters: nothing waits for a GPU. It is 0 if there is
+    no gradient.
+
+    Raises
+    ------
+    ValueError
+        For a limit that is not a finite number above 0.
+    TypeError, ValueError
+        For ``params`` that :class:`SGD` refuses; there may be none.
+
+    >>> from invocupy import nn, optim
+    >>> p = nn.Parameter(np.zeros(2))
+    >>> p.grad = np.array([3.0, 4.0])
+    >>> float(optim.clip_by_norm([p], 1.0)), p.grad.round(3)
+    (5.0, array([0.6, 0.8]))
+    """
+    limit = number("limit", limit, 0)
+    if not limit:
+        raise ValueError(f"limit must be above 0, got {limit}")
+    held = [parameter for parameter in _tensors(params) if parameter.grad is not None]
+    if not held:
+        return np.zeros(())
+    xp = namespace(held[0].grad)
+    with on_device(held[0].grad):
+        squares = [xp.square(p.grad, dtype=np.float64).sum() for p in held]
+        norm: Array = xp.sqrt(xp.stack(squares).sum())
+        factor = xp.minimum(1.0, limit / (norm + 1e-6))
+        for parameter in held:
+            grad: Any = parameter.grad
+            parameter.grad = grad * factor.astype(grad.dtype)
+    return norm
