@@ -36,7 +36,7 @@ from invocupy.data import DataError, DownloadError
 from invocupy.data.cifar import data_path
 from invocupy.summary import layers
 from invocupy.train import (
-    DATASETS,
+    About,
     Config,
     ConfigError,
     Evaluation,
@@ -48,6 +48,7 @@ from invocupy.train import (
     fit,
     load_data,
     load_run,
+    open_run,
     pick_device,
     read_settings,
 )
@@ -56,8 +57,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "benchmarks" / "evidence"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence"
 COLUMNS = (
-    "train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "seconds", "wall_seconds",
-    "cpu_seconds",
+    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "lr",
+    "seconds", "wall_seconds", "cpu_seconds",
 )  # fmt: skip
 ROUNDING = 0.001  # of the accuracy: another device or version may see single images otherwise
 SAY_EVERY = 60.0  # seconds
@@ -186,12 +187,14 @@ def record(name: str, data_dir: str | None, runs: Path) -> Path:
     folder = runs / name
     if not (folder / "epoch.safetensors").exists():
         raise ConfigError(f"{folder} has no whole epoch yet: train on")
-    run, model, history = load_run(folder, "epoch")
+    run, model, history, images_of = open_run(folder, "epoch")
     agree(config, run, folder)
+    if config.validation:  # the weights that the held out images chose
+        model = load_run(folder, "best")[1]
     images, labels = load_data(config, train=False)
-    result = measured(config, model, images, labels)
+    result = measured(config, model, images_of, images, labels)
     last = history[-1]["test_accuracy"]
-    if abs(result.accuracy - last) > ROUNDING:
+    if last is not None and abs(result.accuracy - last) > ROUNDING:
         raise ConfigError(
             f"{folder} has weights of {result.accuracy:.2%}, but its last epoch ended with "
             f"{last:.2%}: record it with the version and on the device that trained it"
@@ -199,7 +202,7 @@ def record(name: str, data_dir: str | None, runs: Path) -> Path:
     about, facts = json.loads((folder / "machine.json").read_text()), noted(folder)
     whole = len(history) == config.epochs
     count = sum(row["seconds"] * row["images_per_second"] for row in history)
-    best = max(history, key=lambda row: float(row["test_accuracy"]))
+    chosen = max(history, key=lambda row: row.get("val_accuracy", row["epoch"]))
     total = {name: total_of(history, name) for name in ("seconds", "wall_seconds", "cpu_seconds")}
     rows = layers(build(config))
     found = {
@@ -216,14 +219,15 @@ def record(name: str, data_dir: str | None, runs: Path) -> Path:
         "images_per_second": round(count / max(total["seconds"] or 0, 1e-9), 1),
         **total,
         "test_accuracy": round(result.accuracy, 5),
-        "best_on_the_test_set": {
-            "epoch": best["epoch"], "test_accuracy": round(best["test_accuracy"], 5),
-        },
-        "approximated": of_approximations(config, model, images, labels, data_dir),
-        "classes": list(DATASETS[config.dataset].classes),
+        "epoch": chosen["epoch"],
+        "approximated": of_approximations(config, model, images_of, images, labels, data_dir),
+        "classes": list(images_of.classes),
         "per_class": per_class(result.confusion.tolist()),
         "confusion": result.confusion.tolist(),
-        "history": {name: [rounded(name, row.get(name)) for row in history] for name in COLUMNS},
+        "history": {
+            name: [rounded(name, row.get(name)) for row in history]
+            for name in COLUMNS if config.validation or not name.startswith("val_")
+        },
     }  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -231,15 +235,16 @@ def record(name: str, data_dir: str | None, runs: Path) -> Path:
     return path
 
 
-def measured(config: Config, model: nn.Module, images: Any, labels: Any) -> Evaluation:
+def measured(
+    config: Config, model: nn.Module, about: About, images: Any, labels: Any
+) -> Evaluation:
     """The model on images, where and as the run evaluates."""
-    dataset = DATASETS[config.dataset]
     model.to(pick_device(config.device))
-    return evaluate(model, images, labels, mean=dataset.mean, std=dataset.std)
+    return evaluate(model, images, labels, **about.style())
 
 
 def of_approximations(
-    config: Config, model: nn.Module, images: Any, labels: Any, data_dir: str | None
+    config: Config, model: nn.Module, about: About, images: Any, labels: Any, data_dir: str | None
 ) -> dict[str, int] | None:
     """Test images that are not the originals, if the data's folder lists any, and those right."""
     if data_dir is None:
@@ -251,7 +256,7 @@ def of_approximations(
     numbers = [number for number in map(int, text.split()) if number < len(images)]
     if not numbers:
         return None
-    result = measured(config, model, images[numbers], labels[numbers])
+    result = measured(config, model, about, images[numbers], labels[numbers])
     return {"images": len(numbers), "right": int(np.trace(result.confusion))}
 
 
@@ -325,7 +330,8 @@ def reporter(name: str) -> Callable[[Progress], None]:
         if now.row is None:
             text += f"  step {now.step}/{now.steps}"
         else:
-            text += f"  test accuracy {now.row['test_accuracy']:.2%}"
+            held = "val" if "val_accuracy" in now.row else "test"
+            text += f"  {held} accuracy {now.row[f'{held}_accuracy']:.2%}"
             text += f"  {now.row['images_per_second']:.0f} images/s"
         print(text, file=sys.stderr, flush=True)
 
@@ -369,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
 
             write_page(given.docs, RESULTS)
     except KeyboardInterrupt as error:
-        print(f"evidence: {error or 'interrupted'}: the same command goes on", file=sys.stderr)
+        print(f"evidence: {error or 'interrupted'}: the same command continues", file=sys.stderr)
         return 130
     except (ConfigError, CheckpointError, DataError, DownloadError, NonFiniteLoss) as error:
         print(f"evidence: {error}", file=sys.stderr)

@@ -2,11 +2,12 @@
 
 A block begins with a line ``<!-- evidence: KIND NAME... -->`` and ends with ``<!-- end -->``:
 
-- ``table NAME...``: all runs, those that are named first;
-- ``curves``: their test accuracies over epochs and minutes, as a picture;
-- ``run NAME``: a section on one run; empty as long as it has no record.
+- ``table NAME...``: all networks, a row each, those that are named first; the runs of one network
+  that differ in the seed (``NAME``, ``NAME-seed-N``) are one row;
+- ``chart``: their test accuracies with error bars, as a picture;
+- ``runs``: a line on each run, with what it takes to repeat it.
 
-``docs/draw_pictures.py`` draws the pictures when the documentation is built.
+``docs/draw_pictures.py`` draws the chart when the documentation is built.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-SHARES = "precision", "recall", "f1"
 
 Record = dict[str, Any]
 Records = dict[str, Record]
@@ -38,7 +37,7 @@ def write_page(page: Path, folder: Path) -> None:
 
 def filled(text: str, records: Records) -> str:
     """A page's text with its blocks as the records say."""
-    kinds = {"table": table, "curves": curves, "run": section}
+    kinds = {"table": table, "chart": chart, "runs": runs}
 
     def fill(found: re.Match[str]) -> str:
         start, kind, names, end = found.groups()
@@ -49,105 +48,88 @@ def filled(text: str, records: Records) -> str:
     return BLOCK.sub(fill, text)
 
 
+def seeds(records: Records, first: Sequence[str] = ()) -> dict[str, list[Record]]:
+    """The runs of each network, by the name without ``-seed-N``; those named ``first`` lead."""
+    groups: dict[str, list[Record]] = {name: [] for name in first}
+    for name, record in records.items():
+        groups.setdefault(name.partition("-seed-")[0], []).append(record)
+    return {name: found for name, found in groups.items() if found}
+
+
+def spread(runs: Sequence[Record]) -> tuple[float, float, float]:
+    """The mean test accuracy of a network's runs, and between which two values it lies.
+
+    Of several seeds these are the lowest and the highest. Of one seed they are the ends of the
+    95 % confidence interval that the number of test images gives (normal approximation): what
+    another seed would give is not in it.
+    """
+    found = [float(run["test_accuracy"]) for run in runs]
+    mean = sum(found) / len(found)
+    if len(found) > 1:
+        return mean, min(found), max(found)
+    images = sum(map(sum, runs[0]["confusion"]))
+    half = 1.96 * (mean * (1 - mean) / images) ** 0.5
+    return mean, mean - half, mean + half
+
+
 def table(records: Records, names: Sequence[str]) -> list[str]:
-    """All runs, a row each."""
+    """All networks, a row each."""
     if not records:
         return ["No run has been recorded yet."]
-    rest = [name for name in records if name not in names]
-    head = "parameters", "multiply-adds", "epochs", "minutes", "of CPU time", "test accuracy"
+    head = "parameters", "multiply-adds", "epochs", "CPU minutes", "seeds", "test accuracy", "range"
     lines = [f"| run | network | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
-    records = {name: records[name] for name in [*(n for n in names if n in records), *rest]}
-    for name, record in records.items():
+    for name, found in seeds(records, names).items():
+        record, (mean, low, high) = found[0], spread(found)
+        spent = [run["cpu_seconds"] for run in found]
+        each = None if None in spent else sum(spent) / len(spent)
         cells = (
             f"`{name}`", network(record["config"]), f"{record['parameters']:,}",
-            f"{record['multiply_adds'] / 1e6:.1f} M", epochs(record),
-            f"{record['seconds'] / 60:.1f}", minutes(record["cpu_seconds"]),
-            f"**{percent(record['test_accuracy'], 2)}**",
+            f"{record['multiply_adds'] / 1e6:.1f} M", epochs(record), minutes(each),
+            f"{len(found)}", f"**{percent(mean, 2)}**",
+            f"{100 * low:.2f} to {percent(high, 2)}" if len(found) > 1 else "-",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Minutes are those of the training, CPU time is that of the whole process."]
-    places = list(dict.fromkeys(map(device, records.values())))
-    for place in places:
-        here = [f"`{name}`" for name, record in records.items() if device(record) == place]
-        lines[-1] += f" {', '.join(here) if len(places) > 1 else 'All'} on {place}."
     return lines
 
 
-def curves(records: Records, _: Sequence[str]) -> list[str]:
-    """The picture of all runs."""
-    says = "Test accuracy of each run over epochs and over minutes of CPU time"
-    return [f"![{says}](pictures/evidence-curves.png)"] if records else []
+def chart(records: Records, _: Sequence[str]) -> list[str]:
+    """The picture of all networks."""
+    says = "Test accuracy of each network with error bars, and test accuracy over epochs"
+    return [f"![{says}](pictures/evidence.png)"] if records else []
 
 
-def section(records: Records, names: Sequence[str]) -> list[str]:
-    """One run: what it was, what it reached, where it errs."""
-    (name,) = names
-    if name not in records:
-        return []
-    record, classes = records[name], records[name]["classes"]
-    matrix = record["confusion"]
-    lines = [
-        f"## `{name}`", "", record["what"], "", *told(record), "",
-        "| class | precision | recall | F1 | most often taken for |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]  # fmt: skip
-    for i, label in enumerate(classes):
-        shares = (percent(record["per_class"][what][i]) for what in SHARES)
-        others = sorted((j for j in range(len(classes)) if j != i), key=lambda j: -matrix[i][j])
-        wrong = ", ".join(f"{classes[j]} {matrix[i][j]}" for j in others[:2] if matrix[i][j])
-        lines.append(f"| {label} | {' | '.join(shares)} | {wrong} |")
-    head = f"| true class | {' | '.join(classes)} |"
-    return [
-        *lines, "",
-        f"![Confusion matrix of {name}: true classes in rows, the model's answers in columns]"
-        f"(pictures/evidence-{name}.png)",
-        "", "<details><summary>The confusion matrix as a table</summary>", "",
-        head, f"| --- |{' ---: |' * len(classes)}",
-        *(f"| {label} | {' | '.join(map(str, row))} |"
-          for label, row in zip(classes, matrix, strict=True)),
-        "", "</details>",
-    ]  # fmt: skip
+def runs(records: Records, _: Sequence[str]) -> list[str]:
+    """A line on each run."""
+    return [f"- `{name}`: {told(record)}" for name, record in records.items()]
 
 
-def told(record: Record) -> list[str]:
-    """Accuracy, time, machine and versions of a run, in words."""
+def told(record: Record) -> str:
+    """Accuracy, seed, time, machine and versions of a run, in words."""
     images = sum(map(sum, record["confusion"]))
-    best, machine = record["best_on_the_test_set"], record["machine"]
-    ended, planned = len(record["history"]["lr"]), record["config"]["epochs"]
-    accuracy, highest = (percent(of["test_accuracy"], 2) for of in (record, best))
-    sentences = [f"**{accuracy}** of {images:,} test images are right after epoch {ended}"]
-    sentences[0] += f" of {planned}."
-    if record["status"] != "complete":
-        why = f" ({record['stopped']})" if record["stopped"] else ""
-        sentences.append(f"**The run was cut**{why}: its learning rates were made for {planned}.")
-    if best["epoch"] != ended:
-        sentences.append(
-            f"The highest accuracy was {highest}, after epoch {best['epoch']}, but to choose that "
-            "epoch is to look at the test set."
-        )
+    machine, planned = record["machine"], record["config"]["epochs"]
+    parts = [f"{percent(record['test_accuracy'], 2)} of {images:,} test images"]
     if about := record["approximated"]:
         right = round(record["test_accuracy"] * images) - about["right"]
-        sentences.append(
-            f"Without the {about['images']} approximated images it is "
-            f"{percent(right / (images - about['images']), 2)}."
-        )
-    parts = [f"{record['seconds'] / 60:.1f} minutes of training"]
-    if record["wall_seconds"] is not None:
-        parts.append(f"{record['wall_seconds'] / 60:.1f} with the tests")
+        without = percent(right / (images - about["images"]), 2)
+        parts[0] += f" ({without} without the {about['images']} approximated ones)"
+    if record["config"].get("validation"):
+        parts.append(f"weights of epoch {record['epoch']}, chosen on the validation images")
+    if record["status"] != "complete":
+        why = f" ({record['stopped']})" if record["stopped"] else ""
+        parts.append(f"**{record['status']}**{why}, with learning rates made for {planned}")
+    parts.append(f"seed {record['config']['seed']}")
+    parts.append(f"{record['seconds'] / 60:.1f} minutes of training")
     if record["cpu_seconds"] is not None:
-        parts.append(f"{record['cpu_seconds'] / 60:.1f} of CPU time")
+        parts[-1] += f", {record['cpu_seconds'] / 60:.1f} of CPU time with the tests"
+    when = record["ended"] or record["started"]
+    day = date.fromisoformat(when) if when else None
+    parts.append(device(record) + (f", {day.day} {day:%B %Y}" if day else ""))
     versions = f"invocupy {machine['invocupy']}"
     if record["commits"] and all(record["commits"]):
         versions += f" ({', '.join(record['commits'])})"
     versions += f", Python {machine['python']}, NumPy {machine['numpy']}"
     versions += f", Numba {machine['numba']}" if "numba" in machine else ""
-    when = record["ended"] or record["started"]
-    day = date.fromisoformat(when) if when else None
-    on = f", {day.day} {day:%B %Y}" if day else ""
-    facts = (
-        f"{', '.join(parts)}; seed {record['config']['seed']}; {device(record)}{on}; {versions}."
-    )
-    return [" ".join(sentences), "", facts]
+    return "; ".join([*parts, versions]) + "."
 
 
 def network(config: Record) -> str:

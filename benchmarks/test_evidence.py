@@ -8,6 +8,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ import evidence_page as page
 import numpy as np
 import pytest
 
-from invocupy.train import DATASETS, Config, Progress, fit, load_run
+from invocupy.train import DATASETS, Config, Progress, fit, load_run, open_run
 
 ROOT = Path(__file__).parents[1]
 RECORDS = page.read(evidence.RESULTS)
@@ -50,7 +51,9 @@ def check(record: dict[str, Any]) -> None:
     assert record["test_accuracy"] == pytest.approx(np.trace(confusion) / images, abs=1e-5)
     for i in range(len(classes)):
         right, answers, labels = confusion[i, i], confusion[:, i].sum(), confusion[i].sum()
-        precision, recall, f1 = (record["per_class"][what][i] for what in page.SHARES)
+        precision, recall, f1 = (
+            record["per_class"][what][i] for what in ("precision", "recall", "f1")
+        )
         assert (precision is None) == (answers == 0)
         assert (recall is None) == (labels == 0)
         assert (f1 is None) == (answers + labels == 0)
@@ -64,16 +67,21 @@ def check(record: dict[str, Any]) -> None:
             assert f1 == 0
 
     history = record["history"]
-    assert list(history) == list(evidence.COLUMNS)
+    held = bool(config.validation)
+    assert list(history) == [n for n in evidence.COLUMNS if held or not n.startswith("val_")]
     (ended,) = {len(column) for column in history.values()}
     assert 1 <= ended <= config.epochs
     cut = f"cut after epoch {ended} of {config.epochs}"
     assert record["status"] == ("complete" if ended == config.epochs else cut)
     assert record["stopped"] is None or ended < config.epochs
-    accuracies, best = history["test_accuracy"], record["best_on_the_test_set"]
-    assert accuracies[-1] == pytest.approx(record["test_accuracy"], abs=evidence.ROUNDING)
-    assert 1 <= best["epoch"] <= ended
-    assert best["test_accuracy"] == max(accuracies) == accuracies[best["epoch"] - 1]
+    accuracies = history["test_accuracy"]
+    if held:  # one look at the test set, with the weights that the validation images chose
+        assert accuracies[:-1] == [None] * (ended - 1)
+        assert record["epoch"] == 1 + int(np.argmax(history["val_accuracy"]))
+    else:
+        assert record["epoch"] == ended
+    if not held or record["status"] == "complete":
+        assert accuracies[-1] == pytest.approx(record["test_accuracy"], abs=evidence.ROUNDING)
     for what in SUMS:
         if record[what] is None:
             assert None in history[what]
@@ -251,11 +259,37 @@ def test_images_that_are_not_the_originals(place: Path) -> None:
     assert run(place, "--data-dir", str(place)) == 0
     record = result(place)
     check(record)
-    config, model, _ = load_run(place / "runs" / "tiny", "last")
+    config, model, _, about = open_run(place / "runs" / "tiny", "last")
     x, labels = (array[numbers[:3]] for array in evidence.load_data(config, train=False))
-    right = evidence.measured(config, model, x, labels).confusion.trace()
+    right = evidence.measured(config, model, about, x, labels).confusion.trace()
     assert record["approximated"] == {"images": 3, "right": right}
     assert config.data_dir is None  # says nothing of where the data lay
+
+
+def test_validation_chooses_and_the_test_set_is_read_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "tiny.toml").write_text(TINY + "validation = 0.25\n")
+    stop_at(monkeypatch, epoch=2, step=1)
+    assert run(place) == 130
+    assert run(place, "--record") == 0
+    record = result(place)
+    check(record)
+    assert record["history"]["test_accuracy"] == [None]
+    monkeypatch.setattr(evidence, "reporter", lambda _: None)
+    assert run(place) == 0
+    record = result(place)
+    check(record)
+    config, model, history, about = open_run(place / "runs" / "tiny", "best")
+    assert record["epoch"] == len(history)
+    images, labels = evidence.load_data(config, train=False)
+    assert evidence.measured(config, model, about, images, labels).accuracy == pytest.approx(
+        record["test_accuracy"]
+    )
+
+
+def test_another_seed(place: Path) -> None:
+    assert evidence.committed("tiny-seed-7")[1] == replace(evidence.committed("tiny")[1], seed=7)
 
 
 def test_shares_without_answers() -> None:
@@ -303,8 +337,7 @@ def _set(*keys: Any, to: Any) -> Callable[[Any], None]:
         _set("test_accuracy", to=0.5001), _set("confusion", 0, 1, to=77),
         _set("per_class", "recall", 2, to=0.987), _set("status", to="cut after epoch 2 of 3"),
         _set("config", "epochs", to=4), _set("stopped", to="killed"),
-        _set("best_on_the_test_set", "epoch", to=0),
-        _set("best_on_the_test_set", "test_accuracy", to=0.99),
+        _set("epoch", to=2),
         _set("history", "test_accuracy", -1, to=0.99), _set("history", "lr", to=[0.1]),
         _set("seconds", to=1e6), _set("cpu_seconds", to=None), _set("config", "data_dir", to="d"),
         _set("approximated", to={"images": 1, "right": 2}),
@@ -323,12 +356,9 @@ BLOCKS = """# Page
 <!-- evidence: table second -->
 old
 <!-- end -->
-between
-<!-- evidence: curves -->
+<!-- evidence: chart -->
 <!-- end -->
-<!-- evidence: run tiny -->
-<!-- end -->
-<!-- evidence: run missing -->
+<!-- evidence: runs -->
 <!-- end -->
 after
 """
@@ -359,4 +389,4 @@ def test_pictures(tmp_path: Path, record: dict[str, Any], monkeypatch: pytest.Mo
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(record))
     pictures.draw_evidence()
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert drawn == ["evidence-curves.png", "evidence-one.png", "evidence-two.png"]
+    assert drawn == ["evidence.png"]

@@ -38,7 +38,7 @@ def test_each_configuration_is_of_an_honest_run() -> None:
         assert what.endswith("."), path
         assert config.dataset == "cifar10"
         assert config.limit is config.overfit is None  # all images
-        assert config.patience is None  # the test set must not say when to stop
+        assert config.patience is None or config.validation  # the test set must not say when
         assert "data_dir" not in read_settings(path)
 
 
@@ -47,7 +47,7 @@ def test_the_page_shows_the_records() -> None:
     assert page.filled(text, RECORDS) == text
     blocks = [match.group(2) for match in page.BLOCK.finditer(text)]
     assert text.count("<!-- evidence:") == text.count("<!-- end -->") == len(blocks)
-    assert {"table", "curves", "run"} <= set(blocks)
+    assert {"table", "chart", "runs"} <= set(blocks)
 
 
 # --- the program, on generated images -----------------------------------------------------------
@@ -82,11 +82,9 @@ BLOCKS = """# Page
 old
 <!-- end -->
 between
-<!-- evidence: curves -->
+<!-- evidence: chart -->
 <!-- end -->
-<!-- evidence: run tiny -->
-<!-- end -->
-<!-- evidence: run missing -->
+<!-- evidence: runs -->
 <!-- end -->
 after
 """
@@ -97,20 +95,32 @@ def test_blocks(record: dict[str, Any]) -> None:
     assert "No run has been recorded yet." in nothing
     assert "old" not in nothing
     assert "![" not in nothing
-    cut = copy.deepcopy(record)
+    cut, other = copy.deepcopy(record), copy.deepcopy(record)
     cut["config"]["epochs"], cut["status"] = 9, "cut after epoch 3 of 9"
     cut["stopped"] = "interrupted in epoch 4 after step 13"
-    text = page.filled(BLOCKS, {"tiny": record, "second": cut})
-    assert page.filled(text, {"tiny": record, "second": cut}) == text
-    assert re.findall(r"^\| `(\w+)` .* \| (\d.*?) \| [\d.]+ \| [\d.]+ \| \*\*", text, re.M) == [
-        ("second", "3 of 9, cut"), ("tiny", "3"),
+    other["config"]["seed"], other["test_accuracy"] = 1, record["test_accuracy"] + 0.1
+    records = {"tiny": record, "second": cut, "tiny-seed-1": other}
+    text = page.filled(BLOCKS, records)
+    assert page.filled(text, records) == text
+    mean, low = 100 * (record["test_accuracy"] + 0.05), 100 * record["test_accuracy"]
+    rows = re.findall(
+        r"^\| `(\w+)` .* M \| (\d.*?) \| [\d.]+ \| (\d) \| (.*) \| (.*) \|$", text, re.M
+    )
+    assert rows == [
+        ("second", "3 of 9, cut", "1", f"**{low:.2f} %**", "-"),
+        ("tiny", "3", "2", f"**{mean:.2f} %**", f"{low:.2f} to {low + 10:.2f} %"),
     ]  # fmt: skip
-    assert "between\n<!-- evidence: curves -->\n![" in text
-    assert text.endswith("<!-- evidence: run missing -->\n<!-- end -->\nafter\n")
-    assert f"**{100 * record['test_accuracy']:.2f} %** of 40 test images are right after" in text
-    for label, row in zip(record["classes"], record["confusion"], strict=True):
-        assert f"| {label} | {' | '.join(map(str, row))} |" in text
-    one = page.filled("<!-- evidence: run second -->\n<!-- end -->", {"second": cut})
-    assert "**The run was cut** (interrupted in epoch 4 after step 13)" in one
+    assert "between\n<!-- evidence: chart -->\n![" in text
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert f"- `tiny`: {low:.2f} % of 40 test images; seed 0;" in text
+    assert "**cut after epoch 3 of 9** (interrupted in epoch 4 after step 13)" in text
     with pytest.raises(ValueError, match="block must be one of"):
-        page.filled("<!-- evidence: chart -->\n<!-- end -->", {})
+        page.filled("<!-- evidence: curves -->\n<!-- end -->", {})
+
+
+def test_a_spread_is_of_seeds_or_of_the_number_of_images(record: dict[str, Any]) -> None:
+    record = {**record, "test_accuracy": 0.5, "confusion": [[50, 50], [0, 0]]}
+    assert page.spread([record]) == pytest.approx((0.5, 0.402, 0.598))
+    assert page.spread([record, {**record, "test_accuracy": 0.6}]) == pytest.approx(
+        (0.55, 0.5, 0.6)
+    )

@@ -26,6 +26,7 @@ from invocupy.train import Config, fit
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling_model
+from evidence_page import read, seeds, spread
 
 FOLDER = Path(__file__).parent / "pictures"
 RESULTS = FOLDER.parents[1] / "benchmarks" / "results" / "evidence"
@@ -198,60 +199,38 @@ def draw_volumes() -> None:
 
 
 def draw_evidence() -> None:
-    """The recorded runs on CIFAR-10: their accuracies as they learn, and what they confuse."""
-    records = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    if records:
-        draw_curves(records)
-    for name, record in records.items():
-        draw_confusion(name, record)
-
-
-def draw_curves(records: dict[str, Any]) -> None:
-    """Test accuracy over epochs, and over minutes: of CPU time, which runs beside others share."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    names = sorted(records, key=lambda name: -records[name]["test_accuracy"])
-    for i, name in enumerate(names):
-        record = records[name]
-        accuracy = 100 * np.array(record["history"]["test_accuracy"])
-        on_gpu = record["config"]["device"].startswith("cuda")
-        spent = record["history"]["seconds" if on_gpu else "cpu_seconds"]
-        minutes = np.cumsum([np.nan if seconds is None else seconds for seconds in spent]) / 60
-        cut = "" if record["status"] == "complete" else ", cut"
+    """The recorded runs on CIFAR-10: test accuracies with error bars, and over the epochs."""
+    networks = seeds(read(RESULTS))
+    if not networks:
+        return
+    order = sorted(networks, key=lambda name: spread(networks[name])[0])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for i, name in enumerate(order):
+        runs = networks[name]
+        mean, low, high = (100 * share for share in spread(runs))
         line = {"color": LINES[i % len(LINES)], "linestyle": ("-", "--")[i // len(LINES) % 2]}
-        line |= {"marker": "o" if len(accuracy) <= 30 else None, "markersize": 3}
-        left.plot(np.arange(1, len(accuracy) + 1), accuracy, **line)
-        right.plot(minutes, accuracy, **line, label=f"{name}{cut}: {accuracy[-1]:.1f} %")
-    left.set_xlabel("epoch", color=INK)
-    left.set_ylabel("test accuracy, %", color=INK)
-    left.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    right.set_xlabel("minutes of CPU time (on a GPU: of training)", color=INK)
+        marker = "o" if len(runs) > 1 else "s"
+        left.errorbar(
+            mean, i, xerr=[[mean - low], [high - mean]], fmt=marker, capsize=4, color=line["color"],
+        )  # fmt: skip
+        left.annotate(
+            f"{mean:.1f} %", (mean, i), (0, 7), textcoords="offset points", ha="center",
+            fontsize=9, color=INK,
+        )  # fmt: skip
+        for run in runs:
+            columns = run["history"]
+            accuracy = columns.get("val_accuracy") or columns["test_accuracy"]
+            right.plot(range(1, len(accuracy) + 1), [100 * share for share in accuracy], **line)
+    left.set_yticks(range(len(order)), order)
+    left.set_ylim(-0.5, len(order) - 0.2)
+    left.set_xlabel("test accuracy, %", color=INK)
+    right.set_xlabel("epoch", color=INK)
+    right.set_ylabel("accuracy after each epoch, %", color=INK)
+    right.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
-    save(figure, "evidence-curves")
-
-
-def draw_confusion(name: str, record: Any) -> None:
-    """How many images of each class get which answer."""
-    counts, classes = np.array(record["confusion"]), record["classes"]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(7, 6.2), layout="constrained")
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(counts):
-        if count:
-            colour = "white" if shares[i, j] > 0.55 else INK
-            axes.text(j, i, count, ha="center", va="center", fontsize=9, color=colour)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("the model's answer", color=INK)
-    axes.set_ylabel("true class", color=INK)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_title(
-        f"{name}: {100 * record['test_accuracy']:.2f} % are right", fontsize=12, color=INK
-    )
-    save(figure, f"evidence-{name}")
+    save(figure, "evidence")
 
 
 def draw_scaling() -> None:
