@@ -11,9 +11,10 @@ Two devices are there, whose arrays do not mix. What is here behaves as in CuPy 
 - arrays of another device than the current one are refused, which CuPy does where the devices
   have no access to each other;
 - reading an array on the host is counted, since there the host would wait: ``cuda.waits``;
-- what the devices are asked to do can be recorded: ``cuda.recording``.
+- what the devices are asked to do can be recorded, with its stream: ``cuda.recording``;
+- work of two streams on the same memory, whose order nothing makes, is a ``cuda.StreamError``.
 
-What only a device can show (time, streams, graphs) is not here.
+What only a device can show (time, graphs) is not here.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _Add(_Ufunc):
         if array.dtype.name not in _ADDED:
             raise TypeError(f"cupy.add.at only supports {', '.join(_ADDED)} as data type")
         np.add.at(_operand(array), _index(index, array.shape), _operand(value))
-        cuda.operation(0)
+        cuda.wrote(array)
 
 
 add = _Add("add")
@@ -79,7 +80,7 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
         host, operand = _operand(self), _operand(other)
         with np.errstate(all="ignore"):
             getattr(np, name)(host, operand, out=host, casting="same_kind")
-        cuda.operation(self.nbytes)
+        cuda.wrote(self, self.nbytes)
         return self
 
     return method
@@ -149,7 +150,7 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
 def full(shape: Any, value: Any, dtype: Any = None) -> Any:
     result = ndarray(shape, np.asarray(value).dtype if dtype is None else dtype)
     result._host[...] = value.get() if isinstance(value, ndarray) else value
-    cuda.operation(result.nbytes)
+    cuda.wrote(result, result.nbytes)
     return result
 
 
@@ -221,7 +222,7 @@ def array_split(data: Any, sections: Any, axis: int = 0) -> list[Any]:
 
 def copyto(to: Any, source: Any, casting: str = "same_kind", where: Any = None) -> None:
     np.copyto(_operand(to), _operand(source), casting, True if where is None else _operand(where))
-    cuda.operation(0)
+    cuda.wrote(to)
 
 
 def pad(data: Any, widths: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:

@@ -17,12 +17,12 @@ _KINDS = "biufV"  # of dtypes; V is that of bfloat16
 class ndarray:  # noqa: N801
     """Memory of a device: only the functions here may look behind it."""
 
-    __slots__ = ("__weakref__", "_device", "_host", "base")
+    __slots__ = ("__weakref__", "_block", "_device", "_host", "base")
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, shape: Any, dtype: Any = float) -> None:
-        memory = _memory(shape, np.dtype(dtype))
+        memory, self._block = _memory(shape, np.dtype(dtype))
         memory.reshape(-1).view(np.uint8)[...] = 0xFF
         self._host, self._device, self.base = memory, cuda.Device(), None
 
@@ -75,7 +75,7 @@ class ndarray:  # noqa: N801
     # to the host
 
     def get(self, stream: Any = None, order: Any = "C", out: Any = None) -> Any:
-        cuda.wait()
+        cuda.on_host(self, stream)
         if out is None:
             return self._host.copy(order)
         out[...] = self._host
@@ -95,7 +95,7 @@ class ndarray:  # noqa: N801
 
     def set(self, array: Any) -> None:
         self._host[...] = array
-        cuda.operation(self.nbytes)
+        cuda.wrote(self, self.nbytes)
 
     def __bool__(self) -> bool:
         return bool(self.get())
@@ -157,12 +157,12 @@ class ndarray:  # noqa: N801
         return _new(host, order)
 
     def copy(self, order: str = "C") -> Any:
-        cuda.read(self.nbytes)
+        cuda.read(self)
         return _new(self._host.copy(order), order)
 
     def fill(self, value: Any) -> None:
         _operand(self).fill(_operand(value))
-        cuda.operation(0)
+        cuda.wrote(self)
 
     def __getitem__(self, index: Any) -> Any:
         found = _index(index, self.shape)
@@ -171,7 +171,7 @@ class ndarray:  # noqa: N801
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _operand(self)[_index(index, self.shape)] = _operand(value)
-        cuda.operation(0)
+        cuda.wrote(self)
 
     def __iter__(self) -> Any:
         return (self[i] for i in range(len(self)))
@@ -212,8 +212,8 @@ class ndarray:  # noqa: N801
 # memory
 
 
-def _memory(shape: Any, dtype: np.dtype[Any]) -> Any:
-    """An aligned NumPy array that its device counts as long as it lives."""
+def _memory(shape: Any, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """An aligned NumPy array that its device counts as long as it lives, and its block."""
     if dtype.kind not in _KINDS or not dtype.isnative:
         raise ValueError(f"Unsupported dtype {dtype}")
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
@@ -221,8 +221,8 @@ def _memory(shape: Any, dtype: np.dtype[Any]) -> Any:
     room = -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
     memory = np.empty(room + _ALIGNMENT, np.uint8)
     skip = -memory.ctypes.data % _ALIGNMENT
-    cuda.hold(memory, memory.ctypes.data + skip, room)
-    return memory[skip : skip + size].view(dtype).reshape(shape)
+    block = cuda.hold(memory, memory.ctypes.data + skip, room)
+    return memory[skip : skip + size].view(dtype).reshape(shape), block
 
 
 def _known(dtype: Any) -> np.dtype[Any]:
@@ -241,7 +241,7 @@ def _operand(value: Any) -> Any:
                 f"The device where the array resides ({value._device.id}) is different from the "
                 f"current device ({current.id}). Peer access is unavailable between these devices."
             )
-        cuda.read(value.nbytes)
+        cuda.read(value)
         return value._host
     if value is None or isinstance(value, bool | int | float | np.generic):
         return value
@@ -250,7 +250,7 @@ def _operand(value: Any) -> Any:
 
 def _view(host: Any, of: ndarray) -> Any:
     array = ndarray.__new__(ndarray)
-    array._host, array._device = host, of._device
+    array._host, array._device, array._block = host, of._device, of._block
     array.base = of if of.base is None else of.base
     return array
 
@@ -259,12 +259,12 @@ def _new(host: Any, order: str = "K") -> Any:
     """A copy of a result in memory of the current device."""
     array = ndarray.__new__(ndarray)
     host = np.asarray(host)
-    array._host, array._device = _memory(host.shape, host.dtype), cuda.Device()
-    array.base = None
+    array._host, array._block = _memory(host.shape, host.dtype)
+    array._device, array.base = cuda.Device(), None
     if order in "KA" and host.flags.f_contiguous and not host.flags.c_contiguous:
         array._host = array._host.reshape(host.shape[::-1]).T
     array._host[...] = host
-    cuda.operation(array.nbytes)
+    cuda.wrote(array, array.nbytes)
     return array
 
 
@@ -278,7 +278,7 @@ def _result(host: Any, out: Any) -> Any:
     if out is None:
         return _new(host)
     _operand(out)[...] = host
-    cuda.operation(0)
+    cuda.wrote(out)
     return out
 
 
@@ -298,6 +298,8 @@ def _index(index: Any, shape: tuple[int, ...]) -> Any:
         elif part is not None:
             if is_array:
                 numbers = part._host if isinstance(part, ndarray) else np.asarray(part)
+                if isinstance(part, ndarray) and numbers.dtype == bool:
+                    cuda.on_host(part)  # to know how many are chosen
                 if numbers.dtype.kind in "iu" or not numbers.size:
                     parts[place] = numbers.astype(np.int64) % max(shape[axis], 1)
                 else:

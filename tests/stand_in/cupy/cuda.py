@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
-import operator
 import re
 import sys
 import threading
@@ -19,6 +18,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from cupy._streams import Block, Event, Stream, StreamError, done, get_current_stream, of_device
+
+__all__ = ["Event", "Stream", "StreamError"]
 
 _COUNT = 2
 _MEMORY = 8 << 30
@@ -42,6 +45,7 @@ class Operation(NamedTuple):
     name: str  # of a kernel of ours; else ``cublas`` or ``cupy.`` and the function that was called
     threads: int  # of a kernel of ours, else 0
     bytes: int  # of the arrays that it reads and writes, each once
+    stream: int  # the ptr of the stream that does it
 
 
 _operations: list[Operation] | None = None
@@ -63,17 +67,35 @@ def recording(idle: bool = False) -> Iterator[list[Operation]]:
         _operations, _idle = before
 
 
-def read(size: int) -> None:
-    """Count ``size`` bytes for the operation that comes."""
+def read(array: Any) -> None:
+    """The operation that comes reads it."""
     global _read
-    _read += size
+    _read += array.nbytes
+    array._block.read(get_current_stream())
+
+
+def wrote(array: Any, size: int = 0) -> None:
+    """An operation wrote it: ``size`` bytes that were not counted as read."""
+    array._block.write(get_current_stream())
+    operation(size)
+
+
+def on_host(array: Any, stream: Any = None) -> None:
+    """The host waits for an array."""
+    wait()
+    stream = get_current_stream(array._device.id) if stream is None else stream
+    array._block.read(stream)
+    stream.count += 1
+    done(stream.clock())
 
 
 def operation(written: int, name: str = "", threads: int = 0) -> None:
     """Record one that writes so many bytes and reads those counted since the last one."""
     global _read
+    stream = get_current_stream()
+    stream.count += 1
     if _operations is not None:
-        _operations.append(Operation(name or _called(), threads, _read + written))
+        _operations.append(Operation(name or _called(), threads, _read + written, stream.ptr))
     _read = 0
 
 
@@ -105,6 +127,8 @@ class Device:
 
     def synchronize(self) -> None:
         wait()
+        for stream in of_device(self.id):
+            done(stream.clock())
 
     def __enter__(self) -> Device:
         self._before.append(Device().id)
@@ -122,43 +146,6 @@ class Device:
 
     def __repr__(self) -> str:
         return f"<CUDA Device {self.id}>"
-
-
-class Stream:
-    """All work is done when it is given."""
-
-    ptr = 0
-
-    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        wait()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-def get_current_stream() -> Stream:
-    return Stream()
-
-
-class Event:
-    """Done when it is recorded."""
-
-    done = True
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        pass
-
-    def record(self, stream: Any = None) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        wait()
 
 
 class MemoryPool:
@@ -198,26 +185,35 @@ def pool(default: bool = False) -> MemoryPool:
     return mine or _pools[Device().id]
 
 
-_rooms: dict[int, int] = {}  # sizes in bytes, by address
+_blocks: dict[int, Block] = {}  # by address
 
 
-def hold(memory: Any, address: int, size: int) -> None:
+def hold(memory: Any, address: int, size: int) -> Block:
     """Count ``size`` bytes as long as ``memory`` lives."""
-    where = pool()
+    where, block = pool(), Block(size, get_current_stream())
     where.take(size)
-    _rooms[address] = size
+    _blocks[address] = block
 
     def give_back() -> None:
         where.take(-size)
-        del _rooms[address]
+        block.free()
+        del _blocks[address]
 
     weakref.finalize(memory, give_back).atexit = False
+    return block
+
+
+def _at(address: int) -> tuple[int, Any]:
+    """How many bytes are left from an address on, and the block that it is in."""
+    found = [
+        (start + b.size - address, b) for start, b in list(_blocks.items()) if start <= address
+    ]
+    return max(found, key=lambda pair: pair[0], default=(0, None))
 
 
 def room(address: int) -> int:
     """How many bytes are left from an address on."""
-    left = [start + size - address for start, size in list(_rooms.items()) if start <= address]
-    return max(left, default=0)
+    return _at(address)[0]
 
 
 @contextmanager
@@ -255,23 +251,26 @@ class Function:
     def __call__(self, grid: Any, block: Any, args: Any) -> None:
         import cupy
 
-        given = []
-        for arg in args:
+        given, arrays = [], {}
+        for place, arg in enumerate(args):
             if isinstance(arg, cupy.ndarray):
                 given.append(cupy._operand(arg))
+                arrays[place] = arg
             elif isinstance(arg, np.ndarray):  # CuPy takes one element by value
                 if arg.size != 1:
                     raise TypeError("You are trying to pass a numpy.ndarray as a kernel parameter.")
                 given.append(arg.reshape(())[()])
             else:
                 given.append(arg)
+        if not _idle:
+            with _launching:  # the builds have variables of their own
+                if self._launch is None:
+                    self._launch = _machine().compile_source(self._name, self._code)
+                self._launch(grid, block, given)
+            for place, array in arrays.items():
+                if self._launch.args[2][place].kind == 2:
+                    array._block.write(get_current_stream())
         operation(0, self._file, math.prod((*grid, *block)))
-        if _idle:
-            return
-        with _launching:  # the builds have variables of their own
-            if self._launch is None:
-                self._launch = _machine().compile_source(self._name, self._code)
-            self._launch(grid, block, given)
 
 
 class _CUDARuntimeError(RuntimeError):
@@ -317,10 +316,13 @@ def _cublas() -> Any:
     compute = library.gemmStridedBatchedEx
 
     def product(handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: Any) -> None:
-        batch, kinds = rest[-3], (rest[2], rest[6], rest[-7])
-        sizes = [{0: 4, 1: 8}.get(kind, 2) for kind in kinds]
-        areas = (m * k, k * n, m * n)
-        operation(batch * sum(map(operator.mul, sizes, areas)), "cublas")
+        a, b, c = rest[1:5], rest[5:9], rest[10:14]  # address, kind, leading dimension, step
+        stream, size = get_current_stream(), 0
+        for (address, kind, _, step), area in ((a, m * k), (b, k * n), (c, m * n)):
+            size += {0: 4, 1: 8}.get(kind, 2) * area * (rest[14] if step else 1)
+            block = _at(address)[1]
+            (block.write if address == c[0] else block.read)(stream)
+        operation(size, "cublas")
         if not _idle:
             compute(handle, turn_a, turn_b, m, n, k, *rest)
 
