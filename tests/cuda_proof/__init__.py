@@ -12,6 +12,7 @@
 ``cases``      the calls that all of these make, and the bounds of their errors
 ``planted``    mistakes that must be found: the tests of the tests
 ``checks``     what is asked of each call
+``real_cupy``  what the stand-in for CuPy is held to: ``cupy.json``
 ``block_...``  cases, huge arrays and planted mistakes of the involution block
 =============  ====================================================================================
 """

@@ -32,16 +32,23 @@ def version() -> str:
     return f"{major.value}.{minor.value}"
 
 
+@functools.cache
+def check_options(options: tuple[str, ...]) -> None:
+    """A RuntimeError if NVRTC refuses one of them."""
+    compile_source("", ("-arch=compute_90",), ptx=True, own=options)
+
+
 def compile_source(
-    source: str, options: tuple[str, ...], *, ptx: bool = False
-) -> tuple[bytes, str]:
+    source: str, options: tuple[str, ...], *, ptx: bool = False,
+    own: tuple[str, ...] = cuda.OPTIONS,
+) -> tuple[bytes, str]:  # fmt: skip
     """Compile for ``-arch=...`` given in ``options``: (machine code or PTX, the compiler's log).
 
     The options of the library are used, and what CuPy adds to them.
     """
     nvrtc, program = _library(), ctypes.c_void_p()
     flags = [
-        *cuda.OPTIONS,
+        *own,
         "-ftz=true",
         "--device-as-default-execution-space",
         f"-I{host.headers()}",

@@ -112,10 +112,11 @@ def measure(kernels: Sequence[tuple[str, str, Any]], archs: Sequence[int]) -> li
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """The committed rows; an error where they were made by another compiler."""
+    """The committed rows; an error where they were made by another compiler, or otherwise."""
     table = json.loads(FILE.read_text())
-    if table["compiler"] != nvrtc.version():
-        raise RuntimeError(f"{FILE.name} is of NVRTC {table['compiler']}, not {nvrtc.version()}")
+    for what, mine in (("compiler", nvrtc.version()), ("options", list(cuda.OPTIONS))):
+        if table[what] != mine:
+            raise RuntimeError(f"{FILE.name} was made with {what} {table[what]}, not {mine}")
     return table["kernels"]
 
 
@@ -171,7 +172,8 @@ def main() -> None:
         for kernel, figures in counted(problem, key).items():
             rows[kernel] |= figures
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
-    FILE.write_text(f'{{"compiler": "{nvrtc.version()}", "kernels": {{\n{lines}\n}}}}\n')
+    made = f'"compiler": "{nvrtc.version()}", "options": {json.dumps(cuda.OPTIONS)}'
+    FILE.write_text(f'{{{made}, "kernels": {{\n{lines}\n}}}}\n')
 
 
 if __name__ == "__main__":

@@ -112,44 +112,44 @@ for _symbol, _name in {
 # functions of arrays
 
 
-def array(data: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> Any:
-    if isinstance(data, ndarray):
-        host = data._host if data._device == cuda.Device() else data._host.copy()
-        host = host.astype(data.dtype if dtype is None else _known(dtype), order, copy=False)
-        return data if host is data._host and not copy else _new(host, order)
-    host = np.asarray(data, dtype)
+def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> Any:
+    if isinstance(obj, ndarray):
+        host = obj._host if obj._device == cuda.Device() else obj._host.copy()
+        host = host.astype(obj.dtype if dtype is None else _known(dtype), order, copy=False)
+        return obj if host is obj._host and not copy else _new(host, order)
+    host = np.asarray(obj, dtype)
     return _new(host.astype(_known(host.dtype).newbyteorder("="), order, copy=False), order)
 
 
-def asarray(data: Any, dtype: Any = None, order: str = "K") -> Any:
-    return array(data, dtype, copy=False, order=order)
+def asarray(a: Any, dtype: Any = None, order: Any = None) -> Any:
+    return array(a, dtype, copy=False, order=order or "K")
 
 
-def ascontiguousarray(data: Any, dtype: Any = None) -> Any:
+def ascontiguousarray(a: Any, dtype: Any = None) -> Any:
     """Unlike NumPy's, one without axes gets one."""
-    if not isinstance(data, ndarray):
-        return array(data, dtype, order="C")
-    if data.flags.c_contiguous and (dtype is None or np.dtype(dtype) == data.dtype):
-        return data if data.ndim else data.ravel()
-    host = _operand(data).astype(data.dtype if dtype is None else _known(dtype))
-    return _new(host.reshape(data.shape or (1,)), "C")
+    if not isinstance(a, ndarray):
+        return array(a, dtype, order="C")
+    if a.flags.c_contiguous and (dtype is None or np.dtype(dtype) == a.dtype):
+        return a if a.ndim else a.ravel()
+    host = _operand(a).astype(a.dtype if dtype is None else _known(dtype))
+    return _new(host.reshape(a.shape or (1,)), "C")
 
 
-def asfortranarray(data: Any, dtype: Any = None) -> Any:
-    return _new(np.asfortranarray(_operand(data), dtype))
+def asfortranarray(a: Any, dtype: Any = None) -> Any:
+    return _new(np.asfortranarray(_operand(a), dtype))
 
 
-def asnumpy(data: Any) -> Any:
-    return data.get() if isinstance(data, ndarray) else np.asarray(data)
+def asnumpy(a: Any) -> Any:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> Any:
     return ndarray(shape, dtype) if order == "C" else ndarray(shape[::-1], dtype).transpose()
 
 
-def full(shape: Any, value: Any, dtype: Any = None) -> Any:
-    result = ndarray(shape, np.asarray(value).dtype if dtype is None else dtype)
-    result._host[...] = value.get() if isinstance(value, ndarray) else value
+def full(shape: Any, fill_value: Any, dtype: Any = None) -> Any:
+    result = ndarray(shape, np.asarray(fill_value).dtype if dtype is None else dtype)
+    result._host[...] = fill_value.get() if isinstance(fill_value, ndarray) else fill_value
     cuda.wrote(result, result.nbytes)
     return result
 
@@ -178,12 +178,12 @@ def full_like(
     return result
 
 
-def zeros_like(like: Any, dtype: Any = None) -> Any:
-    return full_like(like, 0, dtype)
+def zeros_like(a: Any, dtype: Any = None) -> Any:
+    return full_like(a, 0, dtype)
 
 
-def ones_like(like: Any, dtype: Any = None) -> Any:
-    return full_like(like, 1, dtype)
+def ones_like(a: Any, dtype: Any = None) -> Any:
+    return full_like(a, 1, dtype)
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> Any:
@@ -198,43 +198,43 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     return _new(np.where(*map(_operand, (condition, x, y))))
 
 
-def broadcast_to(data: Any, shape: Any) -> Any:
+def broadcast_to(array: Any, shape: Any) -> Any:
     """Unlike NumPy's, it can be written."""
-    wide = np.broadcast_to(_operand(data), shape)
-    return _view(np.lib.stride_tricks.as_strided(data._host, wide.shape, wide.strides), data)
+    wide = np.broadcast_to(_operand(array), shape)
+    return _view(np.lib.stride_tricks.as_strided(array._host, wide.shape, wide.strides), array)
 
 
-def concatenate(parts: Any, axis: Any = 0) -> Any:
-    return _new(np.concatenate([_operand(part) for part in parts], axis))
+def concatenate(tup: Any, axis: Any = 0) -> Any:
+    return _new(np.concatenate([_operand(part) for part in tup], axis))
 
 
-def stack(parts: Any, axis: int = 0) -> Any:
-    return _new(np.stack([_operand(part) for part in parts], axis))
+def stack(tup: Any, axis: int = 0) -> Any:
+    return _new(np.stack([_operand(part) for part in tup], axis))
 
 
-def take(data: Any, indices: Any, axis: Any = None, out: Any = None) -> Any:
-    return data.take(indices, axis, out)
+def take(a: Any, indices: Any, axis: Any = None, out: Any = None) -> Any:
+    return a.take(indices, axis, out)
 
 
-def array_split(data: Any, sections: Any, axis: int = 0) -> list[Any]:
-    return [_view(part, data) for part in np.array_split(_operand(data), sections, axis)]
+def array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Any]:
+    return [_view(part, ary) for part in np.array_split(_operand(ary), indices_or_sections, axis)]
 
 
-def copyto(to: Any, source: Any, casting: str = "same_kind", where: Any = None) -> None:
-    np.copyto(_operand(to), _operand(source), casting, True if where is None else _operand(where))
-    cuda.wrote(to)
+def copyto(dst: Any, src: Any, casting: str = "same_kind", where: Any = None) -> None:
+    np.copyto(_operand(dst), _operand(src), casting, True if where is None else _operand(where))
+    cuda.wrote(dst)
 
 
-def pad(data: Any, widths: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
+def pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: float = 0) -> Any:
     assert mode == "constant"
-    return _new(np.pad(_operand(data), widths, constant_values=constant_values))
+    return _new(np.pad(_operand(array), pad_width, constant_values=constant_values))
 
 
-def einsum(formula: str, *operands: Any) -> Any:
+def einsum(formula: str, /, *operands: Any) -> Any:
     return _new(np.einsum(formula, *map(_operand, operands)))
 
 
-def matmul(a: Any, b: Any, out: Any = None) -> Any:
+def matmul(a: Any, b: Any, /, out: Any = None) -> Any:
     return _result(np.matmul(_operand(a), _operand(b)), out)
 
 
@@ -261,10 +261,11 @@ int32, int64, uint8 = np.int32, np.int64, np.uint8
 
 
 class RawModule:
-    """Compiled by g++ at the first launch."""
+    """Compiled by g++ at the first launch; NVRTC is asked whether it knows the options."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = ()) -> None:
-        self._code = code
+        cuda.check_options(options)
+        self._code, self.options = code, options
 
     def get_function(self, name: str) -> Any:
         return cuda.Function(name, self._code)

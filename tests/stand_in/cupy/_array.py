@@ -93,8 +93,8 @@ class ndarray:  # noqa: N801
         data: bytes = self.get().tobytes(order)
         return data
 
-    def set(self, array: Any) -> None:
-        self._host[...] = array
+    def set(self, arr: Any, stream: Any = None) -> None:
+        self._host[...] = arr
         cuda.wrote(self, self.nbytes)
 
     def __bool__(self) -> bool:
@@ -198,7 +198,7 @@ class ndarray:  # noqa: N801
         return _result(_operand(self).min(axis, keepdims=keepdims), out)
 
     def argmax(
-        self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False
+        self, axis: Any = None, out: Any = None, dtype: Any = None, keepdims: bool = False
     ) -> Any:
         return _result(_operand(self).argmax(axis, keepdims=keepdims), out)
 

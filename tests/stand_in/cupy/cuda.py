@@ -240,6 +240,10 @@ def _machine() -> Any:
     return _proof("host").Machine()
 
 
+def check_options(options: tuple[str, ...]) -> None:
+    _proof("nvrtc").check_options(options)
+
+
 class Function:
     """A kernel, called as CuPy's are: ``(grid, block, args)``."""
 
@@ -260,6 +264,8 @@ class Function:
                 if arg.size != 1:
                     raise TypeError("You are trying to pass a numpy.ndarray as a kernel parameter.")
                 given.append(arg.reshape(())[()])
+            elif isinstance(arg, np.void):
+                raise TypeError(f"Unsupported type {type(arg)}. (size={arg.nbytes})")
             else:
                 given.append(arg)
         if not _idle:
