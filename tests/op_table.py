@@ -197,6 +197,7 @@ ROWS = [
     Row("log_softmax", [normal(2, 3, 4)], {"axis": 1}, variant="axis"),
     Row("cross_entropy", [normal(5, 4), labels(5, 4)]),
     Row("cross_entropy", [normal(5, 4), labels(5, 4)], {"label_smoothing": 0.2}, variant="smooth"),
+    Row("cross_entropy", [normal(5, 4), normal(5, 4)], variant="soft"),
     Row("linear", [normal(4, 3), normal(2, 3), normal(2)]),
     Row("linear", [normal(4, 3), normal(2, 3), None], variant="no bias"),
     Row("conv2d", [normal(2, 3, 5, 4), normal(4, 3, 3, 3), normal(4)], {"padding": 1}),

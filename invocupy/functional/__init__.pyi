@@ -229,13 +229,35 @@ def conv3d(
     groups: int = 1,
 ) -> Tensor: ...
 @overload
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array: ...
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    label_smoothing: float = 0.0,
+    *,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+) -> Array: ...
 @overload
 def cross_entropy(
-    logits: Tensor, labels: Array | Tensor, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Array | Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
 ) -> Tensor: ...
 @overload
-def cross_entropy(logits: Array, labels: Tensor, label_smoothing: float = 0.0) -> Tensor: ...
+def cross_entropy(
+    logits: Array,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+) -> Tensor: ...
 @overload
 def divide(a: ArrayLike, b: ArrayLike) -> Array: ...
 @overload

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import Array, is_cupy, namespace, wide
+from invocupy.arrays import FLOATS, Array, is_cupy, namespace, wide
 from invocupy.geometry import number
 from invocupy.ops.declaration import Result, no_gradient, op
-from invocupy.ops.reductions import check_some, total
+from invocupy.ops.reductions import check_some, masked, total
 
 
 @op()
@@ -78,69 +78,201 @@ def log_softmax(x: Array, axis: int = -1) -> Result:
 
 
 @op()
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Result:
-    """The mean over the batch of the cross-entropy between labels and softmax(logits).
+def cross_entropy(
+    logits: Array,
+    labels: Array,
+    label_smoothing: float = 0.0,
+    *,
+    weight: Array | None = None,
+    ignore_index: int | None = -100,
+    reduction: str = "mean",
+) -> Result:
+    """The cross-entropy between labels and softmax(logits), as PyTorch's.
 
-    ``-sum_k target[k] * log_softmax(logits)[k]`` with ``target`` one at the label, blended with
-    the uniform distribution by ``label_smoothing``; a class whose target is 0 is left out, also if
-    its logit is -inf. It takes *logits*: a softmax before it would be a second one.
+    ``-sum_k weight[k] * target[k] * log_softmax(logits)[k]`` with ``target`` one at the label, or
+    the soft labels, blended with the uniform distribution by ``label_smoothing``. A class whose
+    weight or target is 0 is left out, also if its logit is -inf. It takes *logits*: a softmax
+    before it would be a second one.
+
+    ``"mean"`` divides the sum by the sum of ``weight[label]`` over the labels that count; of soft
+    labels by their number. It is NaN where no label counts (the gradient is 0 then), and 0 for an
+    empty batch.
 
     Parameters
     ----------
-    logits : array or Tensor (N, K), float
-    labels : integer array (N,)
-        In [0, K); checked for NumPy arrays, not for CuPy's (that would wait for the GPU).
+    logits : array or Tensor (N, K, *S), float
+    labels : array or Tensor
+        Integers (N, *S) in [0, K); checked for NumPy arrays, not for CuPy's (that would wait for
+        the GPU). Or soft labels: floats of the shape of ``logits``, the share of each class, which
+        have a gradient; they are computed with in the dtype of ``logits``.
     label_smoothing : float
         In [0, 1].
+    weight : array (K,), float, optional
+        Of the classes, from 0 on; a constant, without a gradient.
+    ignore_index : int, optional
+        Labels of this number do not count. None: all count, which saves a GPU some launches.
+    reduction : str
+        ``"mean"``, ``"sum"``, or ``"none"`` for a loss (N, *S) of each label.
 
     Returns
     -------
-    array or Tensor ()
+    array or Tensor () or (N, *S)
 
     Raises
     ------
     TypeError
-        For labels that are no array of the library of ``logits``.
+        For labels or a weight that are no array of the library of ``logits``.
     ValueError
-        For shapes, labels or a smoothing that do not fit.
+        For shapes, labels, weights or options that do not fit, or an ``ignore_index`` from 0 on
+        with soft labels.
 
     >>> round(float(F.cross_entropy(np.zeros((2, 4)), np.array([0, 3]))), 4)  # log 4
     1.3863
+    >>> pixels = np.zeros((1, 3, 2, 2)), np.array([[[0, 1], [2, -100]]])  # of an image
+    >>> F.cross_entropy(*pixels, reduction="none").round(4)
+    array([[[1.0986, 1.0986],
+            [1.0986, 0.    ]]])
     """
-    xp = namespace(logits)
-    if not isinstance(labels, xp.ndarray):
-        raise TypeError(
-            f"labels must be a {'CuPy' if is_cupy(logits) else 'NumPy'} array like logits, "
-            f"got {type(labels).__name__}: convert them with asarray"
-        )
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+    _check_loss(logits, labels, weight, ignore_index, reduction)
+    xp, smoothing = namespace(logits), number("label_smoothing", label_smoothing, 0, 1)
+    classes, soft = logits.shape[1], labels.ndim == logits.ndim
+    log_p = _log_softmax(logits, 1).reshape(len(logits), classes, -1 if logits.size else 0)
+    exact, count, off = log_p.dtype, log_p.size // classes, smoothing / classes
+    factors: Any = None if weight is None else weight.astype(exact)[:, None]
+    own: Any = None  # weights of the labels
+    counted = False
+    kept: Any = None  # which labels count, where some may not
+    divisor: Any = max(count, 1) if reduction == "mean" else 1
+    if soft:
+        target = (1.0 - smoothing) * labels.reshape(log_p.shape).astype(exact) + off
+        target = target if factors is None else target * factors
+        each, whole = -total(_times(log_p, target), 1), total(target, 1, keepdims=True)
+    else:
+        labels = labels.reshape(len(log_p), log_p.shape[2])
+        kept = _kept(labels, _labelled(logits), classes, ignore_index)
+        if kept is not None:
+            labels = xp.where(kept, labels, 0)
+        at = xp.arange(len(log_p))[:, None], labels, xp.arange(log_p.shape[2])
+        own = None if factors is None else factors[labels, 0]
+        each = xp.zeros(labels.shape, exact)
+        if smoothing < 1:  # not 0 times what may be -inf
+            each = (smoothing - 1.0) * (log_p[at] if own is None else _times(log_p[at], own))
+        if off:
+            each -= off * total(log_p if factors is None else _times(log_p, factors), 1)
+        if kept is not None:
+            each = masked(each, kept)
+        if counted := bool(reduction == "mean" and count and not (own is kept is None)):
+            counts: Any = kept if own is None else own if kept is None else own * kept
+            divisor = counts.sum(dtype=exact)
+    with np.errstate(invalid="ignore"):
+        value = each.sum() / divisor if reduction != "none" else each.reshape(_labelled(logits))
+
+    def scaled(grad: Array, result: Any) -> Any:
+        """``result`` (N, K, S) times the gradient of each label's loss, 0 where none counts."""
+        grad = grad.astype(exact, copy=False)
+        grad = grad.reshape(len(log_p), 1, log_p.shape[2]) if reduction == "none" else grad
+        if kept is not None:
+            result = masked(result, kept[:, None])
+        result *= grad / (xp.where(divisor == 0, 1, divisor) if counted else divisor)
+        return result.reshape(logits.shape)
+
+    def vjp(grad: Array) -> Any:
+        result = xp.exp(log_p)
+        if soft:
+            result = result * whole - target
+        elif own is None:
+            result -= off
+            result[at] -= 1.0 - smoothing
+        else:
+            result *= (1.0 - smoothing) * own[:, None] + off * total(factors)
+            result -= off * factors
+            result[at] -= (1.0 - smoothing) * own
+        return _as(logits, scaled(grad, result))
+
+    def vjp_labels(grad: Array) -> Any:
+        slope = _times(log_p, smoothing - 1.0)
+        slope = slope if factors is None else _times(slope, factors)
+        return scaled(grad, slope).astype(labels.dtype, copy=False)
+
+    return _as(logits, xp.asarray(value)), (vjp, vjp_labels if soft else no_gradient("labels"))
+
+
+def _labelled(logits: Array) -> tuple[int, ...]:
+    """The shape of integer labels."""
+    return (*logits.shape[:1], *logits.shape[2:])
+
+
+def _times(array: Any, factor: Any) -> Any:
+    """``array * factor``, 0 where the factor is 0, whatever the array has there."""
+    return masked(array, factor != 0) * factor
+
+
+def _check_loss(
+    logits: Array, labels: Array, weight: Array | None, ignore_index: int | None, reduction: str
+) -> None:
+    """Refuse what :func:`cross_entropy` cannot take, but for the values of labels."""
+    library = "CuPy" if is_cupy(logits) else "NumPy"
+    for name, array in (("labels", labels), ("weight", weight))[: 1 if weight is None else 2]:
+        if not isinstance(array, namespace(logits).ndarray):
+            raise TypeError(
+                f"{name} must be a {library} array like logits, "
+                f"got {type(array).__name__}: convert them with asarray"
+            )
+    hard = logits.ndim >= 2 and labels.shape == _labelled(logits) and labels.dtype.kind in "iu"
+    soft = logits.ndim >= 2 and labels.shape == logits.shape and labels.dtype.name in FLOATS
+    if not (hard or soft):
         raise ValueError(
-            f"logits must be (N, K) floats and labels (N,) integers, "
+            "logits must be (N, K) floats and labels (N,) integers, both with the same axes behind "
+            "if there are more, or labels floats of the shape of logits, "
             f"got {logits.shape} and {labels.shape} of {labels.dtype}: give the number of the "
             "class of each sample (of one-hot rows, labels.argmax(axis=1))"
         )
-    smoothing = number("label_smoothing", label_smoothing, 0, 1)
-    count, classes = logits.shape
-    # On the GPU this check would wait for the device in every step.
-    if not is_cupy(labels) and count and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"labels must be in [0, {classes}), got {labels.min()} to {labels.max()}")
-    log_p = _log_softmax(logits, 1)
-    rows, off = xp.arange(count), smoothing / classes
-    # not 0 times what may be -inf
-    each = xp.zeros(count, log_p.dtype)
-    if smoothing < 1:
-        each = (smoothing - 1.0) * log_p[rows, labels]
-    if off:
-        each -= off * log_p.sum(axis=1)
-    value = _as(logits, xp.asarray(each.sum() / max(count, 1)))
+    if ignore_index is not None:
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+            raise ValueError(f"ignore_index must be an integer or None, got {ignore_index!r}")
+        if soft and ignore_index >= 0:
+            raise ValueError(
+                f"ignore_index must be below 0 or None for soft labels, got {ignore_index}: "
+                "labels of shares 0 do not count"
+            )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if weight is None:
+        return
+    if weight.shape != logits.shape[1:2] or weight.dtype.name not in FLOATS:
+        raise ValueError(
+            f"weight must be floats of shape {logits.shape[1:2]}, one a class, "
+            f"got {weight.shape} of {weight.dtype}"
+        )
+    if not is_cupy(weight) and not ((weight >= 0) & np.isfinite(weight)).all():
+        raise ValueError(f"weight must be finite numbers >= 0, got {weight}")
 
-    def vjp(grad: Array) -> Any:
-        result = xp.exp(log_p) - off
-        result[rows, labels] -= 1.0 - smoothing
-        result *= grad.astype(wide(grad.dtype) or grad.dtype, copy=False) / max(count, 1)
-        return _as(logits, result)
 
-    return value, (vjp, no_gradient("labels"))
+def _kept(labels: Array, shape: tuple[int, ...], classes: int, ignored: int | None) -> Any:
+    """Which labels count, None for all; ValueError for one out of range, at its place in ``shape``.
+
+    On the GPU the look at the labels would wait for the device in every step.
+    """
+    limits = np.iinfo(labels.dtype)
+    if ignored is not None and not limits.min <= ignored <= limits.max:
+        ignored = None
+    if not is_cupy(labels):
+        inside = not labels.size or (labels.min() >= 0 and labels.max() < classes)
+        if inside and not (ignored is not None and 0 <= ignored < classes):
+            return None
+        wrong = (labels < 0) | (labels >= classes)
+        if ignored is not None:
+            wrong &= labels != ignored
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            place = ", ".join(str(i) for i in np.unravel_index(first, shape))
+            known = labels if ignored is None else labels[labels != ignored]
+            raise ValueError(
+                f"labels must be in [0, {classes}), got {known.min()} to {known.max()}: "
+                f"labels[{place}] is {labels.flat[first]}"
+                + ("" if ignored is None else f" (only ignore_index {ignored} may be outside)")
+            )
+    return None if ignored is None else labels != ignored
 
 
 def _shifted(x: Array, axis: int) -> Any:

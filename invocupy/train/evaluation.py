@@ -73,8 +73,9 @@ def evaluate(
 
     def take(scores: Tensor, answer: Array) -> None:
         nonlocal total, classes
+        loss = F.cross_entropy(scores, answer, ignore_index=None).data
         # A sum on the device: nothing waits for it before the end.
-        total = total + F.cross_entropy(scores, answer).data.astype(np.float64) * len(scores)
+        total = total + loss.astype(np.float64) * len(scores)
         answers.append(scores.data.argmax(axis=1))
         classes = scores.shape[1]
 

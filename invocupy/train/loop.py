@@ -320,7 +320,7 @@ def _gradients(run: Run, x: Array, labels: Array, images: int) -> tuple[Any, Any
         share, answers = x[start:end], labels[start:end]
         with run.replica.norms(run.model, apart=True) if part.shared else nullcontext():
             logits = logits_of(run.model, Tensor(share))
-            loss = F.cross_entropy(logits, answers, run.config.label_smoothing)
+            loss = F.cross_entropy(logits, answers, run.config.label_smoothing, ignore_index=None)
             if len(share) < images or not part.counts:
                 loss = loss * (part.counts * len(share) / images)
             loss.backward()
