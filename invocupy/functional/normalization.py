@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from invocupy import ops
-from invocupy.arrays import Array
+from invocupy.arrays import Array, namespace, on_device
 from invocupy.autograd import Tensor, apply
 from invocupy.ops.normalization import merged_moments
 from invocupy.ops.ranks import Comm
@@ -110,8 +110,9 @@ def batch_norm(
     if mean is None or var is None:
         raise ValueError("running_mean and running_var are needed when not training")
     mean, var = (s.data if isinstance(s, Tensor) else s for s in (mean, var))
-    weight = weight if weight is not None else mean * 0 + 1
-    bias = bias if bias is not None else mean * 0
+    with on_device(mean):
+        weight = weight if weight is not None else namespace(mean).ones_like(mean)
+        bias = bias if bias is not None else namespace(mean).zeros_like(mean)
     options = {"mean": mean, "var": var, "training": training, "eps": eps, "relu": relu}
     ranks = {"comm": comm, "count": rest[0] if rest else None}
     return apply(ops.batch_norm, x, weight, bias, residual, **options, **ranks)

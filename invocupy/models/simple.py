@@ -86,7 +86,9 @@ class SimpleBlock(nn.Module):
         return F.add(y, x)
 
     def _runs_as_one(self, x: nn.Input) -> bool:
-        """Whether one operator may take the whole block: one dtype, sizes that fit."""
+        """Whether one operator may take the whole block: one dtype, sizes that fit, plain norms."""
+        if any(norm.weight is None or norm.running_mean is None for norm in self._norms()):
+            return False
         array = x.data if isinstance(x, Tensor) else x
         comm, training = self.expand_norm.comm, self.expand_norm.training
         return (
@@ -126,9 +128,13 @@ class SimpleBlock(nn.Module):
             buffers = [
                 (norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms
             ]
-            if stats is not None and all(mean.data.dtype == stats.dtype for mean, *_ in buffers):
+            momenta = [norm.momentum for norm in norms if norm.momentum is not None]
+            if (
+                stats is not None
+                and len(momenta) == len(norms)
+                and all(mean.data.dtype == stats.dtype for mean, *_ in buffers)
+            ):
                 old = [tuple(buffer.data for buffer in three) for three in buffers]
-                momenta = [norm.momentum for norm in norms]
                 new = running_statistics(old, moments, momenta, count)
                 for buffer, array in zip(chain(*buffers), chain(*new), strict=True):
                     buffer.data = array

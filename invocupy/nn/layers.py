@@ -127,14 +127,22 @@ class GlobalAvgPool2d(Module):
 
 
 class CrossEntropyLoss(Module):
-    """:func:`invocupy.functional.cross_entropy` of logits."""
+    """:func:`invocupy.functional.cross_entropy` with these options; ``weight`` is a buffer."""
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, *, weight: Array | None = None,
+        ignore_index: int | None = -100, reduction: str = "mean",
+    ) -> None:  # fmt: skip
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
+        self.ignore_index, self.reduction = ignore_index, reduction
+        self.weight = None if weight is None else Buffer(weight)
 
     def forward(self, logits: Input, labels: Input) -> Tensor:
-        """Logits (N, K) and integer labels (N,) to a scalar; an array for plain arrays."""
-        return cast("Tensor", F.cross_entropy(logits, labels, self.label_smoothing))
+        """Logits (N, K, *S) and labels (N, *S) to a scalar; an array for plain arrays."""
+        options: dict[str, Any] = {"ignore_index": self.ignore_index, "reduction": self.reduction}
+        weight = None if self.weight is None else self.weight.data
+        loss = F.cross_entropy(logits, labels, self.label_smoothing, weight=weight, **options)
+        return cast("Tensor", loss)
 
 
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:
@@ -260,8 +268,15 @@ class BatchNorm2d(Module):
     ----------
     num_features : int
         Channels, at least 1.
-    eps, momentum : float
-        At least 0; in [0, 1]. PyTorch's None, a cumulative average, does not exist here.
+    eps : float
+        At least 0.
+    momentum : float, optional
+        In [0, 1]. With None the running statistics are the mean of those of all batches.
+    affine : bool
+        Whether there are ``weight`` and ``bias``; else they are None.
+    track_running_stats : bool
+        Whether there are running statistics; else they are None, and evaluation uses the batch's,
+        too.
 
     Attributes
     ----------
@@ -274,8 +289,8 @@ class BatchNorm2d(Module):
     ------
     ValueError
         If ``eps`` or ``momentum`` is no number of its range, also when it is assigned later, for
-        other channels than ``num_features``, and in training for a batch with a single value a
-        channel.
+        other channels than ``num_features``, and where the statistics would be those of a batch
+        with a single value a channel.
 
     Examples
     --------
@@ -290,49 +305,62 @@ class BatchNorm2d(Module):
 
     dims: ClassVar[tuple[int, ...]] = (2,)
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        num_features = integer("num_features", num_features, 1)
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+        affine: bool = True, track_running_stats: bool = True,
+    ) -> None:  # fmt: skip
+        self.num_features = n = integer("num_features", num_features, 1)
         self.eps, self.momentum = eps, momentum
         self.comm: Comm | None = None
-        self.weight = Parameter(np.ones(num_features, np.float32))
-        self.bias = Parameter(np.zeros(num_features, np.float32))
-        self.running_mean = Buffer(np.zeros(num_features, np.float32), least=-math.inf)
-        self.running_var = Buffer(np.ones(num_features, np.float32), least=0)
-        self.num_batches_tracked = Buffer(np.zeros((), np.int64), least=0)
+        no: Any = None
+        ones, zeros = np.ones(n, np.float32), np.zeros(n, np.float32)
+        self.weight: Parameter = Parameter(ones) if affine else no
+        self.bias: Parameter = Parameter(zeros) if affine else no
+        tracks = track_running_stats
+        self.running_mean = Buffer(zeros.copy(), least=-math.inf) if tracks else no
+        self.running_var = Buffer(ones.copy(), least=0) if tracks else no
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64), least=0) if tracks else no
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("eps", "momentum"):
+        if name == "eps" or (name == "momentum" and value is not None):
             value = number(name, value, 0, 1 if name == "momentum" else math.inf)
         super().__setattr__(name, value)
 
     def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
         """(N, C, *S) to the same; adds a residual and applies ReLU in the same pass if asked."""
-        channels = len(self.weight)
+        channels = self.num_features
         if x.ndim - 2 not in self.dims or x.shape[1] != channels:
             axes = (f", {NAMES[d].image}" if d else "" for d in self.dims)
             fits = " or ".join(f"(N, {channels}{some})" for some in axes)
             raise ValueError(f"x must be {fits}, got shape {x.shape}")
         options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
-        running = self.running_mean.data, self.running_var.data
-        if self.training:
-            if self.comm is None:
+        if self.training or self.running_mean is None:
+            comm = self.comm if self.training else None
+            if comm is None:
                 moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
             else:
-                moments = merged_moments(x.data if isinstance(x, Tensor) else x, self.comm)
+                moments = merged_moments(x.data if isinstance(x, Tensor) else x, comm)
             self.observe(*moments)
-            options |= {"training": True, "moments": moments, "comm": self.comm}
-        return cast("Tensor", F.batch_norm(x, *running, self.weight, self.bias, **options))
+            options |= {"training": True, "moments": moments, "comm": comm}
+        else:
+            running = {"running_mean": self.running_mean.data, "running_var": self.running_var.data}
+            options |= running
+        return cast("Tensor", F.batch_norm(x, weight=self.weight, bias=self.bias, **options))
 
     def observe(self, mean: Array, var: Array, count: int | Array) -> None:
         """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
         if not is_cupy(count) and count == 1:
             raise ValueError("x must have more than one value a channel in training, got one")
+        if self.running_mean is None:
+            return
         running = self.running_mean.data, self.running_var.data
+        batches = self.num_batches_tracked.data + 1
+        momentum = 1 / batches if self.momentum is None else self.momentum
         # New arrays: the old ones may be held by somebody.
         self.running_mean.data, self.running_var.data = running_moments(
-            *running, mean, var, self.momentum, count
+            *running, mean, var, momentum, count
         )
-        self.num_batches_tracked.data = self.num_batches_tracked.data + 1
+        self.num_batches_tracked.data = batches
 
 
 class BatchNorm1d(BatchNorm2d):

@@ -47,14 +47,15 @@ def merged_moments(x: Array, comm: Comm) -> tuple[Any, Any, Any]:
 
 
 def running_moments(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: float, count: Any
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: Any, count: Any
 ) -> tuple[Any, Any]:
     """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
 
     ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel, or
-    :func:`merged_moments`.
+    :func:`merged_moments`; ``momentum`` is a number, or an array () of their library.
     """
-    momentum = number("momentum", momentum, 0, 1)
+    known = not is_cupy(momentum)
+    momentum = number("momentum", momentum, 0, 1) if known else momentum
     if not is_cupy(count) and count <= 1:
         raise ValueError(
             f"count must be 2 or more: the variance of {count} value a channel is not defined, so "
@@ -72,6 +73,11 @@ def running_moments(
             unbiased = count / xp.maximum(count - 1, 1)
             arrays = *arrays[:3], (var * unbiased).astype(var.dtype)
             unbiased = 1.0
+        if not known:  # nor may it wait for the momentum
+            pairs = zip(arrays[:2], (arrays[2], arrays[3] * unbiased), strict=True)
+            mixed = ((1 - momentum) * old + momentum * new for old, new in pairs)
+            mean, var = (a.astype(r.dtype) for a, r in zip(mixed, arrays, strict=False))
+            return mean, var
         results = xp.empty_like(running_mean), xp.empty_like(running_var)
         backend.running(*arrays, momentum, unbiased, *results)
     return results
