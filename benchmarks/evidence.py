@@ -70,7 +70,7 @@ def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
     """What a run is to show, and its settings; ``NAME-seed-N`` is NAME with another seed."""
     name, _, seed = name.partition("-seed-")
     path = CONFIGS / f"{name}.toml"
-    config = replace(Config(**read_settings(path)), data_dir=data_dir)
+    config = settings({**read_settings(path), "data_dir": data_dir})
     if seed:
         config = replace(config, seed=int(seed))
     text = path.read_text(encoding="utf-8-sig")
@@ -79,6 +79,13 @@ def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
     if not what:
         raise ConfigError(f"config {path} must begin with a comment that says what it is to show")
     return what, config
+
+
+def settings(of: Facts) -> Config:
+    """The settings of a file or record, which says nothing of where the data lies."""
+    if of.get("dataset") == "folder":  # cannot be without
+        of = {**of, "data_dir": of["data_dir"] or "DIR"}
+    return Config(**of)
 
 
 def agree(config: Config, run: Config, folder: Path) -> None:
@@ -209,7 +216,7 @@ def record(name: str, data_dir: str | None, runs: Path) -> Path:
         "what": what,
         "status": "complete" if whole else f"cut after epoch {len(history)} of {config.epochs}",
         "stopped": None if whole else facts.get("stopped"),
-        "config": asdict(replace(config, data_dir=None)),
+        "config": {**asdict(config), "data_dir": None},
         "machine": machine(config, about),
         "commits": facts.get("commits", []),
         "started": facts.get("started"),

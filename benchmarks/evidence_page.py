@@ -135,7 +135,8 @@ def told(record: Record) -> str:
 def network(config: Record) -> str:
     """A run's network in a few words."""
     if config["model"] == "small":
-        return f"`SmallNet`, {config['spatial']}, width {config['width']}"
+        of = ", folder of images" if config["dataset"] == "folder" else ""
+        return f"`SmallNet`, {config['spatial']}, width {config['width']}{of}"
     if config["model"] != "simple":
         return str(config["model"])
     signed = ", signed" if config["signed"] else ""

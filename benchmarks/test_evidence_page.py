@@ -36,7 +36,7 @@ def test_each_configuration_is_of_an_honest_run() -> None:
     for path in TOMLS:
         what, config = evidence.committed(path.stem)
         assert what.endswith("."), path
-        assert config.dataset == "cifar10"
+        assert config.dataset in ("cifar10", "folder")
         assert config.limit is config.overfit is None  # all images
         assert config.patience is None or config.validation  # the test set must not say when
         assert "data_dir" not in read_settings(path)
