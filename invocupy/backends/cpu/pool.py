@@ -27,7 +27,7 @@ import time
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import CDLL, c_void_p, cast
+from ctypes import CFUNCTYPE, c_void_p, cast, pythonapi
 from functools import cache, partial
 from struct import pack_into
 from threading import main_thread
@@ -61,13 +61,14 @@ _FUNCTION, _TASKS, _WORKERS, _SCRATCH, _STRIDE = range(0, 40, 8)
 _COUNTER, _JOINED, _WORDS = LINE, 2 * LINE, 3 * LINE
 _MOST_WORDS = 64
 
-# Places on the board, in bytes: counts, addresses of functions of the system, what these need, and
-# a line for each slot.
-_CLOSED, _SERVING, _SLEEPING, _CALLED, _WAITING = range(0, 40, 8)
-_SYSTEM = "mutex_lock", "mutex_unlock", "cond_wait", "cond_signal", "cond_broadcast"
-_LOCK, _UNLOCK, _WAIT, _SIGNAL, _BROADCAST = range(LINE, LINE + 40, 8)
-_MUTEX, _WORK, _END, _FIRST = 2 * LINE, 4 * LINE, 6 * LINE, 8 * LINE
-_DESCRIPTOR, _USERS = 0, 8
+# Places on the board, in bytes: counts, the worker that sleeps shortest, a lock, two functions, and
+# a line for each slot. Then those in a slot and in a worker's line, which end with a lock, too.
+# Locks are CPython's, which all systems have, compiled code may use without the GIL, and any thread
+# may release; those of workers and slots are held by who sleeps.
+_CLOSED, _SERVING, _SLEEPING, _TOP, _MUTEX, _ACQUIRE, _RELEASE = range(0, 56, 8)
+_DESCRIPTOR, _USERS, _WAITING, _END = range(0, 32, 8)
+_NEXT, _CALL = 0, 8
+_FIRST = LINE
 _SLOTS = 8  # callers that can have workers at once
 _LAST = _FIRST + (_SLOTS - 1) * LINE
 
@@ -193,47 +194,64 @@ def _lead(board, slot, job, workers, wake):
         if load(slot + _USERS) == 0:
             return
     # A worker was interrupted: it may need this core.
-    mutex = board + _MUTEX
-    call(load(board + _LOCK), (mutex,))
-    add(board + _WAITING, 1)
+    _acquire(board, board + _MUTEX)
+    store(slot + _WAITING, 1)
     while load(slot + _USERS) != 0:
-        call(load(board + _WAIT), (board + _END, mutex))
-    add(board + _WAITING, -1)
-    call(load(board + _UNLOCK), (mutex,))
+        _release(board, board + _MUTEX)
+        _acquire(board, slot + _END)
+        _acquire(board, board + _MUTEX)
+        store(slot + _WAITING, 1)
+    store(slot + _WAITING, 0)
+    _release(board, board + _MUTEX)
+
+
+@jit
+def _acquire(board, lock):
+    call(load(board + _ACQUIRE), (load(lock), 1))  # 1: wait for it
+
+
+@jit
+def _release(board, lock):
+    call(load(board + _RELEASE), (load(lock),))
 
 
 @jit
 def _wake(board, number):
-    mutex = board + _MUTEX
-    call(load(board + _LOCK), (mutex,))
-    number = min(number, load(board + _SLEEPING))
-    add(board + _SLEEPING, -number)
-    add(board + _CALLED, number)
-    for _ in range(number):
-        call(load(board + _SIGNAL), (board + _WORK,))
-    call(load(board + _UNLOCK), (mutex,))
+    _acquire(board, board + _MUTEX)
+    while number > 0 and load(board + _TOP) != 0:
+        number -= 1
+        _release(board, _pop(board) + _CALL)
+    _release(board, board + _MUTEX)
 
 
 @jit
-def _serve(board, turns):
+def _pop(board):
+    """The worker that sleeps shortest, which will not be among the sleepers."""
+    worker = load(board + _TOP)
+    store(board + _TOP, load(worker + _NEXT))
+    add(board + _SLEEPING, -1)
+    return worker
+
+
+@jit
+def _serve(board, worker, turns):
     """What a worker does all its life."""
-    mutex = board + _MUTEX
     add(board + _SERVING, 1)
     while load(board + _CLOSED) == 0:
         _spin(board, turns)
-        call(load(board + _LOCK), (mutex,))
+        _acquire(board, board + _MUTEX)
+        store(worker + _NEXT, load(board + _TOP))
+        store(board + _TOP, worker)
         # Callers publish first and look for sleepers then.
         add(board + _SLEEPING, 1)
-        found = 0
+        found = load(board + _CLOSED)
         for slot in range(board + _FIRST, board + _LAST + 1, LINE):
             found |= load(slot + _DESCRIPTOR)
+        if found != 0:
+            _pop(board)  # itself
+        _release(board, board + _MUTEX)
         if found == 0:
-            while load(board + _CALLED) == 0 and load(board + _CLOSED) == 0:
-                call(load(board + _WAIT), (board + _WORK, mutex))
-            add(board + _CALLED, -1)
-        else:
-            add(board + _SLEEPING, -1)
-        call(load(board + _UNLOCK), (mutex,))
+            _acquire(board, worker + _CALL)
     add(board + _SERVING, -1)
 
 
@@ -253,10 +271,12 @@ def _spin(board, turns):
                 if _join(job):
                     left = turns
                 store(slot + _DESCRIPTOR, 0)  # nothing of it is left for anybody
-            if add(slot + _USERS, -1) == 1 and load(board + _WAITING) != 0:
-                call(load(board + _LOCK), (board + _MUTEX,))
-                call(load(board + _BROADCAST), (board + _END,))
-                call(load(board + _UNLOCK), (board + _MUTEX,))
+            if add(slot + _USERS, -1) == 1 and load(slot + _WAITING) != 0:
+                _acquire(board, board + _MUTEX)
+                if load(slot + _WAITING) != 0:
+                    store(slot + _WAITING, 0)
+                    _release(board, slot + _END)
+                _release(board, board + _MUTEX)
 
 
 @jit
@@ -332,9 +352,12 @@ def _start(workers: int) -> None:
         turns = _turns()
         try:
             while _workers < workers:
-                board, place = _board  # the thread holds the board, so that it stays
-                serve = partial(lambda held, *rest: _serve(*rest), board, place, turns)
-                threading.Thread(target=serve, daemon=True).start()
+                (board, place), (line, worker) = _board, _lines(LINE)
+                line.cast("q")[_CALL // 8] = _new_lock()
+                # the thread holds the memory, so that it stays
+                serve = partial(lambda _, *given: _serve(*given), (board, line))
+                arguments = place, worker, turns
+                threading.Thread(target=serve, args=arguments, daemon=True).start()
                 _workers += 1
         except RuntimeError:  # the interpreter is closing
             pass
@@ -349,19 +372,27 @@ def _turns() -> int:
     _spin(nowhere, _TURNS)
     turns = int(_SPIN / (time.perf_counter() - start) * _TURNS) + 1
     board.cast("q")[_CLOSED // 8] = 1
-    _serve(nowhere, 1)  # compiles, which no daemon thread may do while the interpreter exits
+    _serve(nowhere, 0, 1)  # compiles, which no daemon thread may do while the interpreter exits
     return turns
 
 
 def _new_board() -> tuple[Any, int]:
     memory, place = _lines(_LAST + LINE)
-    system, words = CDLL(None), memory.cast("q")
-    for i, name in enumerate(_SYSTEM):
-        words[_LOCK // 8 + i] = cast(getattr(system, f"pthread_{name}"), c_void_p).value
-    system.pthread_mutex_init(c_void_p(place + _MUTEX), None)
-    system.pthread_cond_init(c_void_p(place + _WORK), None)
-    system.pthread_cond_init(c_void_p(place + _END), None)
+    words = memory.cast("q")
+    for at, name in ((_ACQUIRE, "acquire"), (_RELEASE, "release")):
+        words[at // 8] = cast(getattr(pythonapi, f"PyThread_{name}_lock"), c_void_p).value
+    words[_MUTEX // 8] = _new_lock(held=False)
+    for slot in range(_FIRST, _LAST + 1, LINE):
+        words[(slot + _END) // 8] = _new_lock()
     return memory, place
+
+
+def _new_lock(held: bool = True) -> Any:
+    """The address of a lock, which is never freed: a process needs a few."""
+    lock = CFUNCTYPE(c_void_p)(("PyThread_allocate_lock", pythonapi))()
+    if held:
+        pythonapi.PyThread_acquire_lock(c_void_p(lock), 0)
+    return lock
 
 
 def _close() -> None:
