@@ -18,7 +18,7 @@ def name(line: str) -> str:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lowest = [line.replace(">=", "==") for line in project["dependencies"]]
+    lowest = [line.partition(",")[0].replace(">=", "==") for line in project["dependencies"]]
     theirs = {name(line) for line in lowest} | {"llvmlite"}
     locked = (ROOT / ".ci" / "locked.txt").read_text().splitlines()
     tools = [line for line in locked if line[0] != "#" and name(line) not in theirs]

@@ -7,11 +7,14 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from invocupy.paths import AnyPath, expand
+
+_PAUSES = (0.01, 0.1, 1.0, 4.0) if os.name == "nt" else ()  # seconds
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
@@ -49,15 +52,16 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     try:
         with temporary.open("xb") as file:
             if old is not None:
-                # some systems have neither, some file systems refuse them
-                with suppress(OSError, AttributeError):
-                    os.chown(temporary, old.st_uid, old.st_gid)
+                # Windows has no owners; some file systems refuse both
+                if hasattr(os, "chown"):
+                    with suppress(OSError):
+                        os.chown(temporary, old.st_uid, old.st_gid)
                 with suppress(OSError):
                     temporary.chmod(stat.S_IMODE(old.st_mode))
             file.write(content)
             file.flush()
             _sync(file.fileno())
-        temporary.replace(target)
+        _replace(temporary, target)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -71,6 +75,17 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
             _sync(folder)
         finally:
             os.close(folder)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename; on Windows wait for who has the target open, which cannot be replaced meanwhile."""
+    for pause in _PAUSES:
+        try:
+            temporary.replace(target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    temporary.replace(target)
 
 
 def _sync(descriptor: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from invocupy.paths import expand
@@ -41,15 +42,18 @@ def folder(name: str) -> Path | None:
 
 
 def cache_root() -> Path:
-    """The folder ``invocupy`` in the user's caches: ``$XDG_CACHE_HOME`` if absolute, or ~/.cache.
+    """The folder ``invocupy`` in the user's caches.
 
-    The XDG Base Directory Specification says to ignore relative values.
+    These are ``$XDG_CACHE_HOME`` if it is absolute (its specification says to ignore relative
+    values), on Windows ``%LOCALAPPDATA%``, on macOS ~/Library/Caches, elsewhere ~/.cache.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(given).is_absolute():
-        return Path(given) / "invocupy"
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        given = Path(os.environ.get(name, ""))
+        if given.is_absolute():
+            return given / "invocupy"
     try:
-        return (Path.home() / ".cache" / "invocupy").absolute()
+        caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+        return (Path.home() / caches / "invocupy").absolute()
     except RuntimeError:
         raise SettingError("the home folder is not known; set HOME or XDG_CACHE_HOME") from None
 

@@ -17,6 +17,7 @@ import ctypes
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from ctypes import c_char
 from functools import cache
 from typing import Any
@@ -155,4 +156,6 @@ def _kind(size: int) -> Any:
 @cache
 def _trim() -> Any:
     """``malloc_trim``, which returns freed memory to the system, where the C library has it."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+    with suppress(OSError, TypeError, AttributeError):
+        return ctypes.CDLL(None).malloc_trim
+    return lambda _: None

@@ -27,7 +27,7 @@ _CODES = {  # of errors with a plain cause, by the names of their classes, which
     "DownloadError": 69, "MissingExtra": 69,
     "NonFiniteLoss": 70,
     "MemoryError": 1, "OSError": 1, "PeerError": 1,
-    "BrokenPipeError": 128 + signal.SIGPIPE,
+    "BrokenPipeError": 128 + getattr(signal, "SIGPIPE", 13),
 }  # fmt: skip
 _EPILOG = """Results go to standard output, progress to standard error. Exit codes: 0 done, 1
 refused by the system or unexpected, 2 wrong usage or settings, 65 bad data, image or checkpoint, 69

@@ -103,7 +103,7 @@ def _files(root: AnyPath, part: str) -> dict[str, list[Path]]:
             )
         folders = sorted(path for path in (place / which).iterdir() if path.is_dir())
         found[which] = {
-            path.name: sorted(file for file in path.iterdir() if file.name[0] != ".")
+            path.name: sorted(file for file in path.iterdir() if not _is_hidden(file.name))
             for path in folders
             if path.name[0] != "."
         }
@@ -123,6 +123,11 @@ def _files(root: AnyPath, part: str) -> dict[str, list[Path]]:
     if not found["test"]:
         raise DataError(f"{place / 'test'} has no folder of a class")
     return found[part]
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file manager may have left it there: .DS_Store, Thumbs.db, desktop.ini."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _decoded(place: Path, paths: list[Path], size: int) -> tuple[Any, dict[str, str]]:

@@ -134,6 +134,8 @@ def _launcher() -> tuple[int, ...]:
     import psutil
 
     parent = os.getppid()
+    if not psutil.pid_exists(parent):  # on Windows its number stays
+        return ()
     with suppress(psutil.Error):
         process = psutil.Process(parent)
         if process.name().startswith("hydra"):  # of MPICH's mpiexec: a proxy that starts the ranks

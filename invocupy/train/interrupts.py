@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_POLITE = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_NAMES = "SIGTERM", "SIGHUP", "SIGBREAK"  # Windows has the first and the last one
+_POLITE = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,7 +37,7 @@ def interrupts(grace: float) -> Iterator[Asked]:
     """A context in which the first signal is only noted, until a second Ctrl-C.
 
     Ctrl-C more than ``grace`` seconds after the first signal has its usual effect. Only in the main
-    thread; SIGTERM and SIGHUP only if they would end the process at once, so handlers of the caller
+    thread; others than Ctrl-C only if they would end the process at once, so handlers of the caller
     and ignored signals stay as they are.
     """
     asked = Asked()

@@ -7,16 +7,16 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from invocupy.train.config import ConfigError
 
-try:
-    import fcntl
-except ImportError:  # not POSIX: no lock
-    fcntl = None  # type: ignore[assignment]
+fcntl, msvcrt = (import_module(m) if find_spec(m) else None for m in ("fcntl", "msvcrt"))
 
 NAME = ".invocupy.lock"
+_BYTE = 1 << 30  # which Windows locks: others cannot read what is locked
 _held: set[int] = set()  # descriptors
 
 
@@ -25,11 +25,11 @@ def locked(folder: Path) -> Iterator[None]:
     """A context that holds the lock of a folder; ConfigError if another process or call has it.
 
     The lock is ``flock`` on the file ``.invocupy.lock``, which names the process that holds it and
-    is removed at the end. A killed process leaves the file, but not the lock. Systems and file
-    systems without ``flock`` have no lock.
+    is removed at the end; on Windows it is a locked byte of that file. A killed process leaves the
+    file, but not the lock. File systems without locks have none.
     """
     path = folder / NAME
-    descriptor = _take(path) if fcntl is not None else None
+    descriptor = _take(path) if fcntl or msvcrt else None
     if descriptor is None:
         yield
         return
@@ -38,25 +38,30 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         who = {"pid": owner, "host": socket.gethostname()}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(who).encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(who).encode())
         yield
     finally:
         if descriptor in _held and os.getpid() == owner:
             _held.discard(descriptor)
             with suppress(OSError):
                 path.unlink()  # while it is locked: who opens it later makes another one
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for children that still have it open
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # also for children that have it open
             os.close(descriptor)
+            if not fcntl:
+                with suppress(OSError):
+                    path.unlink()  # which Windows refuses while anybody has it open
 
 
 def _take(path: Path) -> int | None:
     """A descriptor of the locked file; None where there are no locks."""
     # Not through a link: the file is written and removed.
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
@@ -74,9 +79,22 @@ def _take(path: Path) -> int | None:
         os.close(descriptor)  # its holder has ended and removed it in between
 
 
+def _lock(descriptor: int) -> None:
+    """Lock an open file; BlockingIOError if another one has it, another OSError without locks."""
+    if fcntl:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    os.lseek(descriptor, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[union-attr]
+    except PermissionError as error:
+        raise BlockingIOError from error
+
+
 def _holder(descriptor: int) -> str:
     try:
-        who = json.loads(os.pread(descriptor, 1000, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        who = json.loads(os.read(descriptor, 1000))
         return f"process {who['pid']} on {who['host']}"
     except (ValueError, TypeError, KeyError):
         return "another process"

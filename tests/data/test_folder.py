@@ -39,7 +39,8 @@ def root(tmp_path: Path) -> Path:
 
 def test_images_and_labels_in_turns(root: Path) -> None:
     (root / "train" / ".hidden").mkdir()
-    (root / "train" / "red" / ".DS_Store").write_text("")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (root / "train" / "red" / name).write_text("")
     (root / "train" / "labels.csv").write_text("")
     assert folder_listing(root) == (("blue", "green", "red"), 9, 2)
     images, labels = image_folder(root, True, 8)

@@ -214,11 +214,16 @@ def _place() -> tuple[Path | None, str]:
     try:
         directory = settings.folder("INVOCUPY_CACHE_DIR") or settings.cache_root()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = directory.stat()
-    except (OSError, ValueError) as error:
+        if hasattr(os, "getuid"):
+            rule, state = "belong to this user and be writable by nobody else", directory.stat()
+            private = state.st_uid == os.getuid() and not state.st_mode & 0o022
+        else:  # Windows, where the mode does not say who may write
+            rule = f"be in this user's folder {Path.home()}, where nobody else may write"
+            private = directory.resolve().is_relative_to(Path.home().resolve())
+    except (OSError, ValueError, RuntimeError) as error:
         return None, str(error)
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
-        return None, f"{directory} must belong to this user and be writable by nobody else"
+    if not private:
+        return None, f"{directory} must {rule}"
     if not os.access(directory, os.W_OK | os.X_OK):
         return None, f"{directory} is not writable"
     return directory, ""

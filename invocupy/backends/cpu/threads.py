@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def is_set() -> bool:
 
 
 def free_cores(now: float, own: int) -> int:
-    """How many cores beside the caller's nobody else keeps busy, as Linux counts its running tasks.
+    """How many cores beside the caller's nobody else keeps busy: all where only Linux could say.
 
     ``now`` is the time in seconds; ``own`` threads of these tasks are ours. Threads that share
     their cores with others would be interrupted in the middle of their work, and all wait for them.
@@ -72,11 +73,7 @@ def free_cores(now: float, own: int) -> int:
         return cores - 1
     if now - _looked > _LOOK:
         _looked = now
-        try:
-            running = int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])
-        except (OSError, ValueError, IndexError):
-            running = 0
-        _busy = max(running - own, 0)
+        _busy = max(_running() - own, 0)
     return max(cores - 1 - _busy, 0)
 
 
@@ -102,6 +99,14 @@ def _limit() -> int | None:
     return number_of_threads()
 
 
+def _running() -> int:
+    """How many tasks run on this machine now; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        if hasattr(os, "pread"):
+            return int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])
+    return 0
+
+
 @cache
 def _load() -> int:
-    return os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open("/proc/loadavg", os.O_RDONLY)
