@@ -21,6 +21,8 @@ HEAD = '''"""{what}; written by .ci/stubs.py."""
 TYPES_OF_FUNCTIONS = """from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
+
 from invocupy.arrays import Array, ArrayLike
 from invocupy.autograd import Tensor
 from invocupy.functional.normalization import batch_moments as batch_moments

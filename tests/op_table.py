@@ -191,6 +191,7 @@ ROWS = [
             "negative repeats": ([0, -3], [1, 1]),
         }.items()
     ),
+    Row("dropout", [normal(4, 5)], {"rng": np.array([3, 4], np.uint32)}),
     Row("softmax", [normal(3, 4)]),
     Row("softmax", [normal(2, 3, 4)], {"axis": 1}, variant="axis"),
     Row("log_softmax", [normal(3, 4)]),

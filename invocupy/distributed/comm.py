@@ -90,7 +90,7 @@ def share(count: int, comm: Comm) -> tuple[int, int]:
 def synchronise(model: nn.Module, comm: Comm | None) -> None:
     """Let the batch norms of a model, in training, see the batches of all ranks as one.
 
-    ``comm=None`` goes back to statistics of a rank's own share.
+    ``comm=None`` goes back to statistics of a rank's own share. Dropout gets the rank's number.
 
     >>> from invocupy import nn
     >>> norm = nn.BatchNorm2d(3)
@@ -103,6 +103,8 @@ def synchronise(model: nn.Module, comm: Comm | None) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # in any dimension; others may use the name
             module.comm = comm
+        elif isinstance(module, nn.Dropout) and comm is not None:
+            module.rank = comm.rank
 
 
 def contiguous(array: Any) -> Any:

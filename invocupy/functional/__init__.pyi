@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
+
 from invocupy.arrays import Array, ArrayLike
 from invocupy.autograd import Tensor
 from invocupy.functional.normalization import batch_moments as batch_moments
@@ -264,6 +266,14 @@ def divide(a: ArrayLike, b: ArrayLike) -> Array: ...
 def divide(a: Tensor, b: ArrayLike | Tensor) -> Tensor: ...
 @overload
 def divide(a: ArrayLike, b: Tensor) -> Tensor: ...
+@overload
+def dropout(
+    x: Array, p: float = 0.5, training: bool = True, rng: np.random.Generator | Array | None = None
+) -> Array: ...
+@overload
+def dropout(
+    x: Tensor, p: float = 0.5, training: bool = True, rng: np.random.Generator | Array | None = None
+) -> Tensor: ...
 @overload
 def exp(x: ArrayLike) -> Array: ...
 @overload

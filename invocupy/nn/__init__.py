@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from invocupy.nn.containers import ModuleList, Sequential
+from invocupy.nn.dropout import Dropout
 from invocupy.nn.involution import (
     FusedOption,
     Involution,
@@ -36,8 +37,8 @@ from invocupy.nn.parameter import Buffer, Parameter
 
 __all__ = [
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Buffer",
-    "Conv1d", "Conv2d", "Conv3d", "CrossEntropyLoss", "Flatten", "FusedOption", "GlobalAvgPool2d",
-    "Identity", "Input", "Involution", "Involution1d", "Involution2d", "Involution3d", "Linear",
-    "MaxPool1d", "MaxPool2d", "MaxPool3d", "Module", "ModuleList", "Parameter", "ReLU",
-    "Sequential", "Softmax", "keep_modes",
+    "Conv1d", "Conv2d", "Conv3d", "CrossEntropyLoss", "Dropout", "Flatten", "FusedOption",
+    "GlobalAvgPool2d", "Identity", "Input", "Involution", "Involution1d", "Involution2d",
+    "Involution3d", "Linear", "MaxPool1d", "MaxPool2d", "MaxPool3d", "Module", "ModuleList",
+    "Parameter", "ReLU", "Sequential", "Softmax", "keep_modes",
 ]  # fmt: skip

@@ -21,7 +21,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from invocupy.ops import attention, convolution, elementwise, loss, pooling, reductions, shapes
+from invocupy.ops import (
+    attention,
+    convolution,
+    dropout,
+    elementwise,
+    loss,
+    pooling,
+    reductions,
+    shapes,
+)
 from invocupy.ops.declaration import OPS as OPS
 from invocupy.ops.declaration import Result
 from invocupy.ops.involution import fused_involution as fused_involution
@@ -32,7 +41,7 @@ from invocupy.ops.normalization import batch_moments as batch_moments
 from invocupy.ops.normalization import batch_norm as batch_norm
 from invocupy.ops.shapes import getitem as getitem
 
-DECLARING = attention, convolution, elementwise, loss, pooling, reductions, shapes
+DECLARING = attention, convolution, dropout, elementwise, loss, pooling, reductions, shapes
 globals().update(OPS)
 if TYPE_CHECKING:
 

@@ -57,7 +57,10 @@ class Replica:
         return nullcontext() if self.alone else together(self.comm)
 
     def check(self, model: nn.Module, resume: bool) -> None:
-        """Refuse ranks with other settings, versions or shapes of parameters."""
+        """Number the dropout; refuse ranks with other settings, versions or parameters."""
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.rank = self.comm.rank
         if not self.alone:
             shapes = [[name, list(p.shape), str(p.dtype)] for name, p in model.named_parameters()]
             settings = asdict(self.config)

@@ -55,10 +55,10 @@ class _Add(_Ufunc):
 
 add = _Add("add")
 _UFUNCS = (
-    "absolute", "bitwise_and", "bitwise_or", "divide", "equal", "exp", "floor_divide", "greater",
-    "greater_equal", "invert", "isfinite", "isnan", "less", "less_equal", "log", "maximum",
-    "minimum", "multiply", "negative", "not_equal", "positive", "power", "remainder", "sign",
-    "sqrt", "square", "subtract", "tanh",
+    "absolute", "bitwise_and", "bitwise_or", "bitwise_xor", "divide", "equal", "exp",
+    "floor_divide", "greater", "greater_equal", "invert", "isfinite", "isnan", "less", "less_equal",
+    "log", "maximum", "minimum", "multiply", "negative", "not_equal", "positive", "power",
+    "remainder", "right_shift", "sign", "sqrt", "square", "subtract", "tanh",
 )  # fmt: skip
 for _name in _UFUNCS:
     globals()[_name] = _Ufunc(_name)
@@ -89,7 +89,7 @@ def _in_place(name: str) -> Callable[[Any, Any], Any]:
 for _symbol, _name in {
     "add": "add", "sub": "subtract", "mul": "multiply", "truediv": "divide", "pow": "power",
     "floordiv": "floor_divide", "mod": "remainder", "and": "bitwise_and", "or": "bitwise_or",
-    "matmul": "matmul",
+    "xor": "bitwise_xor", "rshift": "right_shift", "matmul": "matmul",
 }.items():  # fmt: skip
     setattr(ndarray, f"__{_symbol}__", _operator(_name))
     setattr(ndarray, f"__r{_symbol}__", _operator(_name, turned=True))
