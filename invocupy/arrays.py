@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from invocupy.messages import one_line
+from invocupy.messages import kind_of, one_line
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 """An array of NumPy or CuPy, which has no types of its own."""
@@ -53,19 +53,17 @@ def check(**arrays: Any) -> None:
     first_name, first = next(iter(arrays.items()))
     for name, array in arrays.items():
         if not (isinstance(array, np.ndarray) or is_cupy(array)):
-            raise TypeError(
-                f"{name} must be a NumPy or CuPy array, got {type(array).__name__}: "
-                "convert it with numpy.asarray or cupy.asarray"
-            )
+            raise no_array(name, array)
         if isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"{name} is a masked array, and the mask would be ignored: "
                 "fill it first, for example with .filled(0)"
             )
         if array.dtype.name not in FLOATS:
+            scaled = " / 255 if it holds images" if array.dtype == np.uint8 else ""
             raise TypeError(
                 f"{name} has dtype {array.dtype}, but only floating dtypes work "
-                f"({', '.join(FLOATS)}): convert it with .astype('float32')"
+                f"({', '.join(FLOATS)}): convert it with .astype('float32'){scaled}"
             )
         if array.dtype.name == "bfloat16" and not is_cupy(array):
             raise TypeError(
@@ -84,6 +82,15 @@ def check(**arrays: Any) -> None:
             )
 
 
+def no_array(name: str, value: Any) -> TypeError:
+    """The error for a ``value`` that is no NumPy or CuPy array; it names the adapter of others."""
+    library = type(value).__module__.partition(".")[0].replace("jaxlib", "jax")
+    got, use = kind_of(value), "convert it with numpy.asarray or cupy.asarray"
+    if library in ("torch", "jax", "dask"):
+        got, use = f"{library}'s {got}", f"call invocupy.interop.{library}.involution, or {use}"
+    return TypeError(f"{name} must be a NumPy or CuPy array, got {got}: {use}")
+
+
 def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> None:
     """Refuse an ``out`` that is not a writeable array of this shape and dtype, with own memory.
 
@@ -98,7 +105,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> No
         raise ValueError(f"out is on {out.device}, but x is on {x.device}")
     if out.shape != shape or out.dtype != dtype:
         raise ValueError(
-            f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}"
+            f"out must have shape {shape} and dtype {dtype}, got {out.shape} and {out.dtype}: "
+            f"make it with empty({shape}, {str(dtype)!r})"
         )
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only: give a writeable array")
@@ -181,7 +189,7 @@ def to_device(array: Any, device: str) -> Any:
     >>> invocupy.to_device(x, "cpu") is x
     True
     """
-    kind, _, number = device.partition(":")
+    kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind == "cpu" and not number:
         return array.get() if is_cupy(array) else np.asarray(array)
     if kind != "cuda" or (number and not number.isdecimal()):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+
+from invocupy.messages import layout_hint
 
 Shape: TypeAlias = tuple[int, ...]
 IntOrTuple: TypeAlias = int | Shape
@@ -142,7 +145,20 @@ def _dimensions(x_shape: Shape, name: str, other: int, rank: int) -> int:
     if wanted in NAMES:
         fits = f"{wanted + 2} dimensions (N, C, {NAMES[wanted].image})"
     why = f": that fits {name} of {rank} dimensions" if dims in NAMES else ""
+    why += layout_hint(x_shape, None, wanted) if wanted in NAMES else ""
     raise ValueError(f"x must have {fits}, got shape {x_shape}{why}")
+
+
+def _explained(
+    error: ValueError, check: Callable[..., Geometry], x_shape: Shape, *others: Any
+) -> ValueError:
+    """``error`` of ``check(x_shape, *others)``; another if x would fit with its channels last."""
+    moved, dims = (*x_shape[:1], *x_shape[-1:], *x_shape[1:-1]), len(x_shape) - 2
+    hint = layout_hint(x_shape, moved[1], dims) if dims in NAMES else ""
+    with suppress(ValueError):
+        if hint and check(moved, *others):
+            return ValueError(f"x must be (N, C, {NAMES[dims].image}), got shape {x_shape}{hint}")
+    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +201,11 @@ class Geometry:
         """
         exact = _is_exact(stride) and _is_exact(padding) and _is_exact(dilation)
         make = _known if exact else cls._checked
-        return make(tuple(x_shape), tuple(kernel_shape), stride, padding, dilation)
+        others = tuple(kernel_shape), stride, padding, dilation
+        try:
+            return make(tuple(x_shape), *others)
+        except ValueError as error:
+            raise _explained(error, make, tuple(x_shape), *others) from None
 
     @classmethod
     def _checked(
@@ -226,10 +246,11 @@ class Geometry:
                 f"x of {by(sizes)} is too small for {said}: give more padding or a smaller kernel"
             )
         if positions != out:
+            pool = " (a stride needs ceil-mode pooling before the kernel generator)"
             raise ValueError(
                 f"kernel has {by(positions)} positions, but x of {by(sizes)} "
-                f"with {said} gives {by(out)}: make one kernel for each output position "
-                "(a stride needs ceil-mode pooling before the kernel generator)"
+                f"with {said} gives {by(out)}: make one kernel for each output position"
+                f"{pool if max(strides) > 1 else ''}"
             )
         return cls(batch, channels, groups, tuple(sizes), kernel, out, strides, pads, dilations)
 
@@ -303,18 +324,28 @@ def _lifted(g: Geometry, dims: int) -> Geometry:
 _known = lru_cache(maxsize=512)(Geometry._checked)
 
 
-def fused_geometry(
-    x_shape: Shape, features_shape: Shape, weight_shape: Shape, bias_shape: Shape | None,
-    kernel_size: IntOrTuple, stride: IntOrTuple = 1, padding: Padding = "same",
-    dilation: IntOrTuple = 1,
-) -> Geometry:  # fmt: skip
+def fused_geometry(x_shape: Shape, *others: Any) -> Geometry:
     """The geometry of the involution whose kernel the span makes.
+
+    ``others`` are the shapes of features, span_weight and span_bias (or None) and the options
+    kernel_size, stride, padding and dilation.
 
     Raises
     ------
     ValueError
         Naming the argument whose shape does not fit the others.
     """
+    try:
+        return _fused_geometry(x_shape, *others)
+    except ValueError as error:
+        raise _explained(error, _fused_geometry, x_shape, *others) from None
+
+
+def _fused_geometry(
+    x_shape: Shape, features_shape: Shape, weight_shape: Shape, bias_shape: Shape | None,
+    kernel_size: IntOrTuple, stride: IntOrTuple = 1, padding: Padding = "same",
+    dilation: IntOrTuple = 1,
+) -> Geometry:  # fmt: skip
     rank = len(features_shape)
     dims = _dimensions(x_shape, "features", rank - 2, rank)
     names, kernel = NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)
@@ -355,39 +386,3 @@ def fused_geometry(
         )
     kernel_shape = (batch, groups, *kernel, *positions)
     return Geometry.of(x_shape, kernel_shape, stride, padding, dilation)
-
-
-@lru_cache(maxsize=512)
-def block_groups(
-    shape: Shape, names: tuple[str, ...], given: tuple[Shape, ...],
-    moments: tuple[Shape, ...] | None, size: Shape,
-) -> int:  # fmt: skip
-    """The groups of a block of the article's network, if the shapes of all its arrays fit.
-
-    ``given`` are those of its 14 parameters ``names``: weight (out, in, 1, 1) and bias (out,) of
-    expand, its norm, reduce, a norm, span, project and a last norm; ``moments`` of three pairs
-    (mean, variance) or None; ``shape`` that of x (N, C, H, W), ``size`` the kernel's.
-
-    Raises
-    ------
-    ValueError
-        Naming the first that does not fit.
-    """
-    channels, hidden, width, taps = shape[1], given[0][0], given[4][0], size[0] * size[1]
-    groups = given[8][0] // taps
-    wanted: list[Shape] = [(hidden, channels, 1, 1)]
-    wanted += [(hidden,)] * 3 + [(width, hidden, 1, 1)] + [(width,)] * 3
-    wanted += [(groups * taps, width, 1, 1), (groups * taps,)]
-    wanted += [(channels, hidden, 1, 1)] + [(channels,)] * 3
-    for name, actual, expected in zip(names, given, wanted, strict=True):
-        if actual != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {actual}")
-    pairs = tuple((number,) for number in (hidden, width, channels) for _ in range(2))
-    if moments not in (None, pairs):
-        raise ValueError(f"moments must be three pairs of arrays of shapes {pairs}, got {moments}")
-    if groups < 1 or hidden % groups:
-        raise ValueError(
-            f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
-            "do not divide: make them a multiple"
-        )
-    return groups

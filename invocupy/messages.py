@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST = 1000  # a message may quote a whole file
@@ -48,3 +48,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(word, [*known], 1, cutoff=0.7)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def layout_hint(shape: Sequence[int], channels: int | None, dims: int) -> str:
+    """How to make images (N, C, *S) of x, in so many dimensions, if it looks like something else.
+
+    ``channels`` are those expected, None for any. The text is empty if nothing is recognised.
+
+    Examples
+    --------
+    >>> layout_hint((8, 32, 32, 3), 3, 2)
+    ', which looks like NHWC: transpose with x.transpose(0, 3, 1, 2)'
+    >>> layout_hint((3, 32, 32), None, 2)
+    ', without a batch axis: add it with x[None]'
+    """
+    axes = len(shape)
+    batch = axes - dims - 1  # 1 with a batch axis, 0 without
+    if batch not in (0, 1):
+        return ""
+    if channels is not None and shape[batch] != channels == shape[-1]:
+        name = ("NWC", "NHWC", "NDHWC")[dims - 1][1 - batch :]
+        order = ", ".join(map(str, (*range(batch), axes - 1, *range(batch, axes - 1))))
+        add = "" if batch else "[None]"
+        return f", which looks like {name}: transpose with x.transpose({order}){add}"
+    if not batch and channels in (None, shape[0]):
+        return ", without a batch axis: add it with x[None]"
+    return ""

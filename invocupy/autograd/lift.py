@@ -11,6 +11,7 @@ from typing import Any
 from invocupy.autograd import protocols
 from invocupy.autograd.methods import Methods
 from invocupy.autograd.tensor import run
+from invocupy.messages import did_you_mean
 from invocupy.ops import OPS
 from invocupy.ops.declaration import METHODS, NUMPY, Result
 
@@ -40,6 +41,7 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
     names = [name for name in places if notes[name].startswith("Array")]
     count = len(names)
     missing = dict(zip(places[len(places) - len(defaults) :], defaults, strict=True))
+    known = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
 
     @wraps(op)
     def function(*arguments: Any, **options: Any) -> Any:
@@ -54,7 +56,12 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
                 _refuse(function, arguments, options)
             rest = [options.pop(name, missing.get(name)) for name in names[given:]]
             arguments = (*arguments, *rest)
-        return run(op, arguments[0] if several else arguments, options)
+        try:
+            return run(op, arguments[0] if several else arguments, options)
+        except TypeError:
+            if not options.keys() <= known:
+                _refuse(function, arguments, options)
+            raise
 
     function.__module__ = "invocupy.functional"
     shown = FunctionType(code, op.__globals__, op.__name__, op.__defaults__)
@@ -70,11 +77,18 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
 
 
 def _refuse(function: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> None:
-    """Raise a TypeError that says which argument is missing, or too many."""
+    """Raise a TypeError that says which argument is missing, too many or unknown."""
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*arguments, **options)
+        signature.bind(*arguments, **options)
     except TypeError as error:
-        raise TypeError(f"{function.__name__}() {error}") from None
+        names = signature.parameters
+        unknown = next((name for name in options if name not in names), None)
+        hint = did_you_mean(unknown, names) if unknown else ""
+        if not unknown and len(arguments) > 1:
+            named = [p.name for p in names.values() if p.kind is p.KEYWORD_ONLY]
+            hint = f": give {', '.join(named)} by name" if named else ""
+        raise TypeError(f"{function.__name__}() {error}{hint}") from None
 
 
 def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:

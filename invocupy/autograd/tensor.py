@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
+from numbers import Number
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from invocupy.ops.shapes import getitem, reshape, transpose
 
 Sizes: TypeAlias = int | tuple[int, ...]
 _serials = count()
+_PLAIN = np.ndarray, np.generic, Number
 
 
 class Tensor(Protocols):
@@ -160,14 +162,15 @@ class Tensor(Protocols):
         """
         if not self.requires_grad:
             raise RuntimeError(
-                "backward needs a tensor that depends on one with requires_grad=True "
-                "and was not computed under no_grad()"
+                "this tensor has no gradient: it must depend on one with requires_grad=True, such "
+                "as a parameter, and not be computed under no_grad()"
             )
         xp = arrays.namespace(self.data)
         if grad is None:
             if self.size != 1:
                 raise ValueError(
-                    f"grad is needed for a tensor of shape {self.shape}: give an array"
+                    "backward() needs a single number, such as a loss, got a tensor of shape "
+                    f"{self.shape}: take its .mean() or .sum(), or give grad of that shape"
                 )
             grad = xp.ones_like(self.data)
         grad = Tensor(grad).data  # a matrix would multiply as one
@@ -300,14 +303,11 @@ def _is_recorded(item: Any) -> bool:
 def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> Any:
     operand = operands[place]
     # NumPy would take some of them in some operators, and Python would join two by "+".
-    if isinstance(operand, (list, tuple)):
+    if not (operand is None or isinstance(operand, _PLAIN) or arrays.is_cupy(operand)):
         name, *others = inspect.signature(op).parameters.values()
         if name.kind is not name.VAR_POSITIONAL:
             name = (name, *others)[place]
-        raise TypeError(
-            f"{name.name} must be a NumPy or CuPy array, "
-            f"got {type(operand).__name__}: convert it with numpy.asarray or cupy.asarray"
-        )
+        raise arrays.no_array(name.name, operand)
     if not isinstance(operand, np.generic):  # a matrix would multiply as one
         return Tensor(operand).data if isinstance(operand, np.matrix) else operand
     # NumPy's own scalars would promote an array of float32 to float64; Python's do not.

@@ -36,6 +36,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return found, rest
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """``argparse`` drops what it cannot write; help on a full disk is an error like others."""
         if message and file is sys.stdout:

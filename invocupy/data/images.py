@@ -75,8 +75,10 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
             filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
             small = np.asarray(image.resize((size, size), filter_), np.uint8)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
+        way_out = ": give a whole file of a format that Pillow reads, such as PNG or JPEG"
         raise DataError(
             f"{os.fspath(path)} cannot be read as an image ({one_line(error)})"
+            f"{way_out if isinstance(error, OSError) else ''}"
         ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1))
 

@@ -14,6 +14,7 @@ from invocupy import nn
 from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor, apply
 from invocupy.geometry import integer
+from invocupy.messages import layout_hint
 from invocupy.ops.block import involution_block
 from invocupy.ops.block_whole import running_statistics, runs_whole
 
@@ -255,9 +256,11 @@ class SimpleModel(nn.Module):
         """(N, in_channels, height, width) to (N, num_classes), before the softmax."""
         shape = getattr(x, "shape", (0, *self.image))
         if len(shape) != 4 or tuple(shape[1:]) != self.image:
+            hint = layout_hint(shape, self.image[0], 2) or (
+                ": give such images, or make the model with their height, width and in_channels"
+            )
             raise ValueError(
-                f"x must have the shape (N, {', '.join(map(str, self.image))}), got {shape}: give "
-                "such images, or make the model with their height and width"
+                f"x must have the shape (N, {', '.join(map(str, self.image))}), got {shape}{hint}"
             )
         for block in self.blocks:
             x = block(x)

@@ -12,6 +12,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrTuple, integer, per_axis
 from invocupy.nn import layers
+from invocupy.nn.misfit import Takes
 from invocupy.nn.module import Input, Module
 
 FusedOption = bool | Literal["auto"]
@@ -90,7 +91,9 @@ class Involution(Module):
             raise ValueError(f"fused must be True, False or 'auto', got {fused!r}")
         self.kernel_size = per_axis("kernel_size", kernel_size, 1, self.dims)
         if not all(size % 2 for size in self.kernel_size):
-            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+            raise ValueError(
+                f"kernel_size must be odd, since an even kernel has no centre, got {kernel_size}"
+            )
         self.stride = per_axis("stride", stride, 1, self.dims)
         self.dilation = per_axis("dilation", dilation, 1, self.dims)
         self.groups = channels // channels_per_group
@@ -103,6 +106,9 @@ class Involution(Module):
         self.reduce = conv(channels, width, 1, rng=rng)
         self.norm = norm(width)
         self.span = conv(width, math.prod(self.kernel_size) * self.groups, 1, rng=rng)
+
+    def _takes(self) -> Takes:
+        return "channels", self.reduce.weight.shape[1], (self.dims,)
 
     def features(self, x: Input) -> Tensor:
         """What the kernel is made from: (N, C, *S) to (N, C/reduction_ratio, *O)."""

@@ -12,7 +12,6 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy
 from invocupy.autograd import Tensor
 from invocupy.geometry import (
-    NAMES,
     IntOrTuple,
     Padding,
     integer,
@@ -20,6 +19,7 @@ from invocupy.geometry import (
     padding_per_axis,
     per_axis,
 )
+from invocupy.nn.misfit import Takes, misfit
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
 from invocupy.ops.normalization import merged_moments, running_moments
@@ -182,6 +182,9 @@ class Linear(Module):
         self.weight = _uniform(rng, (out_features, in_features), in_features)
         self.bias = _uniform(rng, (out_features,), in_features) if bias else None
 
+    def _takes(self) -> Takes:
+        return "in_features", self.weight.shape[1], (0,)
+
     def forward(self, x: Input) -> Tensor:
         """(N, in_features) to (N, out_features)."""
         return F.linear(x, self.weight, self.bias)
@@ -235,6 +238,9 @@ class Conv2d(Module):
         fan_in = in_channels // groups * math.prod(size)
         self.weight = _uniform(rng, (out_channels, in_channels // groups, *size), fan_in)
         self.bias = _uniform(rng, (out_channels,), fan_in) if bias else None
+
+    def _takes(self) -> Takes:
+        return "in_channels", self.weight.shape[1] * self.groups, (self.dims,)
 
     def forward(self, x: Input) -> Tensor:
         """(N, in_channels, *S) to (N, out_channels, *O)."""
@@ -326,13 +332,13 @@ class BatchNorm2d(Module):
             value = number(name, value, 0, 1 if name == "momentum" else math.inf)
         super().__setattr__(name, value)
 
+    def _takes(self) -> Takes:
+        return "num_features", self.num_features, self.dims
+
     def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
         """(N, C, *S) to the same; adds a residual and applies ReLU in the same pass if asked."""
-        channels = self.num_features
-        if x.ndim - 2 not in self.dims or x.shape[1] != channels:
-            axes = (f", {NAMES[d].image}" if d else "" for d in self.dims)
-            fits = " or ".join(f"(N, {channels}{some})" for some in axes)
-            raise ValueError(f"x must be {fits}, got shape {x.shape}")
+        if x.ndim - 2 not in self.dims or x.shape[1] != self.num_features:
+            raise ValueError(misfit(x, *self._takes()))
         options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
         if self.training or self.running_mean is None:
             comm = self.comm if self.training else None

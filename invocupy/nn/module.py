@@ -22,6 +22,7 @@ from invocupy import arrays
 from invocupy.arrays import Array
 from invocupy.autograd import Tensor
 from invocupy.messages import kind_of
+from invocupy.nn.misfit import located
 from invocupy.nn.parameter import Buffer, Parameter
 
 Input: TypeAlias = Tensor | Array
@@ -141,7 +142,12 @@ class Module:
     def __call__(
         self: _Forward[_Inputs, _Output], *inputs: _Inputs.args, **options: _Inputs.kwargs
     ) -> _Output:
-        return self.forward(*inputs, **options)
+        try:
+            return self.forward(*inputs, **options)
+        except (AttributeError, TypeError, ValueError) as error:
+            if (other := located(self, inputs, error)) is not error:
+                raise other from None
+            raise
 
     def __repr__(self) -> str:
         """The module as a tree: shapes of its arrays, its settings, and what it holds."""

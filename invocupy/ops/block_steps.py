@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from invocupy import backends
 from invocupy.arrays import Array, contiguous, is_cupy, namespace, on_device
 from invocupy.backends.memory import empty
 from invocupy.backends.signatures import Perceptron
-from invocupy.geometry import Geometry, IntOrTuple, Shape, block_groups, number
+from invocupy.geometry import Geometry, IntOrTuple, Shape, number
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
 Moments = tuple[Any, Any]
@@ -51,6 +52,35 @@ class FoldedNorm(NamedTuple):
         return self.scale, b, turned * total / count - b * self.mean
 
 
+@lru_cache(maxsize=512)
+def _groups(
+    shape: Shape, given: tuple[Shape, ...], moments: tuple[Shape, ...] | None, size: Shape
+) -> int:
+    """The number of groups; a ValueError names the first array whose shape does not fit.
+
+    ``given`` are the shapes of the parameters, ``moments`` of three pairs (mean, variance) or None,
+    ``shape`` that of x (N, C, H, W), ``size`` the kernel's.
+    """
+    channels, hidden, width, taps = shape[1], given[0][0], given[4][0], size[0] * size[1]
+    groups = given[8][0] // taps
+    wanted: list[Shape] = [(hidden, channels, 1, 1)]
+    wanted += [(hidden,)] * 3 + [(width, hidden, 1, 1)] + [(width,)] * 3
+    wanted += [(groups * taps, width, 1, 1), (groups * taps,)]
+    wanted += [(channels, hidden, 1, 1)] + [(channels,)] * 3
+    for name, actual, expected in zip(NAMES, given, wanted, strict=True):
+        if actual != expected:
+            raise ValueError(f"{name} must have shape {expected}, got {actual}")
+    pairs = tuple((number,) for number in (hidden, width, channels) for _ in range(2))
+    if moments not in (None, pairs):
+        raise ValueError(f"moments must be three pairs of arrays of shapes {pairs}, got {moments}")
+    if groups < 1 or hidden % groups:
+        raise ValueError(
+            f"expand_weight makes {hidden} channels, which the {groups} groups of span_weight "
+            "do not divide: make them a multiple"
+        )
+    return groups
+
+
 class Block:
     """The steps of one call, and what they hand on to the gradients. A norm's sums are float64."""
 
@@ -67,7 +97,7 @@ class Block:
         self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
         given = None if moments is None else tuple(m.shape for m in chain(*moments))
         shapes = tuple(p.shape for p in parameters)
-        self.groups = block_groups(x.shape, NAMES, shapes, given, size)
+        self.groups = _groups(x.shape, shapes, given, size)
         if 0 in x.shape[comm is not None :]:
             raise ValueError(f"x must not be empty, got shape {x.shape}")
         with on_device(x):

@@ -11,6 +11,7 @@ from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namesp
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Window, pad, unpad, windows
 from invocupy.geometry import NAMES, IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
+from invocupy.messages import layout_hint
 from invocupy.ops.call import Call, given, vjp_of
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.elementwise import unbroadcast
@@ -28,10 +29,10 @@ def matmul(a: Array, b: Array) -> Result:
     >>> F.matmul(np.ones((1, 2)), np.ones((2, 1)))
     array([[2.]])
     """
-    if a.ndim < 2 or b.ndim < 2:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
-            f"a and b must have 2 or more dimensions, got shapes {a.shape} and {b.shape}: "
-            "reshape vectors to (1, n) or (n, 1)"
+            "a and b must be (..., n, k) and (..., k, m), "
+            f"got shapes {a.shape} and {b.shape}: reshape or transpose one of them"
         )
     return a @ b, (
         lambda grad: unbroadcast(grad @ b.swapaxes(-1, -2), a),
@@ -65,8 +66,10 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     """
     check(x=x, weight=weight, **given(bias=bias))
     if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        hint = layout_hint(x.shape, weight.shape[-1], 0) if weight.ndim else ""
         raise ValueError(
-            f"x must be (N, I) and weight (O, I) with the same I, got {x.shape} and {weight.shape}"
+            "x must be (N, I) and weight (O, I) with the same I, got "
+            f"{x.shape} and {weight.shape}{hint}"
         )
     _check_bias(bias, weight)
     call = Call("pointwise", x.T, weight, bias)
@@ -244,15 +247,17 @@ def _convolution(
         names = NAMES[dims]
         raise ValueError(
             f"x must be (N, C, {names.image}) and weight (O, C/groups, {names.kernel}), "
-            f"got {x.shape} and {weight.shape}"
+            f"got {x.shape} and {weight.shape}{layout_hint(x.shape, None, dims)}"
         )
     c, (o, c_group), taps = x.shape[1], weight.shape[:2], weight.shape[2:]
     groups = integer("groups", groups, 1)
-    if c % groups or o % groups or c // groups != c_group:
+    if c != (takes := c_group * groups):
         raise ValueError(
-            f"weight {weight.shape} does not fit x {x.shape} with groups={groups}: "
-            f"C must be {c_group} * groups and O a multiple of groups"
+            f"x must be (N, {takes}, {NAMES[dims].image}) for weight {weight.shape} and "
+            f"groups={groups}, got {x.shape}{layout_hint(x.shape, takes, dims)}"
         )
+    if o % groups:
+        raise ValueError(f"weight {weight.shape} must have an O that groups={groups} divides")
     if min(taps) < 1:
         raise ValueError(f"weight must have at least one tap, got shape {weight.shape}")
     _check_bias(bias, weight)

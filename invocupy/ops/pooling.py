@@ -12,6 +12,7 @@ from invocupy.arrays import Array, check, namespace, on_device, wide
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Window, within
 from invocupy.geometry import NAMES, IntOrTuple, Shape, per_axis
+from invocupy.messages import layout_hint
 from invocupy.ops.call import Call
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.windows import out_size, reshaped
@@ -305,7 +306,8 @@ def _window(
     check(x=x)
     if x.ndim != dims + 2:
         image = NAMES[dims].image
-        raise ValueError(f"x must have {dims + 2} dimensions (N, C, {image}), got shape {x.shape}")
+        hint = layout_hint(x.shape, None, dims)
+        raise ValueError(f"x must be (N, C, {image}), got shape {x.shape}{hint}")
     size = per_axis("kernel_size", kernel_size, 1, dims)
     pads = per_axis("padding", padding, 0, dims)
     if any(2 * p > k for p, k in zip(pads, size, strict=True)):

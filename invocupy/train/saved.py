@@ -191,10 +191,11 @@ def to_resume(
 
 def read(path: Path, own: nn.Module | None = None) -> Saved:
     """The content of a checkpoint; ``own`` is a model to fit it, which is not changed."""
-    if not os.path.isdir(path.parent):  # noqa: PTH112  (pathlib's raises for a name too long)
+    if not os.path.lexists(path):  # pathlib's functions raise for a name too long
+        why = "has no such file" if os.path.isdir(path.parent) else "is no folder"  # noqa: PTH112
         raise CheckpointError(
-            f"{path} cannot be read (there is no folder {path.parent}): give the folder of a run, "
-            "which training names at its end"
+            f"{path} cannot be read ({path.parent} {why}): give the folder of a run, which "
+            "training names at its end"
         )
     arrays, info = checkpoint.load(path)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -52,6 +53,11 @@ def plain(state: Any, own: Collection[str] = ()) -> dict[str, Any]:
     >>> list(plain({"n_averaged": np.array(3), "module._orig_mod.fc.bias": np.zeros(2)}))
     ['fc.bias']
     """
+    if isinstance(state, str | os.PathLike):
+        raise WeightsError(
+            f"state must be a mapping of names to arrays, got the path {os.fspath(state)}: read "
+            "the file with invocupy.weights.read"
+        )
     try:
         found = find(state, lambda v: isinstance(v, list | tuple) or hasattr(v, "shape"))
     except WeightsError as error:

@@ -138,7 +138,7 @@ def test_numpy_copies_from_the_device() -> None:
 
 def test_errors() -> None:
     x = leaf([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"grad is needed for a tensor of shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"got a tensor of shape \(2,\): take its .mean"):
         (x * 2).backward()
     with pytest.raises(ValueError, match=r"grad must have the shape \(2,\), got \(3,\)"):
         (x * 2).backward(np.ones(3))
@@ -159,7 +159,7 @@ def test_errors() -> None:
             F.softmax(given)
     with pytest.raises(ValueError, match="truth value"):
         bool(x)
-    with pytest.raises(ValueError, match="a and b must have 2 or more dimensions"):
+    with pytest.raises(ValueError, match=r"a and b must be \(\.\.\., n, k\)"):
         _ = x @ x
     with pytest.raises(TypeError, match="labels have no gradient"):
         ops.cross_entropy(np.ones((1, 2)), np.array([0]))[1][1](np.ones(()))

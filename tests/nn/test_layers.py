@@ -171,7 +171,7 @@ def test_gradients_of_an_involution_layer(dims: int, stride: Any, fused: bool) -
         (lambda: nn.BatchNorm2d(3, eps=-1e-5), "eps must be a finite number >= 0"),
         (lambda: nn.BatchNorm2d(3, momentum=1.5), r"momentum must be in \[0, 1\]"),
         (lambda: nn.Involution(32, fused="yes"), "fused must be True, False or 'auto'"),  # type: ignore[arg-type]
-        (lambda: nn.Involution(32)(np.ones((32, 4, 4))), r"x must be \(N, C, H, W\)"),
+        (lambda: nn.Involution(32)(np.ones((32, 4, 4))), r"x must be \(N, 32, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
         (lambda: nn.BatchNorm2d(3).eval()(np.ones((4, 2, 3, 3))), r"x must be \(N, 3, H, W\)"),
         (lambda: nn.BatchNorm2d(3)(np.ones((4, 3))), r"got shape \(4, 3\)"),
@@ -187,8 +187,8 @@ def test_gradients_of_an_involution_layer(dims: int, stride: Any, fused: bool) -
         ),
         (lambda: nn.Conv1d(3, 4, 2, padding="same"), "needs an odd kernel size, got 2"),
         (lambda: nn.Involution3d(32, stride=(2, 2)), "stride must be an integer >= 1 or a triple"),
-        (lambda: nn.Involution1d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, C, W\)"),
-        (lambda: nn.Involution3d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, C, D, H, W\)"),
+        (lambda: nn.Involution1d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, 32, W\)"),
+        (lambda: nn.Involution3d(32)(np.ones((1, 32, 4, 4))), r"x must be \(N, 32, D, H, W\)"),
         (lambda: nn.Linear(2, 2).to("gpu"), "device must be 'cpu', 'cuda' or 'cuda:i'"),
     ],
 )

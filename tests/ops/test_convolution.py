@@ -90,8 +90,8 @@ def test_convolution_is_its_formula(
     ("x", "weight", "options", "message"),
     [
         ((1, 2, 4), (2, 2, 3, 3), {}, r"x must be \(N, C, H, W\)"),
-        ((1, 2, 4, 4), (2, 3, 3, 3), {}, r"weight \(2, 3, 3, 3\) does not fit x"),
-        ((1, 4, 4, 4), (3, 2, 3, 3), {"groups": 2}, "O a multiple of groups"),
+        ((1, 2, 4, 4), (2, 3, 3, 3), {}, r"x must be \(N, 3, H, W\) for weight \(2, 3, 3, 3\)"),
+        ((1, 4, 4, 4), (3, 2, 3, 3), {"groups": 2}, "must have an O that groups=2 divides"),
         ((1, 2, 2, 2), (2, 2, 3, 3), {}, "too small for kernel size"),
         ((1, 2, 4, 4), (2, 2, 2, 2), {"padding": "same"}, "even kernel has no centre"),
         ((1, 2, 4, 4), (2, 2, 3, 3), {"stride": 0}, "stride must be an integer >= 1"),

@@ -106,7 +106,11 @@ FUSED_REFUSALS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"features": [1.0]}, TypeError, "features must be a NumPy or CuPy array, got list"),
     ({"span_weight": ones(18, 3, dtype=int)}, TypeError, "span_weight has dtype int64"),
     ({"span_bias": ones(18, dtype=bool)}, TypeError, "span_bias has dtype bool"),
-    ({"x": X[0]}, ValueError, "x must have 4 dimensions .* that fits features of 4 dimensions$"),
+    (
+        {"x": X[0]},
+        ValueError,
+        "x must have 4 dimensions .* that fits features of 4 dim.*batch axis",
+    ),
     ({"features": ones(3, 5, 5)}, ValueError, r"features must have 4 dimensions .*\(3, 5, 5\)"),
     ({"features": ones(1, 0, 5, 5)}, ValueError, "with F >= 1"),
     ({"features": ones(1, 3, 4, 5)}, ValueError, r"features \(1, 3, 4, 5\) .* got 1 and 4x5"),
