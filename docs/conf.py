@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.ext.autosummary import Autosummary
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -23,11 +28,15 @@ author = "The invocupy authors"
 version = release = invocupy.__version__
 copyright = author  # noqa: A001
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]  # fmt: skip
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
 
+autosummary_generate = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_mock_imports = [name for name in ("torch", "jax", "dask") if find_spec(name) is None]
 autodoc_typehints = "none"  # the docstrings say shapes and dtypes, which is more
@@ -74,11 +83,33 @@ def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
     lines[:] = text.split("\n")
 
 
+class Overview(Autosummary):
+    """``.. overview:: MODULE``: its public names, with the first sentence of each."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module = import_module(self.arguments[0])
+        names = getattr(module, "__all__", None) or [
+            name
+            for name, item in vars(module).items()
+            if not name.startswith("_")
+            and (inspect.isfunction(item) or inspect.isclass(item))
+            and f"{item.__module__}.".startswith(f"{module.__name__}.")
+        ]
+        self.options["nosignatures"] = True
+        lines = [f"~{module.__name__}.{name}" for name in names]
+        self.content = StringList(lines, items=[(module.__name__, i) for i in range(len(lines))])
+        return super().run()
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", escape_axes, priority=600)  # after napoleon
     app.connect("doctree-read", trim_blocks)
+    app.add_directive("overview", Overview)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
-    app.connect("builder-inited", lambda _: draw_all())
+    if not os.environ.get("DOCS_KEEP_PICTURES"):  # to build again without drawing again
+        app.connect("builder-inited", lambda _: draw_all())
 
 
 html_math_renderer = "mathml"

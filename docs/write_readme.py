@@ -1,0 +1,129 @@
+"""Fill the marked blocks of README.md with the figures of ``benchmarks/results``.
+
+``python docs/write_readme.py``; a test fails when README says something else. A block is a line
+``<!-- results: NAME -->`` and all below it up to an empty line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n)(?:.+\n)*")
+NETWORKS = {  # the record of each, and its name
+    "simple-50": "the article's network, 50 blocks",
+    "simple-50-repaired": "the article's, with blocks that can also subtract",
+    "involution-small": "`SmallNet`, involution",
+    "depthwise-small": "`SmallNet`, depthwise convolution",
+    "involution-60min": "`SmallNet`, involution, 20 epochs",
+}
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def row(what: str, **facts: int) -> Any:
+    """The row of ``cpu.json`` with these facts."""
+    rows = [r for r in read("cpu")["rows"] if r["what"] == what]
+    (found,) = (r for r in rows if facts.items() <= r.items())
+    return found
+
+
+def records() -> dict[str, Any]:
+    """The finished runs by name."""
+    paths = ((name, RESULTS / "evidence" / f"{name}.json") for name in NETWORKS)
+    return {name: json.loads(path.read_text()) for name, path in paths if path.exists()}
+
+
+def reasons() -> Iterator[str]:
+    step = row("training step", layers=50)["ms"]
+    memory = row("peak memory of a training step", layers=50)["MB"]
+    times = step["PyTorch"]["median"] / step["invocupy"]["median"]
+    first = row("first calls")["s"]
+    yield (
+        f"- **Fast.** On two CPU cores a training step of 50 blocks is {times:.0f}x as fast as in "
+        f"eager PyTorch and takes {memory['invocupy']:.0f} MB instead of "
+        f"{memory['PyTorch'] / 1000:.1f} GB ([benchmarks](docs/benchmarks.md))."
+    )
+    kernels = json.loads((ROOT / "tests" / "cuda_proof" / "table.json").read_text())["kernels"]
+    builds = {arch for kernel in kernels.values() for arch in kernel if arch.startswith("sm_")}
+    yield (
+        f"- **Checked.** Every kernel is compared with a plain reference. The CUDA kernels are "
+        f"compiled for {len(builds)} GPU architectures and run without a GPU on every change "
+        "([how](docs/cuda.md))."
+    )
+    yield (
+        f"- **Small.** No PyTorch, JAX or TensorFlow: `import invocupy` loads NumPy only and takes "
+        f"{first['import']:.2f} s. Adapters serve [PyTorch](docs/pytorch.md), "
+        "[JAX](docs/jax.md) and [dask](docs/dask.md)."
+    )
+
+    yield from limits()
+
+
+def limits() -> Iterator[str]:
+    accuracy, minutes, seeds = {}, {}, 0
+    for kind in "depthwise", "involution":
+        paths = sorted((RESULTS / "evidence").glob(f"{kind}-small*.json"))
+        of = [json.loads(path.read_text()) for path in paths]
+        accuracy[kind] = f"{100 * mean(r['test_accuracy'] for r in of):.1f} %"
+        minutes[kind] = f"{mean(r['cpu_seconds'] for r in of) / 60:.0f} minutes"
+        seeds = len(of)
+    runs = f" (means of {seeds} runs)" if seeds > 1 else ""
+    rates = {r["contender"]: r["images_per_second"] for r in read("gpu-network-h100")["rows"]}
+    share = rates["invocupy"] / rates["PyTorch, compiled"]
+    yield (
+        "- **Not if a depthwise convolution will do.** With as many parameters and epochs on "
+        f"CIFAR-10 it reached {accuracy['depthwise']} in {minutes['depthwise']} of CPU time, "
+        f"involution {accuracy['involution']} in {minutes['involution']}{runs}."
+    )
+    yield (
+        "- **Not for large networks on a GPU.** On an H100, with earlier kernels, training ran "
+        f"at {share:.2f}x the speed of `torch.compile`, though the operators alone were faster "
+        "([GPU](docs/benchmarks.md#on-a-gpu))."
+    )
+
+
+def networks() -> Iterator[str]:
+    yield "| network on CIFAR-10 | parameters | epochs | minutes of CPU time | test accuracy |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for name, record in records().items():
+        yield (
+            f"| {NETWORKS[name]} | {record['parameters']:,} | {len(record['history']['lr'])} "
+            f"| {record['cpu_seconds'] / 60:.0f} | {100 * record['test_accuracy']:.1f} % |"
+        )
+
+
+def install() -> Iterator[str]:
+    size = read("install")["megabytes"]
+    more = (size["cuda13x"] - size["none"]) / 1000
+    yield "| you have | install | adds |"
+    yield "| --- | --- | --- |"
+    yield f"| a CPU | `pip install .` | NumPy, Numba and others: {size['none']} MB |"
+    pictures = size["plots"] - size["none"]
+    yield f"| and want pictures | `pip install '.[plots]'` | matplotlib, Pillow: {pictures} MB |"
+    both = "`pip install '.[cuda13x]'` or `'.[cuda12x]'`"
+    yield f"| an NVIDIA GPU with CUDA 13 or 12 | {both} | CuPy and CUDA: about {more:.0f} GB |"
+
+
+BLOCKS = {"reasons": reasons, "networks": networks, "install": install}
+
+
+def filled(text: str) -> str:
+    """README's text with its blocks as the results say."""
+    return BLOCK.sub(
+        lambda found: found[1] + "".join(f"{line}\n" for line in BLOCKS[found[2]]()),
+        text,
+    )
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))
