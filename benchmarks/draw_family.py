@@ -29,7 +29,9 @@ def text(x: float, y: float, content: str, anchor: str = "middle", weight: str =
 
 
 def svg(width: int, height: int, parts: list[str]) -> str:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" viewBox="0 0 {width} {height}" '
+    )
     head += 'font-family="sans-serif" font-size="12">'
     ground = f'<rect width="{width}" height="{height}" fill="white"/>'
     return "\n".join([head, ground, *parts, "</svg>"]) + "\n"
@@ -37,12 +39,12 @@ def svg(width: int, height: int, parts: list[str]) -> str:
 
 def windows(size: int = 9, reach: int = 2, cell: int = 16) -> str:
     """A panel for each: cells it sees are filled, cells that make the weights have a ring."""
-    parts, middle, gap = [], size // 2, 28
+    parts, middle, gap, tall = [], size // 2, 28, 34 + size * cell + 50
     for panel, (kind, colour) in enumerate(COLOURS.items()):
-        left = gap + panel * (size * cell + gap)
+        left, top = gap + panel % 2 * (size * cell + gap), panel // 2 * tall + 34
         for i in range(size):
             for j in range(size):
-                x, y = left + j * cell, 34 + i * cell
+                x, y = left + j * cell, top + i * cell
                 near = max(abs(i - middle), abs(j - middle)) <= reach
                 seen = near or kind == "attention"
                 far = math.hypot(i - middle, j - middle)
@@ -57,10 +59,10 @@ def windows(size: int = 9, reach: int = 2, cell: int = 16) -> str:
                     ring = f'r="{5 if asks else 2.5}" fill="none" stroke="{INK}"'
                     parts.append(f'<circle cx="{x + cell / 2}" cy="{y + cell / 2}" {ring}/>')
         centre = left + size * cell / 2
-        parts.append(text(centre, 22, kind, weight="bold"))
+        parts.append(text(centre, top - 12, kind, weight="bold"))
         for line, words in enumerate(SAYS[kind]):
-            parts.append(text(centre, 34 + size * cell + 20 + 16 * line, words))
-    return svg(gap + 4 * (size * cell + gap), 34 + size * cell + 50, parts)
+            parts.append(text(centre, top + size * cell + 20 + 16 * line, words))
+    return svg(gap + 2 * (size * cell + gap), 2 * tall, parts)
 
 
 def chart(
@@ -68,7 +70,7 @@ def chart(
     labels: tuple[str, str], ticks: tuple[list[float], list[float]],
 ) -> str:  # fmt: skip
     """Lines on two logarithmic axes."""
-    left, right, top, bottom = 70, 470, 20, 300
+    left, right, top, bottom = 62, 330, 20, 270
     (low_x, high_x), (low_y, high_y) = ((min(t), max(t)) for t in ticks)
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -76,14 +78,14 @@ def chart(
         return left + u * (right - left), bottom - v / math.log(high_y / low_y) * (bottom - top)
 
     parts = [text((left + right) / 2, bottom + 40, labels[0])]
-    parts.append(f'<g transform="rotate(-90 18 {(top + bottom) / 2})">')
-    parts.append(text(18, (top + bottom) / 2, labels[1]) + "</g>")
+    parts.append(f'<g transform="rotate(-90 14 {(top + bottom) / 2})">')
+    parts.append(text(14, (top + bottom) / 2, labels[1]) + "</g>")
     for x in ticks[0]:
         parts.append(text(at(x, low_y)[0], bottom + 18, f"{x:g}"))
     for y in ticks[1]:
         v = at(low_x, y)[1]
         parts.append(f'<path d="M{left} {v:.1f}H{right}" stroke="{GRID}"/>')
-        parts.append(text(left - 6, v + 4, f"{y:g}", "end"))
+        parts.append(text(left - 6, v + 4, f"{y:,g}", "end"))
     names: list[tuple[float, float, str]] = []
     for kind, colour in COLOURS.items():
         points = [at(across(row), up(row)) for row in rows if row["kind"] == kind]
@@ -95,9 +97,9 @@ def chart(
             names.append((v + 4, u + 8, kind))
     lowest = 0.0
     for v, u, kind in sorted(names):
-        lowest = max(v, lowest + 13)  # names do not cover each other
+        lowest = max(v, lowest + 16)  # names do not cover each other
         parts.append(text(u, lowest, kind, "start"))
-    return svg(580, 350, parts)
+    return svg(440, 320, parts)
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
     def side(name: str) -> Callable[[Any], float]:
         return lambda row: float(row[name])
 
-    time, axis = "forward and backward, ms", [0.1, 1, 10, 100, 1000]
+    time, axis = "forward and backward, ms", [0.1, 1, 10, 100, 1000, 10000]
     pictures = {
         "windows": windows(),
         "size": chart(of("size"), side("size"), milliseconds,

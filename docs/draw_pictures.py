@@ -26,6 +26,7 @@ from invocupy.train import Config, fit
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import scaling_model
+from draw_charts import draw_benchmarks
 from evidence_page import read, seeds, spread
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -110,12 +111,14 @@ def draw_windows() -> None:
             box = plt.Rectangle((j - 2.5, i - 2.5), 5, 5, fill=False, color=ACCENT, linewidth=2)
             row[0].add_patch(box)
             row[0].text(j - 2.3, i - 3, place, color=ACCENT, fontsize=13, fontweight="bold")
-            show(other, kernels[0, 0, :, :, i, j], f"kernel at {place}", cmap="viridis", vmin=0,
-                 vmax=0.1)  # fmt: skip
+            drawn = other.imshow(kernels[0, 0, :, :, i, j], cmap="viridis", vmin=0, vmax=0.1)
+            other.set_title(f"kernel at {place}", fontsize=12, color=INK)
+            other.set(xticks=[], yticks=[])
             other.set_xticks(np.arange(0.5, 4), minor=True)
             other.set_yticks(np.arange(0.5, 4), minor=True)
             other.grid(which="minor", color="white", linewidth=0.5)
             other.tick_params(which="minor", length=0)
+    figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02, label="weight of a pixel")
     save(figure, "windows")
 
 
@@ -128,13 +131,16 @@ def draw_by_hand() -> None:
     blur = np.full_like(kernel, 1 / 25)
     pictures = {
         "with noise": pixels,
-        "convolution: one blur": invocupy.involution(padded, blur, padding="valid"),
-        "involution: a kernel a pixel": invocupy.involution(padded, kernel, padding="valid"),
+        "convolution": invocupy.involution(padded, blur, padding="valid"),
+        "involution": invocupy.involution(padded, kernel, padding="valid"),
     }
     figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
     for (title, picture), place in zip(pictures.items(), axes, strict=False):
         show(place, as_picture(picture), title)
-    show(axes[3], kernel[0, 0, 2, 2], "weight of the pixel itself", cmap="viridis")
+    drawn = axes[3].imshow(kernel[0, 0, 2, 2], cmap="viridis", vmin=0)
+    axes[3].set_title("weight of the pixel itself", fontsize=12, color=INK)
+    axes[3].set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=axes[3], shrink=0.75)
     save(figure, "by_hand")
 
 
@@ -165,7 +171,11 @@ def draw_learned() -> None:
     for n, column in enumerate(axes.T):
         show(column[0], images[n].transpose(1, 2, 0))
         for place, maps in zip(column[1:], heat, strict=True):
-            show(place, maps[n, group], cmap="magma")
+            low, high = np.percentile(maps[:, group], (1, 99))
+            show(place, maps[n, group], cmap="magma", vmin=low, vmax=high)
+    for row in axes[1:]:
+        bar = figure.colorbar(row[0].images[0], ax=row, pad=0.01, aspect=10)
+        bar.set_label("sum of a kernel", fontsize=9)
     save(figure, "learned")
 
 
@@ -268,6 +278,7 @@ def draw_all() -> None:
     for draw in (draw_convolutions, draw_windows, draw_by_hand, draw_learned, draw_volumes,
                  draw_evidence, draw_scaling):  # fmt: skip
         draw()
+    draw_benchmarks(FOLDER)
 
 
 if __name__ == "__main__":

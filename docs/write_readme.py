@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import evidence_page
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -37,10 +41,18 @@ def row(what: str, **facts: int) -> Any:
     return found
 
 
-def records() -> dict[str, Any]:
-    """The finished runs by name."""
-    paths = ((name, RESULTS / "evidence" / f"{name}.json") for name in NETWORKS)
-    return {name: json.loads(path.read_text()) for name, path in paths if path.exists()}
+def runs() -> dict[str, list[Any]]:
+    """The recorded runs of each network, a seed each."""
+    found = evidence_page.seeds(evidence_page.read(RESULTS / "evidence"))
+    return {name: found[name] for name in NETWORKS if name in found}
+
+
+def accuracy(of: list[Any]) -> str:
+    return f"{100 * evidence_page.spread(of)[0]:.1f} %"
+
+
+def minutes(of: list[Any]) -> str:
+    return f"{sum(run['cpu_seconds'] for run in of) / len(of) / 60:.0f}"
 
 
 def reasons() -> Iterator[str]:
@@ -70,21 +82,15 @@ def reasons() -> Iterator[str]:
 
 
 def limits() -> Iterator[str]:
-    accuracy, minutes, seeds = {}, {}, 0
-    for kind in "depthwise", "involution":
-        paths = sorted((RESULTS / "evidence").glob(f"{kind}-small*.json"))
-        of = [json.loads(path.read_text()) for path in paths]
-        accuracy[kind] = f"{100 * mean(r['test_accuracy'] for r in of):.1f} %"
-        minutes[kind] = f"{mean(r['cpu_seconds'] for r in of) / 60:.0f} minutes"
-        seeds = len(of)
-    runs = f" (means of {seeds} runs)" if seeds > 1 else ""
-    rates = {r["contender"]: r["images_per_second"] for r in read("gpu-network-h100")["rows"]}
-    share = rates["invocupy"] / rates["PyTorch, compiled"]
+    depthwise, involution = (runs()[f"{kind}-small"] for kind in ("depthwise", "involution"))
+    seeds = f" (means of {len(involution)} seeds)" if len(involution) > 1 else ""
     yield (
         "- **Not if a depthwise convolution will do.** With as many parameters and epochs on "
-        f"CIFAR-10 it reached {accuracy['depthwise']} in {minutes['depthwise']} of CPU time, "
-        f"involution {accuracy['involution']} in {minutes['involution']}{runs}."
+        f"CIFAR-10 it reached {accuracy(depthwise)} in {minutes(depthwise)} minutes of CPU time, "
+        f"involution {accuracy(involution)} in {minutes(involution)} minutes{seeds}."
     )
+    rates = {r["contender"]: r["images_per_second"] for r in read("gpu-network-h100")["rows"]}
+    share = rates["invocupy"] / rates["PyTorch, compiled"]
     yield (
         "- **Not for large networks on a GPU.** On an H100, with earlier kernels, training ran "
         f"at {share:.2f}x the speed of `torch.compile`, though the operators alone were faster "
@@ -93,12 +99,12 @@ def limits() -> Iterator[str]:
 
 
 def networks() -> Iterator[str]:
-    yield "| network on CIFAR-10 | parameters | epochs | minutes of CPU time | test accuracy |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
-    for name, record in records().items():
+    yield "| network on CIFAR-10 | parameters | epochs | CPU minutes | seeds | test accuracy |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for name, of in runs().items():
         yield (
-            f"| {NETWORKS[name]} | {record['parameters']:,} | {len(record['history']['lr'])} "
-            f"| {record['cpu_seconds'] / 60:.0f} | {100 * record['test_accuracy']:.1f} % |"
+            f"| {NETWORKS[name]} | {of[0]['parameters']:,} | {evidence_page.epochs(of[0])} "
+            f"| {minutes(of)} | {len(of)} | {accuracy(of)} |"
         )
 
 

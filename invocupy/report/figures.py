@@ -172,13 +172,9 @@ def _curves(found: Findings) -> Picture:
     accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     row = counted(history) or history[-1]
     accuracy, word = row[f"{part}_accuracy"], "best" if part == "val" else "last"
-    below = accuracy > 0.3
-    accuracies.annotate(
-        f"{word} {accuracy:.1%}", (row["epoch"], accuracy),
-        xytext=(0, -16 if below else 16), textcoords="offset points", ha="center",
-        va="top" if below else "bottom", color=ORANGE,
-        arrowprops={"arrowstyle": "-", "color": ORANGE},
-    )  # fmt: skip
+    accuracies.set_title(f"accuracy: {word} {accuracy:.1%} in epoch {row['epoch']}")
+    ring = {"markerfacecolor": "none", "markersize": 11, "markeredgewidth": 1.5, "color": ORANGE}
+    accuracies.plot(row["epoch"], accuracy, "o", clip_on=False, **ring)
     rates.plot(epochs, [row["lr"] for row in history], color=SOFT, marker=marker)
     rates.set(title="learning rate at the epoch's end", ylim=(0, None))
     for axes in losses, accuracies, rates:
