@@ -113,9 +113,11 @@ def install() -> Iterator[str]:
     more = (size["cuda13x"] - size["none"]) / 1000
     yield "| you have | install | adds |"
     yield "| --- | --- | --- |"
-    yield f"| a CPU | `pip install .` | NumPy, Numba and others: {size['none']} MB |"
     pictures = size["plots"] - size["none"]
-    yield f"| and want pictures | `pip install '.[plots]'` | matplotlib, Pillow: {pictures} MB |"
+    yield (
+        "| a CPU | `pip install .`; for pictures also `'.[plots]'` "
+        f"| NumPy, Numba, ...: {size['none']} MB; matplotlib, Pillow: {pictures} MB |"
+    )
     both = "`pip install '.[cuda13x]'` or `'.[cuda12x]'`"
     yield f"| an NVIDIA GPU with CUDA 13 or 12 | {both} | CuPy and CUDA: about {more:.0f} GB |"
 
