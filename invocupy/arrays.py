@@ -165,7 +165,8 @@ def to_device(array: Any, device: str) -> Any:
 
     Parameters
     ----------
-    array : NumPy or CuPy array, any shape and dtype
+    array : NumPy or CuPy array
+        Of any shape and dtype.
     device : str
         ``"cpu"``, ``"cuda"`` (the current GPU) or ``"cuda:i"``.
 

@@ -43,9 +43,14 @@ class CheckpointError(ValueError):
 def save(path: AnyPath, arrays: Mapping[str, Any], info: Mapping[str, Any]) -> None:
     """Write arrays and JSON to one file, atomically (:func:`write_atomically`).
 
-    The folder of ``path`` must exist. ``arrays`` are NumPy's, boolean, integer or floating up to
-    64 bits, in any layout and byte order; ``info`` is anything that JSON can hold, without NaN and
-    infinities.
+    Parameters
+    ----------
+    path
+        The file, in a folder that exists.
+    arrays
+        NumPy arrays by name: boolean, integer or floating up to 64 bits, in any layout.
+    info
+        Anything that JSON can hold, without NaN and infinities.
 
     Raises
     ------
@@ -123,6 +128,11 @@ def load(path: AnyPath) -> tuple[dict[str, Array], dict[str, Any]]:
 def is_own(header: Mapping[str, str]) -> bool:
     """Whether metadata of a safetensors file are those of :func:`save`, even if one is damaged.
 
+    Parameters
+    ----------
+    header
+        The metadata: names to text.
+
     >>> is_own({"format": "invocupz checkpoint 1", "sha256": "00", "info": "{}"})
     True
     """
@@ -133,7 +143,10 @@ def is_own(header: Mapping[str, str]) -> bool:
 def strict(value: Any) -> Any:
     """A copy of a value for strict JSON: NumPy's numbers as Python's, NaN and infinities as None.
 
-    Mappings, lists and tuples are copied, with all that they hold.
+    Parameters
+    ----------
+    value
+        Mappings, lists and tuples are copied, with all that they hold.
 
     >>> strict({"loss": float("nan"), "epoch": np.int64(3), "rates": (0.1, np.float32(0.5))})
     {'loss': None, 'epoch': 3, 'rates': [0.1, 0.5]}

@@ -15,6 +15,12 @@ def test_sections_are_those_of_the_signature() -> None:
 
         The rest is left out.
 
+        Parameters
+        ----------
+        factor, rest
+            One by which it is multiplied,
+            and others.
+
         >>> scaled(3)
         6.0
         """
@@ -22,7 +28,9 @@ def test_sections_are_those_of_the_signature() -> None:
 
     assert inspect.getdoc(scaled) == (
         "A number times a factor.\n\nThe rest is left out.\n\n"
-        "Parameters\n----------\nx : float\nfactor : float, default 2.0\nrest : Any\n\n"
+        "Parameters\n----------\nx : float\n    Of any shape.\nfactor : float, default 2.0\n"
+        "    One by which it is multiplied,\n    and others.\nrest : Any\n"
+        "    One by which it is multiplied,\n    and others.\n\n"
         "Returns\n-------\nfloat\n\n"
         "Examples\n--------\n>>> scaled(3)\n6.0"
     )
@@ -30,7 +38,7 @@ def test_sections_are_those_of_the_signature() -> None:
 
 def test_errors_stand_between_results_and_examples() -> None:
     @documented
-    def half(x: int) -> int:
+    def half(n: int) -> int:
         """Half of a number.
 
         Raises
@@ -41,11 +49,11 @@ def test_errors_stand_between_results_and_examples() -> None:
         >>> half(4)
         2
         """
-        return x // 2
+        return n // 2
 
     assert inspect.getdoc(half) == (
         "Half of a number.\n\n"
-        "Parameters\n----------\nx : int\n\n"
+        "Parameters\n----------\nn : int\n\n"
         "Returns\n-------\nint\n\n"
         "Raises\n------\nValueError\n    If it is odd.\n\n"
         "Examples\n--------\n>>> half(4)\n2"

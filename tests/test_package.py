@@ -12,6 +12,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -208,23 +209,53 @@ def test_version_is_one() -> None:
 PUBLIC = ["functional", "reference", *invocupy._SUBMODULES]
 
 
+def explained(item: Any) -> set[str]:
+    """The parameters that the section Parameters of a docstring explains."""
+    text = inspect.cleandoc(vars(item).get("__doc__") or item.__doc__ or "") + "\n\nEnd\n---"
+    section = re.search(r"^Parameters\n-+\n(.*?)\n\n\w+\n---", text, re.M | re.S)
+    rows = re.findall(r"^(\S[^\n]*)\n +\S", section[1], re.M) if section else []
+    return {name.strip(" *") for row in rows for name in row.partition(" : ")[0].split(",")}
+
+
+def test_a_parameter_without_an_explanation_is_found() -> None:
+    def function(x: int, y: int, *rest: int) -> None:
+        """Do nothing.
+
+        Parameters
+        ----------
+        x : int
+        y, *rest : int
+            Numbers.
+
+        >>> function(1, 2)
+        """
+
+    assert explained(function) == {"y", "rest"}
+    assert lacking(function) == ["an explanation of x"]
+
+
 def lacking(item: Any) -> list[str]:
     """What the docstring of a public class or function should have and has not."""
     text = inspect.getdoc(item)
-    if not text or inspect.isclass(item):
-        return [] if text else ["a docstring"]
-    # A sentence is enough for arithmetic, reductions and shapes, whose signatures say it all.
+    if not text:
+        return ["a docstring"]
     declared = OPS.get(item.__name__) if item.__module__ == "invocupy.functional" else None
     kind = declared.__module__.rpartition(".")[2] if declared else ""
-    plain = kind in ("elementwise", "reductions", "shapes") or item.__name__ == "matmul"
-    brief = plain and "Raises" not in text
-    names = [] if brief else inspect.signature(item).parameters
-    missing = [f"what {name} is" for name in names if not re.search(rf"\b{name}\b", text)]
+    # The fields of results, and the rows of config.json, are told where they are declared.
+    fields = inspect.isclass(item) and (
+        issubclass(item, (tuple, BaseException)) or (is_dataclass(item) and not hasattr(item, "to"))
+    )
+    made = not inspect.isclass(item) or "__init__" in vars(item)
+    names = inspect.signature(item).parameters if made and not fields else []
+    told = set().union(*(explained(cls) for cls in getattr(item, "__mro__", [item])))
+    missing = [f"an explanation of {n}" for n in names if n not in told and n[0] != "_"]
+    if inspect.isclass(item):
+        return missing
     wanted = [">>>"]
-    if names:
-        wanted.append("Parameters\n")
-        if inspect.signature(item).return_annotation not in (None, "None"):
-            wanted.append("Returns\n")
+    # The results of arithmetic, reductions and shapes are arrays.
+    plain = kind in ("elementwise", "reductions", "shapes") or item.__name__ == "matmul"
+    if names and not plain and inspect.signature(item).return_annotation not in (None, "None"):
+        wanted.append("Returns\n")
     return [*missing, *(part.strip() for part in wanted if part not in text)]
 
 

@@ -64,7 +64,7 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
             raise
 
     function.__module__ = "invocupy.functional"
-    shown = FunctionType(code, op.__globals__, op.__name__, op.__defaults__)
+    shown = FunctionType(code, op.__globals__, op.__name__, op.__defaults__, op.__closure__)
     shown.__kwdefaults__, shown.__annotations__ = op.__kwdefaults__, notes | {"return": "Array"}
     if several:
         signature, one = inspect.signature(shown), inspect.Parameter.POSITIONAL_OR_KEYWORD

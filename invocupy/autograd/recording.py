@@ -44,8 +44,8 @@ class no_grad:  # noqa: N801
 
     __slots__ = ()
 
-    def __init__(self, *function: Any) -> None:
-        if function:
+    def __init__(self, *_function: Any) -> None:
+        if _function:
             raise TypeError("no_grad takes no argument: write @no_grad() or `with no_grad():`")
 
     def __enter__(self) -> None:

@@ -186,6 +186,7 @@ def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
     Parameters
     ----------
     images : uint8 array (B, C, H, W)
+        The batch, which is not changed.
     random : float array (B, 8)
         Columns 0 and 1: row and column offset, ``floor(random * (2 * pad + 1))``.
     pad
@@ -221,6 +222,7 @@ def random_flip(images: Array, random: Array) -> Array:
     Parameters
     ----------
     images : uint8 array (B, C, H, W)
+        The batch, which is not changed.
     random : float array (B, 8)
         Column 2: mirrored below 0.5.
 
@@ -248,6 +250,7 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
     Parameters
     ----------
     images : uint8 array (B, C, H, W)
+        The batch, which is not changed.
     random : float array (B, 8)
         Columns 3 and 4: the centre, ``floor(random * (H, W))``.
     size

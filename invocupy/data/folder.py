@@ -26,7 +26,7 @@ _VERSION = 1  # of what is kept of the decoded images
 
 @documented
 def folder_listing(root: AnyPath) -> tuple[tuple[str, ...], int, int]:
-    """The names of the classes, the folders in ``root/train``, sorted; files to train and test on.
+    """The sorted class names, the folders in ``root/train``; numbers of training and test files.
 
     Raises
     ------
@@ -52,12 +52,20 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
     was decoded is kept in the cache folder, in ``folders``, with a digest and the names, sizes and
     times of the files: it is made anew if they have changed, and may be deleted at any time.
 
+    Parameters
+    ----------
+    train
+        True for ``root/train``, False for ``root/test``.
+    size
+        Height and width of the images.
+    skip_broken
+        Leave out files that are no whole images, in place of an error.
+
     Raises
     ------
     DataError
-        As :func:`folder_listing`; for files that are no whole images or smaller than ``size``.
-        With ``skip_broken`` those are named on standard error and left out, unless a class has no
-        other.
+        As :func:`folder_listing`; for files that are no whole images or smaller than ``size``. With
+        ``skip_broken`` these are named on standard error instead, unless a class has no other.
 
     >>> image_folder("no/such/folder", True, 32)
     Traceback (most recent call last):

@@ -31,7 +31,7 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     Parameters
     ----------
     path
-        Of any format that Pillow reads; of an animation the first frame.
+        A file of any format that Pillow reads; of an animation the first frame.
     size : int
         Side of the result, from 1.
 
@@ -54,7 +54,7 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     >>> read_image("no/such/file.png")
     Traceback (most recent call last):
     ...
-    invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...)
+    invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...): ...
     """
     size = integer("size", size, 1)
     pillow, ops = (require(f"PIL.{name}", "Pillow", "plots") for name in ("Image", "ImageOps"))
@@ -89,6 +89,7 @@ def image_size(path: AnyPath) -> tuple[int, int]:
     Parameters
     ----------
     path
+        The file.
 
     Returns
     -------
@@ -110,6 +111,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Parameters
     ----------
     image : uint8 array (3, H, W)
+        Red, green and blue.
 
     Returns
     -------

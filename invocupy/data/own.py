@@ -22,9 +22,13 @@ Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 def own_sets(data: Any) -> tuple[Images, Images]:
     """Checked arrays ``(train_images, train_labels, test_images, test_labels)``, as two pairs.
 
-    Images are uint8 (N, C, H, W), of any size and number of channels, the same in both; labels are
-    integers (N,), NumPy's or CuPy's. There are as many classes as the training labels say: one more
-    than the largest of them.
+    The number of classes is one more than the largest training label.
+
+    Parameters
+    ----------
+    data
+        Images are uint8 (N, C, H, W), with equal C, H and W in both sets; labels are integers (N,).
+        NumPy or CuPy arrays.
 
     Raises
     ------

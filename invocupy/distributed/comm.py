@@ -78,7 +78,10 @@ class Single(Comm):
 def share(count: int, comm: Comm) -> tuple[int, int]:
     """First and last of a rank's share ``range(first, last)`` of ``count`` things.
 
-    All shares differ by one at most; some may be empty.
+    Parameters
+    ----------
+    count
+        How many there are. Shares differ by one at most; some may be empty.
 
     >>> share(10, Single())
     (0, 10)
@@ -90,7 +93,12 @@ def share(count: int, comm: Comm) -> tuple[int, int]:
 def synchronise(model: nn.Module, comm: Comm | None) -> None:
     """Let the batch norms of a model, in training, see the batches of all ranks as one.
 
-    ``comm=None`` goes back to statistics of a rank's own share. Dropout gets the rank's number.
+    Dropout gets the rank's number.
+
+    Parameters
+    ----------
+    comm
+        The group of ranks; None restores statistics of each rank's own share.
 
     >>> from invocupy import nn
     >>> norm = nn.BatchNorm2d(3)
@@ -116,7 +124,12 @@ def contiguous(array: Any) -> Any:
 
 @documented
 def agree(comm: Comm, **values: Any) -> None:
-    """Raise LaunchError on all ranks unless all give the same values, which JSON can hold.
+    """Raise LaunchError on all ranks unless all give the same values.
+
+    Parameters
+    ----------
+    values
+        What JSON can hold, by the names for the message.
 
     >>> agree(Single(), lr=0.1)
     """

@@ -19,7 +19,12 @@ def start(timeout: float = 600.0) -> Comm:
     """The communicator of this process: :class:`MPI` under a launcher, else :class:`Single`.
 
     Each rank takes its share of the cores, unless the launcher has given it cores of its own or
-    ``INVOCUPY_NUM_THREADS`` is set. ``timeout`` (in seconds) and errors are those of :class:`MPI`.
+    ``INVOCUPY_NUM_THREADS`` is set. Errors are those of :class:`MPI`.
+
+    Parameters
+    ----------
+    timeout
+        Seconds that a rank waits for the others.
 
     >>> type(start()).__name__
     'Single'
@@ -46,9 +51,14 @@ def _share_cores(comm: MPI) -> None:
 def with_gpus(comm: Comm, device: str) -> Comm:
     """The communicator for arrays on a device: one of several ranks that use GPUs takes NCCL.
 
-    ``comm`` comes from :func:`start`, and is the result for a single process or ``"cpu"``. The GPU
-    of a rank is the one with the number of its ``local_rank``, or the only one that it sees.
-    ``device="auto"`` takes GPUs if each rank sees some; ``"cuda:i"`` is for a single process.
+    The GPU of a rank has the number of its ``local_rank``, or is the only one that it sees.
+
+    Parameters
+    ----------
+    comm
+        From :func:`start`; also the result for a single process or ``"cpu"``.
+    device
+        ``"auto"`` uses GPUs if each rank sees some; ``"cuda:i"`` is for a single process.
 
     Raises
     ------

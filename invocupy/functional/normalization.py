@@ -74,11 +74,14 @@ def batch_norm(
         Use the statistics of the batch itself (the variance is the biased one), and let the
         gradient flow through them.
     eps : float
+        Added to the variance.
     moments : (mean, var), optional
         :func:`batch_moments` of ``x``, where the caller has them already; with ``comm`` also the
         number of values a channel, of all ranks.
     residual : array or Tensor (N, C, *S), optional
+        Added to the result.
     relu : bool
+        Whether a ReLU follows.
     comm : communicator, optional
         In training the batch is that of all its ranks together, of which ``x`` is this one's
         share, perhaps an empty one: all ranks must call this, forward and backward.

@@ -45,6 +45,11 @@ def involution(
     Shapes, in 1 to 3 dimensions, options and errors are those for arrays, and unknown sizes are a
     ``ValueError``. The result has the promoted dtype.
 
+    Parameters
+    ----------
+    x, kernel, stride, padding, dilation
+        As in :func:`invocupy.involution`, dask arrays in place of arrays.
+
     Examples
     --------
     >>> import dask.array as da
@@ -57,7 +62,9 @@ def involution(
     """
     for name, array in {"x": x, "kernel": kernel}.items():
         if not isinstance(array, da.Array):
-            raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
+            raise TypeError(
+                f"{name} must be a dask array, got {type(array).__name__}: use dask.array.asarray"
+            )
         if any(n != n for n in array.shape):  # dask writes unknown sizes as NaN
             raise ValueError(f"{name} has unknown sizes {array.shape}: call compute_chunk_sizes()")
         if array.dtype.name not in FLOATS:

@@ -44,6 +44,11 @@ def involution(
     float16 and bfloat16 are computed in float32. The options are not traced: under ``jit`` close
     over them, or make them static.
 
+    Parameters
+    ----------
+    x, kernel, stride, padding, dilation
+        As in :func:`invocupy.involution`, arrays of JAX or NumPy.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp
@@ -55,7 +60,9 @@ def involution(
     """
     for name, array in {"x": x, "kernel": kernel}.items():
         if not isinstance(array, (jax.Array, np.ndarray)):
-            raise TypeError(f"{name} must be a JAX array, got {type(array).__name__}")
+            raise TypeError(
+                f"{name} must be a JAX array, got {type(array).__name__}: use jax.numpy.asarray"
+            )
         if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             raise TypeError(
                 f"{name} has dtype {jnp.result_type(array)}, but only floating dtypes work: "

@@ -53,6 +53,11 @@ def involution(
     Shapes, options and errors are those for arrays. The tensors are floating, dense and on one
     device; a mix of dtypes is promoted. The result is new and contiguous.
 
+    Parameters
+    ----------
+    x, kernel, stride, padding, dilation
+        As in :func:`invocupy.involution`, tensors in place of arrays.
+
     Examples
     --------
     >>> import torch
@@ -86,6 +91,11 @@ def fused_involution(
     """:func:`invocupy.fused_involution` of tensors: the generated kernel is never stored.
 
     As :func:`involution`, shapes and errors are those for arrays.
+
+    Parameters
+    ----------
+    x, features, span_weight, span_bias, kernel_size, stride, padding, dilation
+        As in :func:`invocupy.fused_involution`, tensors in place of arrays.
 
     Examples
     --------
@@ -160,10 +170,16 @@ class Involution(_Layer):
     ``Conv2d``, as in the article. With a stride the generator sees an average pool of x in ceil
     mode, so that odd sizes work.
 
-    The kernel size is odd, and padding keeps the size of the image. With ``fused`` the kernel is
-    made on the fly and never stored: less memory, and on a GPU a slower backward pass.
+    The kernel size is odd, and padding keeps the size of the image.
     :class:`Involution1d` and :class:`Involution3d` are the same layer for signals (N, C, W) and
     volumes (N, C, D, H, W); sizes are an integer or a tuple of one for each dimension.
+
+    Parameters
+    ----------
+    channels, kernel_size, reduction_ratio, channels_per_group, stride, dilation
+        As in :class:`invocupy.nn.Involution`.
+    fused : bool
+        Never store the generated kernel: less memory, and on a GPU a slower backward pass.
 
     Raises
     ------

@@ -149,6 +149,7 @@ class ResNet(Staged):
     block, depths : class, sequence of int
         BasicBlock or Bottleneck, and how many of them each stage has.
     num_classes, in_channels : int
+        Of the logits, and of the images.
     stem : "imagenet" or "cifar"
         A 7x7 convolution of stride 2 and a 3x3 max pool of stride 2, or, for small images, a 3x3
         convolution.
@@ -236,7 +237,12 @@ def of_depths(
     make.__name__ = make.__qualname__ = name
     make.__doc__ = f"""{kind}-{name[6:]}: {parameters:,} parameters for 1000 classes.
 
-    Arguments are those of :class:`{kind}`; ``model(x)`` gives logits.
+    ``model(x)`` returns logits.
+
+    Parameters
+    ----------
+    num_classes, in_channels, stem, fused, rng, stem_kernel_size
+        As in :class:`{kind}`.
 
     >>> from invocupy.models import {name}
     >>> sum(p.size for p in {name}().parameters())

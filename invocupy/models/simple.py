@@ -35,6 +35,7 @@ class SimpleBlock(nn.Module):
         with scale 0 in the last norm: with y = x. That norm is named ``signed_norm`` instead of
         ``project_norm``, so that weights of one kind of block do not fit the other.
     rng : numpy.random.Generator, optional
+        Draws the initial weights.
     recompute : bool
         Where the block is one operator, compute its wide part again for the gradients, or store it
         in training: less time and more memory. An attribute, to be changed at any time; results
@@ -165,8 +166,8 @@ class SimpleModel(nn.Module):
 
     Parameters
     ----------
-    height, width : int
-        Of the images, in pixels; ``in_channels`` are their channels.
+    height, width, in_channels : int
+        Of the images.
     hidden_channels, num_layers, num_classes : int
         ``num_layers`` blocks, of ``hidden_channels`` inside: a multiple of 16.
     head_relu : bool

@@ -59,6 +59,7 @@ class SmallNet(Series):
     Parameters
     ----------
     spatial : "involution", "convolution" or "depthwise"
+        The kind of the spatial layers.
     width : int
         Channels of the first stage: a multiple of 32 with involutions, since the stem has half as
         many, and 16 share a kernel.

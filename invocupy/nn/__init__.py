@@ -12,9 +12,6 @@ from invocupy.nn.involution import (
     Involution3d,
 )
 from invocupy.nn.layers import (
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -23,17 +20,22 @@ from invocupy.nn.layers import (
     Conv3d,
     CrossEntropyLoss,
     Flatten,
-    GlobalAvgPool2d,
     Identity,
     Linear,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
     ReLU,
     Softmax,
 )
 from invocupy.nn.module import Input, Module, keep_modes
 from invocupy.nn.parameter import Buffer, Parameter
+from invocupy.nn.pooling import (
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    GlobalAvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+)
 
 __all__ = [
     "AvgPool1d", "AvgPool2d", "AvgPool3d", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Buffer",

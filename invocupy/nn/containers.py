@@ -20,6 +20,7 @@ class ModuleList(Module, MutableSequence[Module]):
     Parameters
     ----------
     modules : iterable of Module
+        The members.
 
     Raises
     ------
@@ -107,6 +108,7 @@ class Sequential(ModuleList):
     Parameters
     ----------
     *modules : Module
+        The first gets the input.
 
     Raises
     ------

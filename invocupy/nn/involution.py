@@ -11,7 +11,7 @@ from invocupy import arrays
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor, is_recording
 from invocupy.geometry import IntOrTuple, integer, per_axis
-from invocupy.nn import layers
+from invocupy.nn import layers, pooling
 from invocupy.nn.misfit import Takes
 from invocupy.nn.module import Input, Module
 
@@ -19,11 +19,11 @@ FusedOption = bool | Literal["auto"]
 
 _LARGE_KERNEL = 2**24  # elements; from there on the stored kernel leaves the caches
 _NARROW = {False: 64, True: 32}  # features up to which the CPU fuses, without and with gradients
-_Layers: TypeAlias = tuple[type[layers.AvgPool2d], type[layers.BatchNorm2d], type[layers.Conv2d]]
+_Layers: TypeAlias = tuple[type[pooling.AvgPool2d], type[layers.BatchNorm2d], type[layers.Conv2d]]
 _LAYERS: dict[int, _Layers] = {
-    1: (layers.AvgPool1d, layers.BatchNorm1d, layers.Conv1d),
-    2: (layers.AvgPool2d, layers.BatchNorm2d, layers.Conv2d),
-    3: (layers.AvgPool3d, layers.BatchNorm3d, layers.Conv3d),
+    1: (pooling.AvgPool1d, layers.BatchNorm1d, layers.Conv1d),
+    2: (pooling.AvgPool2d, layers.BatchNorm2d, layers.Conv2d),
+    3: (pooling.AvgPool3d, layers.BatchNorm3d, layers.Conv3d),
 }
 
 
@@ -47,6 +47,7 @@ class Involution(Module):
         Whether ``span`` and involution run as one, which never stores the kernel; ``"auto"``
         takes it where it is faster or the kernel would be large.
     rng : numpy.random.Generator, optional
+        Draws the initial weights.
 
     Raises
     ------

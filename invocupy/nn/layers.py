@@ -52,7 +52,13 @@ class Flatten(Module):
 
 @dataclass(eq=False, repr=False)
 class Softmax(Module):
-    """Softmax along ``axis``."""
+    """Softmax along ``axis``.
+
+    Parameters
+    ----------
+    axis : int
+        The axis of the classes.
+    """
 
     axis: int = 1
 
@@ -61,73 +67,14 @@ class Softmax(Module):
         return F.softmax(x, self.axis)
 
 
-@dataclass(eq=False, repr=False)
-class MaxPool2d(Module):
-    """:func:`invocupy.functional.max_pool2d`."""
-
-    dims: ClassVar[int] = 2
-    kernel_size: IntOrTuple
-    stride: IntOrTuple | None = None
-    padding: IntOrTuple = 0
-
-    def forward(self, x: Input) -> Any:
-        """(N, C, *S) to (N, C, *O)."""
-        pool = getattr(F, f"max_pool{self.dims}d")
-        return pool(x, self.kernel_size, self.stride, self.padding)
-
-
-class MaxPool1d(MaxPool2d):
-    """:func:`invocupy.functional.max_pool1d`."""
-
-    dims = 1
-
-
-class MaxPool3d(MaxPool2d):
-    """:func:`invocupy.functional.max_pool3d`."""
-
-    dims = 3
-
-
-@dataclass(eq=False, repr=False)
-class AvgPool2d(Module):
-    """:func:`invocupy.functional.avg_pool2d`."""
-
-    dims: ClassVar[int] = 2
-    kernel_size: IntOrTuple
-    stride: IntOrTuple | None = None
-    padding: IntOrTuple = 0
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-
-    def forward(self, x: Input) -> Any:
-        """(N, C, *S) to (N, C, *O)."""
-        options = {"ceil_mode": self.ceil_mode, "count_include_pad": self.count_include_pad}
-        pool = getattr(F, f"avg_pool{self.dims}d")
-        return pool(x, self.kernel_size, self.stride, self.padding, **options)
-
-
-class AvgPool1d(AvgPool2d):
-    """:func:`invocupy.functional.avg_pool1d`."""
-
-    dims = 1
-
-
-class AvgPool3d(AvgPool2d):
-    """:func:`invocupy.functional.avg_pool3d`."""
-
-    dims = 3
-
-
-class GlobalAvgPool2d(Module):
-    """The mean of each channel's image."""
-
-    def forward(self, x: Input) -> Any:
-        """(N, C, H, W) to (N, C)."""
-        return F.mean(x, axis=(2, 3))
-
-
 class CrossEntropyLoss(Module):
-    """:func:`invocupy.functional.cross_entropy` with these options; ``weight`` is a buffer."""
+    """:func:`invocupy.functional.cross_entropy` with these options.
+
+    Parameters
+    ----------
+    label_smoothing, weight, ignore_index, reduction
+        As there; ``weight`` is a buffer.
+    """
 
     def __init__(
         self, label_smoothing: float = 0.0, *, weight: Array | None = None,
@@ -155,7 +102,16 @@ def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: in
 
 
 class Linear(Module):
-    """``x @ weight.T + bias``, both drawn from ``rng``, uniform in ±1/sqrt(in_features).
+    """``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        The lengths of the vectors.
+    bias : bool
+        Whether there is a bias; else it is None.
+    rng : numpy.random.Generator, optional
+        Draws weight and bias, uniform in ±1/sqrt(in_features).
 
     Raises
     ------
@@ -193,7 +149,18 @@ class Linear(Module):
 class Conv2d(Module):
     """:func:`invocupy.functional.conv2d` by weights and biases of its own.
 
-    Both are drawn from ``rng``, uniform in ±1/sqrt(in_channels/groups*taps).
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and O.
+    kernel_size : int or tuple
+        K; a tuple has an integer for each spatial axis.
+    stride, padding, dilation, groups
+        As in :func:`invocupy.functional.conv2d`.
+    bias : bool
+        Whether there is a bias; else it is None.
+    rng : numpy.random.Generator, optional
+        Draws weight and bias, uniform in ±1/sqrt(in_channels/groups*taps).
 
     Raises
     ------

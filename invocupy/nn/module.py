@@ -335,6 +335,7 @@ def keep_modes(model: Module) -> Iterator[None]:
     Parameters
     ----------
     model : Module
+        With all modules below it.
 
     Returns
     -------

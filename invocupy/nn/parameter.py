@@ -11,6 +11,11 @@ from invocupy.autograd import Tensor
 class Parameter(Tensor):
     """A trainable Tensor of a module: always a leaf that requires a gradient.
 
+    Parameters
+    ----------
+    data : array_like, floating
+        The initial value.
+
     Examples
     --------
     >>> import numpy as np
@@ -31,6 +36,7 @@ class Buffer:
     Parameters
     ----------
     data : array
+        The value.
     least : float, optional
         The smallest value that ``load_state_dict`` accepts; NaN is then refused, too.
     """

@@ -43,6 +43,7 @@ def local_self_attention(
     Parameters
     ----------
     query, key : array or Tensor (N, heads*D, H, W), float
+        A vector of D values for each head and pixel.
     value : array or Tensor (N, C, H, W), float
         ``heads`` divides C; channel c uses head ``c // (C // heads)``.
     positions : array or Tensor (heads, Kh, Kw, D), optional
@@ -50,7 +51,9 @@ def local_self_attention(
     kernel_size : int or pair
         Odd: the neighbours.
     heads : int
+        The number of heads.
     dilation : int or pair
+        Steps between neighbours.
 
     Returns
     -------
@@ -132,9 +135,11 @@ def self_attention(query: Array, key: Array, value: Array, *, heads: int = 1) ->
     Parameters
     ----------
     query, key : array or Tensor (N, heads*D, H, W), float
+        A vector of D values for each head and pixel.
     value : array or Tensor (N, C, H, W), float
         ``heads`` divides C.
     heads : int
+        The number of heads.
 
     Returns
     -------

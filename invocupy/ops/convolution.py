@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -13,7 +14,7 @@ from invocupy.backends.windows import Window, pad, unpad, windows
 from invocupy.geometry import NAMES, IntOrTuple, Padding, Shape, integer, padding_per_axis, per_axis
 from invocupy.messages import layout_hint
 from invocupy.ops.call import Call, given, vjp_of
-from invocupy.ops.declaration import Result, op
+from invocupy.ops.declaration import Result, in_dimensions, op
 from invocupy.ops.elementwise import unbroadcast
 from invocupy.ops.memo import along, each
 from invocupy.ops.reductions import total
@@ -47,8 +48,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     Parameters
     ----------
     x : array or Tensor (N, I), float
+        A vector of features for each sample.
     weight : array or Tensor (O, I), float
+        A row for each output.
     bias : array or Tensor (O,), optional
+        Added to each output.
 
     Returns
     -------
@@ -115,34 +119,48 @@ def _check_bias(bias: Array | None, weight: Array) -> None:
         )
 
 
-@op()
-def conv2d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: IntOrTuple = 1,
-    padding: Padding = 0,
-    dilation: IntOrTuple = 1,
-    groups: int = 1,
-) -> Result:
-    """2-D convolution (a correlation, as in every network library).
+def _conv(dims: int) -> Callable[..., Result]:
+    def conv(
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
+        *,
+        stride: IntOrTuple = 1,
+        padding: Padding = 0,
+        dilation: IntOrTuple = 1,
+        groups: int = 1,
+    ) -> Result:
+        return _convolution(dims, x, weight, bias, stride, padding, dilation, groups)
 
-    ``out[n,o,i,j] = bias[o] + sum_{c,u,v} weight[o,c,u,v] * x[n,c, i*sh+u*dh-ph, j*sw+v*dw-pw]``,
-    c over the channels of the group of o.
+    first = [float(n * 2 ** (dims - 1)) for n in (4, 6, 4)]
+    return in_dimensions(conv, dims, _DOC + f"{first}\n    ")
+
+
+_DOC = """<dims>-D convolution (a correlation, as in every network library).
+
+    ``out[n,o,i] = bias[o] + sum_{c,u} weight[o,c,u] * x[n, c, i*stride + u*dilation - padding]``,
+    c over the channels of the group of o. A position i and a tap u have an index for each axis.
+    In three dimensions a kernel larger than 1x1x1 copies the planes that each output sees, Kd times
+    the size of ``x``.
 
     Parameters
     ----------
-    x : array or Tensor (N, C, H, W), float
-    weight : array or Tensor (O, C/groups, Kh, Kw), float
+    x : array or Tensor (N, C, <image>), float
+        Zero outside, up to the padding.
+    weight : array or Tensor (O, C/groups, <kernel>), float
+        One kernel for each output channel.
     bias : array or Tensor (O,), optional
-    stride, dilation : int or pair
-    padding : int, pair, "same" or "valid"
+        Added to each output channel.
+    stride, dilation : int or tuple
+        Steps between outputs, and between the taps of a kernel; a tuple has one for each axis.
+    padding : int, tuple, "same" or "valid"
+        Zeros on each side; "same" is ``dilation*(K-1)//2``, for odd K, and "valid" is 0.
     groups : int
+        Parts of the channels that are convolved apart: a divisor of C and O.
 
     Returns
     -------
-    array or Tensor (N, O, Ho, Wo)
+    array or Tensor (N, O, <out>)
 
     Raises
     ------
@@ -151,90 +169,10 @@ def conv2d(
     ValueError
         For shapes or options that do not fit together.
 
-    >>> F.conv2d(np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3)), padding=1)[0, 0]
-    array([[ 8., 12.,  8.],
-           [12., 18., 12.],
-           [ 8., 12.,  8.]])
+    >>> x, weight = np.ones((1, 2) + (3,) * <dims>), np.ones((1, 2) + (3,) * <dims>)
+    >>> F.conv<dims>d(x, weight, padding=1).ravel()[:3].tolist()
     """
-    return _convolution(2, x, weight, bias, stride, padding, dilation, groups)
-
-
-@op()
-def conv1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: IntOrTuple = 1,
-    padding: Padding = 0,
-    dilation: IntOrTuple = 1,
-    groups: int = 1,
-) -> Result:
-    """1-D convolution: :func:`conv2d` along one axis, by the same code.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, W), float
-    weight : array or Tensor (O, C/groups, Kw), float
-    bias : array or Tensor (O,), optional
-    stride, padding, dilation, groups
-        As in :func:`conv2d`; a tuple has one integer.
-
-    Returns
-    -------
-    array or Tensor (N, O, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`conv2d`.
-
-    >>> F.conv1d(np.ones((1, 2, 4)), np.ones((1, 2, 3)), padding=1)
-    array([[[4., 6., 6., 4.]]])
-    """
-    return _convolution(1, x, weight, bias, stride, padding, dilation, groups)
-
-
-@op()
-def conv3d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: IntOrTuple = 1,
-    padding: Padding = 0,
-    dilation: IntOrTuple = 1,
-    groups: int = 1,
-) -> Result:
-    """3-D convolution: :func:`conv2d` with a further axis, the first.
-
-    A 1x1x1 kernel is a matrix product over the channels of all voxels. A larger one is a 2-D
-    convolution whose channels are the Kd planes that an output sees, which are copied: it holds Kd
-    times the size of ``x``.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, D, H, W), float
-    weight : array or Tensor (O, C/groups, Kd, Kh, Kw), float
-    bias : array or Tensor (O,), optional
-    stride, padding, dilation, groups
-        As in :func:`conv2d`; a tuple has three integers.
-
-    Returns
-    -------
-    array or Tensor (N, O, Do, Ho, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`conv2d`.
-
-    >>> F.conv3d(np.ones((1, 2, 3, 3, 3)), np.ones((4, 2, 3, 3, 3)), padding=1)[0, 0, 1]
-    array([[24., 36., 24.],
-           [36., 54., 36.],
-           [24., 36., 24.]])
-    """
-    return _convolution(3, x, weight, bias, stride, padding, dilation, groups)
+conv1d, conv2d, conv3d = map(_conv, (1, 2, 3))
 
 
 def _convolution(

@@ -27,6 +27,7 @@ def dropout(
     Parameters
     ----------
     x : array or Tensor, float
+        Of any shape.
     p : float
         In [0, 1], the probability of 0.
     training : bool

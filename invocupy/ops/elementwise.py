@@ -157,6 +157,7 @@ def clip(
     Parameters
     ----------
     x : array or Tensor
+        Of any shape.
     min, max : array, Tensor or number, optional
         At least one. In arrays, ``max`` wins where ``min`` is larger.
 
@@ -198,7 +199,9 @@ def where(condition: Array, x: Array, y: Array) -> Result:
     Parameters
     ----------
     condition : bool array or Tensor
+        Which of the two.
     x, y : array, Tensor or number
+        Shapes are broadcast.
 
     Returns
     -------

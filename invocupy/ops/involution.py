@@ -98,9 +98,7 @@ def involution_backward(
     ----------
     grad_out : array (N, C, *O), float
         Gradient of the result.
-    x : array (N, C, *S), float
-    kernel : array (N, G, *K, *O), float
-    stride, padding, dilation
+    x, kernel, stride, padding, dilation
         As in :func:`invocupy.involution`.
 
     Returns
@@ -162,12 +160,15 @@ def fused_involution(
     Parameters
     ----------
     x : array or Tensor (N, C, *S), float
+        As in :func:`involution`.
     features : array or Tensor (N, F, *O), float
         What the kernel is made from, F values for each output pixel.
     span_weight : array or Tensor (G*T, F), float
         Row ``g*T + t`` makes tap t of group g; of an image, (u, v) is tap ``t = u*Kw + v``.
     span_bias : array or Tensor (G*T,), float, optional
+        Added to each tap.
     kernel_size : int or tuple
+        K; a tuple has an integer for each spatial axis.
     stride, padding, dilation, out
         As in :func:`involution`.
 

@@ -25,7 +25,9 @@ def softmax(x: Array, axis: int = -1) -> Result:
     Parameters
     ----------
     x : array or Tensor, float
+        Of any shape.
     axis : int
+        The axis of the classes.
 
     Returns
     -------
@@ -101,6 +103,7 @@ def cross_entropy(
     Parameters
     ----------
     logits : array or Tensor (N, K, *S), float
+        A score for each class.
     labels : array or Tensor
         Integers (N, *S) in [0, K); checked for NumPy arrays, not for CuPy's (that would wait for
         the GPU). Or soft labels: floats of the shape of ``logits``, the share of each class, which

@@ -14,131 +14,73 @@ from invocupy.backends.windows import Window, within
 from invocupy.geometry import NAMES, IntOrTuple, Shape, per_axis
 from invocupy.messages import layout_hint
 from invocupy.ops.call import Call
-from invocupy.ops.declaration import Result, op
+from invocupy.ops.declaration import Result, in_dimensions
 from invocupy.ops.windows import out_size, reshaped
 
 
-@op()
-def max_pool2d(
-    x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None = None, padding: IntOrTuple = 0
-) -> Result:
-    """The largest value of each window; padding never wins, the first of equal values does.
+def _max_pools(dims: int) -> Callable[..., Result]:
+    def max_pool(
+        x: Array,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple | None = None,
+        padding: IntOrTuple = 0,
+    ) -> Result:
+        window = _window(dims, x, kernel_size, stride, padding)
+        return _pooled(_planar_max, x, window, out_size(x.shape[2:], *window, (1,) * dims))
 
-    Parameters
-    ----------
-    x : array or Tensor (N, C, H, W), float
-    kernel_size : int or pair
-    stride : int or pair, optional
-        ``kernel_size`` by default.
-    padding : int or pair
-        At most half of ``kernel_size``.
-
-    Returns
-    -------
-    array or Tensor (N, C, Ho, Wo)
-
-    Raises
-    ------
-    TypeError
-        For arguments that are no arrays of a floating dtype.
-    ValueError
-        For shapes or options that do not fit together.
-
-    >>> F.max_pool2d(np.arange(16.0).reshape(1, 1, 4, 4), 2)[0, 0]
-    array([[ 5.,  7.],
-           [13., 15.]])
+    example = """>>> x = np.arange(4.0**<dims>).reshape((1, 1) + (4,) * <dims>)
+    >>> F.max_pool<dims>d(x, 2).ravel()[:2].tolist()
     """
-    return _max_pool(2, x, kernel_size, stride, padding)
+    first = [float(sum(4**axis for axis in range(dims)) + step) for step in (0, 2)]
+    head = "The largest value of each window; padding never wins, the first of equal values does."
+    return in_dimensions(max_pool, dims, head + _PARAMETERS + _REST + f"{example}{first}\n    ")
 
 
-@op()
-def max_pool1d(
-    x: Array,
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: IntOrTuple = 0,
-) -> Result:
-    """The largest value of each window along one axis, as :func:`max_pool2d`.
+def _avg_pools(dims: int) -> Callable[..., Result]:
+    def avg_pool(
+        x: Array,
+        kernel_size: IntOrTuple,
+        stride: IntOrTuple | None = None,
+        padding: IntOrTuple = 0,
+        *,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> Result:
+        window = _window(dims, x, kernel_size, stride, padding)
+        out = out_size(x.shape[2:], *window, (1,) * dims, ceil_mode)
+        return _pooled(partial(_planar_avg, count_include_pad), x, window, out)
 
-    Parameters
-    ----------
-    x : array or Tensor (N, C, W), float
-    kernel_size, stride, padding
-        As in :func:`max_pool2d`; a tuple has one integer.
-
-    Returns
-    -------
-    array or Tensor (N, C, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`max_pool2d`.
-
-    >>> F.max_pool1d(np.arange(6.0).reshape(1, 1, 6), 2)
-    array([[[1., 3., 5.]]])
-    """
-    return _max_pool(1, x, kernel_size, stride, padding)
-
-
-@op()
-def max_pool3d(
-    x: Array,
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: IntOrTuple = 0,
-) -> Result:
-    """The largest value of each window in three dimensions, as :func:`max_pool2d`.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, D, H, W), float
-    kernel_size, stride, padding
-        As in :func:`max_pool2d`; a tuple has three integers.
-
-    Returns
-    -------
-    array or Tensor (N, C, Do, Ho, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`max_pool2d`.
-
-    >>> F.max_pool3d(np.arange(16.0).reshape(1, 1, 2, 2, 4), 2)
-    array([[[[[13., 15.]]]]])
-    """
-    return _max_pool(3, x, kernel_size, stride, padding)
-
-
-@op()
-def avg_pool2d(
-    x: Array,
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: IntOrTuple = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Result:
-    """The mean of each window.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, H, W), float
-    kernel_size : int or pair
-    stride : int or pair, optional
-        ``kernel_size`` by default.
-    padding : int or pair
-        At most half of ``kernel_size``.
+    options = """
     ceil_mode : bool
         Also take the last, partial window of an axis; only its valid pixels count.
     count_include_pad : bool
-        Whether the padding's zeros count in the mean.
+        Whether the padding's zeros count in the mean."""
+    example = """>>> x = np.arange(3.0**<dims>).reshape((1, 1) + (3,) * <dims>)
+    >>> F.avg_pool<dims>d(x, 2, ceil_mode=True).ravel()[:2].tolist()
+    """
+    corner = sum(3**axis for axis in range(dims)) / 2
+    doc = "The mean of each window." + _PARAMETERS + options + _REST
+    first = [corner, corner + 1.5]
+    return in_dimensions(avg_pool, dims, f"{doc}{example}{first}\n    ")
+
+
+_PARAMETERS = """
+
+    Parameters
+    ----------
+    x : array or Tensor (N, C, <image>), float
+        Each channel is pooled by itself.
+    kernel_size : int or tuple
+        The window; a tuple has one size for each axis.
+    stride : int or tuple, optional
+        Steps between windows; ``kernel_size`` by default.
+    padding : int or tuple
+        On each side, at most half of ``kernel_size``."""
+_REST = """
 
     Returns
     -------
-    array or Tensor (N, C, Ho, Wo)
+    array or Tensor (N, C, <out>)
 
     Raises
     ------
@@ -147,84 +89,7 @@ def avg_pool2d(
     ValueError
         For shapes or options that do not fit together.
 
-    >>> F.avg_pool2d(np.arange(9.0).reshape(1, 1, 3, 3), 2, ceil_mode=True)[0, 0]
-    array([[2. , 3.5],
-           [6.5, 8. ]])
     """
-    return _avg_pool(2, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
-
-
-@op()
-def avg_pool1d(
-    x: Array,
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: IntOrTuple = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Result:
-    """The mean of each window along one axis, as :func:`avg_pool2d`.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, W), float
-    kernel_size, stride, padding, ceil_mode, count_include_pad
-        As in :func:`avg_pool2d`; a tuple has one integer.
-
-    Returns
-    -------
-    array or Tensor (N, C, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`avg_pool2d`.
-
-    >>> F.avg_pool1d(np.arange(5.0).reshape(1, 1, 5), 2, ceil_mode=True)
-    array([[[0.5, 2.5, 4. ]]])
-    """
-    return _avg_pool(1, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
-
-
-@op()
-def avg_pool3d(
-    x: Array,
-    kernel_size: IntOrTuple,
-    stride: IntOrTuple | None = None,
-    padding: IntOrTuple = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Result:
-    """The mean of each window in three dimensions, as :func:`avg_pool2d`.
-
-    Parameters
-    ----------
-    x : array or Tensor (N, C, D, H, W), float
-    kernel_size, stride, padding, ceil_mode, count_include_pad
-        As in :func:`avg_pool2d`; a tuple has three integers.
-
-    Returns
-    -------
-    array or Tensor (N, C, Do, Ho, Wo)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`avg_pool2d`.
-
-    >>> F.avg_pool3d(np.arange(16.0).reshape(1, 1, 2, 2, 4), 2)
-    array([[[[[6.5, 8.5]]]]])
-    """
-    return _avg_pool(3, x, kernel_size, stride, padding, ceil_mode, count_include_pad)
-
-
-def _max_pool(
-    dims: int, x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple
-) -> Result:
-    window = _window(dims, x, kernel_size, stride, padding)
-    return _pooled(_planar_max, x, window, out_size(x.shape[2:], *window, (1,) * dims))
 
 
 def _planar_max(x: Array, window: Window, out: Shape) -> Result:
@@ -240,15 +105,6 @@ def _planar_max(x: Array, window: Window, out: Shape) -> Result:
         return call.gradient("max_pool_grad", grad, (), (winner, window), x)
 
     return value.astype(call.dtype, copy=False), (vjp,)
-
-
-def _avg_pool(
-    dims: int, x: Array, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple,
-    ceil_mode: bool, count_include_pad: bool,
-) -> Result:  # fmt: skip
-    window = _window(dims, x, kernel_size, stride, padding)
-    out = out_size(x.shape[2:], *window, (1,) * dims, ceil_mode)
-    return _pooled(partial(_planar_avg, count_include_pad), x, window, out)
 
 
 def _planar_avg(count_include_pad: bool, x: Array, given: Window, out: Shape) -> Result:
@@ -313,3 +169,7 @@ def _window(
     if any(2 * p > k for p, k in zip(pads, size, strict=True)):
         raise ValueError(f"padding must be at most half of kernel_size, got {pads} for {size}")
     return size, size if stride is None else per_axis("stride", stride, 1, dims), pads
+
+
+max_pool1d, max_pool2d, max_pool3d = map(_max_pools, (1, 2, 3))
+avg_pool1d, avg_pool2d, avg_pool3d = map(_avg_pools, (1, 2, 3))

@@ -49,6 +49,13 @@ def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Result:
 def concatenate(*parts: Array, axis: int = 0) -> Result:
     """The arrays or Tensors joined along ``axis``.
 
+    Parameters
+    ----------
+    parts : sequence of array or Tensor
+        One or more, of equal shapes but for ``axis``.
+    axis : int
+        The axis along which they are joined.
+
     >>> F.concatenate([np.zeros((1, 2)), np.ones((1, 2))]).shape
     (2, 2)
     """

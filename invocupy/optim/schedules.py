@@ -27,8 +27,13 @@ def step_decay(
 ) -> float:
     """A factor that is multiplied by ``factor`` at each milestone.
 
-    Milestones are shares of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385,
-    section 4.2 (to the rounding of its epochs).
+    Parameters
+    ----------
+    milestones
+        Fractions of the run, in [0, 1]; the default is that of He et al., arXiv 1512.03385, section
+        4.2 (up to the rounding of its epochs).
+    factor
+        What each milestone multiplies the rate by.
 
     >>> [round(step_decay(step, 4), 3) for step in range(4)]
     [1.0, 1.0, 0.1, 0.01]
@@ -48,9 +53,14 @@ def cosine(step: int, total: int) -> float:
 
 @documented
 def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> float:
-    """A factor that rises from ``start`` to 1 in a share ``rise`` of the run, then falls to 0.
+    """A factor that rises from ``start`` to 1, then falls to 0, both along half a cosine.
 
-    Both ways along half a cosine.
+    Parameters
+    ----------
+    rise
+        The fraction of the run in which it rises.
+    start
+        The first factor.
 
     >>> [round(one_cycle(step, 10), 2) for step in (0, 3, 10)]
     [0.04, 1.0, 0.0]
@@ -66,7 +76,12 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
 def warm_up(schedule: Callable[[int, int], float], step: int, total: int, warmup: int) -> float:
     """A schedule after ``warmup`` steps in which the factor rises linearly to its first value.
 
-    ``schedule`` is any of this module; it gets the steps after the warm-up.
+    Parameters
+    ----------
+    schedule
+        Any schedule of this module; it gets the steps after the warm-up.
+    warmup
+        The number of warm-up steps.
 
     >>> [round(warm_up(cosine, step, 6, 2), 2) for step in range(6)]
     [0.5, 1.0, 1.0, 0.85, 0.5, 0.15]

@@ -27,8 +27,9 @@ class Group:
     Parameters
     ----------
     params : iterable of Parameter
-    lr, momentum, weight_decay : float, optional
-    nesterov, decay_biases : bool, optional
+        The parameters of the group.
+    lr, momentum, weight_decay, nesterov, decay_biases : optional
+        As in :class:`SGD`.
 
     Raises
     ------
@@ -336,6 +337,13 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before, a
     float64 array () on the device of the parameters: nothing waits for a GPU. It is 0 if there is
     no gradient.
+
+    Parameters
+    ----------
+    params
+        The parameters; those without a gradient are skipped.
+    limit
+        A finite number above 0.
 
     Raises
     ------

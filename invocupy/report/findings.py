@@ -81,6 +81,7 @@ def gather(
     folder
         Of the run.
     which : "best" or "last"
+        The checkpoint.
     involutions : sequence of int, optional
         Layers to map, counted from 0; by default up to four, evenly over the depth.
     device, data_dir

@@ -117,6 +117,7 @@ def options(geometry: Geometry) -> dict[str, Shape]:
     Parameters
     ----------
     geometry : Geometry
+        From :func:`geometries`.
 
     Returns
     -------
@@ -146,7 +147,9 @@ def arrays(
     Parameters
     ----------
     shape : tuple of int
+        The sizes.
     dtypes : sequence of dtypes
+        One is drawn.
     layouts : sequence of str, optional
         Names for :func:`lay_out`; by default all that the library has.
     values : str

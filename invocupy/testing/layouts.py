@@ -19,6 +19,7 @@ def lay_out(array: Array, layout: str) -> Array:
     Parameters
     ----------
     array : array of one or more dimensions, floating
+        Not changed.
     layout : str
         ``"C"``, ``"Fortran"``, ``"negative strides"`` (all axes), ``"zero strides"`` (the last
         axis: its first element stands for all, the one layout that changes values), ``"sliced"``

@@ -210,8 +210,8 @@ if Config.__doc__:  # python -OO has none
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that a TOML file, or the ``config.json`` of a run, names.
 
-    They are for ``Config(**settings)``. The file at ``path`` has one key for each, named as in
-    :class:`Config`; a hyphen may stand for an underscore.
+    They are for ``Config(**settings)``. The file has one key for each, named as in :class:`Config`;
+    a hyphen may stand for an underscore.
 
     Raises
     ------

@@ -40,6 +40,7 @@ def evaluate(
     images : uint8 array (N, C, H, W)
         NumPy, or CuPy on the device of the model.
     labels : integer array (N,)
+        The class of each image.
     mean, std
         One number a channel, as in :class:`invocupy.data.Batches`.
     batch_size
@@ -101,8 +102,13 @@ def predict(
 ) -> NDArray[np.float64]:  # fmt: skip
     """Class probabilities (N, K) of images, in evaluation mode.
 
-    They are the softmax of the logits, in float64, as a NumPy array. Parameters and errors are
-    those of :func:`evaluate`.
+    They are the softmax of the logits, in float64, as a NumPy array. Errors are those of
+    :func:`evaluate`.
+
+    Parameters
+    ----------
+    model, images, mean, std, batch_size, progress
+        As in :func:`evaluate`.
 
     >>> from invocupy.data import SHAPES10_MEAN, SHAPES10_STD, shapes10
     >>> from invocupy.models import SimpleModel

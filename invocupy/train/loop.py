@@ -57,6 +57,7 @@ def fit(
     Parameters
     ----------
     config : Config
+        The settings.
     out : path, optional
         The run's folder, made if need be; without it nothing is written. It gets ``config.json``,
         ``machine.json`` (versions and devices), ``metrics.jsonl`` (a line an epoch),

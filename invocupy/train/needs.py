@@ -48,9 +48,7 @@ class Needs(NamedTuple):
 
 @documented
 def estimate(config: Config, model: nn.Module, about: About | None = None) -> Needs:
-    """What a run needs; the model, on its device, is not changed.
-
-    ``about`` describes its images, where they are not those that ``config`` names.
+    """The memory that a run needs; the model, on its device, is not changed.
 
     >>> from invocupy.train import build
     >>> config = Config(batch_size=1000, device="cpu")
@@ -75,10 +73,16 @@ def estimate(config: Config, model: nn.Module, about: About | None = None) -> Ne
 
 @documented
 def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -> None:
-    """Refuse a run that does not fit: ConfigError, naming the parts of a batch that would.
+    """Refuse a run that does not fit: ConfigError, naming a batch size that would.
 
-    ``needs`` come from :func:`estimate`; ``available`` are bytes, as from :func:`free_memory`, of
-    one of the ``ranks`` over which each batch is cut.
+    Parameters
+    ----------
+    needs
+        From :func:`estimate`.
+    available
+        Bytes on each rank, as from :func:`free_memory`.
+    ranks
+        How many processes share a batch.
 
     >>> needs = Needs(StepMemory(((10 << 20, 1 << 20),)), StepMemory(((0, 0),)), 0, 1000, 250, 0)
     >>> check_memory(Config(batch_size=100), needs, 60 << 20)
@@ -111,7 +115,7 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
 
 @documented
 def free_memory(device: str) -> int:
-    """Bytes that a new array may take on a device: of the machine, its control group, or its GPU.
+    """Bytes that a new array may use on a device: of the machine, its control group, or its GPU.
 
     >>> free_memory("cpu") > 0
     True

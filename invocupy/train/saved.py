@@ -66,6 +66,11 @@ def load_run(
 ) -> tuple[Config, nn.Module, list[Row]]:
     """Settings, trained model and history from a run's folder: :func:`open_run` without the rest.
 
+    Parameters
+    ----------
+    which, model
+        As in :func:`open_run`.
+
     >>> load_run("no/such/folder")
     Traceback (most recent call last):
     invocupy.checkpoint.CheckpointError: no/such/folder/best.safetensors cannot be read (...): ...
@@ -79,11 +84,16 @@ def open_run(
 ) -> OpenRun:
     """Settings, trained model, history, and what is known of the images, from a run's folder.
 
-    ``which`` checkpoint is ``"best"``, of the epoch with the highest validation accuracy (without
-    ``config.validation`` that of the last epoch), or ``"last"``. The model is on the CPU, in
-    evaluation mode, with the averaged weights if ``config.ema`` asked for them. The history has the
-    epochs until then, as from :func:`invocupy.train.fit`. A ``model`` that was given to ``fit`` has
-    to be given again, untrained: it gets the weights.
+    The model is on the CPU, in evaluation mode, with the averaged weights if ``config.ema`` asked
+    for them. The history has the epochs until then, as from :func:`invocupy.train.fit`.
+
+    Parameters
+    ----------
+    which
+        ``"best"``, the checkpoint of the epoch with the highest validation accuracy (without
+        ``config.validation`` of the last epoch), or ``"last"``.
+    model
+        The untrained model, if one was given to ``fit``: it gets the weights.
 
     Raises
     ------

@@ -90,8 +90,13 @@ def describe(config: Config, own: tuple[Images, Images] | None = None) -> About:
 def load_data(config: Config, train: bool) -> Images:
     """The training or test set of a run: uint8 images (N, C, H, W) and int64 labels (N,), NumPy.
 
-    They are the first ``config.limit`` of the set. With ``config.overfit`` they are the first so
-    many of the training set, for training and test. Raises as :func:`invocupy.data.cifar10`.
+    They are the first ``config.limit`` of the set. With ``config.overfit`` both sets are the first
+    so many training images. Raises as :func:`invocupy.data.cifar10`.
+
+    Parameters
+    ----------
+    train
+        True for the training set, False for the test set.
 
     >>> images, labels = load_data(Config(limit=20), train=False)
     >>> images.shape
@@ -133,9 +138,14 @@ def read_test_set(config: Config, about: About, data_dir: str | None = None) -> 
 
 @documented
 def hold_out(config: Config, images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Numbers of the training images to train on, and of those held out for validation, in order.
+    """Sorted indices of the images to train on, and of those held out for validation.
 
-    Which ones depends on ``config.seed``, ``config.validation`` and the number of ``images`` alone.
+    They depend on ``config.seed``, ``config.validation`` and ``images`` alone.
+
+    Parameters
+    ----------
+    images
+        The number of training images.
 
     Raises
     ------

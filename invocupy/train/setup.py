@@ -15,9 +15,7 @@ from invocupy.train.sets import About, describe
 
 @documented
 def augmentation(config: Config, about: About | None = None) -> list[data.batches.Augment]:
-    """The functions by which ``config`` alters training images, in their order.
-
-    Those that ``about`` describes, where they are not the ones that ``config`` names.
+    """The functions that alter training images, in their order.
 
     >>> [function.__name__ for function in augmentation(Config(dataset="cifar10"))]
     ['random_crop', 'random_flip']
@@ -31,7 +29,7 @@ def augmentation(config: Config, about: About | None = None) -> list[data.batche
 
 @documented
 def rate(config: Config, step: int, total: int) -> float:
-    """The learning rate of a step, which counts from 0, of a run of ``total`` steps.
+    """The learning rate of a step.
 
     >>> config = Config(lr=0.1, schedule="constant", warmup=4)
     >>> [rate(config, step, 100) for step in (0, 3, 50)]
@@ -44,8 +42,6 @@ def rate(config: Config, step: int, total: int) -> float:
 @documented
 def build(config: Config, about: About | None = None) -> nn.Module:
     """The untrained model of a run, on the CPU; its weights depend on ``config.seed``.
-
-    Classes, channels and size are those of the data set, or of the images that ``about`` describes.
 
     >>> type(build(Config(layers=1))).__name__
     'SimpleModel'
@@ -61,9 +57,12 @@ def build(config: Config, about: About | None = None) -> nn.Module:
 
 @documented
 def pick_device(device: str) -> str:
-    """``"cpu"``, ``"cuda"`` or ``"cuda:i"``: what ``"auto"`` means here, or the device itself.
+    """The device that a name stands for; ConfigError if it does not exist.
 
-    Raises ConfigError for another name, and if there is no GPU, or none of that number.
+    Parameters
+    ----------
+    device
+        ``"cpu"``, ``"cuda"``, ``"cuda:i"``, or ``"auto"``: a GPU if there is one.
 
     >>> pick_device("cpu")
     'cpu'

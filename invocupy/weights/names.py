@@ -57,6 +57,7 @@ def import_state(
     Parameters
     ----------
     model : Module
+        The network, whose arrays are replaced.
     state : mapping of str to array
         NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` takes; floating point but
         for counters. It may lie in a checkpoint with other things, where :func:`read` finds it.
