@@ -116,6 +116,14 @@ def by(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
+def check_rank(x: Any, dims: int) -> None:
+    """Refuse an array x that is not (N, C, *S) with so many spatial dimensions."""
+    shape = tuple(getattr(x, "shape", ()))  # operators refuse what is no array
+    if shape and len(shape) != dims + 2:
+        hint = layout_hint(shape, None, dims)
+        raise ValueError(f"x must be (N, C, {NAMES[dims].image}), got shape {shape}{hint}")
+
+
 def _options(
     kernel: Shape, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
 ) -> tuple[Shape, Shape, Shape]:
@@ -336,9 +344,9 @@ def fused_geometry(x_shape: Shape, *others: Any) -> Geometry:
         Naming the argument whose shape does not fit the others.
     """
     try:
-        return _fused_geometry(x_shape, *others)
+        return _fused_geometry(tuple(x_shape), *others)
     except ValueError as error:
-        raise _explained(error, _fused_geometry, x_shape, *others) from None
+        raise _explained(error, _fused_geometry, tuple(x_shape), *others) from None
 
 
 def _fused_geometry(
@@ -346,6 +354,7 @@ def _fused_geometry(
     kernel_size: IntOrTuple, stride: IntOrTuple = 1, padding: Padding = "same",
     dilation: IntOrTuple = 1,
 ) -> Geometry:  # fmt: skip
+    features_shape, weight_shape = tuple(features_shape), tuple(weight_shape)
     rank = len(features_shape)
     dims = _dimensions(x_shape, "features", rank - 2, rank)
     names, kernel = NAMES[dims], per_axis("kernel_size", kernel_size, 1, dims)

@@ -29,7 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from invocupy.geometry import Geometry, IntOrTuple, Padding, Shape, padding_per_axis, per_axis
+from invocupy.geometry import (
+    Geometry,
+    IntOrTuple,
+    Padding,
+    Shape,
+    check_rank,
+    padding_per_axis,
+    per_axis,
+)
 from invocupy.interop import torch_operators as operators
 
 __all__ = [
@@ -139,6 +147,7 @@ class _Layer(nn.Module):
         self.size = per_axis("kernel_size", kernel_size, 1, self.dims)
         if not all(k % 2 for k in self.size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        per_axis("dilation", dilation, 1, self.dims)
         self.kernel_size, self.stride, self.dilation = kernel_size, stride, dilation
         self.fused = fused
         conv, norm, pool = (
@@ -149,6 +158,12 @@ class _Layer(nn.Module):
             self.pool = pool(stride, ceil_mode=True, count_include_pad=False)
         width, rows = channels // reduction_ratio, prod(self.size) * channels // channels_per_group
         return conv(channels, width, 1, bias=bias), norm(width), conv(width, rows, 1)
+
+    def _pooled(self, x: Tensor) -> Any:
+        """What the generator sees of x."""
+        if isinstance(x, Tensor):  # and no placeholder of a tracer
+            check_rank(x, self.dims)
+        return self.pool(x)
 
     def _involve(self, x: Tensor, features: Tensor, span: Any) -> Tensor:
         """Involution by the kernel that the 1x1 convolution ``span`` makes of the features."""
@@ -215,7 +230,7 @@ class Involution(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) to (N, C, *O), each size of O being ceil(size of S / stride)."""
-        features = torch.relu(self.BN(self.weights0(self.pool(x))))
+        features = torch.relu(self.BN(self.weights0(self._pooled(x))))
         return self._involve(x, features, self.weights1)
 
 
@@ -265,7 +280,7 @@ class RedNetInvolution(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, ceil(H/stride), ceil(W/stride))."""
-        return self._involve(x, self.conv1(self.pool(x)), self.conv2.conv)
+        return self._involve(x, self.conv1(self._pooled(x)), self.conv2.conv)
 
 
 _NAMES = {"weights0.": "kernel_generator.0.", "BN.": "kernel_generator.1.",

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from invocupy import functional as F  # noqa: N812
-from invocupy.geometry import IntOrTuple
+from invocupy.geometry import IntOrTuple, check_rank
 from invocupy.nn.module import Input, Module
+from invocupy.ops.pooling import pool_options
 
 
 @dataclass(eq=False, repr=False)
@@ -24,6 +25,9 @@ class MaxPool2d(Module):
     kernel_size: IntOrTuple
     stride: IntOrTuple | None = None
     padding: IntOrTuple = 0
+
+    def __post_init__(self) -> None:
+        pool_options(self.dims, self.kernel_size, self.stride, self.padding)
 
     def forward(self, x: Input) -> Any:
         """(N, C, *S) to (N, C, *O)."""
@@ -60,6 +64,9 @@ class AvgPool2d(Module):
     ceil_mode: bool = False
     count_include_pad: bool = True
 
+    def __post_init__(self) -> None:
+        pool_options(self.dims, self.kernel_size, self.stride, self.padding)
+
     def forward(self, x: Input) -> Any:
         """(N, C, *S) to (N, C, *O)."""
         options = {"ceil_mode": self.ceil_mode, "count_include_pad": self.count_include_pad}
@@ -84,4 +91,5 @@ class GlobalAvgPool2d(Module):
 
     def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C)."""
+        check_rank(x, 2)
         return F.mean(x, axis=(2, 3))

@@ -11,8 +11,7 @@ import numpy as np
 from invocupy.arrays import Array, check, namespace, on_device, wide
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Window, within
-from invocupy.geometry import NAMES, IntOrTuple, Shape, per_axis
-from invocupy.messages import layout_hint
+from invocupy.geometry import IntOrTuple, Shape, check_rank, per_axis
 from invocupy.ops.call import Call
 from invocupy.ops.declaration import Result, in_dimensions
 from invocupy.ops.windows import out_size, reshaped
@@ -160,10 +159,14 @@ def _window(
 ) -> Window:
     """Size, stride and padding."""
     check(x=x)
-    if x.ndim != dims + 2:
-        image = NAMES[dims].image
-        hint = layout_hint(x.shape, None, dims)
-        raise ValueError(f"x must be (N, C, {image}), got shape {x.shape}{hint}")
+    check_rank(x, dims)
+    return pool_options(dims, kernel_size, stride, padding)
+
+
+def pool_options(
+    dims: int, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple
+) -> Window:
+    """The options for each axis, checked."""
     size = per_axis("kernel_size", kernel_size, 1, dims)
     pads = per_axis("padding", padding, 0, dims)
     if any(2 * p > k for p, k in zip(pads, size, strict=True)):

@@ -203,6 +203,18 @@ def test_layers_say_what_does_not_fit() -> None:
         (lambda: interop.Involution1d(16, 4), "kernel_size must be odd, got 4"),
         (lambda: interop.Involution3d(16, (3, 2, 3)), "kernel_size must be odd"),
         (lambda: interop.Involution1d(16, stride=(1, 2)), "stride must be .* a tuple of one"),
+        (lambda: interop.Involution3d(16, dilation=(1, 2)), "dilation must be .* a triple of them"),
+        (
+            lambda: interop.Involution1d(16)(torch.ones(1, 16, 4, 4)),
+            r"x must be \(N, C, W\), got",
+        ),
+        (lambda: interop.Involution2d(16, stride=2)(torch.ones(1, 16)), r"\(N, C, H, W\), got"),
+        (
+            lambda: interop.fused_involution(
+                torch.ones(1, 4, 5), torch.ones(1, 2, 5), torch.ones(3, 2, 1), kernel_size=3
+            ),
+            r"F\) with Kw = 3, got \(3, 2, 1\)",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             make()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -287,3 +289,33 @@ def test_batch_norm_1d_takes_rows_of_features() -> None:
     x = rng().normal(size=(8, 4)).astype(np.float32)
     one, other = nn.BatchNorm1d(4)(x), nn.BatchNorm2d(4)(x[..., None, None])
     np.testing.assert_array_equal(one.data, other.data[..., 0, 0])
+
+
+AXES = {1: "W", 2: "H, W", 3: "D, H, W"}
+
+
+@pytest.mark.parametrize("dims", AXES)
+def test_layers_say_which_number_of_dimensions_fits(dims: int) -> None:
+    layers = {
+        "16": getattr(nn, f"Involution{dims}d")(16),
+        "C": getattr(nn, f"MaxPool{dims}d")(2),
+    }
+    if dims == 2:
+        layers["C "] = nn.GlobalAvgPool2d()
+    for channels, layer in layers.items():
+        fits = f"(N, {channels.strip()}, {AXES[dims]}), got shape (1, 16"
+        for other in {0, 1, 2, 3, 4} - {dims}:
+            with pytest.raises(ValueError, match=re.escape(fits)):
+                layer(np.ones((1, 16, *[4] * other), np.float32))
+
+
+@pytest.mark.parametrize("dims", AXES)
+@pytest.mark.parametrize("layer", ["Involution", "Conv", "MaxPool", "AvgPool"])
+def test_layers_refuse_options_of_another_length_when_they_are_made(layer: str, dims: int) -> None:
+    make = getattr(nn, f"{layer}{dims}d")
+    sizes = {"Involution": {"channels": 16}, "Conv": {"in_channels": 4, "out_channels": 4}}
+    known = [n for n in ("stride", "padding", "dilation") if n in signature(make).parameters]
+    for name in ("kernel_size", *known):
+        options = {"kernel_size": 3, **sizes.get(layer, {}), name: (1,) * (dims % 3 + 1)}
+        with pytest.raises(ValueError, match=rf"^{name} must be an integer >= \d or a "):
+            make(**options)
