@@ -15,6 +15,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.ext.autodoc.mock import mock
 from sphinx.ext.autosummary import Autosummary
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -89,12 +90,13 @@ class Overview(Autosummary):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        module = import_module(self.arguments[0])
-        names = getattr(module, "__all__", None) or [
+        with mock(self.config.autodoc_mock_imports):
+            module = import_module(self.arguments[0])
+        names = [
             name
-            for name, item in vars(module).items()
+            for name in getattr(module, "__all__", vars(module))
             if not name.startswith("_")
-            and (inspect.isfunction(item) or inspect.isclass(item))
+            and (inspect.isroutine(item := getattr(module, name)) or inspect.isclass(item))
             and f"{item.__module__}.".startswith(f"{module.__name__}.")
         ]
         self.options["nosignatures"] = True
