@@ -42,7 +42,8 @@ def lines() -> Iterator[str]:
         yield f"| `{name}` | {sets} | {default} |"
     yield from (
         "", "The cache folder is `$XDG_CACHE_HOME/invocupy` if that path is absolute, else "
-        "`~/.cache/invocupy`. `~` is your", "home folder in names of folders.", "",
+        "`~/.cache/invocupy` on Linux", "([other systems](platforms.md)). `~` is your home folder "
+        "in names of folders.", "",
     )  # fmt: skip
 
 
