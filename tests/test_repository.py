@@ -63,4 +63,4 @@ def test_the_address_of_the_repository_has_one_place() -> None:
         if path.suffix in {".md", ".py", ".toml", ".yml", ".yaml", ".cff"}
         and "repository.invalid" in path.read_text()
     ]
-    assert set(holding) <= {"pyproject.toml", "tests/test_repository.py"}
+    assert set(holding) <= {"pyproject.toml", "tests/test_readme.py", "tests/test_repository.py"}
