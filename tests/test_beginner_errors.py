@@ -174,6 +174,9 @@ COMMANDS: list[tuple[str, int, str]] = [
     ("train --model resnet", 2, r"model must be one of .*did you mean resnet"),
     ("train --config old.toml", 2, r"config old\.toml has no setting epoch: did you mean epochs\?"),
     ("train --dataset cifar10 --data-dir nowhere", 65, "root nowhere has no CIFAR-10"),
+    ("train --dataset cifar10 --data-dir .", 65,
+     r"root \. has the Python version of CIFAR-10.*: download the binary version, cifar-10-binary"),
+    ("train --dataset cifar10 --data-dir cifar-10-batches-py", 65, "has the Python version"),
     ("train --dataset folder --data-dir nowhere", 65,
      r"nowhere has no folder train: it must hold train/CLASS/\* and test/CLASS/\*"),
     ("evaluate nowhere", 65, r"\(nowhere is no folder\): " + NO_RUN),
@@ -209,6 +212,8 @@ def test_what_a_mistake_on_the_command_line_is_told(
 
     Path("old.toml").write_text("epoch = 3\n")
     Path("text.png").write_text("no image")
+    Path("cifar-10-batches-py").mkdir()
+    Path("cifar-10-batches-py", "data_batch_1").write_text("")
     try:
         found: Any = main(line.split())
     except SystemExit as end:

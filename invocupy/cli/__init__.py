@@ -74,7 +74,10 @@ def _told(error: BaseException) -> int:
         if not names:
             raise error
         code = _CODES[names[0]]
-    text = f"invocupy: {' '.join(str(error).splitlines()) or 'interrupted'}"
+    text = " ".join(str(error).splitlines()) or "interrupted"
+    if isinstance(error, OSError) and error.filename:  # not all errors of the system name a file
+        text = f"{error.filename}: {error.strerror}"
+    text = f"invocupy: {text}"
     # The reader (head, a pager) has closed the pipe: end in silence, as programs in C do.
     text = "" if isinstance(error, BrokenPipeError) else text
     # Interrupted, which has a signal, is raised on all ranks; any other error may be on one only.

@@ -49,6 +49,8 @@ _FILES = tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE
 _EXTENSIONS = tarfile.XHDTYPE, tarfile.XGLTYPE  # about the next member; refused if they say:
 _CHANGES = re.compile(rb"(^|\n)\d+ (path|size|GNU\.sparse[^=\n]*)=")
 _RETRIES = 2
+_PICKLES = "cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"
+"""What folders of the Python version hold."""
 
 _WAY_OUT = f"get {ARCHIVE} anew from {URL}, or use --dataset shapes10, which needs no file"
 
@@ -101,6 +103,11 @@ def cifar10(
     """
     names = TRAIN_FILES if train else TEST_FILES
     source = _default_source(names) if root is None else _find(data_path(root), names)
+    if source is None and any((data_path(root or "") / name).exists() for name in _PICKLES):
+        raise DataError(
+            f"root {root} has the Python version of CIFAR-10, whose pickles are never read: "
+            f"download the binary version, {ARCHIVE}, from {URL}, or use --dataset shapes10"
+        )
     if source is None:
         raise DataError(
             f"root {root} has no CIFAR-10: it must be a folder with {', '.join(names)} (or with "
@@ -203,6 +210,7 @@ def _members(file: IO[bytes], path: Path) -> Iterator[tuple[str, bytes]]:
         outside = name[:1] in ("", "/") or ".." in name.split("/")
         changes = member.type in _EXTENSIONS and _CHANGES.search(content)
         for wrong, what in (
+            (name.startswith(_PICKLES[0]), "but the Python version: download the binary version"),
             (not known, f"member {name!r} is neither a plain file nor a folder"),
             (outside, f"member {name!r} points outside the archive"),
             (number >= _MEMBER_LIMIT, f"it has more than {_MEMBER_LIMIT} members"),

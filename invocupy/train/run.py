@@ -217,7 +217,7 @@ class Run:
         return NonFiniteLoss(
             f"training loss is {loss} in epoch {self.state.epoch + 1}, step "
             f"{self.state.epoch * self.steps + step}{first}: train with a lower lr than "
-            f"{self.config.lr}{kept}"
+            f"{self.config.lr:g}{kept}"
         )
 
     def _write_metrics(self) -> None:

@@ -225,3 +225,9 @@ def test_damaged_archives_are_refused_or_unchanged(tmp_path: Path) -> None:
         start = packer.compress(unpacked[:length]) + packer.flush(zlib.Z_FULL_FLUSH)
         path.write_bytes(start + b"\x07" * 100)  # a block of the type that does not exist
         refuse(path)
+
+
+def test_the_archive_of_the_python_version_is_told(tmp_path: Path) -> None:
+    members = [plain("cifar-10-batches-py/data_batch_1", b"pickle")]
+    path = make_archive(tmp_path / "cifar-10-python.tar.gz", members)
+    refuse(path, "the Python version: download the binary version", "cifar-10-binary.tar.gz")
