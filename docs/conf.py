@@ -84,6 +84,11 @@ def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
     lines[:] = text.split("\n")
 
 
+def skip_fields(app: Sphinx, what: str, name: str, item: Any, *rest: Any) -> bool | None:
+    """Fields of a named tuple have a docstring that says nothing."""
+    return True if (item.__doc__ or "").startswith("Alias for field number") else None
+
+
 class Overview(Autosummary):
     """``.. overview:: MODULE``: its public names, with the first sentence of each."""
 
@@ -107,6 +112,7 @@ class Overview(Autosummary):
 
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", escape_axes, priority=600)  # after napoleon
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", trim_blocks)
     app.add_directive("overview", Overview)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
