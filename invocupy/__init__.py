@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from invocupy import functional, reference
 from invocupy._version import __version__
 from invocupy.arrays import to_device
-from invocupy.autograd import Tensor, no_grad
+from invocupy.autograd import Tensor, detect_in_place, no_grad
 from invocupy.backends.memory import release_memory
 from invocupy.functional import fused_involution, involution
 from invocupy.geometry import Geometry
 from invocupy.ops.involution import fused_involution_backward, involution_backward
 
 __all__ = [
-    "Geometry", "Tensor", "__version__", "functional", "fused_involution",
+    "Geometry", "Tensor", "__version__", "detect_in_place", "functional", "fused_involution",
     "fused_involution_backward", "involution", "involution_backward", "no_grad", "reference",
     "release_memory", "to_device",
 ]  # fmt: skip

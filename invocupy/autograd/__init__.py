@@ -5,6 +5,7 @@ newest first from a heap. The order of serial numbers is the tape: nothing is re
 else, so a graph lives as long as its last tensor and is freed by reference counting.
 """
 
+from invocupy.autograd.edits import detect_in_place as detect_in_place
 from invocupy.autograd.lift import lift as lift
 from invocupy.autograd.recording import is_recording as is_recording
 from invocupy.autograd.recording import no_grad as no_grad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from numbers import Number
@@ -13,6 +13,7 @@ import numpy as np
 
 from invocupy import arrays
 from invocupy.arrays import Array
+from invocupy.autograd import edits
 from invocupy.autograd.protocols import Protocols
 from invocupy.autograd.recording import is_recording
 from invocupy.backends import memory
@@ -65,7 +66,7 @@ class Tensor(Protocols):
     array([1., 2., 3.])
     """
 
-    __slots__ = ("__weakref__", "_parents", "_serial", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_noted", "_parents", "_serial", "data", "grad", "requires_grad")
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         if isinstance(data, Tensor):
@@ -91,6 +92,7 @@ class Tensor(Protocols):
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._parents: tuple[tuple[Tensor, Vjp], ...] = ()
+        self._noted: Sequence[edits.Noted] = ()
         self._serial = next(_serials)
 
     def __copy__(self) -> Any:
@@ -158,7 +160,8 @@ class Tensor(Protocols):
         TypeError
             If ``grad`` is complex or holds no numbers.
         RuntimeError
-            If this tensor was computed without recording.
+            If this tensor was computed without recording, or an array that is needed was edited in
+            place since (:func:`invocupy.detect_in_place`); no gradient has changed then.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -178,6 +181,7 @@ class Tensor(Protocols):
             raise TypeError(f"grad must hold real numbers, got {grad.dtype}")
         if grad.shape != self.shape:
             raise ValueError(f"grad must have the shape {self.shape}, got {grad.shape}")
+        edits.check(self)
         memory.backward_begins()
         # With each gradient, whether it has memory of its own, which a leaf may keep.
         pending: dict[int, tuple[Tensor, Any, bool]] = {self._serial: (self, grad, False)}
@@ -279,12 +283,15 @@ def run(op: Callable[..., Result], operands: Any, options: dict[str, Any]) -> An
         return value
     result = Tensor(value)
     if is_recording():
-        parents = []
-        for operand, vjp in zip(operands, vjps, strict=True):
+        parents, place = [], -1
+        for i, (operand, vjp) in enumerate(zip(operands, vjps, strict=True)):
             if isinstance(operand, Tensor) and operand.requires_grad:
                 parents.append((operand, vjp))
+                place = i
         if parents:
+            sole = place if len(parents) == 1 else None
             result._parents = tuple(parents)
+            result._noted = edits.note(op, plain, value, sole)
             result.requires_grad = True
             if value.dtype.kind not in "fV":
                 raise TypeError(

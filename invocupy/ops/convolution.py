@@ -23,7 +23,7 @@ from invocupy.ops.windows import out_size, reshaped
 _ROWS = 1024  # of a product that is summed in one go
 
 
-@op(np.matmul, methods="__matmul__ __rmatmul__")
+@op(np.matmul, methods="__matmul__ __rmatmul__", reads="a b others")
 def matmul(a: Array, b: Array) -> Result:
     """``a @ b`` for 2 or more dimensions, broadcast over the leading ones.
 
@@ -41,7 +41,7 @@ def matmul(a: Array, b: Array) -> Result:
     )
 
 
-@op()
+@op(reads="x weight others")
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     """``x @ weight.T + bias``.
 
@@ -133,7 +133,7 @@ def _conv(dims: int) -> Callable[..., Result]:
         return _convolution(dims, x, weight, bias, stride, padding, dilation, groups)
 
     first = [float(n * 2 ** (dims - 1)) for n in (4, 6, 4)]
-    return in_dimensions(conv, dims, _DOC + f"{first}\n    ")
+    return in_dimensions(conv, dims, _DOC + f"{first}\n    ", reads="x weight others")
 
 
 _DOC = """<dims>-D convolution (a correlation, as in every network library).

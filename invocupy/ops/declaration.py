@@ -24,6 +24,12 @@ OPS: dict[str, Callable[..., Result]] = {}
 """The operators by name."""
 NUMPY: dict[Any, str] = {}
 """The operators that functions of NumPy are."""
+READS: dict[Callable[..., Result], tuple[int, ...]] = {}
+"""Places of the operands whose values the vjps read, where that is not all of them."""
+BILINEAR: set[Callable[..., Result]] = set()
+"""Those whose vjps read an operand for the gradients of the others only."""
+VALUE = -1
+"""The place of the value itself."""
 METHODS: dict[str, str] = {}
 """The operators that methods of Tensor are; a reflected one gets its arguments exchanged."""
 
@@ -32,11 +38,12 @@ _EXAMPLE = (
 )  # fmt: skip
 
 
-def op(*numpy: Any, methods: str = "") -> Callable[[_Op], _Op]:
+def op(*numpy: Any, methods: str = "", reads: str | None = None) -> Callable[[_Op], _Op]:
     """Declare the operator below, whose array arguments are those annotated as ``Array``.
 
-    Of its arguments the array comes first. A docstring without the sections Parameters and Examples
-    gets them: the first from the signature, the second, with the imports, before its first ``>>>``.
+    Of its arguments the array comes first; ``reads`` is for :func:`reading`. A docstring without
+    the sections Parameters and Examples gets them: the first from the signature, the second, with
+    the imports, before its first ``>>>``.
     """
 
     def declare(function: _Op) -> _Op:
@@ -44,6 +51,8 @@ def op(*numpy: Any, methods: str = "") -> Callable[[_Op], _Op]:
         OPS[name] = function
         NUMPY.update(dict.fromkeys(numpy, name))
         METHODS.update(dict.fromkeys(methods.split(), name))
+        if reads is not None:
+            reading(reads)(function)
         text, prompt, example = (function.__doc__ or "").partition(">>> ")
         if prompt and _EXAMPLE[0] not in text:
             indent = "\n" + text.rpartition("\n")[2]
@@ -55,7 +64,9 @@ def op(*numpy: Any, methods: str = "") -> Callable[[_Op], _Op]:
     return declare
 
 
-def in_dimensions(function: Callable[..., Result], dims: int, doc: str) -> Callable[..., Result]:
+def in_dimensions(
+    function: Callable[..., Result], dims: int, doc: str, reads: str
+) -> Callable[..., Result]:
     """Declare an operator that is the same in 1, 2 and 3 dimensions; their number joins its name.
 
     In ``doc``, "image", "kernel" and "out" in angle brackets stand for the names of the axes.
@@ -64,7 +75,26 @@ def in_dimensions(function: Callable[..., Result], dims: int, doc: str) -> Calla
         doc = doc.replace(f"<{key}>", axes)
     function.__name__ = function.__qualname__ = f"{function.__name__}{dims}d"
     function.__doc__ = doc.replace("<dims>", str(dims))
-    return op()(function)
+    return op(reads=reads)(function)
+
+
+def reading(names: str) -> Callable[[_Op], _Op]:
+    """Say of which operands the vjps of the operator below read the values; ``value`` is its own.
+
+    They may not be edited in place before backward. Without this, that goes for all operands.
+    ``others`` says that each is read for the gradients of the others only.
+    """
+
+    def declare(function: _Op) -> _Op:
+        places = {name: i for i, name in enumerate(function.__code__.co_varnames)}
+        wanted = names.split()
+        if "others" in wanted:
+            wanted.remove("others")
+            BILINEAR.add(function)
+        READS[function] = tuple(VALUE if n == "value" else places[n] for n in wanted)
+        return function
+
+    return declare
 
 
 def no_gradient(name: str) -> Callable[[Array], NoReturn]:

@@ -15,7 +15,7 @@ from invocupy.ops.declaration import Result, op
 from invocupy.ops.reductions import masked
 
 
-@op()
+@op(reads="")
 def dropout(
     x: Array,
     p: float = 0.5,

@@ -41,7 +41,7 @@ def _used(used: Any, slope: Any) -> Any:
     return masked(slope, used) + ~used
 
 
-@op(np.add, methods="__add__ __radd__")
+@op(np.add, methods="__add__ __radd__", reads="")
 def add(a: Array, b: Array) -> Result:
     """``a + b``, broadcast.
 
@@ -51,7 +51,7 @@ def add(a: Array, b: Array) -> Result:
     return a + b, (lambda grad: unbroadcast(grad, a), lambda grad: unbroadcast(grad, b))
 
 
-@op(np.subtract, methods="__sub__ __rsub__")
+@op(np.subtract, methods="__sub__ __rsub__", reads="")
 def subtract(a: Array, b: Array) -> Result:
     """``a - b``, broadcast.
 
@@ -61,7 +61,7 @@ def subtract(a: Array, b: Array) -> Result:
     return a - b, (lambda grad: unbroadcast(grad, a), lambda grad: unbroadcast(-grad, b))
 
 
-@op(np.multiply, methods="__mul__ __rmul__")
+@op(np.multiply, methods="__mul__ __rmul__", reads="a b others")
 def multiply(a: Array, b: Array) -> Result:
     """``a * b``, broadcast.
 
@@ -71,7 +71,7 @@ def multiply(a: Array, b: Array) -> Result:
     return a * b, (lambda grad: unbroadcast(grad * b, a), lambda grad: unbroadcast(grad * a, b))
 
 
-@op(np.divide, methods="__truediv__ __rtruediv__")
+@op(np.divide, methods="__truediv__ __rtruediv__", reads="b value")
 def divide(a: Array, b: Array) -> Result:
     """``a / b``, broadcast.
 
@@ -86,7 +86,7 @@ def divide(a: Array, b: Array) -> Result:
     return value, (lambda grad: unbroadcast(grad / _used(grad != 0, b), a), grad_b)
 
 
-@op(np.power, methods="__pow__ __rpow__")
+@op(np.power, methods="__pow__ __rpow__", reads="a b value")
 def power(a: Array, b: Array) -> Result:
     """``a ** b``, broadcast; the gradient of ``b`` is 0 where ``a`` is 0, as its limit for b > 0.
 
@@ -229,7 +229,7 @@ def where(condition: Array, x: Array, y: Array) -> Result:
     )
 
 
-@op(np.negative, methods="__neg__")
+@op(np.negative, methods="__neg__", reads="")
 def negative(x: Array) -> Result:
     """``-x``.
 
@@ -250,7 +250,7 @@ def absolute(x: Array) -> Result:
     return xp.abs(x), (lambda grad: grad * xp.sign(x),)
 
 
-@op(np.exp, methods="exp")
+@op(np.exp, methods="exp", reads="value")
 def exp(x: Array) -> Result:
     """``e ** x``.
 
@@ -271,7 +271,7 @@ def log(x: Array) -> Result:
     return namespace(x).log(x), (lambda grad: grad / _used(grad != 0, x),)
 
 
-@op(np.sqrt, methods="sqrt")
+@op(np.sqrt, methods="sqrt", reads="value")
 def sqrt(x: Array) -> Result:
     """The square root.
 
@@ -282,7 +282,7 @@ def sqrt(x: Array) -> Result:
     return value, (lambda grad: grad / (2 * _used(grad != 0, value)),)
 
 
-@op(np.tanh, methods="tanh")
+@op(np.tanh, methods="tanh", reads="value")
 def tanh(x: Array) -> Result:
     """The hyperbolic tangent.
 
@@ -293,7 +293,7 @@ def tanh(x: Array) -> Result:
     return value, (lambda grad: grad * (1 - value * value),)
 
 
-@op(methods="sigmoid")
+@op(methods="sigmoid", reads="")
 def sigmoid(x: Array) -> Result:
     """``1 / (1 + exp(-x))``, by powers of e below 1 only, so that none overflows.
 
@@ -311,7 +311,7 @@ def sigmoid(x: Array) -> Result:
     return value.astype(x.dtype, copy=False), (vjp,)
 
 
-@op(methods="relu")
+@op(methods="relu", reads="value")
 def relu(x: Array) -> Result:
     """``max(x, 0)``; NaN stays NaN, the gradient at 0 is 0.
 

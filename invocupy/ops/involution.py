@@ -9,7 +9,7 @@ from invocupy.ops.declaration import Result, Vjp, op
 from invocupy.ops.memo import each, sharing
 
 
-@op()
+@op(reads="x kernel others")
 def involution(
     x: Array,
     kernel: Array,

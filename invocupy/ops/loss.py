@@ -16,7 +16,7 @@ from invocupy.ops.declaration import Result, no_gradient, op
 from invocupy.ops.reductions import check_some, masked, total
 
 
-@op()
+@op(reads="value")
 def softmax(x: Array, axis: int = -1) -> Result:
     """``exp(x) / sum(exp(x))`` along ``axis``, shifted by the maximum so that nothing overflows.
 
@@ -53,7 +53,7 @@ def softmax(x: Array, axis: int = -1) -> Result:
     return value, (vjp,)
 
 
-@op()
+@op(reads="value")
 def log_softmax(x: Array, axis: int = -1) -> Result:
     """The logarithm of :func:`softmax`, without its underflow.
 
@@ -79,7 +79,7 @@ def log_softmax(x: Array, axis: int = -1) -> Result:
     return value, (vjp,)
 
 
-@op()
+@op(reads="labels")
 def cross_entropy(
     logits: Array,
     labels: Array,

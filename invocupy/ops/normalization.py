@@ -12,7 +12,7 @@ from invocupy.arrays import Array, cast_like, check, contiguous, is_cupy, namesp
 from invocupy.backends.memory import empty
 from invocupy.backends.reference import batch_norm as reference
 from invocupy.geometry import number
-from invocupy.ops.declaration import Result
+from invocupy.ops.declaration import Result, reading
 from invocupy.ops.memo import each, once
 from invocupy.ops.ranks import Comm, allreduce_sum, merge
 
@@ -83,6 +83,7 @@ def running_moments(
     return results
 
 
+@reading("x value")
 def batch_norm(
     x: Array,
     weight: Array,

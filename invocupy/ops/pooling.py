@@ -32,7 +32,8 @@ def _max_pools(dims: int) -> Callable[..., Result]:
     """
     first = [float(sum(4**axis for axis in range(dims)) + step) for step in (0, 2)]
     head = "The largest value of each window; padding never wins, the first of equal values does."
-    return in_dimensions(max_pool, dims, head + _PARAMETERS + _REST + f"{example}{first}\n    ")
+    doc = head + _PARAMETERS + _REST + f"{example}{first}\n    "
+    return in_dimensions(max_pool, dims, doc, reads="")
 
 
 def _avg_pools(dims: int) -> Callable[..., Result]:
@@ -60,7 +61,7 @@ def _avg_pools(dims: int) -> Callable[..., Result]:
     corner = sum(3**axis for axis in range(dims)) / 2
     doc = "The mean of each window." + _PARAMETERS + options + _REST
     first = [corner, corner + 1.5]
-    return in_dimensions(avg_pool, dims, f"{doc}{example}{first}\n    ")
+    return in_dimensions(avg_pool, dims, f"{doc}{example}{first}\n    ", reads="")
 
 
 _PARAMETERS = """

@@ -62,7 +62,7 @@ def masked(array: Array, mask: Any) -> Any:
     return (array.view(bits) * mask).view(array.dtype)
 
 
-@op(np.sum, methods="sum")
+@op(np.sum, methods="sum", reads="")
 def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
     """The sum over ``axis`` (all axes by default).
 
@@ -73,7 +73,7 @@ def sum(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa:
     return value, (lambda grad: _broadcast(grad, x, axis, keepdims),)
 
 
-@op(np.mean, methods="mean")
+@op(np.mean, methods="mean", reads="")
 def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:
     """The mean over ``axis`` (all axes by default).
 
@@ -90,7 +90,7 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:
     return value, (lambda grad: _broadcast(grad * scale, x, axis, keepdims),)
 
 
-@op(np.max, np.amax, methods="max")
+@op(np.max, np.amax, methods="max", reads="x value")
 def max(x: Array, axis: Axis = None, keepdims: bool = False) -> Result:  # noqa: A001
     """The largest value over ``axis``; equal ones share the gradient evenly.
 

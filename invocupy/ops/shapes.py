@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from invocupy.arrays import Array, is_cupy, namespace, wide
-from invocupy.ops.declaration import Result, Vjp, op
+from invocupy.ops.declaration import Result, Vjp, op, reading
 
 
-@op(np.reshape)
+@op(np.reshape, reads="")
 def reshape(x: Array, shape: tuple[int, ...]) -> Result:
     """The same elements in another shape; one size may be -1.
 
@@ -22,7 +22,7 @@ def reshape(x: Array, shape: tuple[int, ...]) -> Result:
     return x.reshape(shape), (lambda grad: grad.reshape(x.shape),)
 
 
-@op()
+@op(reads="")
 def flatten(x: Array, start: int = 1) -> Result:
     """All axes from ``start`` on joined into one; the batch axis stays by default.
 
@@ -32,7 +32,7 @@ def flatten(x: Array, start: int = 1) -> Result:
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start:])))
 
 
-@op(np.transpose)
+@op(np.transpose, reads="")
 def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Result:
     """The axes in another order (reversed by default).
 
@@ -45,7 +45,7 @@ def transpose(x: Array, axes: tuple[int, ...] | None = None) -> Result:
     return value, (lambda grad: grad.transpose(inverse),)
 
 
-@op(np.concatenate)
+@op(np.concatenate, reads="")
 def concatenate(*parts: Array, axis: int = 0) -> Result:
     """The arrays or Tensors joined along ``axis``.
 
@@ -75,6 +75,7 @@ def concatenate(*parts: Array, axis: int = 0) -> Result:
     return value, tuple(vjp(i) for i in range(len(parts)))
 
 
+@reading("")
 def getitem(x: Array, index: Any) -> Result:
     """``x[index]`` for slices, integers, masks and integer arrays."""
     items = index if isinstance(index, tuple) else (index,)
