@@ -290,7 +290,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     out = capsys.readouterr().out
     for words in (
         r"0 to 49         SimpleBlock  3 x 32 x 32   50 x 2,269  50 x 2,621,440",
-        "1,701,060 parameters, 132,659,000 multiply-adds an image",
+        "1,701,060 parameters, 132,659,000 multiply-adds per image",
         "fits",
     ):
         assert words in out

@@ -1,8 +1,8 @@
-"""The command line: ``invocupy COMMAND``, a module a command.
+"""The command line ``invocupy COMMAND``: one module for each command.
 
 Each module has ``add(commands)``, which adds its parser and names the function that runs it.
-Progress goes to standard error, results to standard output. What takes time to load is imported
-inside the commands, so that ``invocupy --help`` answers at once.
+Progress goes to standard error, results to standard output. Modules that are slow to load are
+imported inside the commands, so that ``invocupy --help`` is fast.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _CODES = {  # of errors with a plain cause, by the names of their classes, which
     "MemoryError": 1, "OSError": 1, "PeerError": 1,
     "BrokenPipeError": 128 + getattr(signal, "SIGPIPE", 13),
 }  # fmt: skip
-_EPILOG = """Results go to standard output, progress to standard error. Exit codes: 0 done, 1
-refused by the system or unexpected, 2 wrong usage or settings, 65 bad data, image or checkpoint, 69
-a download failed or a package is missing, 70 the loss became NaN or infinite, 75 another rank timed
-out or the launcher died, 130 interrupted by Ctrl-C, 143 ended by SIGTERM, 129 by SIGHUP, 141 the
-program that reads the output closed it."""
+_EPILOG = """Results go to standard output, progress to standard error. Exit codes: 0 success, 1
+system error or unexpected error, 2 wrong usage or settings, 65 invalid data, image or checkpoint,
+69 a download failed or a package is missing, 70 the loss became NaN or infinite, 75 another rank
+timed out or the launcher died, 129 ended by SIGHUP, 130 by Ctrl-C, 141 the reader of the output
+closed it, 143 ended by SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,9 +78,9 @@ def _told(error: BaseException) -> int:
     if isinstance(error, OSError) and error.filename:  # not all errors of the system name a file
         text = f"{error.filename}: {error.strerror}"
     text = f"invocupy: {text}"
-    # The reader (head, a pager) has closed the pipe: end in silence, as programs in C do.
+    # The reader (head, a pager) has closed the pipe: exit silently, as programs in C do.
     text = "" if isinstance(error, BrokenPipeError) else text
-    # Interrupted, which has a signal, is raised on all ranks; any other error may be on one only.
+    # Interrupted, which has a signal, is raised on all ranks; other errors may be on one only.
     if not hasattr(error, "signal"):
         abort_all(text, code, isinstance(error, PeerError))
     elif is_root():
@@ -90,7 +90,7 @@ def _told(error: BaseException) -> int:
 
 
 def _ready_streams() -> None:
-    """Replace closed streams by the null device; escape letters that an encoding lacks."""
+    """Replace closed streams by the null device; escape characters that an encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""``invocupy bench``: how fast the operator and a training step are on this machine."""
+"""``invocupy bench``: time the operator and a training step on this machine."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
         commands, "bench", _run, help="time the operator and a training step on this machine",
-        description="In float32, each row a median over rounds in which all variants take turns. "
-        "Next to them the machine's copy bandwidth (arrays that stay in a cache may be faster) and "
-        "a matrix product of its BLAS. PyTorch's usual form of involution (unfold) runs too where "
-        "PyTorch is installed.",
+        description="Time float32 calls; each row is the median of rounds in which all variants "
+        "alternate. The machine's copy bandwidth (arrays in cache may be faster) and a BLAS matrix "
+        "product are measured for comparison, and, if PyTorch is installed, its usual form of "
+        "involution (unfold).",
     )  # fmt: skip
     add_device(parser)
     parser.add_argument(
         "--seconds", metavar="X", type=float, default=1.0,
-        help="for each timed variant (default %(default)s)",
+        help="time for each variant (default %(default)s)",
     )  # fmt: skip
 
 

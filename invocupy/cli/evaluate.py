@@ -1,4 +1,4 @@
-"""``invocupy evaluate``: how well a trained model does on its test set."""
+"""``invocupy evaluate``: measure a trained model on its test set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
     lines = [
         f"test accuracy {accuracy:.2%}, loss {loss:.4g} on {len(images)} images of "
         f"{about.dataset}, {arguments.checkpoint} checkpoint (epoch {len(history)})",
-        "rows: the true class and its accuracy; columns, in the same order: the answer",
+        "confusion matrix; rows: true class and its accuracy; columns, same order: predicted class",
     ]
     width = max(map(len, about.classes))
     for name, share, counts in zip(about.classes, shares, confusion, strict=True):

@@ -24,24 +24,24 @@ def add(commands: Commands) -> None:
     parser = command(
         commands, "explore", _run,
         help="write a page that shows the kernel at the pixel under the pointer",
-        description="One HTML file, to open in any browser, offline: point at a pixel of an image "
-        "and see the kernel that the network generates there, for each involution layer and group, "
-        "beside that of a second pixel. Images are read as by predict. Needs Pillow: "
+        description="One self-contained HTML file, which needs no network: point at a pixel of an "
+        "image and see the kernel that the network generates there, for each involution layer and "
+        "group, next to that of a second pixel. Images are read as by predict. Needs Pillow: "
         "pip install 'invocupy[plots]'.",
     )  # fmt: skip
     add_run(parser, data=False)
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument(
-        "--out", metavar="FILE", type=path, help="by default explorer.html in the run's folder"
+        "--out", metavar="FILE", type=path, help="default explorer.html in the run's folder"
     )
     parser.add_argument(
         "--involutions", metavar="N", type=int, nargs="+",
-        help="whose kernels to show, counted from 0 (default all)",
+        help="layers whose kernels are shown, from 0 (default all)",
     )  # fmt: skip
     parser.add_argument(
         "--convolution", metavar="RUN", type=path,
-        help="show the kernels of this run's convolutions beside: a run of the same model with "
-        "--spatial depthwise or convolution",
+        help="also show the convolution kernels of this run, of the same model with --spatial "
+        "depthwise or convolution",
     )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if not any(isinstance(layers.get(name), nn.Conv2d) for name in names):
             raise ConfigError(
                 "convolution must be a run of the same model with --spatial depthwise or "
-                f"convolution: in {arguments.convolution} no convolution stands for an involution"
+                f"convolution: {arguments.convolution} has no convolution in place of involutions"
             )
     bad = []
 

@@ -1,4 +1,4 @@
-"""``invocupy import``: weights of other programs as a file of ours."""
+"""``invocupy import``: convert weights of other programs to invocupy's safetensors."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
         commands, "import", _run,
-        help="turn weights of other programs into safetensors",
-        description="Reads safetensors, .npz, PyTorch's zip files (.pth) and Paddle's .pdparams "
-        "without PyTorch or Paddle, and runs nothing that is in them. Names that are missing or "
-        "left over are errors: exit code 65, and no file is written. In Python, "
+        help="convert weights of other programs to safetensors",
+        description="Read safetensors, .npz, PyTorch's .pth and Paddle's .pdparams without PyTorch "
+        "or Paddle; no code in the file is executed. Missing or unexpected names are errors: exit "
+        "code 65, and no file is written. In Python, "
         "invocupy.weights.import_state(model, invocupy.weights.read(FILE)) loads either file.",
     )  # fmt: skip
-    parser.add_argument("file", metavar="FILE", type=path)
+    parser.add_argument("file", metavar="FILE", type=path, help="the weights to convert")
     parser.add_argument(
         "--model", metavar="NAME", required=True,
         help="simple (the article's), rednet26, ..., resnet18, resnet50",
     )  # fmt: skip
     parser.add_argument(
         "--head-relu", action=argparse.BooleanOptionalAction,
-        help="of the simple model, if the names in the file do not say it: whether ReLUs stand "
-        "between its dense layers",
+        help="simple model: whether ReLUs follow its dense layers, if the names in the file do not "
+        "say it",
     )  # fmt: skip
     parser.add_argument(
-        "--key", help="of a checkpoint: where its weights are, such as ema or checkpoint.state_dict"
+        "--key", help="where a checkpoint has its weights, such as ema or checkpoint.state_dict"
     )
     parser.add_argument(
         "--no-strict", action="store_true",
-        help="accept names that are missing or left over, list them, and write the rest",
+        help="accept missing and unexpected names, list them, and write the rest",
     )  # fmt: skip
-    parser.add_argument("--out", metavar="F.safetensors", type=path, required=True)
+    parser.add_argument(
+        "--out", metavar="F.safetensors", type=path, required=True, help="the file to write"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:

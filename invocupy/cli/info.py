@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(commands, "info", _run, help="versions, devices, and a check of the kernels")
     parser.add_argument(
-        "--warm", action="store_true", help="compile the usual kernels, and time it"
+        "--warm", action="store_true", help="compile the kernels of common models, and time it"
     )
 
 
@@ -61,9 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.warm:
         warm = result["warm_seconds"] = {device: _warm(device) for device in devices}
         for device, seconds in warm.items():
-            lines.append(
-                f"{device}: the usual kernels are compiled and ready after {seconds:.1f} s"
-            )
+            lines.append(f"{device}: kernels of common models compiled in {seconds:.1f} s")
     return tell(arguments, result, *lines, code=1 if any(checks.values()) else 0)
 
 

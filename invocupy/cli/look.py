@@ -32,24 +32,24 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     report = command(
         commands, "report", _report,
-        help="write a page about a run: one HTML file that needs nothing else",
+        help="write a report of a run as one self-contained HTML file",
         description="Settings, curves, confusion matrix, samples, heat maps of the generated "
-        "kernels, machine and versions in one HTML file, to open in any browser, offline. Needs "
-        "matplotlib: pip install 'invocupy[plots]'.",
+        "kernels, machine and versions in one self-contained HTML file, which needs no network. "
+        "Needs matplotlib: pip install 'invocupy[plots]'.",
     )  # fmt: skip
     report.add_argument(
-        "--out", metavar="FILE", type=path, help="by default report.html in the run's folder"
+        "--out", metavar="FILE", type=path, help="default report.html in the run's folder"
     )
     for parser in plot, report:
         add_run(parser)
         parser.add_argument(
             "--involutions", metavar="N", type=int, nargs="+",
-            help="whose kernels to show, counted from 0 (up to four, evenly over the depth)",
+            help="layers whose kernels are shown, from 0 (default up to four, evenly spaced)",
         )  # fmt: skip
 
 
 def findings(run: Any, **options: Any) -> Findings:
-    """What there is to see of a run; without matplotlib an error before the work, not after it."""
+    """The findings of a run; a missing matplotlib is an error at once, before the work."""
     from invocupy.report import gather, load_matplotlib
 
     load_matplotlib()

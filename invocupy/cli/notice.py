@@ -1,4 +1,4 @@
-"""A line for those who wait for CPU kernels to be compiled, at their first use on a machine."""
+"""Messages while CPU kernels are compiled, at their first use on a machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 
 from invocupy import backends
 
-_PATIENCE = 1.0  # seconds of compiling that nobody need be told of
+_PATIENCE = 1.0  # seconds of compiling before a message
 
 
 @contextmanager
 def compiling_is_told() -> Iterator[None]:
-    """Within it, one line on standard error once compiling has taken long, and one at the end."""
+    """Within it, slow compilation is announced on standard error, and summed up at the end."""
     waiting = _Waiting()
     before, backends.on_compile = backends.on_compile, waiting.note
     try:
@@ -26,7 +26,7 @@ def compiling_is_told() -> Iterator[None]:
 
 
 class _Waiting:
-    """Adds up the time spent compiling; kernels may compile others, and threads at once."""
+    """Sums the compile time; kernels may compile others, and threads in parallel."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -35,7 +35,7 @@ class _Waiting:
         self.timer = threading.Timer(0, self.tell)
 
     def note(self, name: str, done: bool) -> None:
-        """A compilation begins, or is done."""
+        """A compilation begins, or ends."""
         with self.lock:
             self.active += -1 if done else 1
             self.kernels += done
@@ -50,12 +50,12 @@ class _Waiting:
                 self.timer.cancel()
 
     def tell(self) -> None:
-        """Say once that compiling is what takes so long."""
+        """Print the announcement, once."""
         from invocupy.backends.cpu.jit import cache_directory
 
         self.told = True
         place = cache_directory() or "memory only"
-        text = f"invocupy: compiling CPU kernels for their first use here (kept in {place})"
+        text = f"invocupy: compiling CPU kernels, on first use only (cached in {place})"
         print(text, file=sys.stderr, flush=True)
 
     def end(self) -> None:
@@ -63,5 +63,5 @@ class _Waiting:
         self.timer.cancel()
         if self.told:
             kernels = "1 kernel" if self.kernels == 1 else f"{self.kernels} kernels"
-            with suppress(OSError):  # the command's own error is the one to tell
+            with suppress(OSError):  # the command's own error matters more
                 print(f"invocupy: compiled {kernels} in {self.seconds:.0f} s", file=sys.stderr)

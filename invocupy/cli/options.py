@@ -17,7 +17,7 @@ from invocupy.paths import expand
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests flags, and adds those that take time to load when it is used."""
+    """A parser that suggests corrections, and adds slow-loading flags only when it is used."""
 
     def __init__(
         self, *given: Any, late: Callable[[Parser], None] | None = None, **options: Any
@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         self._late = late
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As the base class, but what is not known is an error."""
+        """As the base class, but unknown arguments are an error."""
         late, self._late = self._late, None
         if late is not None:
             late(self)
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """``argparse`` drops what it cannot write; help on a full disk is an error like others."""
+        """``argparse`` ignores write errors; here they are errors like others."""
         if message and file is sys.stdout:
             file.write(message)
         else:
@@ -76,26 +76,26 @@ def path(text: str) -> str:
 
 
 def add_run(parser: Parser, data: bool = True) -> None:
-    """Add the run's folder, which of its checkpoints, the device, and the folder of the data."""
+    """Add the run's folder, its checkpoint, the device, and the data folder."""
     parser.add_argument("run", metavar="RUN", type=path, help="the run's folder")
     parser.add_argument(
         "--checkpoint", choices=("best", "last"), default="best",
-        help="that of the best epoch in validation (without it of the last epoch), or the last one "
-        "(default %(default)s)",
+        help="best: the epoch with the highest validation accuracy (without validation, the last "
+        "epoch); last: where training stopped (default %(default)s)",
     )  # fmt: skip
     add_device(parser)
     parser.add_argument(
         "--model-from", metavar="MODULE:FUNCTION",
-        help="a function without arguments that makes the model, where fit was given one",
+        help="a function without arguments that creates the model; needed if fit was given one",
     )  # fmt: skip
     if data:
         parser.add_argument(
-            "--data-dir", metavar="DIR", type=path, help="where the files of its images lie now"
+            "--data-dir", metavar="DIR", type=path, help="where the image files are, if they moved"
         )
 
 
 def model_from(given: str | None) -> Any:
-    """The model that a function ``MODULE:FUNCTION`` makes; None if none is given."""
+    """The model that ``MODULE:FUNCTION`` creates; None if none is given."""
     from invocupy.train import ConfigError
 
     if given is None:
@@ -107,7 +107,7 @@ def model_from(given: str | None) -> Any:
         model = make()
     except Exception as error:
         raise ConfigError(
-            f"model-from must be MODULE:FUNCTION, of a function that makes the model, got {given} "
+            f"model-from must be MODULE:FUNCTION, a function that creates the model, got {given} "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
     finally:
@@ -124,7 +124,7 @@ def add_device(parser: Parser) -> None:
 
 
 def check_out(text: str) -> Path:
-    """The file to write, before the work; ConfigError if there is no folder for it."""
+    """The file to write, checked before any work; ConfigError if its folder does not exist."""
     from invocupy.train import ConfigError
 
     out = Path(text)
@@ -134,14 +134,14 @@ def check_out(text: str) -> Path:
 
 
 def is_stdout(out: Path) -> bool:
-    """Whether a file is the standard output, which a line about it would spoil."""
+    """Whether a file is standard output, where an additional line would corrupt it."""
     with suppress(OSError, ValueError):
         return os.path.samestat(out.stat(), os.fstat(sys.stdout.fileno()))
     return False
 
 
 def tell(arguments: argparse.Namespace, result: Any, *lines: str, code: int = 0) -> int:
-    """Print a result, as strict JSON (NaN and infinities are null) or in lines; the exit code."""
+    """Print a result, as strict JSON (NaN and infinities are null) or as lines; return ``code``."""
     from invocupy.checkpoint import strict
 
     if arguments.json:
@@ -153,7 +153,7 @@ def tell(arguments: argparse.Namespace, result: Any, *lines: str, code: int = 0)
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress function, of what is done and all; off a terminal it shows nothing."""
+    """A function ``progress(done, total)``, whose bar appears on terminals only."""
     from tqdm import tqdm
 
     with tqdm(desc=title, leave=False, disable=None, file=sys.stderr) as shown:
@@ -166,7 +166,7 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> str:
-    """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each.
+    """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each column.
 
     >>> print(table([("a", "1"), ("bcd", "23")], "<>"))
     a     1

@@ -1,4 +1,4 @@
-"""``invocupy predict``: what a trained model sees in image files."""
+"""``invocupy predict``: classify image files with a trained model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = command(
-        commands, "predict", _run, help="ask a trained model about image files",
-        description="The middle square of each image, resized to 32 x 32 pixels (area averages, or "
-        "bicubic for smaller ones), transparency on white, turned as its EXIF data says. A file "
-        "that cannot be read is one line on standard error and exit code 65; the others are "
-        "answered. Needs Pillow: pip install 'invocupy[plots]'.",
+        commands, "predict", _run, help="classify image files with a trained model",
+        description="Classify the centre square of each image, resized to the size of the training "
+        "images (area averages, or bicubic for smaller ones). The EXIF orientation is applied, and "
+        "transparent pixels are put on white. A file that cannot be read is reported on standard "
+        "error, the others are classified, and the exit code is 65. Needs Pillow: pip install "
+        "'invocupy[plots]'.",
     )  # fmt: skip
     add_run(parser, data=False)
-    parser.add_argument("images", metavar="IMAGE", nargs="+")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument(
-        "--top", metavar="N", type=int, default=3, help="classes shown (default %(default)s)"
+        "--top",
+        metavar="N",
+        type=int,
+        default=3,
+        help="how many classes to show (default 3)",
     )
 
 
@@ -41,8 +46,8 @@ def read_images(
     channels, side, width = shape
     if side != width or channels not in (1, 3):
         raise ConfigError(
-            f"the run is of images (C, H, W) = {shape}, and image files give squares in grey "
-            "or colour: use invocupy.train.predict on arrays"
+            f"the run was trained on images (C, H, W) = {shape}, but image files are read as grey "
+            "or colour squares: use invocupy.train.predict on arrays"
         )
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # one line a bad file is enough
     images = {}
@@ -77,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> int:
         found = predict(model, stack, **about.style())
         for path, probabilities in zip(images, found, strict=True):
             if not np.isfinite(probabilities).all():
-                fail(path, f"{path} has no answer: the model's numbers for it are not finite")
+                fail(path, f"{path} has no class: the model's output for it is not finite")
                 continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
             classes = [{"class": about.classes[i], "probability": probabilities[i]} for i in best]

@@ -31,7 +31,7 @@ def add_settings(parser: Parser) -> None:
         group.add_argument(f"--{item.name.replace('_', '-')}", help=_help(item), **kind)
     parser.add_argument(
         "--smoke", action="store_true",
-        help="one short epoch (64 images in batches of 16): does everything work?",
+        help="check the installation: one short epoch (64 images in batches of 16)",
     )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE", type=path,
@@ -54,7 +54,7 @@ def _help(item: Field[Any]) -> str:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given: by flags, then ``--smoke``, then the file."""
+    """The given settings: flags override ``--smoke``, which overrides the file."""
     from invocupy.train import Config, read_settings
 
     given = vars(arguments)

@@ -1,4 +1,4 @@
-"""``invocupy summary``: what a run would cost, without running it."""
+"""``invocupy summary``: the size and memory of a run; nothing is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     command(
         commands, "summary", _run, late=add_settings, argument_default=argparse.SUPPRESS,
         help="layers, parameters, multiply-adds and estimated memory of a run; nothing is trained",
-        description="What the run that train would start with these flags costs.",
+        description="Sizes and memory of the run that train would start with the same flags.",
     )  # fmt: skip
 
 
@@ -55,18 +55,18 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments,
         result,
         table(cells, "<<<>>"),
-        f"\n{rows[0].parameters:,} parameters, {rows[0].macs:,} multiply-adds an image",
+        f"\n{rows[0].parameters:,} parameters, {rows[0].macs:,} multiply-adds per image",
         f"memory on {device}: training step {size(step)} (batches of {config.batch_size}{parts}), "
         f"evaluation {size(evaluation)} ({needs.tested} images at a time); "
         f"{'fits' if fits else 'DOES NOT FIT'}, {size(free)} are free",
-        f"of it the program {size(needs.program)}, the images {size(needs.data)}, weights, "
-        f"gradients and velocities {size(needs.training.fixed)}, and each image of a batch "
+        f"including program {size(needs.program)}; images {size(needs.data)}; weights, gradients "
+        f"and velocities {size(needs.training.fixed)}; each image of a batch "
         f"{size(needs.training.per_image)}",
     )
 
 
 def _lines(rows: list[Layer]) -> list[tuple[str, ...]]:
-    """A line a layer; neighbours that are alike, with all below them, share one."""
+    """One line per layer; equal neighbours, with all below them, share one."""
     below: dict[str, list[Layer]] = {}
     for row in rows[1:]:
         below.setdefault(row.name.rpartition(".")[0], []).append(row)

@@ -1,4 +1,4 @@
-"""``invocupy train``: train a model, with progress, into a folder of its own."""
+"""``invocupy train``: train a model, show progress, and write a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from invocupy import nn
     from invocupy.train import About, Config, Progress
 
-_QUIET = 60.0  # seconds after which a step is told of where there is no bar
+_QUIET = 60.0  # without a bar, seconds until a line of progress
 
 
 def add(commands: Commands) -> None:
@@ -30,23 +30,23 @@ def add(commands: Commands) -> None:
     parser = command(
         commands, "train", _run, late=add_settings, argument_default=argparse.SUPPRESS,
         help="train a model",
-        description="Train a model; with no options a small SimpleModel on generated images. Under "
-        "mpiexec or srun each process computes its share of every batch.",
+        description="Train a model; without options, a small SimpleModel on generated images. "
+        "Under mpiexec or srun, each process computes its share of every batch.",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="DIR", type=path, help="the run's folder (new; by default runs/...)"
+        "--out", metavar="DIR", type=path, help="the new run folder (default runs/...)"
     )
     parser.add_argument(
         "--resume", metavar="DIR", type=path, help="continue the run in this folder"
     )
     parser.add_argument(
         "--comm-timeout", metavar="SECONDS", type=_seconds, default=600.0,
-        help="on several ranks (mpiexec -n N invocupy train ...): how long to wait for another "
-        "one before all are ended with exit code 75 (default 600)",
+        help="with several ranks (mpiexec -n N invocupy train ...): how long a rank waits for "
+        "another before all exit with code 75 (default 600)",
     )  # fmt: skip
     parser.add_argument(
         "--plots", action=argparse.BooleanOptionalAction,
-        help="write pictures at the end (as plot does; by default if matplotlib is installed)",
+        help="write pictures at the end, like plot (default: if matplotlib is installed)",
     )  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def _run(arguments: argparse.Namespace) -> int:
     given = given_settings(arguments)
     resume, out, plots = map(vars(arguments).get, ("resume", "out", "plots"))
     if resume and out:
-        raise ConfigError("--out and --resume exclude each other: a run goes on in its own folder")
-    # Only rank 0 need see the folder.
+        raise ConfigError("give --out or --resume, not both: a run continues in its own folder")
+    # Only rank 0 needs to see the folder.
     old = "{}"
     with together(comm):
         if comm.rank == 0 and resume:
@@ -87,7 +87,7 @@ def _run(arguments: argparse.Namespace) -> int:
             )  # fmt: skip
         except Interrupted as error:
             command = f"invocupy train --resume {shlex.quote(str(out))}"
-            error.args = (f"{error}, saved in {out}; go on with: {command}",)
+            error.args = (f"{error}, saved in {out}; continue with: {command}",)
             raise
     last, best = history[-1], counted(history) or {}
     epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if plots:
         files = draw(findings(out, device=config.device, data_dir=config.data_dir), out)
         print("pictures:", " ".join(path.name for path in files), file=sys.stderr)
-    print(f"to look at it: invocupy report {shlex.quote(str(out))}", file=sys.stderr)
+    print(f"next: invocupy report {shlex.quote(str(out))}", file=sys.stderr)
     return code
 
 
@@ -123,7 +123,7 @@ def _seconds(text: str) -> float:
 
 @contextmanager
 def _new_folder(config: Config) -> Iterator[Path]:
-    """A folder that no other process has; it goes again if nothing is written into it."""
+    """A folder that no other process has; it is removed if nothing was written into it."""
     for number in count(1):
         folder = Path("runs", f"{config.dataset}-{config.model}-{number}")
         try:
@@ -141,7 +141,7 @@ def _new_folder(config: Config) -> Iterator[Path]:
 
 
 class _Reporter(NamedTuple):
-    """What ``fit`` calls on its way."""
+    """The hooks that ``fit`` calls."""
 
     report: Callable[[Progress], None]
     testing: Callable[[int, int], None]
@@ -149,7 +149,7 @@ class _Reporter(NamedTuple):
 
 
 def _reporter(folder: str) -> _Reporter:
-    """A first line, a line an epoch, and between them a bar on a terminal or a line a minute."""
+    """A line at the start and for each epoch, in between a bar, or a line per minute."""
     import numpy as np
     from tqdm import tqdm
 

@@ -32,26 +32,26 @@ from invocupy.train.fields import (
 )
 
 _LONGEST = 1 << 20  # bytes of a file of settings
-_IMAGES = at_least(1, 1_000_000)  # that are taken or drawn
+_IMAGES = at_least(1, 1_000_000)
 _WHAT, _HOW = "data and model", "training"
 
 
 class ConfigError(ValueError):
-    """Settings that make no sense, or do not fit the run. One line: setting, rule, values."""
+    """Invalid settings, or settings that contradict the run. One line: setting, rule, values."""
 
 
 @dataclass(frozen=True)
 class Config:
     """The settings of a run.
 
-    Numbers may be NumPy's; they are kept as Python's. Integers are below 2**31, but for the seed.
+    NumPy numbers become Python numbers. Integers are below 2**31, except the seed.
 
     PARAMETERS
 
     Raises
     ------
     ConfigError
-        If a setting has another type or lies out of range; TypeError if there is none of the name.
+        If a setting has the wrong type or is out of range; TypeError for an unknown name.
 
     Examples
     --------
@@ -65,83 +65,82 @@ class Config:
     """
 
     # fmt: off
-    dataset: str = setting("shapes10", _WHAT, "what to learn; shapes10 is generated",
+    dataset: str = setting("shapes10", _WHAT, "the data set; shapes10 is synthetic",
         choices=DATASETS)
-    data_dir: str | None = setting(None, _WHAT, "where the files of cifar10 or folder lie. See "
-        ":func:`invocupy.data.cifar10`; of folder it holds train/CLASS/* and test/CLASS/*, see "
+    data_dir: str | None = setting(None, _WHAT, "the folder with the files of cifar10, or with "
+        "train/CLASS/* and test/CLASS/* for folder. See :func:`invocupy.data.cifar10` and "
         ":func:`invocupy.data.image_folder`", FOLDER, unit="DIR", free=True)
-    image_size: int = setting(32, _WHAT, "of folder: the side in pixels that images are cut and "
-        "shrunk to. Smaller ones are refused", at_least(1, 4096))
-    skip_broken: bool = setting(False, _WHAT, "of folder: leave out files that are no images, or "
-        "too small. Each is named; otherwise they are an error")
+    image_size: int = setting(32, _WHAT, "folder: crop and shrink images to squares of N pixels. "
+        "Smaller images are an error", at_least(1, 4096))
+    skip_broken: bool = setting(False, _WHAT, "folder: skip files that are no images or too small. "
+        "Each is named; without it they are an error")
     model: str = setting("simple", _WHAT, "the network. :class:`invocupy.models.SimpleModel`, "
         ":class:`invocupy.models.SmallNet`, or one of :data:`invocupy.models.NETWORKS` with the "
         "stem for small images", choices=MODELS)
-    layers: int = setting(2, _WHAT, "blocks of the simple model", at_least(0, 10_000))
-    head_relu: bool = setting(True, _WHAT, "of the simple model: a ReLU after the first two dense "
+    layers: int = setting(2, _WHAT, "simple model: number of blocks", at_least(0, 10_000))
+    head_relu: bool = setting(True, _WHAT, "simple model: a ReLU after the first two dense "
         "layers, as in the article. Without them the head is a linear map, which learns shapes10 "
         "many times slower")
-    signed: bool = setting(False, _WHAT, "of the simple model: no ReLU before a block's sum. Then "
-        "blocks may also take away from their input; the article's can only add")
-    recompute: bool = setting(True, _WHAT, "of the simple model on a CPU: save memory, or a tenth "
-        "of the time. The wide part of a block is computed again for the gradients, or stored; "
-        "results are the same", free=True)
-    spatial: str = setting("involution", _WHAT, "of the small model: what looks at neighbours",
+    signed: bool = setting(False, _WHAT, "simple model: no ReLU before the sum of a block. Then "
+        "blocks can also subtract from their input; those of the article can only add")
+    recompute: bool = setting(True, _WHAT, "simple model on a CPU: save memory; off saves a tenth "
+        "of the time. The wide part of a block is recomputed for the gradients, or stored; the "
+        "results are equal", free=True)
+    spatial: str = setting("involution", _WHAT, "small model: kind of the spatial layers",
         choices=SPATIAL)
-    width: int = setting(64, _WHAT, "channels of the small model. A multiple of 32 with involution",
+    width: int = setting(64, _WHAT, "small model: channels. A multiple of 32 with involution",
         at_least(2, 1024))
-    epochs: int = setting(4, _HOW, "how often each image is seen", at_least(1), free=True)
-    batch_size: int = setting(32, _HOW, "images in a step, of all ranks together. Each rank "
-        "computes its share of them", at_least(1))
-    accumulate: int = setting(1, _HOW, "cut each batch into N parts to save memory; only batch "
-        "norm sees a difference. The step is that of the whole batch, but batch norm sees the "
-        "moments of the parts", at_least(1), free=True)
-    sync_norm: bool = setting(True, _HOW, "on several ranks: batch norm sees the batch of all of "
-        "them, or of one. With that of all the training is that of a single process to rounding. A "
-        "rank's own share needs fewer messages and is another training; running statistics are "
-        "averaged over the ranks")
-    lr: float = setting(0.01, _HOW, "highest learning rate. The schedule gives the share of it in "
-        "each step", POSITIVE)
-    momentum: float = setting(0.9, _HOW, "momentum of the update. See :class:`invocupy.optim.SGD`",
+    epochs: int = setting(4, _HOW, "passes over the training images", at_least(1), free=True)
+    batch_size: int = setting(32, _HOW, "images per step, over all ranks. Each rank computes its "
+        "share of them", at_least(1))
+    accumulate: int = setting(1, _HOW, "split each batch into N parts to save memory; only "
+        "batch norm differs. The step is that of the whole batch, but batch norm uses the moments "
+        "of each part", at_least(1), free=True)
+    sync_norm: bool = setting(True, _HOW, "several ranks: batch norm uses the batch of all ranks, "
+        "not of each. Then the result is that of a single process up to rounding. Without it there "
+        "are fewer messages, the result differs, and running statistics are averaged over ranks")
+    lr: float = setting(0.01, _HOW, "highest learning rate. The schedule multiplies it by a "
+        "factor in each step", POSITIVE)
+    momentum: float = setting(0.9, _HOW, "momentum of SGD. See :class:`invocupy.optim.SGD`",
         within("[0, 1)"))
-    weight_decay: float = setting(5e-4, _HOW, "share of the weights that is added to their "
+    weight_decay: float = setting(5e-4, _HOW, "factor of the weights that are added to their "
         "gradients. See :class:`invocupy.optim.SGD`", NOT_NEGATIVE)
-    nesterov: bool = setting(True, _HOW, "Nesterov's form of the momentum, which must not be 0")
-    decay_biases: bool = setting(True, _HOW, "weight decay for biases and norms, too")
-    clip_norm: float | None = setting(None, _HOW, "largest norm of all gradients. See "
+    nesterov: bool = setting(True, _HOW, "Nesterov momentum; needs a momentum above 0")
+    decay_biases: bool = setting(True, _HOW, "also apply weight decay to biases and norms")
+    clip_norm: float | None = setting(None, _HOW, "clip the norm of all gradients to X. See "
         ":func:`invocupy.optim.clip_by_norm`", POSITIVE._replace(text="above 0 and finite"))
-    schedule: str = setting("one_cycle", _HOW, "how the learning rate changes over all epochs, "
-        "step by step. See :mod:`invocupy.optim`", choices=SCHEDULES)
-    milestones: tuple[float, ...] = setting((0.5, 0.75), _HOW, "with step: shares of the run at "
-        "which the rate drops", SHARES)
-    drop: float = setting(0.1, _HOW, "with step: the factor of the rate at each milestone",
+    schedule: str = setting("one_cycle", _HOW, "how the learning rate changes over the run. "
+        "See :mod:`invocupy.optim`", choices=SCHEDULES)
+    milestones: tuple[float, ...] = setting((0.5, 0.75), _HOW, "schedule step: fractions of the "
+        "run at which the rate drops", SHARES)
+    drop: float = setting(0.1, _HOW, "schedule step: factor of the rate at each milestone",
         within("(0, 1]"))
-    warmup: int = setting(0, _HOW, "warm-up steps, in which the learning rate rises linearly. The "
-        "schedule starts after them", at_least(0))
-    label_smoothing: float = setting(0.0, _HOW, "in training, not in evaluation", within("[0, 1]"))
-    ema: float = setting(0.0, _HOW, "average the weights, with a decay such as 0.999; 0 for none. "
-        "The exponential moving average is then what is evaluated and saved for use: "
+    warmup: int = setting(0, _HOW, "warm-up steps (learning rate rises linearly). The schedule "
+        "starts after them", at_least(0))
+    label_smoothing: float = setting(0.0, _HOW, "label smoothing in training", within("[0, 1]"))
+    ema: float = setting(0.0, _HOW, "decay of averaged weights, such as 0.999; 0 for none. The "
+        "exponential moving average is then evaluated, and saved for use: "
         "``average += (1 - d) * (weights - average)`` after each step, with ``d = "
-        "min(ema, (1 + steps) / (10 + steps))``, so that the first steps fade", within("[0, 1)"))
-    validation: float = setting(0.0, _HOW, "hold out this share of the training images, which "
-        "chooses the best epoch. Drawn from the seed. Best is the first epoch of the highest "
-        "accuracy on them; the test set is read once, at the end, with its weights. Without it the "
+        "min(ema, (1 + steps) / (10 + steps))``, so that the first weights fade", within("[0, 1)"))
+    validation: float = setting(0.0, _HOW, "hold out this fraction of the training images to "
+        "choose the best epoch. They are drawn from the seed. Best is the first epoch with the "
+        "highest accuracy on them; its weights are tested once, at the end. Without validation the "
         "last epoch counts", within("[0, 1)"))
     patience: int | None = setting(None, _HOW, "stop after N epochs without a higher validation "
-        "accuracy. Needs a share for validation", at_least(1), free=True)
-    augment: str = setting("auto", _WHAT, "how training images are altered; auto: crop_flip for "
-        "cifar10. They are shifted by up to four pixels and mirrored", choices=("auto", *AUGMENT))
+        "accuracy. Needs validation", at_least(1), free=True)
+    augment: str = setting("auto", _WHAT, "augmentation; auto: crop_flip for cifar10, else none. "
+        "crop_flip shifts images by up to four pixels and mirrors half of them",
+        choices=("auto", *AUGMENT))
     cutout: int = setting(0, _WHAT, "cover a square of N x N pixels in each training image",
         at_least(0, 32))
-    seed: int = setting(0, _WHAT, "of the initial weights, the order of the images and their "
-        "augmentation", SEED)
-    limit: int | None = setting(None, _WHAT, "use the first N images only, of the training and of "
+    seed: int = setting(0, _WHAT, "seed of initial weights, image order and augmentation", SEED)
+    limit: int | None = setting(None, _WHAT, "use only the first N images of the training and of "
         "the test set. Without it, shapes10 has 10,000 and 1,000", _IMAGES)
-    overfit: int | None = setting(None, _HOW, "train and test on the same N images: should reach "
-        "100 %. The first ones of the training set, without augmentation unless it is asked for",
+    overfit: int | None = setting(None, _HOW, "train and test on the same N images; should reach "
+        "100 %. They are the first of the training set, without augmentation unless it is set",
         _IMAGES)
-    device: str = setting("auto", _WHAT, "where to compute; auto takes a GPU if CuPy finds one. On "
-        "several ranks the communicator decides", DEVICE, unit="NAME", free=True)
+    device: str = setting("auto", _WHAT, "where to compute; auto uses a GPU if CuPy finds one. "
+        "With several ranks the communicator decides", DEVICE, unit="NAME", free=True)
     # fmt: on
 
     def __new__(cls, *_: Any, **settings: Any) -> Config:
@@ -164,7 +163,7 @@ class Config:
                 raise ConfigError(f"{name} must be {rule}, got {shown(getattr(self, name))}")
 
     def _together(self) -> Iterator[tuple[str, bool, str]]:
-        """What settings demand of each other: which one, whether it is so, what it must be."""
+        """Rules between settings: which setting, whether it holds, what it must be."""
         single = self.spatial != "involution"
         yield "width", single or self.width % 32 == 0, "with involution a multiple of 32"
         most = f"at least 1 and at most batch_size={self.batch_size}"
@@ -177,7 +176,7 @@ class Config:
 
     @property
     def part(self) -> int:
-        """Images of a batch that go through the model at a time."""
+        """Images of a batch that the model processes at a time."""
         return -(-self.batch_size // self.accumulate)
 
     def to_json(self) -> str:
@@ -186,7 +185,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str) -> Config:
-        """Settings from a JSON object; those it does not name have their defaults.
+        """Settings from a JSON object; missing ones have their defaults.
 
         Raises
         ------

@@ -35,7 +35,7 @@ def test_long_compiling_is_told_once(
             backends.on_compile(name, done)
     assert backends.on_compile is None
     first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("invocupy: compiling CPU kernels for their first use here")
+    assert first.startswith("invocupy: compiling CPU kernels, on first use only")
     assert re.fullmatch(r"invocupy: compiled 4 kernels in 0 s", last)
 
 

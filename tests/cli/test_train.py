@@ -40,7 +40,7 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
     first, *lines, last = told
     start = "cpu, shapes10 (40 + 40 images, 10 classes), "
     assert re.fullmatch(rf"{re.escape(start)}[\d,]+ parameters, run runs/shapes10-simple-1", first)
-    assert last == "to look at it: invocupy report runs/shapes10-simple-1"
+    assert last == "next: invocupy report runs/shapes10-simple-1"
     assert [line.split()[:2] for line in lines] == [["epoch", "1/2"], ["epoch", "2/2"]]
     for line in lines:
         for part in ("loss", "accuracy", "test loss", "test accuracy", "images/s"):
@@ -160,7 +160,7 @@ def test_resume(capsys: pytest.CaptureFixture[str]) -> None:
         (["--lr", "0.5"], "lr is .* there, not 0.5"),
         (["--layers", "1", "--seed", "2"], "layers is 0 there, not 1; seed is 0 there, not 2"),
         (["--epochs", "2"], "epochs must be at least 3"),
-        (["--out", "elsewhere"], "--out and --resume exclude each other"),
+        (["--out", "elsewhere"], "give --out or --resume, not both"),
     ):
         assert re.search(words, fails(capsys, 2, "train", "--resume", "run", *flags))
 
@@ -204,7 +204,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_exactly() -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert "saved in run; go on with: invocupy train --resume run\n" in err
+    assert "saved in run; continue with: invocupy train --resume run\n" in err
     step = int(re.search(r"interrupted in epoch \d+ after step (\d+)", err)[1])  # type: ignore[index]
     _, info = checkpoint.load("run/last.safetensors")
     assert 2 * info["state"]["epoch"] + info["state"]["step"] == step

@@ -142,7 +142,7 @@ def test_errors_that_all_ranks_make_are_said_once(tmp_path: Path) -> None:
     for arguments, code, words in (
         ([*TRAIN, "--lr", "1e30", "--schedule", "constant"], 70, "training loss is"),
         ([*TRAIN, "--seed", "-1"], 2, "seed must be at least 0"),
-        ([*TRAIN, "--resume", "nowhere"], 2, "exclude each other"),
+        ([*TRAIN, "--resume", "nowhere"], 2, "not both"),
         (["train", "--resume", "nowhere"], 65, "nowhere/last.safetensors cannot be read"),
     ):
         done = subprocess.run(
