@@ -25,7 +25,7 @@ class no_grad:  # noqa: N801
     Raises
     ------
     TypeError
-        For ``@no_grad`` without parentheses, and when it decorates a class or what is no function.
+        For ``@no_grad`` without parentheses, and for anything but a function.
 
     Examples
     --------

@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _timed(calls: dict[str, Call], device: str, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds a call, by name: quantiles 0.2, 0.5, 0.8 of rounds in which all take turns."""
+    """Milliseconds per call, by name: quantiles 0.2, 0.5, 0.8 of rounds in which all take turns."""
     import numpy as np
 
     if device != "cpu":

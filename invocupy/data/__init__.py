@@ -1,9 +1,8 @@
 """Image sets as arrays, and batches of them that resume exactly.
 
-``cifar`` reads CIFAR-10 where it lies, ``generated`` draws a set that needs no file and no network,
-``folder`` reads images in a folder for each class, ``own`` checks arrays of the user's, ``batches``
-cuts any of them into normalised, augmented batches, ``images`` reads image files. Sets are uint8
-images (N, C, H, W) and int64 labels (N,).
+``cifar`` reads CIFAR-10, ``generated`` draws a synthetic set, ``folder`` reads image files from one
+folder per class, ``own`` checks arrays of the user, ``batches`` makes normalised, augmented
+batches, ``images`` reads image files. Sets are uint8 images (N, C, H, W) and int64 labels (N,).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Batches that depend on (seed, epoch, sample number) alone, and augmentation.
 
-One table of random numbers is drawn an epoch, a row a sample: its first column orders the samples,
-the others drive the augmentation. So a batch is the same in a resumed epoch, or cut over ranks.
+Each epoch draws one table of random numbers with a row for each sample: its first column orders the
+samples, the others drive the augmentation. So a batch is the same in a resumed epoch, or split over
+ranks.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from invocupy.geometry import integer
 
 Augment = Callable[[Array, Array], Array]
 
-_COLUMNS = 8  # random numbers a sample and epoch for augmentation
+_COLUMNS = 8  # random numbers for augmentation, per sample and epoch
 
 
 class Batches:
-    """A data set cut into normalised batches, in an order drawn from a seed.
+    """A data set as normalised batches, in an order drawn from a seed.
 
     Parameters
     ----------
     images : uint8 array (N, C, H, W)
-        NumPy, or CuPy for a set that stays on the GPU; never written.
+        NumPy, or CuPy for a set that stays on the GPU; not modified.
     labels : integer array (N,)
         Of the same library and device.
     batch_size
-        Images a batch; the last one of an epoch may have fewer.
+        Images per batch; the last one of an epoch may have fewer.
     seed
         From 0; with the epoch it decides order and augmentation.
     shuffle
@@ -38,12 +39,12 @@ class Batches:
         and float64 (B, 8), uniform in [0, 1), with the samples' rows of the epoch's table. Columns
         0, 1 belong to ``random_crop``, 2 to ``random_flip``, 3, 4 to ``cutout``; 5 to 7 are free.
     mean, std
-        One number a channel, for pixels in units of 0..1.
+        One number per channel, for pixels in units of 0..1.
     drop_last
         Leave out a last batch that is not full.
     rows
-        A function ``f(count)``: positions (an integer array) of the rows of a batch of ``count``
-        that this process wants; the others are neither read nor augmented. By default all.
+        A function ``f(count)`` that returns which rows (an integer array) of a batch of ``count``
+        this process needs; the others are neither read nor augmented. By default all.
 
     Raises
     ------
@@ -98,7 +99,7 @@ class Batches:
             or not (spread > 0).all()
         ):
             raise ValueError(
-                f"mean and std must have {channels} finite numbers, one a channel, and std "
+                f"mean and std must have {channels} finite numbers, one per channel, and std "
                 f"positive ones, got {mean!r} and {std!r}"
             )
         self.images, self.labels = images, labels
@@ -118,7 +119,7 @@ class Batches:
             self._scale, self._shift = xp.asarray(constants)
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
@@ -179,7 +180,7 @@ class Batches:
 
 
 def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
-    """Pad each image with black on all sides and cut the old size out, at a random place.
+    """Pad each image with black on all sides and crop it to its size, at a random place.
 
     As He et al., arXiv 1512.03385, section 4.2.
 
@@ -256,7 +257,7 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
     size
         Side of the square in pixels.
     fill
-        Pixel value put there; the default is about the mean of usual images, the paper's zero.
+        The pixel value of the square; the default is about the mean of usual images.
 
     Returns
     -------

@@ -25,7 +25,7 @@ from invocupy.paths import AnyPath, expand
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 )  # fmt: skip
-# of the 50,000 training images, a channel, in units of 0..1
+# of the 50,000 training images, per channel, in units of 0..1
 CIFAR10_MEAN = (0.49140, 0.48216, 0.44653)
 CIFAR10_STD = (0.24703, 0.24349, 0.26159)
 
@@ -52,27 +52,27 @@ _RETRIES = 2
 _PICKLES = "cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"
 """What folders of the Python version hold."""
 
-_WAY_OUT = f"get {ARCHIVE} anew from {URL}, or use --dataset shapes10, which needs no file"
+_WAY_OUT = f"download {ARCHIVE} from {URL}, or use --dataset shapes10, which needs no file"
 
 
 class DataError(ValueError):
-    """A data file that is not what its format says. One line: the file, the rule, the values."""
+    """A data file that is invalid. One line: the file, the rule, the values."""
 
 
 class DownloadError(OSError):
-    """A download that could not be done. One line: address, reason, and what to do instead."""
+    """A download that failed. One line: address, reason, and what to do instead."""
 
 
 def cifar10(
     root: AnyPath | None = None, train: bool = True
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Read CIFAR-10, downloading it if no place is given and none has it.
+    """Read CIFAR-10; without ``root`` it is downloaded if it is not in the cache.
 
     Parameters
     ----------
     root
         A folder with the binary files, with a folder ``cifar-10-batches-bin`` of them, or with
-        ``cifar-10-binary.tar.gz``; or the path of that archive, which may also be packed anew
+        ``cifar-10-binary.tar.gz``; or the path of that archive, which may be packed differently
         (``.tar``, ``.tar.gz``, ``.tar.bz2``, ``.tar.xz``). None looks in the folder named by
         ``INVOCUPY_DATA``, or else in the user's cache folder, and downloads the archive (170 MB,
         checked by its SHA-256) into it if it is not there.
@@ -138,7 +138,7 @@ def data_path(path: AnyPath) -> Path:
 
 
 def data_folder() -> Path:
-    """Where CIFAR-10 is looked for and downloaded to by default."""
+    """The default folder of CIFAR-10."""
     return settings.folder("INVOCUPY_DATA") or settings.cache_root()
 
 
@@ -157,8 +157,8 @@ def _find(root: Path, names: tuple[str, ...]) -> Path | None:
 def _default_source(names: tuple[str, ...]) -> Path:
     folder = data_folder()
     found = _find(folder, names)
-    # The user's own folder is read as it is and never replaced. Of ours, pooch compares the
-    # archive's digest and fetches a damaged one anew.
+    # The user's own folder is never changed. In ours, pooch checks the digest of the archive and
+    # downloads a damaged one again.
     keep = found is not None and (os.environ.get("INVOCUPY_DATA") or found.is_dir())
     return found if found is not None and keep else _download(folder)
 
@@ -260,7 +260,7 @@ def _from_archive(path: Path, names: tuple[str, ...]) -> Iterator[tuple[str, byt
 
 
 def _download(cache: Path) -> Path:
-    """Fetch the archive into ``cache`` unless it lies there whole; its path."""
+    """Download the archive into ``cache`` unless it is there and whole; its path."""
     import pooch
     import requests
     from tqdm import tqdm

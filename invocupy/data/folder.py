@@ -49,8 +49,8 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
 
     Each is read by :func:`read_image`. The first image of each class comes first, then the second
     ones, so that the first N are of all classes; labels are those of :func:`folder_listing`. What
-    was decoded is kept in the cache folder, in ``folders``, with a digest and the names, sizes and
-    times of the files: it is made anew if they have changed, and may be deleted at any time.
+    was decoded is cached in ``folders`` of the cache folder, with a digest and the names, sizes and
+    times of the files. It is renewed when they change, and may be deleted at any time.
 
     Parameters
     ----------
@@ -59,12 +59,12 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
     size
         Height and width of the images.
     skip_broken
-        Leave out files that are no whole images, in place of an error.
+        Skip files that are damaged or too small, in place of an error.
 
     Raises
     ------
     DataError
-        As :func:`folder_listing`; for files that are no whole images or smaller than ``size``. With
+        As :func:`folder_listing`; for files that are damaged or smaller than ``size``. With
         ``skip_broken`` these are named on standard error instead, unless a class has no other.
 
     >>> image_folder("no/such/folder", True, 32)
@@ -100,7 +100,7 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
 
 
 def _files(root: AnyPath, part: str) -> dict[str, list[Path]]:
-    """The files of each class, all sorted; hidden ones are none."""
+    """The sorted files of each class, without hidden files."""
     place = data_path(root)
     found: dict[str, dict[str, list[Path]]] = {}
     for which in ("train", "test"):
@@ -134,12 +134,12 @@ def _files(root: AnyPath, part: str) -> dict[str, list[Path]]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file manager may have left it there: .DS_Store, Thumbs.db, desktop.ini."""
+    """Whether it is a file of a file manager: .DS_Store, Thumbs.db, desktop.ini."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _decoded(place: Path, paths: list[Path], size: int) -> tuple[Any, dict[str, str]]:
-    """The images of files, and why others are none, by their paths; from the cache if it can."""
+    """The images of files, and why others failed, by path; from the cache if possible."""
     stats = (path.stat() if path.exists() else None for path in paths)
     facts = [(str(p), s and (s.st_size, s.st_mtime_ns)) for p, s in zip(paths, stats, strict=True)]
     listing = hashlib.sha256(json.dumps([_VERSION, size, facts]).encode()).hexdigest()
@@ -150,7 +150,7 @@ def _decoded(place: Path, paths: list[Path], size: int) -> tuple[Any, dict[str, 
         if info.get("listing") == listing:
             return arrays["images"], info["broken"]
     images, broken = _read(paths, size)
-    # It is a cache: without one everything works, if slower.
+    # Without a cache everything works, but more slowly.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         save(kept, {"images": images}, {"listing": listing, "broken": broken})

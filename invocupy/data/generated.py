@@ -1,12 +1,12 @@
-"""shapes10-v1: ten classes of generated 32x32 colour images, the data set that is always there.
+"""shapes10-v1: ten classes of synthetic 32x32 colour images, without any download.
 
-Each shows a shape of random place, size, turn and colour on a random background with shading and
-noise. Colour, brightness and position tell nothing about the class: a small network learns it, a
-colour histogram or a linear model does not.
+Each image shows a shape of random position, size, rotation and colour on a random background with
+shading and noise. Colour, brightness and position do not depend on the class: a small network
+learns it, a colour histogram or a linear model does not.
 
-The same (n, seed, train) gives the same bytes everywhere: the randomness is the raw output of
-Philox, and of float32 only +, -, *, /, sqrt, min and max are used, which IEEE 754 rounds in one
-way. No sine, no matrix product, no sum whose order could vary.
+The same (n, seed, train) gives the same bytes everywhere: the random numbers are the raw output of
+Philox, and the float32 operations are +, -, *, /, sqrt, min and max, which IEEE 754 rounds
+identically. There is no sine, no matrix product, and no sum whose order could vary.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ SHAPES10_STD = (0.294, 0.294, 0.294)
 
 _SIDE = 32
 _CHUNK = 500  # images drawn at once: the arrays of a chunk stay in cache; a multiple of ten
-_PARAMETERS = 16  # 64-bit words an image for class, place, colour, ...
-_NOISE = 3 * _SIDE * _SIDE // 8  # and for one noise byte a value
+_PARAMETERS = 16  # 64-bit words per image for class, place, colour, ...
+_NOISE = 3 * _SIDE * _SIDE // 8  # and for one noise byte per value
 
 Plane = NDArray[np.float32]  # (m, 32, 32)
 
 
 def shapes10(n: int, seed: int, train: bool = True) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw ``n`` images of ten shapes, the generated set "shapes10-v1".
+    """Draw ``n`` images of the synthetic set "shapes10-v1".
 
     Parameters
     ----------
     n
-        Number of images. The first images of a longer set are those of a shorter one.
+        Number of images. A longer set starts with the images of a shorter one.
     seed
         Any integer from 0. Its training and test set are from disjoint parts of its random stream.
     train
-        The training set, or the test set.
+        True for the training set, False for the test set.
 
     Returns
     -------
     images : uint8 array (n, 3, 32, 32)
         Red, green and blue planes.
     labels : int64 array (n,)
-        Indices into ``SHAPES10_CLASSES``; each ten images from a multiple of ten on have all
-        ten classes, in random order.
+        Indices into ``SHAPES10_CLASSES``; every ten consecutive images, from a multiple of ten,
+        have all ten classes in random order.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Image files as a model takes them."""
+"""Image files as the input of a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     """An image file as a small square image in colour.
 
-    Turned as its EXIF orientation says, transparency put on white, the middle square cut out, and
-    that resized by area averages (Pillow's box filter), or enlarged bicubically. Grey images of 16
-    bits and of floats from 0 (black) to 1 (white) are scaled to 8 bits. Other floats and 32-bit
-    integers are refused: nothing says which of their values is white.
+    The EXIF orientation is applied, transparent pixels are put on white, and the centre square is
+    resized by area averages (Pillow's box filter), or enlarged bicubically. Grey images of 16 bits
+    and of floats from 0 (black) to 1 (white) are scaled to 8 bits. Other floats and 32-bit integers
+    are an error: their value of white is unknown.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file cannot be read, is no whole image, has pixels of no known scale, or more of them
-        than Pillow takes for safe or than fit into memory.
+        If the file cannot be read, is damaged, has pixels of unknown scale, or more of them than
+        Pillow considers safe or than fit into memory.
     ValueError
         If ``size`` is not an integer >= 1.
     invocupy.extras.MissingExtra
@@ -127,7 +127,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
-    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never cut off."""
+    """A Pillow image of any mode in RGBA or RGB, its brightness scaled and never clipped."""
     if image.mode == "F":
         white = 1.0
     elif not image.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""Images of the user's own, as arrays: what they must be, and their mean and spread."""
+"""Arrays of images from the user: checks, and their mean and standard deviation."""
 
 from __future__ import annotations
 

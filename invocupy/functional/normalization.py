@@ -27,7 +27,7 @@ def batch_moments(x: Array | Tensor) -> tuple[Array, Array]:
     Raises
     ------
     TypeError
-        For arguments that are no arrays of a floating dtype.
+        For arguments that are not floating-point arrays.
     ValueError
         If ``x`` has fewer than two dimensions, or no value.
 
@@ -77,7 +77,7 @@ def batch_norm(
         Added to the variance.
     moments : (mean, var), optional
         :func:`batch_moments` of ``x``, where the caller has them already; with ``comm`` also the
-        number of values a channel, of all ranks.
+        number of values per channel, of all ranks.
     residual : array or Tensor (N, C, *S), optional
         Added to the result.
     relu : bool
@@ -93,7 +93,7 @@ def batch_norm(
     Raises
     ------
     TypeError
-        For arguments that are no arrays of a floating dtype.
+        For arguments that are not floating-point arrays.
     ValueError
         If ``x`` has fewer than two dimensions, or statistics are missing.
 

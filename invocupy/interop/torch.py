@@ -252,7 +252,7 @@ class Involution3d(Involution):
 class RedNetInvolution(_Layer):
     """The layer of the paper's RedNet code, with its parameter names (``conv1.conv.weight``).
 
-    :class:`Involution` with 16 channels a group and reduction 4, but its first convolution has no
+    :class:`Involution` with 16 channels per group and reduction 4, but its first convolution has no
     bias, and its initial weights are the RedNet code's: normal, with variance 2 / fan-out, and
     biases of 0. At odd sizes with a stride, where the original fails, the pool before the generator
     is in ceil mode.

@@ -1,7 +1,8 @@
-"""Networks: the article's, the paper's, the ResNets they come from, and a small one to compare.
+"""Networks of the article and of the paper, ResNets, and a small network for comparisons.
 
-The article is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
-page "The article's model" in the documentation says what was mended in its network, and why.
+"The article" is P. Kandru, "Invert the characteristics of convolution with involution" (2021); the
+page "The article's model" in the documentation lists the corrections to its network. "The paper" is
+Li et al., CVPR 2021, arXiv 2103.06255.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from invocupy.models.resnet import (
 class RedNetStem(Series):
     """3x3 convolution, involution, 3x3 convolution, each with norm and ReLU.
 
-    (N, in_channels, H, W) to (N, 64, Ho, Wo): a fourth of the size with the stem "imagenet" (a
-    stride of 2 and a 3x3 max pool of stride 2), or all of it with "cifar".
+    (N, in_channels, H, W) to (N, 64, Ho, Wo): a quarter of the size with the stem "imagenet" (a
+    stride of 2 and a 3x3 max pool of stride 2), the full size with "cifar".
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RedNet(Staged):
     """The involution network: a stem, four stages of bottlenecks, mean, linear map.
 
     As the authors' code has it (Li et al., arXiv 2103.06255): 7x7 involutions with 16
-    channels a group and reduction 4 between 1x1 convolutions. With a stride their generator sees
+    channels per group and reduction 4 between 1x1 convolutions. With a stride their generator sees
     the 2x2 average of x; in ceil mode, so that odd sizes work, where the authors' code fails.
     Initial weights are theirs too: for convolutions normal of variance
     ``2 / (out_channels * K * K)``, biases 0, norms 1 and 0 but the last one of a block 0 and 0,
@@ -61,8 +61,8 @@ class RedNet(Staged):
     depths, num_classes, in_channels, rng
         As :class:`invocupy.models.ResNet`.
     stem : "imagenet" or "cifar"
-        The authors', which leaves a fourth of the size, or, for small images, the same without
-        stride and pool. Both have the same arrays: weights do not say which one they are for.
+        The authors' stem, which reduces the size to a quarter, or, for small images, the same
+        without stride and pool. Both have the same arrays: weights do not tell them apart.
     fused : bool or "auto"
         See :class:`invocupy.nn.Involution`.
     stem_kernel_size : int

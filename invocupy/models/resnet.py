@@ -1,4 +1,4 @@
-"""ResNet, and what the other residual networks share with it. Names of weights: torchvision's."""
+"""ResNet, and code shared by all residual networks. Weights have torchvision's names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Series(nn.Module):
             setattr(self, f"bn{number}", nn.BatchNorm2d(channels))
 
     def series(self, x: nn.Input, shortcut: nn.Module | None = None) -> Tensor:
-        """The last layer's value; ``shortcut(x)`` is added before its ReLU."""
+        """The result of the last layer; ``shortcut(x)`` is added before its ReLU."""
         y = x
         for number, name in enumerate(self.names, 1):
             y = getattr(self, name)(y)
@@ -121,7 +121,7 @@ class Staged(nn.Module):
         num_classes: int,
         rng: np.random.Generator,
     ) -> None:
-        """Make the stages from ``block(channels, width, stride, rng)``."""
+        """Create the stages with ``block(channels, width, stride, rng)``."""
         channels = 64
         for stage, (width, depth) in enumerate(zip(STAGES, depths, strict=True), 1):
             blocks = []
@@ -132,7 +132,7 @@ class Staged(nn.Module):
         self.fc = nn.Linear(channels, num_classes, rng=rng)
 
     def classify(self, x: nn.Input) -> Tensor:
-        """What the stem gives to logits (N, num_classes)."""
+        """The result of the stem to logits (N, num_classes)."""
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
         return self.fc(F.mean(x, axis=(2, 3)))
@@ -154,7 +154,7 @@ class ResNet(Staged):
         A 7x7 convolution of stride 2 and a 3x3 max pool of stride 2, or, for small images, a 3x3
         convolution.
     rng : numpy.random.Generator or int, optional
-        Where the initial weights are drawn from, or its seed.
+        Draws the initial weights; or its seed.
 
     Raises
     ------
@@ -206,14 +206,14 @@ def conv(
 
 
 def draw_weight(layer: nn.Conv2d, rng: np.random.Generator) -> None:
-    """Kaiming's normal distribution for what a layer gives: variance ``2 / (O * Kh * Kw)``."""
+    """Draw from Kaiming's normal distribution (fan-out): variance ``2 / (O * Kh * Kw)``."""
     shape = layer.weight.shape  # (O, C/groups, Kh, Kw)
     std = math.sqrt(2 / (shape[0] * shape[2] * shape[3]))
     layer.weight.data = rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
 def check_sizes(num_classes: int, in_channels: int, stem: str = "cifar") -> None:
-    """Refuse what no network can be built from."""
+    """ValueError for sizes or a stem that no network has."""
     integer("num_classes", num_classes, 1)
     integer("in_channels", in_channels, 1)
     if stem not in ("imagenet", "cifar"):

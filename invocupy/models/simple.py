@@ -1,4 +1,4 @@
-"""The article's network, with the pitfalls of its listing mended."""
+"""The article's network, with the errors of its listing corrected."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class SimpleBlock(nn.Module):
     Parameters
     ----------
     channels, hidden_channels : int
-        Of the stream between blocks, and inside: a multiple of 16.
+        Channels between blocks, and inside: a multiple of 16.
     fused : bool or "auto"
         False runs layer by layer. Otherwise the whole block is one operator on the CPU, several
         times faster and with a fraction of the memory; on the GPU see
         :class:`invocupy.nn.Involution`.
     signed : bool
-        Leave out the last ReLU, with which, as in the article, the stream can only grow, and begin
-        with scale 0 in the last norm: with y = x. That norm is named ``signed_norm`` instead of
+        Leave out the last ReLU (with it, as in the article, a block can only add to x) and start
+        with scale 0 in the last norm, so that y = x. That norm is named ``signed_norm`` instead of
         ``project_norm``, so that weights of one kind of block do not fit the other.
     rng : numpy.random.Generator, optional
         Draws the initial weights.
     recompute : bool
-        Where the block is one operator, compute its wide part again for the gradients, or store it
-        in training: less time and more memory. An attribute, to be changed at any time; results
-        are the same to the bit.
+        Where the block is one operator, recompute its wide part for the gradients; False stores it,
+        which takes less time and more memory. An attribute that may be changed at any time; results
+        are bit-identical.
 
     Examples
     --------
@@ -88,7 +88,7 @@ class SimpleBlock(nn.Module):
         return F.add(y, x)
 
     def _runs_as_one(self, x: nn.Input) -> bool:
-        """Whether one operator may take the whole block: one dtype, sizes that fit, plain norms."""
+        """Whether one operator can compute the block: one dtype, fitting sizes, plain norms."""
         if any(norm.weight is None or norm.running_mean is None for norm in self._norms()):
             return False
         array = x.data if isinstance(x, Tensor) else x
@@ -103,7 +103,7 @@ class SimpleBlock(nn.Module):
                 kernel_size=self.involution.kernel_size,
                 dilation=self.involution.dilation,
             )
-            # More than one value a channel; of several ranks all go the same way, even with none.
+            # More than one value per channel; of several ranks all go the same way, even with none.
             and (array.size > array.shape[1] or (training and comm is not None))
             and all(norm.comm is comm and norm.training is training for norm in self._norms())
             and all(p.data.dtype == array.dtype for p in self._weights())
@@ -160,16 +160,16 @@ class SimpleBlock(nn.Module):
 class SimpleModel(nn.Module):
     """The article's network: 50 involution blocks on a 3-channel stream, then three dense layers.
 
-    ``model(x)`` gives class probabilities, as the article's does. Train on ``model.logits(x)``:
-    cross-entropy has a softmax of its own, and two in a row keep the loss above
-    ``log(e + 9) - 1 = 1.461`` and shrink the gradients.
+    ``model(x)`` returns class probabilities, as in the article. Train on ``model.logits(x)``:
+    cross-entropy includes a softmax, and a second one keeps the loss above
+    ``log(e + 9) - 1 = 1.461`` and shrinks the gradients.
 
     Parameters
     ----------
     height, width, in_channels : int
         Of the images.
     hidden_channels, num_layers, num_classes : int
-        ``num_layers`` blocks, of ``hidden_channels`` inside: a multiple of 16.
+        ``num_layers`` blocks with ``hidden_channels`` inside: a multiple of 16.
     head_relu : bool
         Whether a ReLU follows the first and the second dense layer, as in the article. Without
         them the three layers are one linear map.
@@ -179,11 +179,11 @@ class SimpleModel(nn.Module):
     Raises
     ------
     ValueError
-        For sizes below 1 or hidden channels that are no multiple of 16.
+        For sizes below 1 or hidden channels that are not a multiple of 16.
 
     Notes
     -----
-    The names of the weights say what the model computes: the dense layers are ``head.0``,
+    The names of the weights depend on the options: the dense layers are ``head.0``,
     ``head.2``, ``head.4`` with ReLUs and ``head.0``, ``head.1``, ``head.2`` without. Weights of a
     model with another ``head_relu`` or ``signed`` are refused.
 

@@ -1,4 +1,4 @@
-"""One small network for 32x32 images, with three spatial layers to choose from."""
+"""A small network for 32x32 images, with a choice of three spatial layers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SIZES = (7, 5, 3)  # of the kernels in the three stages: 16x16, 8x8 and 4x4 pix
 class SmallBlock(Series):
     """1x1 convolution, spatial layer, 1x1 convolution, each with norm and ReLU; x is added.
 
-    (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)). Where the stride is not 1, x
-    comes through an average pool, so that no pixel is left out, and a 1x1 convolution.
+    (N, channels, H, W) to (N, width, ceil(H/stride), ceil(W/stride)). If the stride is not 1, the
+    shortcut is an average pool, which uses every pixel, and a 1x1 convolution.
     """
 
     names = ("conv1", "spatial", "conv3")
@@ -51,10 +51,10 @@ class SmallNet(Series):
 
     A stem as RedNet's (Li et al., arXiv 2103.06255: 3x3 convolution, 3x3 spatial layer, 3x3
     convolution), which halves the image, and three stages of two :class:`SmallBlock`, of ``width``,
-    twice and four times as many channels. All that differs between the three networks is the
-    spatial layer: involution (7x7, 5x5 and 3x3 in the three stages, 16 channels a group, reduction
-    4), depthwise convolution of the same sizes, or 3x3 convolution. The last norm of a block begins
-    with scale 0, so that the block does nothing at first (Goyal et al., arXiv 1706.02677).
+    twice and four times as many channels. The networks differ in the spatial layer only: involution
+    (7x7, 5x5 and 3x3 in the three stages, 16 channels per group, reduction 4), depthwise
+    convolution of the same sizes, or 3x3 convolution. The last norm of a block starts with scale 0,
+    so that the block does nothing at first (Goyal et al., arXiv 1706.02677).
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class SmallNet(Series):
         The kind of the spatial layers.
     width : int
         Channels of the first stage: a multiple of 32 with involutions, since the stem has half as
-        many, and 16 share a kernel.
+        many channels and a group has 16.
     num_classes, in_channels, fused, rng
         As :class:`invocupy.models.RedNet`.
 

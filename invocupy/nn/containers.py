@@ -25,7 +25,7 @@ class ModuleList(Module, MutableSequence[Module]):
     Raises
     ------
     TypeError
-        For a member that is no module.
+        For a member that is not a module.
 
     Examples
     --------
@@ -108,12 +108,12 @@ class Sequential(ModuleList):
     Parameters
     ----------
     *modules : Module
-        The first gets the input.
+        Each gets the result of the one before it.
 
     Raises
     ------
     TypeError
-        For anything that is no module: a list, a function, a class.
+        For anything that is not a module: a list, a function, a class.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class Sequential(ModuleList):
         super().__init__(modules)
 
     def forward(self, x: Input) -> Tensor:
-        """The last module's value."""
+        """The result of the last module."""
         for module in self:
             x = module(x)
         return cast("Tensor", x)

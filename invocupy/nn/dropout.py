@@ -29,17 +29,17 @@ class Dropout(Module):
     Attributes
     ----------
     keys : Buffer (2,), uint32
-        Of the next mask. A part of ``state_dict``, so a run that is resumed goes on with the masks
-        that it would have had. Weights of other programs lack them: load those with
+        The keys of the next mask. They are part of ``state_dict``, so a resumed run continues with
+        the masks that it would have had. Weights of other programs lack them: load those with
         ``strict=False``.
     rank : int
-        Ranks with the same keys and other numbers draw other masks: ``fit`` and
+        Makes the masks of ranks with equal keys differ: ``fit`` and
         :func:`invocupy.distributed.synchronise` set it.
 
     Raises
     ------
     TypeError
-        For an ``rng`` that is no Generator.
+        For an ``rng`` that is not a Generator.
     ValueError
         For ``p`` outside of [0, 1], also when it is assigned later.
 
@@ -68,7 +68,7 @@ class Dropout(Module):
     def forward(self, x: Input) -> Tensor:
         """Any shape to the same."""
         keys = self.keys.data
-        if self.training:  # new arrays: the old ones may be held by somebody
+        if self.training:  # new arrays: others may hold the old ones
             self.keys.data = keys + _STEPS
             keys = keys ^ (self.rank * _APART % 2**32)
         return F.dropout(cast("Tensor", x), self.p, self.training, keys)

@@ -1,4 +1,4 @@
-"""Involution with the generator that makes its kernel, in one, two and three dimensions."""
+"""Involution with its kernel generator, in one, two and three dimensions."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ _LAYERS: dict[int, _Layers] = {
 
 
 class Involution(Module):
-    """The article's involution layer: a generator makes the kernel from x, then involution.
+    """The article's involution layer: a generator computes the kernel from x, then involution.
 
     ``kernel = span(relu(norm(reduce(pool(x)))))`` with 1x1 convolutions ``reduce`` (C to
     C/reduction_ratio) and ``span`` (to G*K*K), both with bias, and ``out = involution(x, kernel)``
-    (Li et al., arXiv 2103.06255, section 3; the layout of the article and of the authors' code).
-    With a stride s > 1, ``pool`` is an s x s average pool in ceil mode over valid pixels, so that
-    odd sizes work; else nothing. :class:`Involution1d` and :class:`Involution3d` are the same in
-    one and three dimensions; ``Involution2d`` is another name of this one.
+    (Li et al., arXiv 2103.06255, section 3). "The article" is P. Kandru's on involution, see
+    :mod:`invocupy.models`. With a stride s > 1, ``pool`` is an s x s average pool in ceil mode over
+    valid pixels, so that odd sizes work; otherwise it does nothing. :class:`Involution1d` and
+    :class:`Involution3d` are the same layer in one and three dimensions; ``Involution2d`` is
+    another name for this one.
 
     Parameters
     ----------
     channels, reduction_ratio, channels_per_group : int
-        The groups are G = channels / channels_per_group.
+        There are G = channels / channels_per_group groups.
     kernel_size, stride, dilation : int or tuple
         The kernel size is odd; padding keeps the size of the image.
     fused : bool or "auto"
-        Whether ``span`` and involution run as one, which never stores the kernel; ``"auto"``
-        takes it where it is faster or the kernel would be large.
+        Whether to fuse ``span`` and involution, which never stores the kernel; ``"auto"`` does so
+        where it is faster or the kernel would be large.
     rng : numpy.random.Generator, optional
         Draws the initial weights.
 
     Raises
     ------
     ValueError
-        If the channels do not divide, the kernel size is even, or an option is none of its values.
+        If channels_per_group does not divide the channels, the kernel size is even, or an option
+        is invalid.
 
     Examples
     --------
@@ -112,11 +114,11 @@ class Involution(Module):
         return "channels", self.reduce.weight.shape[1], (self.dims,)
 
     def features(self, x: Input) -> Tensor:
-        """What the kernel is made from: (N, C, *S) to (N, C/reduction_ratio, *O)."""
+        """The input of ``span``: (N, C, *S) to (N, C/reduction_ratio, *O)."""
         return self.norm(self.reduce(self.pool(x)), relu=True)
 
     def kernel(self, x: Input) -> Tensor:
-        """The kernel that the layer makes from x: (N, G, *K, *O)."""
+        """The kernel that the layer generates from x: (N, G, *K, *O)."""
         return self._kernel(self.features(x))
 
     def _kernel(self, features: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ class Involution(Module):
         if self.fused != "auto":
             return self.fused
         n, width, *out = features.shape
-        # Fused, the kernel is made again for the gradients: the more features, the dearer.
+        # Fused, the kernel is recomputed for the gradients, at a cost that grows with the features.
         narrow = 0 if arrays.is_cupy(features.data) else _NARROW[is_recording()]
         large = n * self.groups * math.prod((*self.kernel_size, *out)) >= _LARGE_KERNEL
         return large or width <= narrow

@@ -1,4 +1,4 @@
-"""The layers that every framework has."""
+"""Common layers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ReLU(Module):
 
 
 class Flatten(Module):
-    """All axes but the first joined into one."""
+    """Join all axes but the first."""
 
     def forward(self, x: Input) -> Any:
         """(N, ...) to (N, product of the rest)."""
@@ -116,7 +116,7 @@ class Linear(Module):
     Raises
     ------
     ValueError
-        If a size is no integer or below 1.
+        If a size is not an integer, or below 1.
 
     Examples
     --------
@@ -165,7 +165,7 @@ class Conv2d(Module):
     Raises
     ------
     ValueError
-        If ``groups`` does not divide the channels, or a size is no integer (or pair) above 0.
+        If ``groups`` does not divide the channels, or a size is not an integer (or pair) above 0.
 
     Examples
     --------
@@ -233,9 +233,9 @@ class Conv3d(Conv2d):
 class BatchNorm2d(Module):
     """Batch normalisation with running statistics.
 
-    In training the batch's mean and biased variance are used, and
-    ``running = (1 - momentum) * running + momentum * batch`` with the *unbiased* variance, as
-    PyTorch has it; in evaluation the running statistics are used.
+    Training uses the mean and biased variance of the batch, and updates
+    ``running = (1 - momentum) * running + momentum * batch`` with the *unbiased* variance, like
+    PyTorch; evaluation uses the running statistics.
 
     Parameters
     ----------
@@ -244,26 +244,25 @@ class BatchNorm2d(Module):
     eps : float
         At least 0.
     momentum : float, optional
-        In [0, 1]. With None the running statistics are the mean of those of all batches.
+        In [0, 1]. With None the running statistics are averages over all batches.
     affine : bool
         Whether there are ``weight`` and ``bias``; else they are None.
     track_running_stats : bool
-        Whether there are running statistics; else they are None, and evaluation uses the batch's,
-        too.
+        Whether there are running statistics; else they are None, and evaluation also uses those of
+        the batch.
 
     Attributes
     ----------
     comm : communicator or None
-        With one (:func:`invocupy.distributed.synchronise` sets it), a batch in training is that of
-        all ranks together: a message forward, and one backward. The share of a rank may be empty.
-        Gradients of weight and bias are those of a rank's share; their sum is the batch's.
+        If set (by :func:`invocupy.distributed.synchronise`), training uses the batch of all ranks
+        together, with one message forward and one backward. The share of a rank may be empty.
+        Gradients of weight and bias are those of the rank's share; their sum is the batch's.
 
     Raises
     ------
     ValueError
-        If ``eps`` or ``momentum`` is no number of its range, also when it is assigned later, for
-        other channels than ``num_features``, and where the statistics would be those of a batch
-        with a single value a channel.
+        If ``eps`` or ``momentum`` is out of range, also when it is assigned later; if x does not
+        have ``num_features`` channels; if a batch for statistics has a single value per channel.
 
     Examples
     --------
@@ -303,7 +302,7 @@ class BatchNorm2d(Module):
         return "num_features", self.num_features, self.dims
 
     def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
-        """(N, C, *S) to the same; adds a residual and applies ReLU in the same pass if asked."""
+        """(N, C, *S) to the same; optionally adds a residual and applies ReLU in the same pass."""
         if x.ndim - 2 not in self.dims or x.shape[1] != self.num_features:
             raise ValueError(misfit(x, *self._takes()))
         options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
@@ -321,15 +320,15 @@ class BatchNorm2d(Module):
         return cast("Tensor", F.batch_norm(x, weight=self.weight, bias=self.bias, **options))
 
     def observe(self, mean: Array, var: Array, count: int | Array) -> None:
-        """Take the moments (C,) of a batch of ``count`` values a channel into the running ones."""
+        """Update the running moments by those (C,) of a batch with ``count`` values per channel."""
         if not is_cupy(count) and count == 1:
-            raise ValueError("x must have more than one value a channel in training, got one")
+            raise ValueError("x must have more than one value per channel in training, got one")
         if self.running_mean is None:
             return
         running = self.running_mean.data, self.running_var.data
         batches = self.num_batches_tracked.data + 1
         momentum = 1 / batches if self.momentum is None else self.momentum
-        # New arrays: the old ones may be held by somebody.
+        # New arrays: others may hold the old ones.
         self.running_mean.data, self.running_var.data = running_moments(
             *running, mean, var, momentum, count
         )

@@ -1,4 +1,4 @@
-"""What an error in a layer says: which layer of the model it was, and what that layer takes."""
+"""Errors in a layer: their messages name the layer and the input that it accepts."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def misfit(x: Any, option: str, channels: int, dims: Sequence[int]) -> str:
 def located(module: Any, inputs: tuple[Any, ...], error: Exception) -> Exception:
     """``error`` of ``module(*inputs)``, with the path of the layer in its message.
 
-    Each module that an error passes calls this, the innermost first. Where a layer does not take
-    its input, the message says that, in place of what an operator inside it has said.
+    Each module that an error passes through calls this, the innermost first. If a layer does not
+    accept its input, that replaces the message of the operator inside it.
     """
     kind = type(error)
     if kind not in (AttributeError, TypeError, ValueError) or len(error.args) != 1:

@@ -26,7 +26,7 @@ from invocupy.nn.misfit import located
 from invocupy.nn.parameter import Buffer, Parameter
 
 Input: TypeAlias = Tensor | Array
-"""What a layer takes. One with parameters gives a Tensor, one without gives what it got."""
+"""The input of a layer. With parameters it returns a Tensor, without the type of its input."""
 
 _Inputs = ParamSpec("_Inputs")
 _Output = TypeVar("_Output", covariant=True)
@@ -34,7 +34,7 @@ _Held = TypeVar("_Held")
 
 
 class _Forward(Protocol[_Inputs, _Output]):
-    """What has a ``forward``: calling it takes and gives the same types."""
+    """Has a ``forward``, whose types are also those of a call."""
 
     def forward(self, *inputs: _Inputs.args, **options: _Inputs.kwargs) -> _Output: ...
 
@@ -55,7 +55,7 @@ class Module:
     TypeError
         When another kind of value is assigned to a registered attribute, a container (list, dict,
         ``functools.partial``, ...) holds modules or parameters that are not registered, at once or
-        later, or ``training`` is set to something that is no bool.
+        later, or ``training`` is set to something that is not a bool.
     ValueError
         When the name of a registered attribute is empty or has a dot, or a module would contain
         itself.
@@ -150,7 +150,7 @@ class Module:
             raise
 
     def __repr__(self) -> str:
-        """The module as a tree: shapes of its arrays, its settings, and what it holds."""
+        """The module as a tree: shapes of its arrays, settings, and submodules."""
         own, held = [], ""
         for name, value in vars(self).items():
             if isinstance(value, Module):
@@ -206,7 +206,7 @@ class Module:
         return (array for _, array in self.named_buffers())
 
     def _named(self, *kinds: type) -> Iterator[tuple[str, Any]]:
-        """Attributes of these kinds; containers that have got modules since are refused."""
+        """Attributes of these kinds; TypeError for containers to which modules were added later."""
         for path, module in self.named_modules(remove_duplicate=False):
             for name, value in vars(module).items():
                 if isinstance(value, kinds):
@@ -220,7 +220,7 @@ class Module:
         return {name: np.array(arrays.to_device(holder.data, "cpu")) for name, holder in held}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """Take over arrays by name; nothing changes if anything is wrong.
+        """Load arrays by name; nothing changes if anything is wrong.
 
         Parameters
         ----------
@@ -233,7 +233,7 @@ class Module:
         Raises
         ------
         TypeError
-            If ``state`` is no mapping.
+            If ``state`` is not a mapping.
         ValueError
             Listing every name that is missing, left over, of another shape or kind of dtype, with
             values that overflow, or that its buffer excludes (a negative or NaN variance).
@@ -268,7 +268,7 @@ class Module:
     def train(self, mode: bool = True) -> Self:
         """Set training mode (batch statistics) for this module and all below it."""
         mode = _mode(mode)
-        list(self._named())  # refuses containers of modules, which it would miss
+        list(self._named())  # refuses containers of modules, whose mode would not change
         for module in self.modules():
             module.training = mode
         return self
@@ -287,13 +287,13 @@ class Module:
         return self
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
 
 def _once(named: Iterable[tuple[str, _Held]]) -> Iterator[tuple[str, _Held]]:
-    """Each thing under the first of its names."""
+    """Each item once, under its first name."""
     seen: set[int] = set()
     for name, value in named:
         if id(value) not in seen:

@@ -1,4 +1,4 @@
-"""What a module holds: arrays that are trained, and arrays that are only saved."""
+"""Arrays of a module: parameters are trained, buffers are only saved."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Buffer:
     data : array
         The value.
     least : float, optional
-        The smallest value that ``load_state_dict`` accepts; NaN is then refused, too.
+        The smallest value that ``load_state_dict`` accepts; then NaN is an error, too.
     """
 
     __slots__ = ("data", "least")

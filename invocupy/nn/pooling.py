@@ -87,7 +87,7 @@ class AvgPool3d(AvgPool2d):
 
 
 class GlobalAvgPool2d(Module):
-    """The mean of each channel's image."""
+    """The mean of each channel over the image."""
 
     def forward(self, x: Input) -> Any:
         """(N, C, H, W) to (N, C)."""

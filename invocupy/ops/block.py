@@ -64,7 +64,7 @@ def involution_block(
     moments : three pairs (mean, var), optional
         Of the norms, in evaluation; those of the batch otherwise.
     observe : callable, optional
-        Gets the three pairs (mean, var) that were used, and the number of values a channel.
+        Gets the three pairs (mean, var) that were used, and the number of values per channel.
     recompute : bool
         In training, compute the perceptron's results (F + G*C channels) again for the gradients.
         Otherwise they are stored: about a tenth of the time of a step for most of its memory. On

@@ -94,7 +94,7 @@ class Block:
         # The CPU has sums in float64 anyhow; on the way to other ranks they stay as exact.
         self.exact = self.work if comm is None or is_cupy(x) else np.dtype(np.float64)
         n, c, h, w = x.shape
-        self.here = self.count = n * h * w  # values a channel: of this rank, of the batch
+        self.here = self.count = n * h * w  # values per channel: of this rank, of the batch
         given = None if moments is None else tuple(m.shape for m in chain(*moments))
         shapes = tuple(p.shape for p in parameters)
         self.groups = _groups(x.shape, shapes, given, size)

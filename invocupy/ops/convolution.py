@@ -61,7 +61,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
     Raises
     ------
     TypeError
-        For arguments that are no arrays of a floating dtype.
+        For arguments that are not floating-point arrays.
     ValueError
         If the shapes do not fit.
 
@@ -165,7 +165,7 @@ _DOC = """<dims>-D convolution (a correlation, as in every network library).
     Raises
     ------
     TypeError
-        For arguments that are no arrays of a floating dtype.
+        For arguments that are not floating-point arrays.
     ValueError
         For shapes or options that do not fit together.
 

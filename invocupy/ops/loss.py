@@ -124,7 +124,7 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        For labels or a weight that are no array of the library of ``logits``.
+        For labels or a weight that are not an array of the library of ``logits``.
     ValueError
         For shapes, labels, weights or options that do not fit, or an ``ignore_index`` from 0 on
         with soft labels.

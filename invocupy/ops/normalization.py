@@ -21,7 +21,7 @@ def batch_moments(x: Array) -> tuple[Any, Any]:
     """Mean and biased variance of each channel of x (N, C, *S); not differentiable by itself."""
     check(x=x)
     if x.ndim < 2 or not x.size:
-        raise ValueError(f"x must be (N, C, *S) with at least one value a channel, got {x.shape}")
+        raise ValueError(f"x must be (N, C, *S) with at least one value per channel, got {x.shape}")
     work, channel = _dtypes(x)
     with on_device(x):
         mean, var = (namespace(x).empty(x.shape[1], channel) for _ in range(2))
@@ -51,14 +51,14 @@ def running_moments(
 ) -> tuple[Any, Any]:
     """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
 
-    ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values a channel, or
+    ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values per channel, or
     :func:`merged_moments`; ``momentum`` is a number, or an array () of their library.
     """
     known = not is_cupy(momentum)
     momentum = number("momentum", momentum, 0, 1) if known else momentum
     if not is_cupy(count) and count <= 1:
         raise ValueError(
-            f"count must be 2 or more: the variance of {count} value a channel is not defined, so "
+            f"count must be 2 or more: the variance of {count} value per channel is not defined; "
             "train with larger batches or images, or call eval() first"
         )
     arrays = running_mean, running_var, mean, var

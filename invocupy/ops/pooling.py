@@ -85,7 +85,7 @@ _REST = """
     Raises
     ------
     TypeError
-        For arguments that are no arrays of a floating dtype.
+        For arguments that are not floating-point arrays.
     ValueError
         For shapes or options that do not fit together.
 

@@ -38,7 +38,7 @@ def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any
     counts, means, seconds = rows[:, :1], rows[:, 1 : 1 + channels], rows[:, 1 + channels :]
     total = counts.sum()
     if not is_cupy(total) and total == 0:
-        raise ValueError("x must have at least one value a channel on one of the ranks")
+        raise ValueError("x must have at least one value per channel on one of the ranks")
     mean = (counts * means).sum(axis=0) / total
     apart = means - mean
     if second.ndim == 1:

@@ -1,7 +1,7 @@
 """Stochastic gradient descent, clipping, and learning-rate schedules.
 
-A schedule is a function of a step (from 0) and all steps of a run: it gives the factor of the
-learning rate there, in [0, 1].
+A schedule is a function of the step (from 0) and the number of steps: it returns the factor of the
+learning rate at that step, in [0, 1].
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Learning-rate schedules: functions of a step (from 0) and of all steps of a run.
+"""Learning-rate schedules: functions of the step (from 0) and the number of steps.
 
-Each gives the factor of the learning rate at the step, in [0, 1].
+Each returns the factor of the learning rate at that step, in [0, 1].
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ _FLAGS = "nesterov", "decay_biases"
 
 
 class Group:
-    """Parameters of an :class:`SGD` and their own options, which may be set before any step.
+    """Parameters of an :class:`SGD` with options of their own, which may be changed between steps.
 
     An option that is None is that of the SGD. ``lr`` is multiplied by the factor of the schedule:
-    ``sgd.lr`` over the ``lr`` with which the SGD was made.
+    ``sgd.lr`` over the initial ``lr`` of the SGD.
 
     Parameters
     ----------
@@ -71,30 +71,30 @@ class SGD:
 
     ``d = grad + weight_decay * p``; with momentum ``v = momentum * v + d`` (``v = d`` at the first
     step) and ``d = d + momentum * v`` (Nesterov) or ``d = v``; then ``p = p - lr * d``. New arrays
-    replace the old ones, so arrays that others hold stay as they are.
+    replace the old ones, which are not modified.
 
     Parameters
     ----------
     params : iterable of Parameter, or of dict
-        Any Tensors that no operator made. Those without a gradient stay as they are. Or groups:
-        each a dict of its ``"params"`` and of the options below that it has for itself. They
-        become ``groups``, a list of :class:`Group`.
+        Any Tensors that no operator computed; those without a gradient are skipped. Or groups: each
+        a dict of its ``"params"`` and of its own values for the options below. They become
+        ``groups``, a list of :class:`Group`.
     lr, momentum, weight_decay : float
-        Attributes that may be set before any step. They are Python's floats, so that the parameters
-        keep their dtype whatever the library of the numbers given. Setting ``lr`` changes the
-        rates of all groups by the same factor.
+        Attributes that may be changed between steps. They are stored as Python floats, so that
+        parameters keep their dtype. Setting ``lr`` changes the rates of all groups by the same
+        factor.
     nesterov : bool
-        Needs a momentum.
+        Nesterov momentum; needs a momentum above 0.
     decay_biases : bool
-        Whether weight decay also takes parameters of one axis: biases, and the weights of norms.
+        Whether weight decay also applies to parameters of one axis: biases and weights of norms.
 
     Raises
     ------
     TypeError
         For one Tensor or a module in place of an iterable of Tensors, or groups among Tensors.
     ValueError
-        For no parameters, one that is given twice or was made by an operator, options that are no
-        finite numbers from 0 on (also when they are assigned), Nesterov without momentum, a group
+        For no parameters, one that is given twice or was made by an operator, options that are not
+        finite numbers >= 0 (also when they are assigned), Nesterov without momentum, a group
         without params or with an unknown key, or the lr of a group where ``lr`` is 0.
 
     Examples
@@ -144,12 +144,12 @@ class SGD:
         super().__setattr__(name, value)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.params:
             parameter.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class SGD:
         Raises
         ------
         TypeError
-            If ``state`` is no mapping.
+            If ``state`` is not a mapping.
         ValueError
             Listing every name that is left over, every array that does not fit its parameter or is
             not finite, every option that is wrong, and groups of other sizes.

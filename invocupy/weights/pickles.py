@@ -199,14 +199,14 @@ def call(function: Any, arguments: Any) -> Any:
     if isinstance(function, Placeholder):
         return function
     if not isinstance(function, _Named) or type(arguments) is not tuple:
-        raise TypeError("a call of something that is no function")
+        raise TypeError("a call of something that is not a function")
     if isinstance(function.thing, np.dtype):
         raise TypeError("an array or storage made directly")
     return function.thing(*arguments)
 
 
 def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Keys with their values; what is no plain value becomes a key of its own."""
+    """Keys with their values; what is not a plain value becomes a key of its own."""
     for key, value in zip(keys, values, strict=True):
         # Python gives integers from 2**61 - 1 on the hashes of small ones: a slow dictionary.
         plain = isinstance(key, _KEYS) and not (isinstance(key, int) and abs(key) > 2**60)

@@ -365,7 +365,7 @@ def test_functional_batch_norm_measures_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "message"), [(0, "at least one value a channel"), (1, "more than one value")]
+    ("count", "message"), [(0, "at least one value per channel"), (1, "more than one value")]
 )
 def test_too_few_values_of_all_ranks_are_refused_on_each(count: int, message: str) -> None:
     for make in (lambda: batch_norm("float32"), lambda: simple_block("float32", 4)):

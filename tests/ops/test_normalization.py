@@ -80,7 +80,7 @@ def test_batch_norm_refuses_missing_statistics() -> None:
         F.batch_norm(np.ones((1, 1, 2, 2)))
     with pytest.raises(ValueError, match=r"x must be \(N, C, \*S\) with at least one value"):
         F.batch_norm(np.ones(2), training=True)
-    with pytest.raises(ValueError, match="at least one value a channel"):
+    with pytest.raises(ValueError, match="at least one value per channel"):
         F.batch_norm(np.ones((0, 2, 2, 2)), training=True)
 
 

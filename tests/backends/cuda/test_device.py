@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
-# (batch, groups, channels a group, size), kernel size, options; more than one tile each.
+# (batch, groups, channels per group, size), kernel size, options; more than one tile each.
 CASES = {
     "k3": ((2, 4, 16, 32, 32), (3, 3), {}),
     "k7": ((2, 2, 16, 56, 56), (7, 7), {}),
@@ -29,7 +29,7 @@ CASES = {
     "k7-7 wide": ((5, 2, 16, 7, 7), (7, 7), {}),
     "odd width": ((2, 1, 20, 31, 37), (5, 5), {}),
     "one channel a group": ((2, 5, 1, 9, 12), (3, 3), {}),
-    "three channels a group": ((2, 2, 3, 9, 12), (3, 3), {}),
+    "three channels per group": ((2, 2, 3, 9, 12), (3, 3), {}),
     "ragged shares": ((1, 1, 17, 9, 12), (3, 3), {}),
     "stride 2": ((2, 2, 16, 28, 56), (7, 7), {"stride": 2}),
     "stride 2, odd": ((2, 2, 16, 27, 55), (3, 3), {"stride": 2}),
