@@ -13,9 +13,9 @@ import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
-import matplotlib.patheffects
 import matplotlib.pyplot as plt
 from matplotlib.cbook import get_sample_data
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 import invocupy
@@ -50,7 +50,7 @@ def draw_kernels(ink: str, path: Path) -> None:
             for colour, width in (("black", 3.5), ("white", 1.8)):
                 box = plt.Rectangle((j - 3.5, i - 3.5), 7, 7, fill=False, ec=colour, lw=width)
                 row[0].add_patch(box)
-            around = [matplotlib.patheffects.withStroke(linewidth=3, foreground="black")]
+            around = [withStroke(linewidth=3, foreground="black")]
             style = {"color": "white", "fontsize": 13, "weight": "bold", "path_effects": around}
             row[0].text(j + 5, i + 2.5, letter, **style)
             drawn = axes.imshow(kernel[0, 0, :, :, i, j], cmap="viridis", vmin=0, vmax=0.06)

@@ -17,6 +17,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 import invocupy
 from invocupy import functional as F
@@ -110,7 +111,10 @@ def draw_windows() -> None:
         for (place, (i, j)), other in zip(places.items(), row[1:], strict=True):
             box = plt.Rectangle((j - 2.5, i - 2.5), 5, 5, fill=False, color=ACCENT, linewidth=2)
             row[0].add_patch(box)
-            row[0].text(j - 2.3, i - 3, place, color=ACCENT, fontsize=13, fontweight="bold")
+            letter = row[0].text(
+                j + 3, i + 1.2, place, color=ACCENT, fontsize=13, fontweight="bold"
+            )
+            letter.set_path_effects([withStroke(linewidth=3, foreground=INK)])
             drawn = other.imshow(kernels[0, 0, :, :, i, j], cmap="viridis", vmin=0, vmax=0.1)
             other.set_title(f"kernel at {place}", fontsize=12, color=INK)
             other.set(xticks=[], yticks=[])
