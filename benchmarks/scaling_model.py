@@ -170,14 +170,15 @@ def _measured(results: dict[str, Any]) -> list[str]:
         line += [percent(kind["seconds"] / took["median"] if count else 0) for kind in messages]
         line += [duration(guess), f"{100 * (took['median'] / guess - 1):+.0f} %"]
         lines.append(line)
-    header = "ranks x images | threads a rank | step (20 to 80 %) | images/s | messages a step"
-    header += " | inside norms' messages | inside the gradients' | model | gap"
+    header = "ranks x images | threads per rank | step (20 to 80 %) | images/s | messages per step"
+    header += " | in norms' messages | in gradients' messages | model | gap"
     return [
         text, "", "Steps of a SimpleModel of 10 layers:", "", *rows(header, lines), "",
-        "*Inside* messages is the share of the step until they are through, waiting for others",
-        "included. The *model* adds what messages cost by the first two lines of the next table to",
-        "the time that the same ranks take beside each other without them. More ranks than the",
-        f"{results['cores']} cores take turns on them, which the model does not know.",
+        "*In messages* is the share of the step that they take, including the wait for other ranks.",
+        "The *model* is the time of the same ranks side by side without messages, plus the cost of the",
+        "messages by the first two lines of the next table. More ranks than the "
+        f"{results['cores']} cores share them, which",
+        "the model ignores.",
     ]  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def _links(results: dict[str, Any]) -> list[str]:
     for link in LINKS:
         cost = [duration(link.latency), f"{link.bandwidth / 1e9:g} GB/s"]
         lines.append([f"{link.name}, assumed", *cost, ""])
-    return rows("link | latency | bandwidth | largest misfit of the line", lines)
+    return rows("link | latency | bandwidth | largest error of the fit", lines)
 
 
 def _predicted(results: dict[str, Any]) -> list[str]:
@@ -210,9 +211,11 @@ def _predicted(results: dict[str, Any]) -> list[str]:
             fixed.append([name, link.name, *map(percent, shares), _largest(steps[-1])])
     counts = " | ".join(f"{n:,} ranks" for n in RANKS)
     return [
-        "Predicted share of a step that computes, with as many images on each rank as here:", "",
+        "Predicted share of a step that is spent on computing, with the images per rank as above:",
+        "",
         *rows(f"network | link | {counts} | most of the rest", growing), "",
-        f"Predicted speed-up, by the number of ranks, with {TOGETHER:,} images a step in all:", "",
+        f"Predicted speed-up divided by the number of ranks, with {TOGETHER:,} images per step in all:",
+        "",
         *rows(f"network | link | {counts} | bound by", fixed),
     ]  # fmt: skip
 
@@ -240,8 +243,8 @@ def _ways_out(results: dict[str, Any]) -> list[str]:
             ways = [taken, taken._replace(volume=tree), groups, local, hidden]
             cells = [percent(way.compute / way.total) for way in ways]
             lines.append([f"{network['name']}, {network['on']}", link.name, *cells])
-    header = "network | link | as it is | norms merged in a tree | norms of 8 ranks | norms local"
+    header = "network | link | now | norms merged in a tree | norms of 8 ranks | norms local"
     return [
-        f"What would help {ranks:,} ranks, as the share of a step that computes:", "",
-        *rows(f"{header} | and gradients sent in eighths during backward", lines),
+        f"What would help {ranks:,} ranks, as the share of a step that is spent on computing:", "",
+        *rows(f"{header} | and gradients sent in 8 parts during backward", lines),
     ]  # fmt: skip

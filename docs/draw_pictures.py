@@ -260,7 +260,7 @@ def draw_scaling() -> None:
                 continue
             for group, style in ((None, "-"), (1, "--")):
                 share = [scaling_model.efficiency(network, int(n), link, group) for n in ranks]
-                name = f"{network['name']}, {network['on']}, {network['images']} images a rank"
+                name = f"{network['name']}, {network['on']}, {network['images']} images per rank"
                 first = style == "-" and axes is panels[1]  # which has them all
                 axes.plot(ranks, np.array(share) * 100, style, color=colour,
                           label=name if first else None)  # fmt: skip
@@ -271,8 +271,8 @@ def draw_scaling() -> None:
         axes.set_ylim(0, 102)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[1].plot([], [], "--", color=INK, label="dashed: batch norms of a rank's own images")
-    panels[0].set_ylabel("share of a step that computes, %", color=INK)
+    panels[1].plot([], [], "--", color=INK, label="dashed: batch norms per rank")
+    panels[0].set_ylabel("share of a step spent on computing, %", color=INK)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save(figure, "scaling")
 
