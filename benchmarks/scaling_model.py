@@ -174,11 +174,11 @@ def _measured(results: dict[str, Any]) -> list[str]:
     header += " | in norms' messages | in gradients' messages | model | gap"
     return [
         text, "", "Steps of a SimpleModel of 10 layers:", "", *rows(header, lines), "",
-        "*In messages* is the share of the step that they take, including the wait for other ranks.",
-        "The *model* is the time of the same ranks side by side without messages, plus the cost of the",
-        "messages by the first two lines of the next table. More ranks than the "
-        f"{results['cores']} cores share them, which",
-        "the model ignores.",
+        "*In messages* is the share of the step that they take, including the wait for others.",
+        "The *model* is the time of the same ranks side by side without messages, plus the cost of",
+        "the messages by the first two lines of the next table. More ranks than the "
+        f"{results['cores']} cores share",
+        "them, which the model ignores.",
     ]  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def _predicted(results: dict[str, Any]) -> list[str]:
         "Predicted share of a step that is spent on computing, with the images per rank as above:",
         "",
         *rows(f"network | link | {counts} | most of the rest", growing), "",
-        f"Predicted speed-up divided by the number of ranks, with {TOGETHER:,} images per step in all:",
+        f"Predicted speed-up over the number of ranks, with {TOGETHER:,} images per step in all:",
         "",
         *rows(f"network | link | {counts} | bound by", fixed),
     ]  # fmt: skip
