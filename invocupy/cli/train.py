@@ -48,13 +48,17 @@ def add(commands: Commands) -> None:
         "--plots", action=argparse.BooleanOptionalAction,
         help="write pictures at the end, like plot (default: if matplotlib is installed)",
     )  # fmt: skip
+    parser.add_argument(
+        "--tensorboard", action="store_true", default=False,
+        help="write the numbers of each epoch for TensorBoard into the run folder",
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
     from invocupy.distributed import start, together, with_gpus
-    from invocupy.train import Config, ConfigError, Interrupted, fit, load_run
+    from invocupy.train import Config, ConfigError, Interrupted, fit, load_run, tensorboard
     from invocupy.train.saved import counted
 
     comm = start(arguments.comm_timeout)
@@ -80,16 +84,19 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = resume or out
     with nullcontext(folder) if folder else _new_folder(config) as out:
         report, testing, started = _reporter(str(out))
+        write = tensorboard(f"{out}/tensorboard") if arguments.tensorboard else None
         try:
             history = fit(
                 config, out, resume=bool(resume), progress=report, testing=testing, comm=comm,
-                started=started,
+                started=started, after_epoch=write,
             )  # fmt: skip
         except Interrupted as error:
             command = f"invocupy train --resume {shlex.quote(str(out))}"
             error.args = (f"{error}, saved in {out}; continue with: {command}",)
             raise
     last, best = history[-1], counted(history) or {}
+    if write is not None:
+        write(None, last)  # the test result, where there is validation
     epochs, seconds = int(last["epoch"]), sum(row["seconds"] for row in history)
     result = {
         "run": str(out), "epochs": epochs, "test_loss": last["test_loss"],

@@ -23,10 +23,12 @@ from invocupy.train.run import NonFiniteLoss
 from invocupy.train.saved import OpenRun, load_run, open_run
 from invocupy.train.sets import About, hold_out, load_data
 from invocupy.train.setup import augmentation, build, pick_device, rate
+from invocupy.train.tensorboard import tensorboard
 
 __all__ = [
     "DATASETS", "MODELS", "About", "Config", "ConfigError", "Evaluation", "Interrupted",
     "NonFiniteLoss", "OpenRun", "Progress", "augmentation", "build", "check_memory", "estimate",
     "evaluate", "fit", "free_memory", "hold_out", "load_data", "load_run", "open_run",
     "pick_device", "predict", "rate", "read_settings",
+    "tensorboard",
 ]  # fmt: skip

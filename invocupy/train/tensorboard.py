@@ -1,0 +1,59 @@
+"""A run's numbers for TensorBoard, as a function that ``fit`` calls after each epoch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import count
+
+from invocupy.extras import require
+from invocupy.paths import AnyPath, expand
+from invocupy.train.saved import Row
+
+
+def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
+    """What writes the numbers of each epoch for TensorBoard, by the step at its end.
+
+    Losses and accuracies share a chart (``loss/train``, ``loss/val``, ``loss/test``); every other
+    number has its own, also those that your own ``after_epoch`` has added, if that calls this one.
+    A run that is resumed goes on in the same folder. The test result of a run with validation is
+    known after ``fit`` only: call the function once more then, with the last line of the history.
+
+    Parameters
+    ----------
+    folder : path
+        Where ``tensorboard --logdir`` is to look; made at the first call. Each call adds a file.
+
+    Returns
+    -------
+    function of the model and the epoch's line
+        ``after_epoch`` of :func:`fit`.
+
+    Raises
+    ------
+    invocupy.extras.MissingExtra
+        If tensorboardX is missing: ``pip install 'invocupy[tensorboard]'``.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        history = fit(config, "runs/first", after_epoch=tensorboard("runs/first/tensorboard"))
+    """
+    writers = require("tensorboardX", "tensorboardX", "tensorboard", "2.6")
+    place, written, calls = str(expand(folder)), set(), count()
+
+    def write(_: object, row: Row) -> None:
+        new = {}
+        for name, value in row.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and name not in ("epoch", "step") and (name, row["step"]) not in written:
+                written.add((name, row["step"]))
+                new[re.sub(r"^(train|val|test)_(.*)$", r"\2/\1", name)] = value
+        # A file for each call, since only closing one makes sure that all is written.
+        writer = writers.SummaryWriter(place, filename_suffix=f".{next(calls):06}")
+        for tag, value in new.items():
+            writer.add_scalar(tag, value, row["step"])
+        writer.close()
+
+    return write
