@@ -214,7 +214,7 @@ def _predicted(results: dict[str, Any]) -> list[str]:
         "Predicted share of a step that is spent on computing, with the images per rank as above:",
         "",
         *rows(f"network | link | {counts} | most of the rest", growing), "",
-        f"Predicted speed-up over the number of ranks, with {TOGETHER:,} images per step in all:",
+        f"Predicted speed-up per rank, with {TOGETHER:,} images per step in all:",
         "",
         *rows(f"network | link | {counts} | bound by", fixed),
     ]  # fmt: skip
