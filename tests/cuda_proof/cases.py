@@ -29,6 +29,7 @@ from invocupy.backends.reference import pointwise as pointwise_reference
 from invocupy.geometry import Geometry, output_size, padding_per_axis, per_axis
 
 from . import gemm
+from .host import roomy
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -380,8 +381,6 @@ def poisoned(shape: tuple[int, ...], dtype: Any, offset: int) -> np.ndarray:
 
 def aligned(array: np.ndarray, offset: int = 0) -> np.ndarray:
     """A copy ``offset`` elements after a 256-byte boundary, where CuPy's arrays start."""
-    room = np.empty(array.nbytes + 512 + offset * array.itemsize, np.uint8)
-    start = -room.ctypes.data % 256 + offset * array.itemsize
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = roomy(array.shape, array.dtype, offset)
     copy[...] = array
     return copy

@@ -41,6 +41,7 @@ FLAGS = {
     "trace": ["-O1", "-g", "-fsanitize=thread"],
     "sanitize": ["-O1", "-g", "-fsanitize=address,undefined"],
 }
+_ROOM = 1 << 16  # bytes
 COMMON = ["-std=c++17", "-fPIC", "-w", "-fno-strict-aliasing", "-fno-gnu-unique", f"-I{HERE}"]
 
 
@@ -187,12 +188,33 @@ class Machine:
 
 @contextlib.contextmanager
 def installed(compile_: Callable[..., Any]) -> Iterator[None]:
-    """Stand in for CUDA under the library's launcher, which then takes NumPy arrays."""
+    """Stand in for CUDA under the library's launcher, which then takes NumPy arrays.
+
+    Those that it makes have room around them, so that no mistake of a kernel reaches Python's own.
+    """
+
+    def workspace(like: np.ndarray, *shape: int) -> np.ndarray:
+        return roomy(shape, cuda.accumulator(like))
+
+    def stored(like: np.ndarray, *shape: int) -> np.ndarray:
+        return roomy(shape, like.dtype)
+
     with (
         mock.patch.object(cuda, "compile", compile_),
         mock.patch.object(cuda, "address", lambda array: array.ctypes.data),
+        mock.patch.object(cuda, "workspace", workspace),
+        mock.patch.object(cuda, "stored", stored),
     ):
         yield
+
+
+def roomy(shape: Sequence[int], dtype: Any, offset: int = 0) -> np.ndarray:
+    """A new array, ``offset`` elements after a 256-byte boundary, with room on both sides."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    room = np.empty(size + 2 * _ROOM + 256 + offset * kind.itemsize, np.uint8)
+    start = _ROOM + -(room.ctypes.data + _ROOM) % 256 + offset * kind.itemsize
+    return room[start : start + size].view(kind).reshape(shape)
 
 
 def check_argument(where: str, arg: Any, param: _Param) -> None:

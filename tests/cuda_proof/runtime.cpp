@@ -6,6 +6,7 @@
 // Tracing: the kernel is compiled with -fsanitize=thread and linked with the call-outs below instead
 // of the sanitizer's library, so that every access of the kernel passes through access().
 #include <dlfcn.h>
+#include <signal.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -57,6 +59,7 @@ void** arguments;
 std::string findings;
 std::map<std::string, int> kinds;  // of findings, and how often each came
 bool stop;
+int block_number;
 void* accessor;  // the instruction behind the access that is looked at
 
 // Keeps the first two findings of each kind: those that read alike up to the first number.
@@ -76,6 +79,54 @@ void report(const char* format, ...) {
     }
     findings += finding + "\n";
 }
+
+[[noreturn]] void end_launch() {
+    stop = true;
+    setcontext(&scheduler);
+    abort();
+}
+
+#ifndef __SANITIZE_ADDRESS__  // which reports faults itself
+constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+
+// A fault of a kernel ends its launch, not the process.
+void on_fault(int signal, siginfo_t* info, void* context) {
+    if (!current) {  // not of a kernel: it comes again, and ends the process
+        ::signal(signal, SIG_DFL);
+        return;
+    }
+    const auto& machine = static_cast<ucontext_t*>(context)->uc_mcontext;
+#ifdef __x86_64__
+    accessor = reinterpret_cast<void*>(machine.gregs[REG_RIP] + 1);
+#else
+    accessor = reinterpret_cast<void*>(machine.pc + 1);
+#endif
+    report("crash: %s, block %d, thread %u, address %p", strsignal(signal), block_number - 1, running,
+           info->si_addr);
+    end_launch();
+}
+
+// While it lives, faults are those of a kernel.
+struct Faults {
+    static inline char stack[64 << 10];
+    stack_t stack_before;
+    struct sigaction before[std::size(FAULTS)];
+    Faults() {
+        stack_t own = {stack, 0, sizeof stack};
+        struct sigaction action = {};
+        action.sa_sigaction = on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigaltstack(&own, &stack_before);
+        for (size_t i = 0; i < std::size(FAULTS); i++) sigaction(FAULTS[i], &action, &before[i]);
+    }
+    ~Faults() {
+        for (size_t i = 0; i < std::size(FAULTS); i++) sigaction(FAULTS[i], &before[i], nullptr);
+        sigaltstack(&stack_before, nullptr);
+    }
+};
+#else
+struct Faults {};
+#endif
 
 void enter(unsigned index) {
     running = index;
@@ -176,7 +227,6 @@ std::vector<Region> regions;
 std::vector<std::vector<Touch>> touches;
 std::vector<Touch> shared_touches;
 unsigned interval;
-int block_number;
 
 void new_interval() { interval++; }
 
@@ -207,12 +257,6 @@ void touch(Touch& t, bool write, const Region* region, size_t at) {
             t.block_reader == NOBODY || t.block_reader == block_number ? block_number : MANY;
 }
 
-[[noreturn]] void kill_thread() {  // before the bad access happens
-    stop = true;
-    setcontext(&scheduler);
-    abort();
-}
-
 void access(void* address, size_t size, bool write, void* from) {
     accessor = from;
     auto* p = static_cast<uint8_t*>(address);
@@ -227,7 +271,7 @@ void access(void* address, size_t size, bool write, void* from) {
         if (p < region.begin || p + size > region.begin + region.size) {
             report("out of bounds %s: %zu bytes at %td of argument %d, which has %zu", verb,
                    size, p - region.begin, region.argument, region.size);
-            kill_thread();
+            end_launch();  // before it happens
         }
         if (write && !region.writable) report("write to input: argument %d", region.argument);
         for (size_t i = 0; i < size; i++) {
@@ -251,7 +295,7 @@ void access(void* address, size_t size, bool write, void* from) {
         return;
     }
     report("out of bounds %s: %zu bytes far from every argument", verb, size);
-    kill_thread();
+    end_launch();  // before it happens
 }
 
 }  // namespace
@@ -275,6 +319,7 @@ const char* shim_launch(const unsigned* grid, const unsigned* block, void** args
                         unsigned last, unsigned order_seed, const Region* region, int region_count) {
     shim.grid_size = {grid[0], grid[1], grid[2]};
     shim.block_size = {block[0], block[1], block[2]};
+    const Faults faults;
     arguments = args, stop = false, block_number = 0;
     findings.clear(), kinds.clear();
     regions.assign(region, region + region_count);

@@ -128,6 +128,29 @@ def test_planted_barrier_bug_is_caught(old: str, new: str, found: str) -> None:
     assert re.search(found, "\n".join(machine.findings))
 
 
+@pytest.mark.parametrize("mode", ["fast", "trace"])
+@pytest.mark.parametrize(
+    ("crash", "what"),
+    [
+        ("*(volatile int*)16 = 1;", "Segmentation fault, block 1, thread 5, address 0x10 "),
+        ("*(volatile int*)(1L << 60) = 1;", "Segmentation fault, block 1, thread 5"),
+        ("__builtin_trap();", "Illegal instruction, block 1, thread 5"),
+        ("volatile int no = 0; scale /= no;", "Floating point exception, block 1, thread 5"),
+    ],
+)
+def test_a_crash_ends_the_launch_and_not_the_tests(mode: str, crash: str, what: str) -> None:
+    """It is said of which kernel, block and thread, and at which line; others run on."""
+    here = f"if (blockIdx.x == 1 && threadIdx.x == 5) {{ {crash} }}\n    __syncthreads();"
+    machine = host.Machine(mode, replacements=(("__syncthreads();", here),))
+    if mode == "fast":
+        with pytest.raises(host.LaunchError, match=f"sum: crash: {what}"):
+            launch_sum(machine)
+    else:
+        launch_sum(machine)
+        assert re.search("crash: |out of bounds write: 4 bytes far", "\n".join(machine.findings))
+    np.testing.assert_array_equal(launch_sum(host.Machine()), [16256, 49024])
+
+
 @pytest.mark.parametrize(
     "scale", [(2,), (2.0,), (True,), (np.int64(2),), (np.float32(2),), (np.int32(2),) * 2, (None,)]
 )
