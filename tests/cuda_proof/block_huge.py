@@ -22,8 +22,13 @@ UNITS = [(1, 1, 1, 1), *[(1,)] * 3, (1, 1, 1, 1), *[(1,)] * 3, (1, 1, 1, 1), (1,
 SHAPES = [*UNITS, *[(1,)] * 3]
 
 
-def run(machine: host.Machine, virtual: Any) -> None:
-    """All functions; ``virtual`` makes zeros of any size, ``machine`` runs the last blocks only."""
+def run(
+    machine: host.Machine, virtual: Any, functions: tuple[str, ...] = ("forward", "gradients")
+) -> None:
+    """The functions; gradients after training.
+
+    ``virtual`` makes zeros of any size, ``machine`` runs the last blocks only.
+    """
 
     def like(array: Any, *shape: int) -> np.ndarray:
         return virtual(shape, array.dtype)
@@ -38,8 +43,10 @@ def run(machine: host.Machine, virtual: Any) -> None:
         mock.patch.object(cuda, "workspace", sums),
         mock.patch.multiple(device, **more),
     ):
-        evaluate(virtual)
-        train(virtual)
+        if "forward" in functions:
+            evaluate(virtual)
+        if "gradients" in functions:
+            train(virtual)
 
 
 def parameters() -> list[np.ndarray]:

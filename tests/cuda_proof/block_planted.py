@@ -15,7 +15,7 @@ from . import host
 
 @dataclass(frozen=True)
 class Bug:
-    """``found`` maps a check (results, trace, ptx, table) to what it must say."""
+    """``found`` maps a check (results, trace, ptx, table, sanitizers) to what it must say."""
 
     kernel: str
     replacements: tuple[tuple[str, str], ...]
@@ -134,6 +134,25 @@ BUGS = {
         (("        if (d < HIDDEN)\n            partial", "        partial"),),
         {"trace": "out of bounds|race between", "ptx": "out of bounds|are wrong"},
         "slices",
+    ),
+    "32-bit offsets of a block": Bug(
+        "involve",
+        (("const long long image = strip / per_row / height, plane = (long long)height * width;",
+          "const int image = strip / per_row / height, plane = height * width;"),),
+        {"sanitizers": "signed integer overflow"},
+        function="forward",
+    ),
+    "threads of a block counted in 32 bits": Bug(
+        "involve",
+        (("#define INDEX unsigned long long", "#define INDEX unsigned int"),),
+        {"sanitizers": "huge involution_block.*nan in the last rows"},
+        function="forward",
+    ),
+    "32-bit offsets of a block's gradients": Bug(
+        "grad_x",
+        (("const long long image = vector / per_plane, plane = (long long)per_plane * VECTOR;",
+          "const int image = vector / per_plane, plane = per_plane * VECTOR;"),),
+        {"sanitizers": "signed integer overflow"},
     ),
     "too few registers": Bug(
         "grad_involve",

@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import block_cases, block_huge, cases, host, planted
+from cuda_proof import block_cases, block_huge, block_planted, cases, host, planted
 from invocupy.backends.cuda import involution as device
 from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
@@ -60,7 +60,6 @@ def virtual(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def huge(function: str, of: str, batch: int, kernel: int, machine: host.Machine) -> None:
     """The last rows of arrays past 2^31 elements; with 9 images threads are past 2^32 too."""
     last = 8
-    last = 8
     names, (fills,) = cases.INVOLUTION[function]
     arrays, parts = [], []
     for rows, group in zip(HUGE[of], (arrays, parts), strict=True):
@@ -84,7 +83,12 @@ def huge(function: str, of: str, batch: int, kernel: int, machine: host.Machine)
 
 
 def main(bug: str = "") -> None:
-    plant = planted.BUGS.get(bug)
+    plant, in_block = planted.BUGS.get(bug), block_planted.BUGS.get(bug)
+    if in_block and not plant:
+        with block_planted.planted(in_block):
+            last = host.Machine("sanitize", blocks=slice(-4, None))
+            block_huge.run(last, virtual, (in_block.function,))
+        return
     machine = host.Machine("sanitize", replacements=plant.replacements if plant else ())
     if plant:
         functions, families = (plant.function,), () if plant.family in HUGE else (plant.family,)
