@@ -83,8 +83,8 @@ class SimpleBlock(nn.Module):
         """(N, channels, H, W) to the same; x is added after the last ReLU."""
         if self._runs_as_one(x):
             return self._as_one(x)
-        hidden = self.expand_norm(self.expand(x), relu=True)
-        y = self.last_norm(self.project(self.involution(hidden)), relu=not self.signed)
+        hidden = self.expand_norm.of(self.expand, x, relu=True)
+        y = self.last_norm.of(self.project, self.involution(hidden), relu=not self.signed)
         return F.add(y, x)
 
     def _runs_as_one(self, x: nn.Input) -> bool:

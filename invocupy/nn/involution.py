@@ -46,7 +46,8 @@ class Involution(Module):
         The kernel size is odd; padding keeps the size of the image.
     fused : bool or "auto"
         Whether to fuse ``span`` and involution, which never stores the kernel; ``"auto"`` does so
-        where it is faster or the kernel would be large.
+        where it is faster and, on the CPU, where the kernel would be large. True saves memory in
+        training on a GPU.
     rng : numpy.random.Generator, optional
         Draws the initial weights.
 
@@ -115,7 +116,7 @@ class Involution(Module):
 
     def features(self, x: Input) -> Tensor:
         """The input of ``span``: (N, C, *S) to (N, C/reduction_ratio, *O)."""
-        return self.norm(self.reduce(self.pool(x)), relu=True)
+        return self.norm.of(self.reduce, self.pool(x), relu=True)
 
     def kernel(self, x: Input) -> Tensor:
         """The kernel that the layer generates from x: (N, G, *K, *O)."""
@@ -142,10 +143,11 @@ class Involution(Module):
         if self.fused != "auto":
             return self.fused
         n, width, *out = features.shape
-        # Fused, the kernel is recomputed for the gradients, at a cost that grows with the features.
-        narrow = 0 if arrays.is_cupy(features.data) else _NARROW[is_recording()]
         large = n * self.groups * math.prod((*self.kernel_size, *out)) >= _LARGE_KERNEL
-        return large or width <= narrow
+        # Fused, the kernel is recomputed for the gradients, at a cost that grows with the features.
+        if arrays.is_cupy(features.data):
+            return large and not is_recording()
+        return large or width <= _NARROW[is_recording()]
 
 
 Involution2d = Involution

@@ -10,7 +10,7 @@ import numpy as np
 
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy
-from invocupy.autograd import Tensor
+from invocupy.autograd import Tensor, apply, is_recording
 from invocupy.geometry import (
     IntOrTuple,
     Padding,
@@ -22,7 +22,7 @@ from invocupy.geometry import (
 from invocupy.nn.misfit import Takes, misfit
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
-from invocupy.ops.normalization import merged_moments, running_moments
+from invocupy.ops.normalization import merged_moments, running_moments, without_bias
 from invocupy.ops.ranks import Comm
 
 
@@ -211,8 +211,12 @@ class Conv2d(Module):
 
     def forward(self, x: Input) -> Tensor:
         """(N, in_channels, *S) to (N, out_channels, *O)."""
+        return self.convolved(x, self.bias)
+
+    def convolved(self, x: Input, bias: Tensor | None) -> Tensor:
+        """:meth:`forward` with another bias."""
         out: Tensor = getattr(F, f"conv{self.dims}d")(
-            x, self.weight, self.bias,
+            x, self.weight, bias,
             stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
         return out
@@ -301,8 +305,26 @@ class BatchNorm2d(Module):
     def _takes(self) -> Takes:
         return "num_features", self.num_features, self.dims
 
-    def forward(self, x: Input, residual: Input | None = None, relu: bool = False) -> Tensor:
-        """(N, C, *S) to the same; optionally adds a residual and applies ReLU in the same pass."""
+    def of(self, conv: Conv2d, x: Input, relu: bool = False) -> Tensor:
+        """The norm of ``conv(x)``, optionally with ReLU.
+
+        On a GPU the bias of ``conv`` is left out, because a norm subtracts it again: that saves a
+        pass over the result, and one over its gradient.
+        """
+        on_gpu = is_cupy(x.data if isinstance(x, Tensor) else x)
+        if conv.bias is None or not on_gpu or (not self.training and is_recording()):
+            return self(conv(x), relu=relu)
+        y = apply(without_bias, conv.convolved(x, None), conv.bias)
+        return self(y, relu=relu, offset=conv.bias.data)
+
+    def forward(
+        self, x: Input, residual: Input | None = None, relu: bool = False,
+        offset: Array | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(N, C, *S) to the same; optionally adds a residual and applies ReLU in the same pass.
+
+        With ``offset`` (C,), the norm is that of ``x + offset``.
+        """
         if x.ndim - 2 not in self.dims or x.shape[1] != self.num_features:
             raise ValueError(misfit(x, *self._takes()))
         options: dict[str, Any] = {"eps": self.eps, "residual": residual, "relu": relu}
@@ -312,11 +334,13 @@ class BatchNorm2d(Module):
                 moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
             else:
                 moments = merged_moments(x.data if isinstance(x, Tensor) else x, comm)
-            self.observe(*moments)
+            mean, *rest = moments
+            self.observe(mean if offset is None else mean + offset, *rest)
             options |= {"training": True, "moments": moments, "comm": comm}
         else:
-            running = {"running_mean": self.running_mean.data, "running_var": self.running_var.data}
-            options |= running
+            mean = self.running_mean.data
+            options["running_mean"] = mean if offset is None else mean - offset
+            options["running_var"] = self.running_var.data
         return cast("Tensor", F.batch_norm(x, weight=self.weight, bias=self.bias, **options))
 
     def observe(self, mean: Array, var: Array, count: int | Array) -> None:

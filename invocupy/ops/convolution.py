@@ -303,8 +303,12 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> R
 
     @each
     def parameters(grad: Array) -> list[Any]:
-        grads = call.gradients("grad_weight", flat(grad), (image,), (), matrix, bias)
-        return [cast_like(grads[0], weight).reshape(weight.shape), grads[1]]
+        made = empty(weight.shape, call.work, x)  # a view of another would not be the leaf's own
+        shape = None if bias is None else bias.shape
+        views = made.reshape(matrix.shape), shape
+        _, grad_bias = call.run("grad_weight", (flat(grad), image), (), *views)
+        with on_device(x):
+            return [cast_like(made, weight), None if bias is None else cast_like(grad_bias, bias)]
 
     return value.reshape(n, len(weight), *out), (
         grad_x,

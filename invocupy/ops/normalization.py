@@ -145,9 +145,10 @@ def batch_norm(
     def sums(grad: Array) -> Any:
         """Gradients of bias and weight, and b and c of the gradient of x, (4, C)."""
         with on_device(x):
-            new = xp.empty if x.size else xp.zeros
-            total, total_x = new((2, channels), channel if ranks is None else _exact(x, channel))
-            b, c, grad_weight = new((3, channels), channel)
+            new, exact = xp.empty if x.size else xp.zeros, _exact(x, channel)
+            # Each has memory of its own, which a leaf may keep.
+            total, total_x = (new(channels, channel if ranks is None else exact) for _ in range(2))
+            b, c, grad_weight = (new(channels, channel) for _ in range(3))
             if x.size:
                 backend.grad_sums(
                     _images(contiguous(grad, work)), wide, masks, mean, total, total_x
@@ -176,10 +177,15 @@ def batch_norm(
 
     return cast_like(value, x), (
         lambda grad: cast_like(taken(grad, 0), x),
-        lambda grad: sums(grad)[1].astype(weight.dtype),
-        lambda grad: sums(grad)[0].astype(bias.dtype),
+        lambda grad: cast_like(sums(grad)[1], weight),
+        lambda grad: cast_like(sums(grad)[0], bias),
         lambda grad: cast_like(taken(grad, 1) if relu else grad, residual),
     )
+
+
+def without_bias(x: Array, bias: Array) -> Result:
+    """``x + bias`` for each channel, for a norm that takes the bias off again: ``x``, and zeros."""
+    return x, (lambda grad: grad, lambda grad: namespace(bias).zeros_like(bias))
 
 
 def _images(array: Array) -> Array:

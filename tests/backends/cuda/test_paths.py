@@ -181,6 +181,20 @@ def test_a_path_waits_for_nothing_and_keeps_to_its_stream(cp: Any, name: str) ->
     assert runs(cp, PATHS[name](cp)) == (WAITS.get(name, 0), set())
 
 
+def test_training_never_fuses_by_itself(cp: Any) -> None:
+    """Fused backward takes longer than the stored kernel; fused forward less, if that is large."""
+    layer = nn.Involution(32, 7, rng=np.random.default_rng(0)).to("cuda")
+    x = cp.empty((64, 32, 56, 56), np.float32)
+    with cp.cuda.recording(idle=True) as training:
+        layer(x).sum().backward()
+    with cp.cuda.recording(idle=True) as evaluation, no_grad():
+        layer(x)
+        layer(x[:1])
+    names = [{o.name for o in operations} for operations in (training, evaluation)]
+    assert not {name for name in names[0] if "fused" in name}
+    assert {"involution/fused_forward", "involution/forward"} <= names[1]
+
+
 def test_a_planted_wait_is_caught(cp: Any) -> None:
     """A result that is looked at, and a mask by which an array is indexed."""
     x = cp.zeros(4)

@@ -133,7 +133,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
                         UNROLL(v, KERNEL_W) grad_feature[k][f + i] += w[v][i] * grad_tap[k][v];
                 }
             }
-            __syncthreads();  // nobody reads the last taps any more
+            // Nobody reads the last taps any more: the sums of span came after them.
             UNROLL(j, SEEN_EACH) {
                 const int seen = thread + j * BLOCK;
                 if (seen < SEEN)

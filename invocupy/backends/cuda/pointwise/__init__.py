@@ -1,14 +1,15 @@
 """The 1x1 convolution on CuPy arrays: a strided batch of cuBLAS products, and sums of our own.
 
 cuBLAS is called directly: CuPy's ``matmul`` copies what is transposed, and makes lists of pointers,
-in launches of their own, for a weight that all images share.
+in launches of their own, for a weight that all images share. The bias of a product that widens is
+the weight of one more channel, which is 1.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from invocupy.arrays import Array, on_device
+from invocupy.arrays import Array, namespace, on_device
 from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div, launch
 
@@ -17,6 +18,10 @@ _WARPS = 4096  # that keep a large GPU busy with sums
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """One product for each image."""
+    if bias is not None and _widens(x, len(weight)):
+        weight = namespace(x).concatenate([weight, bias[:, None]], axis=1)
+        _product(weight, False, _with_ones(x), False, out)
+        return
     _product(weight, False, x, False, out)
     if bias is not None:
         out += bias[:, None]
@@ -29,10 +34,12 @@ def grad_x(grad: Array, weight: Array, out: Array) -> None:
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
     """One product for each image, then a sum over the images; for the bias over the pixels too."""
     batch, channels, pixels = grad.shape
-    products = cuda.workspace(x, batch, channels, x.shape[1])
-    _product(grad, False, x, True, products)
-    _sum_rows(products, out)
-    if grad_bias is None:
+    together = grad_bias is not None and _widens(x, channels)
+    seen = _with_ones(x) if together else x
+    products = cuda.workspace(x, batch, channels, seen.shape[1])
+    _product(grad, False, seen, True, products)
+    _sum_rows(products, out, grad_bias if together else None)
+    if grad_bias is None or together:
         return
     vector = cuda.vector(pixels, grad)
     per_plane = pixels // vector
@@ -45,10 +52,32 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
     _sum_rows(partial, grad_bias)
 
 
-def _sum_rows(rows: Array, out: Array) -> None:
-    """``out`` = the sum of ``rows`` over the first axis."""
-    threads = ceil_div(out.size, 8) * 32
-    launch("pointwise/sum_rows", cuda.element(out.dtype), threads, rows, out, len(rows), out.size)
+def _widens(x: Array, channels: int) -> bool:
+    """Whether a bias is cheaper as the weight of one more channel, which is 1.
+
+    That copies ``x`` once, in place of going over the result again.
+    """
+    return channels > x.shape[1] + 1
+
+
+def _with_ones(x: Array) -> Array:
+    """``x`` and a channel of ones."""
+    batch, channels, pixels = x.shape
+    out = cuda.stored(x, batch, channels + 1, pixels)
+    vector = cuda.vector(pixels, x, out)
+    threads = out.size // vector
+    macros = cuda.element(x.dtype) | {"VECTOR": vector}
+    launch("pointwise/with_ones", macros, threads, x, out, batch, channels, pixels // vector)
+    return out
+
+
+def _sum_rows(rows: Array, out: Array, last: Array | None = None) -> None:
+    """``out`` = the sum of ``rows`` over the first axis; with ``last``, that of its last column."""
+    columns = out.size + (0 if last is None else last.size)
+    width = rows.shape[-1]
+    threads = ceil_div(columns, 8) * 32
+    sizes = len(rows), columns, width
+    launch("pointwise/sum_rows", cuda.element(out.dtype), threads, rows, out, last, *sizes)
 
 
 def _product(a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array) -> None:

@@ -1,9 +1,10 @@
 #include "cuda.cuh"
 // out[column] = sum over rows of from[row][column]: the products of all images, or all slices, of
 // which the order of summing never changes. A warp owns eight columns (a sector of memory) and four
-// lanes each of them, so that a few columns make many loads at once.
+// lanes each of them, so that a few columns make many loads at once. With `last`, every width-th
+// column goes there.
 
-KERNEL(BLOCK) sum_rows(InAccum from, Out out, int rows, int columns)
+KERNEL(BLOCK) sum_rows(InAccum from, Out out, Out last, int rows, int columns, int width)
 {
     const index_t warp = thread_index() / 32;
     const int lane = threadIdx.x % 32;
@@ -15,5 +16,9 @@ KERNEL(BLOCK) sum_rows(InAccum from, Out out, int rows, int columns)
     }
     sum += __shfl_xor_sync(0xffffffffu, sum, 8);
     sum += __shfl_xor_sync(0xffffffffu, sum, 16);
-    if (lane < 8 && column < columns) out[column] = narrow(sum);
+    if (lane >= 8 || column >= columns) return;
+    if (last && column % width == width - 1)
+        last[column / width] = narrow(sum);
+    else
+        out[last ? column - column / width : column] = narrow(sum);
 }

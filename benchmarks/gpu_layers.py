@@ -1,0 +1,114 @@
+"""What training layer by layer asks of a GPU, counted without one, on the stand-in for CuPy.
+
+    python benchmarks/gpu_layers.py             the table, next to the committed one
+    python benchmarks/gpu_layers.py --json      its figures
+    python benchmarks/gpu_layers.py --write     commit what is counted now
+
+Of one block forward and backward, float32: device operations, the bytes of the arrays that each
+reads and writes, and how often the host waits. ``gpu_counts.py`` has the same of whole blocks and a
+step. No kernel runs, and nothing here is a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import gpu_counts  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "gpu-layers.json"
+
+
+def blocks() -> dict[str, tuple[Callable[[], Any], tuple[int, ...]]]:
+    """How to make each block, and the shape of its input."""
+    from invocupy import models
+
+    def bottleneck() -> Any:
+        network = models.rednet26(10, rng=0)
+        return list(network.layer2)[1]
+
+    return {
+        "SimpleBlock(3, 64, fused=False)": (
+            lambda: models.SimpleBlock(3, 64, fused=False), (256, 3, 32, 32),
+        ),
+        "RedNet, a block of its second stage": (bottleneck, (32, 512, 28, 28)),
+    }  # fmt: skip
+
+
+def count() -> dict[str, Any]:
+    """The figures of each block."""
+    from invocupy import Tensor
+
+    found = {}
+    with gpu_counts.stand_in() as cupy:
+        for name, (make, shape) in blocks().items():
+            model = make().to("cuda")
+            x = Tensor(cupy.empty(shape, np.float32), requires_grad=True)
+            before = cupy.cuda.waits
+            with cupy.cuda.recording(idle=True) as operations:
+                y = model(x)
+                y.backward(y.data)
+            number = Counter(o.name for o in operations)
+            size = Counter[str]()
+            for o in operations:
+                size[o.name] += o.bytes
+            found[name] = {
+                "operations": len(operations),
+                "megabytes": round(sum(size.values()) / 1e6, 1),
+                "host_waits": cupy.cuda.waits - before,
+                "rows": {
+                    row: {"operations": n, "megabytes": round(size[row] / 1e6, 1)}
+                    for row, n in sorted(number.items(), key=lambda item: -size[item[0]])
+                },
+            }
+    return found
+
+
+def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The figures that are worse than the committed ones."""
+    return [
+        f"{name}: {figure} {new[name][figure]}, was {old[name][figure]}"
+        for name in new
+        for figure in ("operations", "megabytes", "host_waits")
+        if new[name][figure] > old[name][figure]
+    ]
+
+
+def table(counts: Mapping[str, Any]) -> str:
+    """For people."""
+    lines = []
+    for name, figures in counts.items():
+        lines.append(f"{name:48}{figures['operations']:6}{figures['megabytes']:12,.1f} MB")
+        for row, one in figures["rows"].items():
+            lines.append(f"  {row:46}{one['operations']:6}{one['megabytes']:12,.1f}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    asked = parser.parse_args()
+    counts = count()
+    print(json.dumps(counts, indent=1) if asked.json else table(counts))
+    if asked.write:
+        RESULTS.write_text(json.dumps(counts, indent=1) + "\n")
+        return 0
+    found = worse(json.loads(RESULTS.read_text()), counts)
+    for line in found:
+        print(line, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
