@@ -1,164 +1,105 @@
-"""Everything that only a GPU can show: one command, one results file.
+"""What only a GPU can show, in 12 minutes: one command, one results file.
 
     python benchmarks/gpu_all.py                    # writes benchmarks/results/gpu-DEVICE.json
-    python benchmarks/gpu_all.py --parts tests,memcheck --out FILE
-    python benchmarks/gpu_all.py --limit network=300
+    python benchmarks/gpu_all.py --parts step,memcheck --out FILE
+    python benchmarks/gpu_all.py --parts all --seconds 7200     # all parts, in two hours
+    python benchmarks/gpu_all.py --limit step=300
 
-Parts, in this order: the tests marked ``gpu``; each kernel once under compute-sanitizer
-(``memcheck``, ``initcheck``, ``synccheck``, ``racecheck``); ``counts``, ncu's warp instructions,
-multiply-adds and sectors against the PTX interpreter's for the same launches; the benchmarks
-``operators`` (``gpu.py``) and ``network`` (``gpu_network.py``).
+Parts, the most telling first: ``tests`` (a choice of those marked ``gpu``), ``step``
+(``gpu_network.py``: a training step beside PyTorch's), ``memcheck`` and ``racecheck`` (the block's
+kernels under compute-sanitizer), ``operators`` (``gpu.py``), ``counts`` (ncu's warp instructions,
+multiply-adds and sectors of each kernel beside the PTX interpreter's). Only if named, or with
+``all``: ``every_test``, ``initcheck`` and ``synccheck``, the last two of every kernel.
 
 Each part is a process of its own with a time limit, and ends as ``done``, ``failed`` (it ran and
 something is wrong, or it was stopped) or ``not possible``, with the reason. The file is written
-after each part, whole or not at all; parts of an earlier run on the same machine are kept. The exit
-status is 0 if no part failed, 1 if one did, 3 if there is no GPU.
+after each part, whole or not at all; parts of an earlier run on the same machine are kept. No part
+runs past ``--seconds`` in all. The exit status is 0 if no part failed, 1 if one did, 3 if there is
+no GPU.
+
+Where the machine has no network, or minutes count, bring wheels along. Beforehand, on a machine
+with the same Python::
+
+    pip download -d wheels '.[cuda13x,test,proof]' torch hatchling
+
+and there (g++ for torch.compile and the interpreter; nsight-compute for ``counts``)::
+
+    pip install --no-index --find-links wheels -e '.[cuda13x,test,proof]' torch
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import importlib.metadata
-import io
 import json
-import os
 import platform
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from gpu_tools import (  # noqa: E402
+    METRICS,
+    Failed,
+    NotPossible,
+    Record,
+    compared,
+    findings,
+    read_ncu,
+    run,
+    summary_of_tests,
+    tool,
+)  # fmt: skip
+
 LAUNCHES = ROOT / "tests" / "cuda_proof" / "launches.py"
-TOOLS = "/usr/local/cuda*/bin", "/opt/nvidia/nsight-compute/*", "/usr/local/cuda*/nsight-compute*"
-METRICS = {  # ncu's names of what the interpreter counts
-    "warps": ["smsp__inst_executed.sum"],
-    "fma": [
-        "smsp__sass_thread_inst_executed_op_ffma_pred_on.sum",
-        "smsp__sass_thread_inst_executed_op_dfma_pred_on.sum",
-    ],
-    "sectors": [
-        "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
-        "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",
-    ],
-}
-Record = dict[str, Any]
-
-
-class NotPossible(Exception):  # noqa: N818
-    """A part that this machine cannot run, and why."""
-
-
-class Failed(Exception):  # noqa: N818
-    """A part that ran and ended badly, and what it left."""
-
-    def __init__(self, reason: str, **left: Any) -> None:
-        super().__init__(reason)
-        self.left = left
-
-
-def run(command: Sequence[Any], limit: float, **environment: str) -> subprocess.CompletedProcess:
-    """Run a program with all that it starts; past ``limit`` seconds all of it is killed."""
-    process = subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        raise Failed(f"stopped after {limit:.0f} s", output=output[-2000:]) from None
-    return subprocess.CompletedProcess(command, process.returncode, output)
-
-
-def tool(name: str) -> str:
-    """The path of one of NVIDIA's programs."""
-    found = shutil.which(name)
-    for pattern in TOOLS:
-        found = found or next(
-            (str(f / name) for f in sorted(Path("/").glob(pattern[1:])) if (f / name).is_file()),
-            None,
-        )
-    if found is None:
-        raise NotPossible(f"{name} is neither on PATH nor in {', '.join(TOOLS)}")
-    return found
 
 
 # ---------------------------------------------------------------------------------------- parts
 
 
+CHOSEN = (  # what the stand-in cannot show, and every kernel in float32
+    "tests/backends/cuda/test_network.py", "tests/backends/cuda/test_device.py",
+    "tests/backends/cuda/test_launcher.py", "tests/train/test_graph.py",
+    "-k", "not float64 and not float16 and not bfloat16 and not command_line",
+)  # fmt: skip
+
+
 def tests(limit: float) -> Record:
-    """The tests marked ``gpu``, on CuPy arrays."""
+    """Some of the tests marked ``gpu``, on CuPy arrays."""
+    there = [part for part in CHOSEN if not part.endswith(".py") or (ROOT / part).exists()]
+    return every_test(limit, *there)
+
+
+def every_test(limit: float, *chosen: str) -> Record:
+    """All tests marked ``gpu``, or those that arguments of pytest choose."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
-        done = run(command, limit, HYPOTHESIS_PROFILE="gpu")
+        done = run([*command, *chosen], limit, HYPOTHESIS_PROFILE="gpu")
         if not report.exists():
             raise Failed(f"pytest wrote no report, exit status {done.returncode}",
                          output=done.stdout[-2000:])  # fmt: skip
         return summary_of_tests(report.read_text())
 
 
-def summary_of_tests(report: str) -> Record:
-    """What pytest's XML report says; an error if a test failed or none passed."""
-    cases = list(ET.fromstring(report).iter("testcase"))  # noqa: S314 (of pytest just now)
-    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
-    skipped = [c.find("skipped").get("message", "") for c in cases if c.find("skipped") is not None]
-    counts = {
-        "passed": len(cases) - len(bad) - len(skipped),
-        "failed": [f"{c.get('classname')}::{c.get('name')}" for c in bad],
-        "skipped": {reason: skipped.count(reason) for reason in dict.fromkeys(skipped)},
-    }
-    if bad:
-        raise Failed(f"{len(bad)} tests failed", **counts)
-    if not counts["passed"]:
-        raise NotPossible("; ".join(counts["skipped"]) or "no test is marked gpu")
-    return counts
-
-
-def sanitizer(kind: str) -> Callable[[float], Record]:
-    """A part that runs each kernel once under one tool of compute-sanitizer."""
+def sanitizer(kind: str, *rows: str) -> Callable[[float], Record]:
+    """A part that runs kernels once, all or of these rows, under a tool of compute-sanitizer."""
 
     def part(limit: float) -> Record:
         command = [tool("compute-sanitizer"), "--tool", kind]
         if kind == "memcheck":
             command += ["--padding", "512"]  # what lies behind an array is another's, or nobody's
-        done = run([*command, sys.executable, LAUNCHES, "device"], limit)
+        done = run([*command, sys.executable, LAUNCHES, "device", *rows], limit)
         return findings(done.stdout, done.returncode)
 
-    part.__doc__ = f"compute-sanitizer's {kind}: each kernel launched once."
+    part.__doc__ = f"compute-sanitizer's {kind}: kernels launched once."
     return part
-
-
-def findings(output: str, status: int) -> Record:
-    """What compute-sanitizer says; an error if it found something or the program failed."""
-    lines = [line[10:] for line in output.splitlines() if line.startswith("========= ")]
-    summary = next((line for line in lines if "SUMMARY:" in line), None)
-    version = next((line for line in output.splitlines() if "COMPUTE-SANITIZER" in line), None)
-    if version is None and summary is None:
-        raise Failed("compute-sanitizer said nothing of itself", output=output[-2000:])
-    refused = next((line for line in lines if re.search("not supported|No attachable", line)), None)
-    if refused:
-        raise NotPossible(refused)
-    if summary is None:
-        raise Failed("no summary", output=output[-2000:])
-    # Indented lines say where; those that are not say what.
-    what = [line for line in lines if not re.match(r"\s|$|COMPUTE-|.*SUMMARY", line)]
-    wrong = int(re.search(r"SUMMARY: (\d+)", summary)[1])
-    if wrong or status:
-        reason = summary.partition("SUMMARY: ")[2] if wrong else f"exit status {status}"
-        raise Failed(reason, findings=what[:50], output=output[-2000:])
-    return {"summary": summary}
 
 
 def counts(limit: float) -> Record:
@@ -190,54 +131,18 @@ def counts(limit: float) -> Record:
         return compared(measured, json.loads(expected.read_text()))
 
 
-def read_ncu(text: str) -> list[Record]:
-    """ncu's CSV (one line a metric of a launch) as one record a launch, in order of launch."""
-    start = text.find('"ID"')
-    if start < 0:
-        raise Failed("ncu wrote no table: it saw none of our kernels", output=text[-2000:])
-    launches: dict[int, Record] = {}
-    for row in csv.DictReader(io.StringIO(text[start:])):
-        name = row["Kernel Name"].partition("(")[0]
-        launch = launches.setdefault(int(row["ID"]), {"kernel": name})
-        for count, metrics in METRICS.items():
-            if row["Metric Name"] in metrics:
-                value = float(row["Metric Value"].replace(",", ""))
-                launch[count] = launch.get(count, 0) + int(value)
-    return [launches[number] for number in sorted(launches)]
-
-
-def compared(measured: list[Record], expected: list[Record]) -> Record:
-    """Launch by launch; sectors and multiply-adds must agree, instructions are those of SASS."""
-    pairs = list(zip(measured, expected, strict=False))
-    if [m["kernel"] for m in measured] != [e["kernel"] for e in expected]:
-        raise Failed(f"{len(measured)} launches under ncu, {len(expected)} in the interpreter, "
-                     "or in another order", ncu=measured)  # fmt: skip
-    rows = [
-        {"kernel": e["kernel"], "case": e["case"]}
-        | {name: {"ncu": m.get(name), "interpreter": e.get(name, 0)} for name in METRICS}
-        for m, e in pairs
-    ]
-    different = [
-        f"{row['kernel']} {row['case']}: {name}"
-        for row in rows
-        for name in ("fma", "sectors")
-        if row[name]["ncu"] != row[name]["interpreter"]
-    ]
-    return {"different": different, "launches": rows}
-
-
 def launched_names() -> list[str]:
     text = "".join(f.read_text() for f in (ROOT / "invocupy" / "backends").rglob("*.cu"))
     return sorted(set(re.findall(r"(?:KERNEL|__launch_bounds__)\([^\n]*\)\s+(\w+)\(", text)))
 
 
-def benchmark(program: str) -> Callable[[float], Record]:
+def benchmark(program: str, *options: str) -> Callable[[float], Record]:
     """A part that runs one of the benchmarks; what it had written counts even if it was stopped."""
 
     def part(limit: float) -> Record:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.json"
-            command = [sys.executable, ROOT / "benchmarks" / program, "--out", out]
+            command = [sys.executable, ROOT / "benchmarks" / program, "--out", out, *options]
             try:
                 done = run(command, limit)
                 if done.returncode:
@@ -256,16 +161,25 @@ def benchmark(program: str) -> Callable[[float], Record]:
     return part
 
 
+BLOCK = "block float32", "block given float32"  # rows of the table: all kernels of a block
 PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # and seconds that each may take
-    "tests": (tests, 1200),
-    "memcheck": (sanitizer("memcheck"), 600),
+    "tests": (tests, 180),
+    "step": (benchmark("gpu_network.py", "--rounds", "5", "--repeat", "3"), 240),
+    "memcheck": (sanitizer("memcheck", *BLOCK), 60),
+    "racecheck": (sanitizer("racecheck", *BLOCK), 60),
+    "operators": (benchmark("gpu.py", "--rounds", "5", "--dtype", "float32"), 100),
+    "counts": (counts, 80),
+    "every_test": (every_test, 1200),
     "initcheck": (sanitizer("initcheck"), 600),
     "synccheck": (sanitizer("synccheck"), 600),
-    "racecheck": (sanitizer("racecheck"), 600),
-    "counts": (counts, 1200),
-    "operators": (benchmark("gpu.py"), 900),
-    "network": (benchmark("gpu_network.py"), 900),
 }
+FIRST = "tests,step,memcheck,racecheck,operators,counts"
+SECONDS = 720
+
+
+def late(limit: float) -> Record:
+    """In place of a part for which no time is left."""
+    raise NotPossible("no time was left: name it in --parts, or give more --seconds")
 
 
 def outcome(part: Callable[[float], Record], limit: float) -> Record:
@@ -367,12 +281,14 @@ def limits(given: Sequence[str]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu-DEVICE.json")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--parts", default=FIRST, help="which, separated by commas, or all")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of all parts together")
     parser.add_argument(
         "--limit", action="append", default=[], metavar="PART=SECONDS", help="may repeat"
     )
     arguments = parser.parse_args(argv)
-    chosen, seconds = arguments.parts.split(","), limits(arguments.limit)
+    began, seconds = time.monotonic(), limits(arguments.limit)
+    chosen = list(PARTS) if arguments.parts == "all" else arguments.parts.split(",")
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     try:
@@ -388,7 +304,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = earlier(out, here)
     for name in (name for name in PARTS if name in chosen):
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        parts[name] = outcome(PARTS[name][0], seconds[name]) | {"source": source()}
+        left = arguments.seconds - (time.monotonic() - began)
+        part = PARTS[name][0] if left >= 1 else late
+        parts[name] = outcome(part, min(seconds[name], left)) | {"source": source()}
         write(out, {"environment": here, "parts": parts})
         told = parts[name]
         print(told["state"], told.get("reason", ""), f"({told['seconds']} s)", file=sys.stderr)

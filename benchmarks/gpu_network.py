@@ -6,7 +6,9 @@
 A figure is the time of several whole steps (forward, backward, SGD with momentum) on one batch that
 lies on the device, from one synchronisation to the next. The contenders take turns round after
 round; quoted are the median and the quartiles over the rounds. Logits of both are compared first.
-PyTorch computes in float32 like we do (TF32 off, also in its convolutions), eager and compiled.
+PyTorch computes in float32 like we do (TF32 off, also in its convolutions): eager, compiled, and
+compiled with CUDA graphs. ``train.fit`` is timed by itself, over an epoch of 20 steps. The file is
+written before anything is compiled, and again with each that is: all contenders are timed anew.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import datetime
 import json
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
-def contenders(layers: int, batch: int, compiled: bool) -> dict[str, Callable[[], Any]]:
-    """One training step of each, on the same weights and the same batch."""
+MODES = {  # how PyTorch compiles, and what each contender is called
+    "PyTorch, compiled": None,
+    "PyTorch, compiled with CUDA graphs": "reduce-overhead",
+}
+
+
+def contenders(layers: int, batch: int) -> tuple[dict[str, Callable[[], Any]], Callable[..., Any]]:
+    """One training step of each, on the same weights and batch; and what compiles PyTorch's."""
     import cupy
     import peers
     import torch
@@ -49,11 +58,7 @@ def contenders(layers: int, batch: int, compiled: bool) -> dict[str, Callable[[]
     cx, c_labels = cupy.asarray(x), cupy.asarray(labels)
 
     steps: dict[str, Callable[[], Any]] = {}
-    for name, fused in (
-        ("invocupy", "auto"),
-        ("invocupy, fused", True),
-        ("invocupy, unfused", False),
-    ):
+    for name, fused in (("invocupy", "auto"), ("invocupy, layer by layer", False)):
         ours = SimpleModel(num_layers=layers, fused=fused)  # type: ignore[arg-type]
         weights.import_state(ours, state)
         ours.to("cuda")
@@ -73,28 +78,47 @@ def contenders(layers: int, batch: int, compiled: bool) -> dict[str, Callable[[]
 
         steps[name] = step
 
-    t_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9)
-    steps["PyTorch, eager"] = lambda: peers.training_step(theirs, t_sgd, tx, t_labels)
-    if compiled:
-        fast = torch.compile(theirs)
-        steps["PyTorch, compiled"] = lambda: peers.training_step(fast, t_sgd, tx, t_labels)
-    return steps
+    def of_torch(mode: str | None, compiled: bool = True) -> Callable[[], Any]:
+        model = torch.compile(theirs, mode=mode) if compiled else theirs
+        t_sgd = torch.optim.SGD(theirs.parameters(), lr=1e-4, momentum=0.9)
+
+        def step() -> None:
+            torch.compiler.cudagraph_mark_step_begin()
+            peers.training_step(model, t_sgd, tx, t_labels)
+
+        return step
+
+    steps["PyTorch, eager"] = of_torch(None, compiled=False)
+    return steps, of_torch
 
 
-def measure(layers: int, batch: int, rounds: int, repeat: int, compiled: bool) -> dict[str, Any]:
-    """Milliseconds a step and images per second of each contender."""
-    import cupy
+def trained(layers: int, batch: int) -> float:
+    """Milliseconds a step of ``train.fit`` in its third epoch, with augmentation and all."""
+    from invocupy.data import shapes10
+    from invocupy.train import Config, fit
+
+    images, labels = shapes10(20 * batch, 0)
+    config = Config(layers=layers, batch_size=batch, epochs=3, device="cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        data = images, labels, images[:batch], labels[:batch]
+        rows = fit(config, Path(folder) / "run", data=data)
+    return 1e3 * batch / rows[-1]["images_per_second"]
+
+
+def timed(
+    steps: dict[str, Callable[[], Any]], first: dict[str, float], rounds: int, repeat: int
+) -> dict[str, list[float]]:
+    """Milliseconds a step of each contender, round after round; ``first`` gets the first ones."""
     import torch
 
-    steps = contenders(layers, batch, compiled)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    first: dict[str, float] = {}
     for name, step in steps.items():
-        start = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        first[name] = time.perf_counter() - start
-        step()
+        if name not in first:
+            start = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            first[name] = time.perf_counter() - start
+            step()
     for _ in range(rounds):
         for name, step in steps.items():
             torch.cuda.synchronize()
@@ -103,31 +127,49 @@ def measure(layers: int, batch: int, rounds: int, repeat: int, compiled: bool) -
                 step()
             torch.cuda.synchronize()  # the whole device: CuPy's stream as well
             times[name].append((time.perf_counter() - start) / repeat * 1e3)
+    return times
+
+
+def measure(
+    layers: int, batch: int, rounds: int, repeat: int, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """The results so far: without what is compiled, then with each that is compiled, all anew."""
+    import cupy
+    import torch
+
+    steps, of_torch = contenders(layers, batch)
+    first: dict[str, float] = {}
+    driver = cupy.cuda.runtime.driverGetVersion()
+    environment = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name(),
+        "driver_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
+        "cupy": cupy.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    whole = trained(layers, batch)
+    for name, mode in ((None, None), *(MODES.items() if compiled else ())):
+        if name is not None:
+            steps[name] = of_torch(mode)
+        times = timed(steps, first, rounds, repeat) | {"invocupy, train.fit": [whole]}
+        yield {"environment": environment, "rows": rows_of(times, first, layers, batch)}
+
+
+def rows_of(
+    times: dict[str, list[float]], first: dict[str, float], layers: int, batch: int
+) -> list[dict[str, Any]]:
+    """Median and quartiles over the rounds."""
     rows = []
     for name, ms in times.items():
         low, median, high = (float(q) for q in np.quantile(ms, (0.25, 0.5, 0.75)))
         rows.append(
-            {"contender": name, "layers": layers, "batch": batch, "first_step_s": first[name]}
-            | {
-                "ms": median,
-                "ms_low": low,
-                "ms_high": high,
-                "images_per_second": batch / median * 1e3,
-            }
+            {"contender": name, "layers": layers, "batch": batch, "first_step_s": first.get(name)}
+            | {"ms": median, "ms_low": low, "ms_high": high}
+            | {"images_per_second": batch / median * 1e3}
         )
-    driver = cupy.cuda.runtime.driverGetVersion()
-    return {
-        "environment": {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "device": torch.cuda.get_device_name(),
-            "driver_cuda": f"{driver // 1000}.{driver % 1000 // 10}",
-            "cupy": cupy.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "rows": rows,
-    }
+    return rows
 
 
 def table(results: dict[str, Any]) -> str:
@@ -139,11 +181,12 @@ def table(results: dict[str, Any]) -> str:
         "| layers | batch | contender | images/s | ms a step | quartiles | first step (s) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {r['layers']} | {r['batch']} | {r['contender']} | {r['images_per_second']:,.0f} "
-        f"| {r['ms']:.1f} | {r['ms_low']:.1f} to {r['ms_high']:.1f} | {r['first_step_s']:.1f} |"
-        for r in results["rows"]
-    ]
+    for r in results["rows"]:
+        first = f"{r['first_step_s']:.1f}" if r["first_step_s"] else ""
+        lines.append(
+            f"| {r['layers']} | {r['batch']} | {r['contender']} | {r['images_per_second']:,.0f} "
+            f"| {r['ms']:.1f} | {r['ms_low']:.1f} to {r['ms_high']:.1f} | {first} |"
+        )
     return "\n".join(lines)
 
 
@@ -162,10 +205,10 @@ def main() -> None:
         print(table(json.loads(arguments.table.read_text())))
         return
     sizes = arguments.layers, arguments.batch, arguments.rounds, arguments.repeat
-    results = measure(*sizes, not arguments.no_compile)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    for results in measure(*sizes, not arguments.no_compile):
+        if arguments.out:  # at once: what comes next may be stopped
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
 
 

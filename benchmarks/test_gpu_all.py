@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,7 +76,7 @@ def gpu_all(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "environment", lambda: dict(HERE))
-    monkeypatch.setattr(module, "TOOLS", ())
+    monkeypatch.setattr(sys.modules["gpu_tools"], "TOOLS", ())
     monkeypatch.setenv("PATH", "")
     return module
 
@@ -139,8 +141,10 @@ def test_counts_are_compared_launch_by_launch(gpu_all: ModuleType) -> None:
         assert "another order" in str(failure(gpu_all, gpu_all.compared, MEASURED, other))
 
 
-def test_every_kernel_is_counted(gpu_all: ModuleType) -> None:
+def test_every_kernel_is_counted() -> None:
     """ncu is told the kernels' names: those that the proof launches."""
+    import gpu_all
+
     table = pytest.importorskip("cuda_proof.table")
     assert set(gpu_all.launched_names()) >= {name for name, *_ in table.specialisations().values()}
 
@@ -221,9 +225,81 @@ def test_the_file(gpu_all: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.name for file in out.parent.iterdir()] == ["gpu.json"]
     monkeypatch.setattr(gpu_all, "environment", lambda: HERE | {"device": "another"})
     with pytest.raises(SystemExit, match="another machine"):
-        gpu_all.main(["--out", str(out)])
+        gpu_all.main(["--out", str(out), "--parts", "one"])
     with pytest.raises(SystemExit, match="PART=SECONDS"):
         gpu_all.main(["--limit", "four=1"])
+
+
+def test_the_parts_fit_into_their_time(gpu_all: ModuleType) -> None:
+    first = gpu_all.FIRST.split(",")
+    assert first == list(gpu_all.PARTS)[: len(first)]
+    assert sum(gpu_all.PARTS[name][1] for name in first) <= gpu_all.SECONDS == 720
+    files = [part for part in gpu_all.CHOSEN if part.endswith(".py")]
+    assert all((PROGRAM.parents[1] / file).exists() for file in files[:3])
+
+
+def test_no_part_runs_past_the_time_of_all(
+    gpu_all: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits are what is left of it, and a part for which nothing is left does not begin."""
+    clock = [0.0]
+    given = []
+
+    def part(limit: float) -> dict[str, Any]:
+        given.append(limit)
+        clock[0] += 40
+        return {}
+
+    monkeypatch.setattr(gpu_all.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(gpu_all, "PARTS", dict.fromkeys("abc", (part, 60.0)))
+    out = tmp_path / "gpu.json"
+    assert gpu_all.main(["--out", str(out), "--parts", "all", "--seconds", "80"]) == 0
+    assert given == [60, 40]
+    states = {name: p["state"] for name, p in json.loads(out.read_text())["parts"].items()}
+    assert states == {"a": "done", "b": "done", "c": "not possible"}
+
+
+def test_what_the_sanitizers_run_on_the_stand_in() -> None:
+    """Kernels of one row of the table, each result checked; other rows do not run."""
+    import gpu_all
+
+    pytest.importorskip("cuda_proof")
+    root = PROGRAM.parents[1]
+    path = os.pathsep.join(map(str, (root / "tests" / "stand_in", root)))
+    for row, status in ((gpu_all.BLOCK[1], 0), ("no such row", 1)):
+        done = subprocess.run(
+            [sys.executable, gpu_all.LAUNCHES, "device", row],
+            env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+
+
+def test_steps_are_written_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And after each that is: a run that is stopped keeps what it has."""
+    import gpu_network
+
+    calls: list[str] = []
+    cuda = SimpleNamespace(synchronize=lambda: None, get_device_name=lambda: "test")
+    runtime = SimpleNamespace(driverGetVersion=lambda: 13000)
+    cupy = SimpleNamespace(__version__="14", cuda=SimpleNamespace(runtime=runtime))
+    torch = SimpleNamespace(__version__="2", cuda=cuda)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    steps = {"ours": lambda: calls.append("ours")}
+
+    def of_torch(mode: str | None) -> Any:
+        return lambda: calls.append(str(mode))
+
+    monkeypatch.setattr(gpu_network, "contenders", lambda *sizes: (dict(steps), of_torch))
+    monkeypatch.setattr(gpu_network, "trained", lambda *sizes: 2.0)
+    results = list(gpu_network.measure(2, 256, 3, 2, True))
+    names = [[row["contender"] for row in result["rows"]] for result in results]
+    fit, (plain, graphs) = "invocupy, train.fit", gpu_network.MODES
+    assert names == [["ours", fit], ["ours", plain, fit], ["ours", plain, graphs, fit]]
+    assert calls.count("ours") == 2 + 3 * 3 * 2
+    assert calls.count("reduce-overhead") == 2 + 3 * 2
+    assert results[0]["rows"][1]["images_per_second"] == 128000
+    assert f"| {fit} | 128,000 |" in gpu_network.table(results[2])
 
 
 def test_without_a_gpu(

@@ -1,6 +1,7 @@
 """Every shipped kernel launched once: on a device, for NVIDIA's tools, or in the interpreter.
 
     python tests/cuda_proof/launches.py device              each result checked
+    python tests/cuda_proof/launches.py device "block float32"    of the rows of the table so named
     python tests/cuda_proof/launches.py count OUT.json 90   what the interpreter counts for sm_90,
                                                             launch by launch
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ from invocupy.arrays import require_cupy
 from invocupy.backends import cuda
 
 
-def on_device() -> None:
+def on_device(rows: Sequence[str] = ()) -> None:
     """Run all problems on CuPy arrays, each of them an allocation of its own and not filled."""
     cupy = require_cupy()
     cupy.cuda.set_allocator(None)  # within a pool's block nothing is out of bounds
-    for _, problem in table.problems():
+    chosen = [(key, p) for key, p in table.problems() if not rows or key in rows]
+    if not chosen:
+        raise SystemExit(f"the table has no rows {rows}")
+    for _, problem in chosen:
         inputs = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in problem.inputs]
         results = [r if r is None else cupy.empty(r.shape, r.dtype) for r in problem.results()]
         problem.device(inputs, results)
@@ -59,7 +64,7 @@ def counted(arch: int) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "device":
-        on_device()
+        on_device(sys.argv[2:])
     else:
         out, arch = sys.argv[2:]
         Path(out).write_text(json.dumps(counted(int(arch))))

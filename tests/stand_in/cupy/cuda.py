@@ -226,6 +226,10 @@ def using_allocator(allocator: Any) -> Iterator[None]:
         _local.pool = before
 
 
+def set_allocator(allocator: Any = None) -> None:
+    assert allocator is None, "only the pool of the device can be left out"
+
+
 @cache
 def _proof(module: str) -> Any:
     """A module of the proof, whose folder needs not be on Python's path."""
