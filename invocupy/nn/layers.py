@@ -209,14 +209,10 @@ class Conv2d(Module):
     def _takes(self) -> Takes:
         return "in_channels", self.weight.shape[1] * self.groups, (self.dims,)
 
-    def forward(self, x: Input) -> Tensor:
-        """(N, in_channels, *S) to (N, out_channels, *O)."""
-        return self.convolved(x, self.bias)
-
-    def convolved(self, x: Input, bias: Tensor | None) -> Tensor:
-        """:meth:`forward` with another bias."""
+    def forward(self, x: Input, biased: bool = True) -> Tensor:
+        """(N, in_channels, *S) to (N, out_channels, *O); not ``biased``, without the bias."""
         out: Tensor = getattr(F, f"conv{self.dims}d")(
-            x, self.weight, bias,
+            x, self.weight, self.bias if biased else None,
             stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups,
         )  # fmt: skip
         return out
@@ -314,7 +310,7 @@ class BatchNorm2d(Module):
         on_gpu = is_cupy(x.data if isinstance(x, Tensor) else x)
         if conv.bias is None or not on_gpu or (not self.training and is_recording()):
             return self(conv(x), relu=relu)
-        y = apply(without_bias, conv.convolved(x, None), conv.bias)
+        y = apply(without_bias, conv(x, biased=False), conv.bias)
         return self(y, relu=relu, offset=conv.bias.data)
 
     def forward(
@@ -334,8 +330,8 @@ class BatchNorm2d(Module):
                 moments = (*F.batch_moments(x), x.size // max(x.shape[1], 1))
             else:
                 moments = merged_moments(x.data if isinstance(x, Tensor) else x, comm)
-            mean, *rest = moments
-            self.observe(mean if offset is None else mean + offset, *rest)
+            mean, var, count = moments
+            self.observe(mean if offset is None else mean + offset, var, count)
             options |= {"training": True, "moments": moments, "comm": comm}
         else:
             mean = self.running_mean.data

@@ -167,11 +167,13 @@ def runs(cp: Any, path: Path) -> tuple[int, set[str]]:
         path()  # constants are made
         cp.cuda.Device().synchronize()
     stream = cp.cuda.Stream(non_blocking=True)
-    with stream, cp.cuda.recording(idle=True) as operations:
-        before = cp.cuda.waits
-        path()
-        waits = cp.cuda.waits - before
-    stream.synchronize()
+    try:
+        with stream, cp.cuda.recording(idle=True) as operations:
+            before = cp.cuda.waits
+            path()
+            waits = cp.cuda.waits - before
+    finally:
+        stream.synchronize()  # else what is freed is in use as long as the tests run
     assert operations, "nothing was asked for"
     return waits, {o.name for o in operations if o.stream != stream.ptr}
 

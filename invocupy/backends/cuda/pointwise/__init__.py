@@ -57,7 +57,8 @@ def _widens(x: Array, channels: int) -> bool:
 
     That copies ``x`` once, in place of going over the result again.
     """
-    return channels > x.shape[1] + 1
+    inside: int = x.shape[1]
+    return channels > inside + 1
 
 
 def _with_ones(x: Array) -> Array:
