@@ -37,8 +37,9 @@ def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def draw(folder: Path, name: str, chart: Callable[[Theme], Any]) -> None:
+def draw(folder: Path, name: str, chart: Callable[[Theme], Any], says: str = "") -> None:
     """Write a chart for light and for dark pages; glyphs are outlines, so it needs no font."""
+    about = {"Date": None, "Description": says}
     for theme, colours in THEMES.items():
         ink = dict.fromkeys(
             ("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), colours["ink"]
@@ -46,9 +47,7 @@ def draw(folder: Path, name: str, chart: Callable[[Theme], Any]) -> None:
         style = {"font.size": 11, "svg.hashsalt": name, "grid.color": colours["grid"], **ink}
         with mpl.rc_context(style):
             figure = chart(colours)
-            figure.savefig(
-                folder / f"{name}-{theme}.svg", transparent=True, metadata={"Date": None}
-            )
+            figure.savefig(folder / f"{name}-{theme}.svg", transparent=True, metadata=about)
             plt.close(figure)
 
 
@@ -122,11 +121,21 @@ def steps(rows: Sequence[Row], what: str, layers: int, key: str = "ms") -> list[
     return [(names.get(k, k), v) for k, v in ordered]
 
 
+def values(rows: Sequence[tuple[str, float]], unit: str) -> str:
+    """The bars in words."""
+    return "; ".join(f"{name}: {number(value)} {unit}" for name, value in rows)
+
+
+def speed() -> list[tuple[str, float]]:
+    """The bars of README's chart."""
+    return [r for r in steps(read("cpu")["rows"], "training step", 10) if "recompute" not in r[0]]
+
+
 def draw_speed(folder: Path = HERE / "_static") -> None:
     """README's chart: a training step of ten blocks."""
-    rows = [r for r in steps(read("cpu")["rows"], "training step", 10) if "recompute" not in r[0]]
+    rows = speed()
     label = "Training step, 10 blocks, batch 128, two CPU cores"
-    draw(folder, "speed", lambda theme: bars(theme, rows, "ms", label))
+    draw(folder, "speed", lambda theme: bars(theme, rows, "ms", label), values(rows, "ms"))
 
 
 def draw_benchmarks(folder: Path) -> None:

@@ -37,6 +37,16 @@ def test_figures_are_those_of_the_results() -> None:
     assert writer.filled(text().replace("GB", "TB")) != text().replace("GB", "TB")
 
 
+def test_the_chart_shows_the_results() -> None:
+    pytest.importorskip("matplotlib")
+    charts = script("draw_charts")
+    words = charts.values(charts.speed(), "ms")
+    assert re.fullmatch(r"invocupy: \d+ ms; PyTorch, .*: [\d,]+ ms", words)
+    for theme in charts.THEMES:
+        drawn = (ROOT / "docs" / "_static" / f"speed-{theme}.svg").read_text(encoding="utf-8")
+        assert words in drawn, "run python docs/draw_charts.py"
+
+
 def test_no_figure_of_speed_or_accuracy_stands_outside_the_blocks() -> None:
     writer = script("write_readme")
     rest = re.sub(r"```.*?```", "", writer.BLOCK.sub("", text()), flags=re.DOTALL)
