@@ -1,10 +1,8 @@
 """What the stand-in for CuPy has to be like: signatures, and arguments of kernels, of the real one.
 
-    python tests/cuda_proof/real_cupy.py                  what the CuPy on the path is like, as JSON
-    python tests/cuda_proof/real_cupy.py NAMES > cupy.json    only what the file NAMES has
+    python tests/cuda_proof/real_cupy.py > cupy.json    what the CuPy on the path is like
 
-CuPy can be imported without a GPU, so this needs none: ``pip install cupy-cuda13x==14.0.1``, run
-it with the stand-in's folder on ``PYTHONPATH`` for the names, then without for the file.
+CuPy can be imported without a GPU, so this needs none: ``pip install cupy-cuda13x==14.0.1``.
 """
 
 from __future__ import annotations
@@ -19,7 +17,10 @@ from typing import Any
 import numpy as np
 
 FILE = Path(__file__).with_name("cupy.json")
-CLASSES = ("ndarray", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event", "cuda.MemoryPool")
+CLASSES = (
+    "ndarray", "RawModule", "cuda.Device", "cuda.Stream", "cuda.Event", "cuda.MemoryPool",
+    "cuda.Graph",
+)  # fmt: skip
 _PYTHON = ("typing", "collections", "functools", "contextlib", "pathlib", "types", "__future__")
 ARGUMENTS: dict[str, Any] = {
     "None": None, "int": 1, "float": 1.0, "bool": True, "str": "1", "bytes": b"1",
@@ -61,7 +62,7 @@ def described(cupy: Any) -> dict[str, str]:
     parts = {"": cupy, "cuda.": cupy.cuda, "cuda.runtime.": cupy.cuda.runtime}
     for name in CLASSES:
         whole, _, own = name.rpartition(".")
-        parts[f"{name}."] = getattr(cupy.cuda if whole else cupy, own)
+        parts[f"{name}."] = getattr(cupy.cuda if whole else cupy, own, None)
     for prefix, owner in parts.items():
         for name in dir(owner):
             value = getattr(owner, name, None)
@@ -125,10 +126,6 @@ def main() -> None:
     import cupy
 
     found = described(cupy)
-    if len(sys.argv) > 1:
-        names = json.loads(Path(sys.argv[1]).read_text())
-        names = names.get("names", names)
-        found = {name: found.get(name, "missing") for name in names}
     if "stand-in" in cupy.__version__:
         sys.stdout.write(json.dumps(found))
         return

@@ -22,18 +22,17 @@ OWN = {  # what the stand-in has for tests, and modules of CuPy that are objects
 COMMITTED = json.loads(real_cupy.FILE.read_text())
 
 
-def described(*arguments: str, path: str) -> Any:
+def described(path: str) -> Any:
     environment = os.environ | {"PYTHONPATH": path}
-    command = [sys.executable, real_cupy.__file__, *arguments]
+    command = [sys.executable, real_cupy.__file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_stand_in_takes_nothing_that_cupy_does_not() -> None:
-    own, real = described(path=STAND_IN), COMMITTED["names"]
-    assert set(own) == set(real), "the stand-in has changed: renew cupy.json, see real_cupy.py"
-    assert {name for name, kind in real.items() if kind == "missing"} == OWN
+    own, real = described(STAND_IN), COMMITTED["names"]
+    assert own.keys() - real.keys() == OWN
     wrong = {
         name: found
         for name in set(own) - OWN
@@ -78,7 +77,7 @@ def test_the_file_is_of_the_installed_cupy() -> None:
     """Where there is one; it needs no GPU to be imported."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("needs CuPy: pip install cupy-cuda13x==14.0.1")
-    found = described(str(real_cupy.FILE.with_name("cupy.json")), path="")
+    found = described("")
     if found["cupy"] != COMMITTED["cupy"]:
         pytest.skip(f"cupy.json is of CuPy {COMMITTED['cupy']}, not {found['cupy']}")
     assert found == COMMITTED
