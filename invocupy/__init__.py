@@ -14,6 +14,7 @@ from invocupy.autograd import Tensor, detect_in_place, no_grad
 from invocupy.backends.memory import release_memory
 from invocupy.functional import fused_involution, involution
 from invocupy.geometry import Geometry
+from invocupy.messages import did_you_mean
 from invocupy.ops.involution import fused_involution_backward, involution_backward
 
 __all__ = [
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Submodules load when first named, so that ``import invocupy`` stays light."""
+        """Import submodules on first use, so that ``import invocupy`` stays fast."""
         if name in _SUBMODULES:
             return importlib.import_module(f"invocupy.{name}")
-        raise AttributeError(f"module 'invocupy' has no attribute {name!r}")
+        near = did_you_mean(name, [*__all__, *_SUBMODULES])
+        raise AttributeError(f"module 'invocupy' has no attribute {name!r}{near}")
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,7 @@
-"""Which library an array belongs to, which arrays are accepted, and moving them.
+"""Array libraries: checks of arguments, conversions, and moves between devices.
 
 The type of the arguments decides where work runs: NumPy arrays stay on the CPU, CuPy arrays on
-their GPU. CuPy is looked up in ``sys.modules`` only, so that nobody who passes NumPy arrays
-imports it.
+their GPU. CuPy is looked up in ``sys.modules`` only, so that it is never imported for NumPy arrays.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import numpy as np
 from invocupy.messages import kind_of, one_line
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""An array of NumPy or CuPy, which has no types of its own."""
+"""A NumPy or CuPy array (CuPy has no type hints)."""
 ArrayLike: TypeAlias = Array | np.generic | float
-"""What takes part in elementwise arithmetic: an array or a number."""
+"""An operand of elementwise arithmetic: an array or a number."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _ANYWHERE = nullcontext()
@@ -38,15 +37,15 @@ def namespace(array: Any) -> Any:
 
 
 def on_device(array: Any) -> AbstractContextManager[Any]:
-    """A context in which new arrays are made on the device of ``array``."""
+    """A context in which new arrays are created on the device of ``array``."""
     return array.device if is_cupy(array) else _ANYWHERE
 
 
 def check(**arrays: Any) -> None:
-    """Refuse what is not a floating array, or not on one device with the others.
+    """Raise an error unless all arguments are floating arrays on one device.
 
-    TypeError also for a mix of libraries, ValueError for CuPy arrays on different devices. The
-    arguments have the names under which the caller knows them.
+    ValueError for CuPy arrays on different devices, TypeError for anything else. The messages use
+    the names of the arguments.
     """
     if all(type(a) is np.ndarray and a.dtype.char in _NUMPY_FLOATS for a in arrays.values()):
         return
@@ -92,9 +91,9 @@ def no_array(name: str, value: Any) -> TypeError:
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: Any, **inputs: Any) -> None:
-    """Refuse an ``out`` that is not a writeable array of this shape and dtype, with own memory.
+    """Raise an error unless ``out`` is writeable, has this shape and dtype, and overlaps no input.
 
-    TypeError for another library than the inputs', or a masked array; else ValueError.
+    TypeError for a library other than that of the inputs, or a masked array; else ValueError.
     """
     x = next(iter(inputs.values()))
     if not (is_cupy(out) if is_cupy(x) else isinstance(out, np.ndarray)):
@@ -131,7 +130,7 @@ def wide(dtype: Any) -> Any:
 
 
 def widen(array: Array) -> Array:
-    """``array``; one of a half type in float32, as its sums are accumulated."""
+    """``array``, half types converted to float32, in which they are accumulated."""
     dtype = wide(array.dtype)
     return array if dtype is None else array.astype(dtype)
 
@@ -139,7 +138,7 @@ def widen(array: Array) -> Array:
 def contiguous(array: Any, dtype: Any) -> Any:
     """A plain C-contiguous, aligned array in native byte order; ``array`` itself if it is one.
 
-    With ``dtype=None`` in its own dtype.
+    ``dtype=None`` keeps the dtype.
     """
     if type(array) is np.ndarray:
         array = array.astype(array.dtype if dtype is None else dtype, order="C", copy=False)
@@ -154,7 +153,7 @@ def contiguous(array: Any, dtype: Any) -> Any:
 
 
 def cast_like(array: Array, like: Any) -> Array:
-    """``array`` in the dtype of ``like``, in the machine's byte order; itself if it is so."""
+    """``array`` in the dtype of ``like`` and native byte order; itself if possible."""
     if array.dtype == like.dtype and array.dtype.isnative:  # nearly always, and much faster
         return array
     return array.astype(like.dtype.newbyteorder("="), copy=False)
@@ -203,11 +202,11 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def converted(array: Any, like: Any, least: float | None = None) -> Any:
-    """A copy of loaded state in the dtype and on the device of ``like``, if that keeps its values.
+    """A copy of loaded state in the dtype and on the device of ``like``, without loss of values.
 
-    Floating dtypes are converted into each other, and numbers that are whole into integers. An
-    array of shape (1,) does for a single number. No value may be below ``least``, if given, or then
-    NaN. A ValueError says what is wrong, and what was expected.
+    Floating dtypes are converted into each other, and whole numbers into integers. An array of
+    shape (1,) is accepted for a single number. With ``least``, smaller values and NaN are errors. A
+    ValueError says what is wrong, and what was expected.
     """
     plain = readable(array)
     if plain.shape == (1,) and like.shape == ():  # what ascontiguousarray makes of a counter
@@ -237,7 +236,7 @@ def converted(array: Any, like: Any, least: float | None = None) -> Any:
 
 
 def readable(array: Any) -> np.ndarray[Any, Any]:
-    """State from elsewhere as a NumPy array; ValueError if it is masked or cannot be read."""
+    """An array of any library as a NumPy array; ValueError if it is masked or cannot be read."""
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError("a masked array, expected a plain one")
     try:
@@ -255,13 +254,13 @@ def _is_floating(array: Any) -> bool:
 
 
 def require_cupy() -> Any:
-    """Import CuPy; a RuntimeError says in one sentence if it, or a GPU, is missing."""
+    """Import CuPy; RuntimeError if it, or a GPU, is missing."""
     try:
         import cupy
     except ImportError as error:
         raise RuntimeError(
             "CUDA needs CuPy, which is not installed: pip install 'invocupy[cuda13x]' "
-            "(or cuda12x, as your driver has it), or use device='cpu'"
+            "(or cuda12x, for your driver), or use device='cpu'"
         ) from error
     if not cupy.cuda.is_available():
         raise RuntimeError("CUDA needs a GPU and its driver, and CuPy finds none: use device='cpu'")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _PAUSES = (0.01, 0.1, 1.0, 4.0) if os.name == "nt" else ()  # seconds
 
 
 def write_atomically(path: AnyPath, content: bytes) -> None:
-    """Write a file so that its name always means the whole old or the whole new content.
+    """Write a file so that it always has the complete old or the complete new content.
 
-    The content is written to another name in the same folder, forced to the disk and renamed; then
-    the folder's entry is forced to the disk where the file system can do that. A killed process may
-    leave the other name behind: :func:`sweep`.
+    The content is written to a temporary file in the same folder, synced and renamed; then the
+    folder is synced if the file system supports it. A killed process may leave the temporary file
+    behind, for :func:`sweep`.
 
-    A symbolic link stays, and the file that it points to is written. A file that exists keeps its
-    permissions and, as far as the system allows it, its owner. What is no regular file (a pipe, a
-    device, ``/dev/stdout``) is written to directly. After an OSError nothing has changed.
+    A symbolic link is kept, and its target is written. An existing file keeps its permissions and,
+    if the system allows it, its owner. Pipes and devices (``/dev/stdout``) are written directly.
+    After an OSError nothing has changed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +47,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
     if old is not None and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     target = Path(os.path.realpath(path))
-    # Cut, as the longest name that a file system takes leaves no room for more.
+    # Cut: file systems limit the length of names.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -78,7 +78,7 @@ def write_atomically(path: AnyPath, content: bytes) -> None:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename; on Windows wait for who has the target open, which cannot be replaced meanwhile."""
+    """Rename; on Windows wait until no process has the target open."""
     for pause in _PAUSES:
         try:
             temporary.replace(target)
@@ -89,7 +89,7 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def _sync(descriptor: int) -> None:
-    """Force a file to the disk, if its file system can do that at all."""
+    """Sync a file, if its file system supports it."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -110,9 +110,9 @@ def _descriptor(path: Path) -> int | None:
 
 
 def sweep(folder: AnyPath, names: Iterable[str] | None = None) -> None:
-    """Remove what processes that were killed in :func:`write_atomically` have left in a folder.
+    """Remove the temporary files of processes that were killed in :func:`write_atomically`.
 
-    ``names`` are those of files that no process is writing now, of up to 40 characters; by default
+    ``names`` are names, of up to 40 characters, of files that no process is writing now; by default
     all.
     """
     wanted = ".+" if names is None else "|".join(map(re.escape, names))

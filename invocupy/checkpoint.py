@@ -1,9 +1,9 @@
 """Checkpoints: named arrays and JSON in one safetensors file that is whole or refused.
 
 safetensors alone writes wrong data for arrays that are not C-contiguous, and loads files with
-flipped bits. So arrays are made contiguous, a SHA-256 digest over all names, dtypes, shapes, bytes
-and the JSON is kept beside them and compared at load, and a file appears under its name complete or
-not at all. Nothing is ever unpickled.
+flipped bits. So arrays are made contiguous, a SHA-256 digest of all names, dtypes, shapes, bytes
+and the JSON is stored with them and checked at load, and files are written atomically. Nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WAY_OUT = "use another checkpoint of the run (last or best), or train again"
 
 
 class CheckpointError(ValueError):
-    """A file that is not a whole checkpoint of this program. One line: file, rule, way out."""
+    """A file that is not a valid checkpoint of this program. One line: file, rule, way out."""
 
 
 @documented

@@ -1,4 +1,4 @@
-"""Sections of a docstring that repeat the signature: they are made from it."""
+"""Sections of a docstring that are generated from the signature."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COMMON = {
     "total": "The number of steps of the run.",
     "x": "Of any shape.",
 }
-"""What parameters of these names are, where a docstring does not say it."""
+"""Explanations of parameters by name, for docstrings that do not explain them."""
 
 
 def documented(function: _Function) -> _Function:
-    """Put sections Parameters and Returns into a docstring, and the heading Examples.
+    """Add the sections Parameters and Returns, and the heading Examples, to a docstring.
 
-    Names, types and defaults are those of the signature. What a parameter is says the docstring's
-    own section Parameters, which has names alone, or else :data:`COMMON`.
+    Names, types and defaults are those of the signature. Explanations are those of the docstring's
+    own section Parameters, which has names without types, or of :data:`COMMON`.
     """
     text, prompt, example = (function.__doc__ or "").partition(">>> ")
     if not prompt:  # python -OO has no docstrings
@@ -56,7 +56,7 @@ def documented(function: _Function) -> _Function:
 def parameters(signature: inspect.Signature, own: Iterable[str] = ()) -> list[str]:
     """The lines of the section Parameters; none without parameters.
 
-    ``own`` are lines of such a section without types: names, and below them what they are.
+    ``own`` are lines of such a section without types: names, and below them explanations.
     """
     said: dict[str, list[str]] = {}
     names: list[str] = []

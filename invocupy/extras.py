@@ -1,4 +1,4 @@
-"""Packages that only some commands need: imported when needed, named when missing."""
+"""Optional packages: imported when needed, named when missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class MissingExtra(ModuleNotFoundError, RuntimeError):  # noqa: N818
 
 
 def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
-    """Import a module of an optional package, whose ``extra`` of this package brings it.
+    """Import a module of an optional package, which ``extra`` of this package installs.
 
     Raises MissingExtra, with the command that installs it, if it is missing, cannot be loaded, or
     is older than ``minimum`` (such as "2.10").
@@ -26,7 +26,7 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
     version = str(getattr(found, "__version__", "")) if minimum else ""
     if (numbers := _numbers(version)) and numbers < _numbers(minimum):
         raise MissingExtra(
-            f"{package} {version} is too old, {minimum} or newer works: "
+            f"{package} {version} is too old, it must be {minimum} or newer: "
             f"pip install --upgrade 'invocupy[{extra}]'"
         )
     return found

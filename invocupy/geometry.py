@@ -1,7 +1,7 @@
-"""Sizes of one involution: the one place where they are computed and shape errors are raised.
+"""Sizes of one involution, which are computed and checked only here.
 
-The same rules serve convolution and pooling through :func:`per_axis`, :func:`padding_per_axis`
-and :func:`output_size`. Options everywhere are read with :func:`number` and :func:`integer`.
+Convolution and pooling use the same rules through :func:`per_axis`, :func:`padding_per_axis` and
+:func:`output_size`. All options are read with :func:`number` and :func:`integer`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Padding: TypeAlias = IntOrTuple | Literal["same", "valid"]
 
 
 class Names(NamedTuple):
-    """What messages call an option for so many dimensions, and the axes of arrays."""
+    """Words for messages: an option with one value for each dimension, and the axes of arrays."""
 
     option: str
     image: str
@@ -41,9 +41,9 @@ NAMES = {
 
 
 def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
-    """Read a finite number from ``low`` to ``high``, also one of NumPy's, as a Python float.
+    """Read a finite number from ``low`` to ``high``, of Python or NumPy, as a Python float.
 
-    NumPy's float64 would promote arrays of float32, Python's does not.
+    A NumPy float64 would promote float32 arrays; a Python float does not.
     """
     plain = value.item() if getattr(value, "ndim", None) == 0 else value
     real = isinstance(plain, Real) and not isinstance(plain, bool)
@@ -58,7 +58,7 @@ def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
-    """Read an option given as an integer, also one of NumPy's."""
+    """Read an integer option, of Python or NumPy."""
     numbers = _integers(value)
     if not numbers or numbers[0] < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
@@ -66,7 +66,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 
 def _integers(*items: Any) -> tuple[int, ...]:
-    """The items as Python integers; nothing if one of them is a truth value or no integer."""
+    """The items as Python integers; () if one is a bool or not an integer."""
     try:
         if any(isinstance(item, (bool, np.bool_)) for item in items):
             return ()
@@ -76,7 +76,7 @@ def _integers(*items: Any) -> tuple[int, ...]:
 
 
 def per_axis(name: str, value: Any, minimum: int, dims: int = 2) -> Shape:
-    """Read an option given as one integer or as a tuple of them, one for each spatial axis."""
+    """Read an option that is an integer, or a tuple with one for each spatial axis."""
     items = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
     numbers = _integers(*items)
     if len(numbers) != dims or min(numbers) < minimum:
@@ -117,8 +117,8 @@ def by(sizes: Sequence[int]) -> str:
 
 
 def check_rank(x: Any, dims: int) -> None:
-    """Refuse an array x that is not (N, C, *S) with so many spatial dimensions."""
-    shape = tuple(getattr(x, "shape", ()))  # operators refuse what is no array
+    """ValueError unless x is (N, C, *S) with ``dims`` spatial dimensions."""
+    shape = tuple(getattr(x, "shape", ()))  # operators check for arrays
     if shape and len(shape) != dims + 2:
         hint = layout_hint(shape, None, dims)
         raise ValueError(f"x must be (N, C, {NAMES[dims].image}), got shape {shape}{hint}")
@@ -134,16 +134,16 @@ def _options(
 
 
 def _is_exact(option: Any) -> bool:
-    """Whether it can be looked up: True, which is refused, would find what was kept for 1."""
+    """Whether the option may be a cache key: True equals 1, but is an error."""
     if type(option) is tuple:
         return all(type(item) is int for item in option)
     return type(option) in (int, str)
 
 
 def _dimensions(x_shape: Shape, name: str, other: int, rank: int) -> int:
-    """How many spatial dimensions x has, beside an array of ``rank`` that has ``other`` of them.
+    """The number of spatial dimensions of x, next to an array of ``rank`` with ``other`` of them.
 
-    Where the two differ, one in two dimensions is taken to be right, or else x.
+    If they differ, the message assumes two dimensions if one of them has two, else those of x.
     """
     dims = len(x_shape) - 2
     wanted = other if other == 2 or dims not in NAMES else dims
@@ -160,7 +160,7 @@ def _dimensions(x_shape: Shape, name: str, other: int, rank: int) -> int:
 def _explained(
     error: ValueError, check: Callable[..., Geometry], x_shape: Shape, *others: Any
 ) -> ValueError:
-    """``error`` of ``check(x_shape, *others)``; another if x would fit with its channels last."""
+    """``error`` of ``check(x_shape, *others)``; or one about x with channels last, if that fits."""
     moved, dims = (*x_shape[:1], *x_shape[-1:], *x_shape[1:-1]), len(x_shape) - 2
     hint = layout_hint(x_shape, moved[1], dims) if dims in NAMES else ""
     with suppress(ValueError):
@@ -174,7 +174,7 @@ class Geometry:
     """All sizes of one involution in 1, 2 or 3 spatial dimensions, checked.
 
     Build it with :meth:`of`, which raises ``ValueError`` for shapes and options that do not fit
-    together. The fields ``size`` to ``dilation`` have a plain ``int`` for each spatial axis.
+    together. The fields ``size`` to ``dilation`` have an ``int`` for each spatial axis.
 
     Examples
     --------
@@ -264,12 +264,12 @@ class Geometry:
 
     @property
     def dims(self) -> int:
-        """How many spatial dimensions there are: 1, 2 or 3."""
+        """The number of spatial dimensions: 1, 2 or 3."""
         return len(self.size)
 
     @property
     def channels_per_group(self) -> int:
-        """C / G: how many channels share one kernel."""
+        """C / G, the number of channels that share a kernel."""
         return self.channels // self.groups
 
     @property
@@ -292,7 +292,7 @@ class Geometry:
         return self if dims <= len(self.size) else _lifted(self, dims)
 
     def check_grad(self, grad_out: Any) -> None:
-        """Refuse a ``grad_out`` that has not the shape of the result, with a ``ValueError``."""
+        """ValueError unless ``grad_out`` has the shape of the result."""
         if grad_out.shape != self.out_shape:
             raise ValueError(
                 f"grad_out must have the shape of the result, {self.out_shape}, "
@@ -300,7 +300,7 @@ class Geometry:
             )
 
     def record(self) -> np.void:
-        """All fields, in two or three dimensions, as ``int32`` one after another, for CUDA source.
+        """All fields, in two or three dimensions, as consecutive ``int32``, for CUDA source.
 
         Raises
         ------
@@ -328,12 +328,12 @@ def _lifted(g: Geometry, dims: int) -> Geometry:
     )  # fmt: skip
 
 
-# A small operator takes less time than the checks.
+# For small arrays the checks would take longer than the operator.
 _known = lru_cache(maxsize=512)(Geometry._checked)
 
 
 def fused_geometry(x_shape: Shape, *others: Any) -> Geometry:
-    """The geometry of the involution whose kernel the span makes.
+    """The geometry of the involution whose kernel the span generates.
 
     ``others`` are the shapes of features, span_weight and span_bias (or None) and the options
     kernel_size, stride, padding and dilation.

@@ -1,4 +1,4 @@
-"""What this machine is, and what is installed on it."""
+"""Devices and installed versions of this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "safetensors")
 @documented
 @cache
 def devices() -> tuple[dict[str, str], str | None]:
-    """Device names with their descriptions, and why there is no GPU among them if so.
+    """Device names with descriptions, and the reason if there is no GPU.
 
     >>> "cores" in devices()[0]["cpu"]
     True
@@ -42,7 +42,7 @@ def devices() -> tuple[dict[str, str], str | None]:
 
 @documented
 def describe() -> dict[str, Any]:
-    """Versions, devices and threads, for a run's folder and for reports.
+    """Versions, devices and threads, for run folders and reports.
 
     >>> sorted(describe())
     ['devices', 'invocupy', 'packages', 'python', 'threads']

@@ -1,4 +1,4 @@
-"""How messages name errors and values, the same everywhere."""
+"""Parts of messages that are the same everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST = 1000  # a message may quote a whole file
 def one_line(error: BaseException) -> str:
     """The text of an error as one printable line; the name of its class if it has no text.
 
-    Of a system error it is the reason alone: the message that is built names the file.
+    For a system error it is the reason alone, since our messages name the file.
 
     Examples
     --------
@@ -26,7 +26,7 @@ def one_line(error: BaseException) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is: the name of its class, or for a class ``the class ...``.
+    """The name of a value's class, or for a class ``the class ...``.
 
     Examples
     --------
@@ -37,7 +37,7 @@ def kind_of(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``": did you mean X?"`` with the known word nearest to another; empty if none is near.
+    """``": did you mean X?"`` with the known word most similar to ``word``; "" if none is.
 
     Examples
     --------
@@ -51,9 +51,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def layout_hint(shape: Sequence[int], channels: int | None, dims: int) -> str:
-    """How to make images (N, C, *S) of x, in so many dimensions, if it looks like something else.
+    """How to convert x to (N, C, *S) with ``dims`` spatial axes, if its layout is recognised.
 
-    ``channels`` are those expected, None for any. The text is empty if nothing is recognised.
+    ``channels`` is the expected number, None for any. Otherwise the text is empty.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Paths from users, with ``~`` expanded, wherever they come from."""
+"""Paths from users, with ``~`` expanded."""
 
 from __future__ import annotations
 

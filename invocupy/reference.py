@@ -1,8 +1,8 @@
 """Involution in plain array code: the specification, public so that users can test against it.
 
-The functions are their namesakes in :mod:`invocupy`, run by the loops over the taps of
-``backends/reference``, which can be read as the formulas. They give the same results to rounding,
-work on NumPy and CuPy arrays, are slow, and hold the whole generated kernel in memory.
+The functions have the names of those in :mod:`invocupy`, and run the loops over the taps of
+``backends/reference``, which read like the formulas. The results are equal up to rounding. They
+accept NumPy and CuPy arrays, are slow, and store the whole generated kernel.
 
 Examples
 --------

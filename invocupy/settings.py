@@ -9,15 +9,15 @@ from pathlib import Path
 
 from invocupy.paths import expand
 
-# What each environment variable sets, and what holds without it.
+# The meaning of each environment variable, and its default.
 VARIABLES = {
     "INVOCUPY_DATA": ("folder of downloaded data", "the cache folder"),
     "INVOCUPY_CACHE_DIR": (
-        "folder of compiled CPU kernels; if empty, none are kept", "the cache folder",
+        "folder of compiled CPU kernels; empty: do not store them", "the cache folder",
     ),
     "INVOCUPY_NUM_THREADS": ("number of threads, an integer >= 1", "the idle cores"),
-    "INVOCUPY_CHECKED": ("1: CPU kernels compare each address with the memory of their call", "0"),
-    "INVOCUPY_CUDA_SYNC": ("1: wait after each CUDA kernel, to find one that fails", "0"),
+    "INVOCUPY_CHECKED": ("1: CPU kernels check each address against the arrays of the call", "0"),
+    "INVOCUPY_CUDA_SYNC": ("1: wait for each CUDA kernel, to find one that fails", "0"),
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def number_of_threads() -> int | None:
         return None
     if not re.fullmatch(r"\s*0*[1-9][0-9]{0,8}\s*", given, re.ASCII):
         raise SettingError(
-            "INVOCUPY_NUM_THREADS must be an integer >= 1, or empty for as many as there are free "
-            f"cores, got {given!r}"
+            "INVOCUPY_NUM_THREADS must be an integer >= 1, or empty for all idle cores, "
+            f"got {given!r}"
         )
     return int(given)

@@ -1,8 +1,8 @@
-"""What a model costs, before it is run: shapes, parameters, multiply-adds, memory.
+"""Shapes, parameters, multiply-adds and memory of a model, before it is trained.
 
-Nothing here is a formula of some model. The model's own code runs on a few images with backends
-that do nothing (:func:`invocupy.backends.dry_run`), and what its layers see and what it allocates
-is noted. So the figures follow the code, whatever is fused or computed again.
+There are no formulas for particular models: the code of the model runs on a few images with
+backends that do nothing (:func:`invocupy.backends.dry_run`), and shapes and allocations are
+recorded. So the figures include fusion and recomputation.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from invocupy.backends import memory
 Shape = tuple[int, ...]
 
 Phases = tuple[Callable[[Array, Array], None], ...]
-"""The parts of a step, which take a batch and its labels."""
+"""The parts of a step: functions of a batch and its labels."""
 
 Counter = tuple[Callable[[], object], Callable[[], int]]
-"""Begin to count; the highest count since, in bytes."""
+"""Functions to start counting, and for the peak since, in bytes."""
 
-_SIZES = 8, 24  # images of the two runs that the memory of any other number follows from
+_SIZES = 8, 24  # batch sizes of the two measurements; others are extrapolated
 
 
 class Layer(NamedTuple):
-    """A module of a model, as :func:`layers` saw it; numbers are for one image."""
+    """A module of a model, from :func:`layers`; numbers are for one image."""
 
     name: str  # dotted; "" is the model
     kind: str
-    shape: Shape  # of its last result, without the batch; () if it gave no array
+    shape: Shape  # of its last result, without the batch; () if that was not an array
     parameters: int  # its own and its submodules'
     macs: int  # multiply-adds of products with weights and kernels: its own and its submodules'
 
 
 class StepMemory(NamedTuple):
-    """Bytes that a step holds at its peak: the largest of ``fixed + images * per_image``."""
+    """Peak memory of a step in bytes: the largest of ``fixed + images * per_image``."""
 
     phases: tuple[tuple[int, int], ...]  # (fixed, per_image) of the gradients, of the update
 
@@ -54,15 +54,15 @@ class StepMemory(NamedTuple):
 
     @property
     def per_image(self) -> int:
-        """What each image of a batch adds."""
+        """Bytes for each image of a batch."""
         return max(per_image for _, per_image in self.phases)
 
     def of(self, images: int) -> int:
-        """For a batch (or part of one) of so many images."""
+        """Bytes for a batch (or part of one) of this size."""
         return max(fixed + images * per_image for fixed, per_image in self.phases)
 
     def images(self, available: int) -> int:
-        """How many images at a time fit into so many bytes; 0 if not even one does."""
+        """The largest batch that fits into these bytes; 0 if not even one image fits."""
         return max(min((available - fixed) // max(each, 1) for fixed, each in self.phases), 0)
 
     def plus(self, more: int) -> StepMemory:
@@ -71,11 +71,11 @@ class StepMemory(NamedTuple):
 
 
 def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
-    """Every module of a model in the order of its attributes, with what one image costs in it.
+    """Every module of a model in the order of its attributes, with its costs for one image.
 
-    Blocks that are computed as one operator are shown as the layers that they mean. Multiply-adds
-    are those of convolutions, linear maps and involutions (the making of the kernel is the layer's
-    ``reduce`` and ``span``); norms, ReLU and pooling count as none.
+    Blocks that are computed as one operator are listed as their layers. Multiply-adds are those of
+    convolutions, linear maps and involutions (``reduce`` and ``span`` generate the kernel); norms,
+    ReLU and pooling are not counted.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def training_memory(
     Parameters
     ----------
     model : Module
-        Not changed; on the device that is to be asked about.
+        Not changed; on the device whose memory is measured.
     shape : tuple of int
         Of one image, (C, H, W).
     **options
@@ -152,8 +152,8 @@ def training_memory(
     Returns
     -------
     StepMemory
-        Without the program itself, the images of the data set, and what backends need for a
-        moment while they compute, which does not depend on the batch.
+        Without the program, the images of the data set, and the temporary memory of backends, which
+        does not depend on the batch.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
 
 
 def _macs(module: nn.Module, result: Shape) -> int:
-    """Multiply-adds of a module itself; its submodules count for themselves."""
+    """Multiply-adds of a module without its submodules."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         return math.prod(result) * math.prod(module.weight.shape[1:])
     if isinstance(module, nn.Involution):
@@ -244,15 +244,15 @@ def _dry(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _measure(model: nn.Module, shape: Shape, prepare: Callable[[], Phases]) -> StepMemory:
-    """The straight lines through the peaks of two runs, of few and of many images.
+    """The straight lines through the peaks of two runs, with few and with many images.
 
-    A run before them, which is not counted, loads the modules that the first one needs.
+    An uncounted run before them imports the modules that are needed.
     """
     like = _like(model)
     xp = namespace(like)
 
     def peaks(images: int) -> list[int]:
-        """Bytes that each phase of the second step adds to what was there before the first one."""
+        """Bytes that each phase of the second step adds to those before the first step."""
         with _counting_in_a_pool(xp) if is_cupy(like) else _counting() as (begin, peak):
             phases = prepare()
             for _ in range(2):
@@ -291,7 +291,7 @@ def _counting() -> Iterator[Counter]:
 
 @contextmanager
 def _counting_in_a_pool(cupy: Any) -> Iterator[Counter]:
-    """Of a pool of its own: what it had to take from the device since it was last tidied up."""
+    """Of a separate pool: bytes taken from the device since its free blocks were released."""
     pool = cupy.cuda.MemoryPool()
     with cupy.cuda.using_allocator(pool.malloc):
         yield pool.free_all_blocks, lambda: int(pool.total_bytes())

@@ -1,8 +1,8 @@
 """The tape: :class:`Tensor`, :func:`lift` and :func:`apply`, :class:`no_grad`.
 
 Every result of an operator gets the next serial number; backward takes the reachable tensors
-newest first from a heap. The order of serial numbers is the tape: nothing is recorded anywhere
-else, so a graph lives as long as its last tensor and is freed by reference counting.
+newest first from a heap. The order of serial numbers is the tape: there is no other record, so a
+graph lives as long as its last tensor and is freed by reference counting.
 """
 
 from invocupy.autograd.edits import detect_in_place as detect_in_place

@@ -1,4 +1,4 @@
-"""From the declaration of an op: its public function, its methods of Tensor, NumPy's functions."""
+"""Public functions, Tensor methods and NumPy support, generated from the declaration of an op."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from invocupy.ops.declaration import METHODS, NUMPY, Result
 
 
 def lift(op: Callable[..., Result]) -> Callable[..., Any]:
-    """The function on Tensors and plain arrays that gives the value of ``op``, with its docstring.
+    """The function on Tensors and plain arrays that returns the value of ``op``.
 
     Its arguments are those of ``op``; several arrays of one name (``*parts``) become a sequence.
     Operands are those that ``op`` annotates as Array, options all others.
@@ -33,7 +33,7 @@ def lift(op: Callable[..., Result]) -> Callable[..., Any]:
     >>> function(np.ones(2)), function(Tensor([1.0]))
     (array([2., 2.]), Tensor(array([2.])))
     """
-    # Its code says what a signature would, in a tenth of the time.
+    # Reading the code object takes a tenth of the time of inspect.signature.
     code, notes, defaults = op.__code__, op.__annotations__, op.__defaults__ or ()
     places = code.co_varnames[: code.co_argcount]
     if several := bool(code.co_flags & inspect.CO_VARARGS):

@@ -1,9 +1,9 @@
-"""Python's and NumPy's protocols for Tensor: conversions, comparisons, NumPy's functions.
+"""Protocols of Python and NumPy for Tensor: conversions, comparisons, NumPy functions.
 
-No gradient is lost in silence: an operation that would lose one raises a ``TypeError``.
-``numpy.exp(tensor)`` and other functions that have an operator of their own run it. Any other
-function of NumPy runs on the values: no gradient is lost where none is required, and where the
-result is no floating array (a shape, a truth value, the index of the largest element).
+No gradient is lost silently: an operation that would lose one raises a ``TypeError``.
+``numpy.exp(tensor)`` and other functions with an operator of ours run that. Other NumPy functions
+run on the values, if no gradient is required, or if the result is not a floating array (a shape, a
+truth value, the index of the largest element).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from invocupy.autograd.methods import Methods
 from invocupy.autograd.recording import is_recording
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
-"""The public functions of operators, by the functions of NumPy that they are."""
+"""The public functions of operators, by the equivalent NumPy function."""
 _CONSTANT = {np.zeros_like, np.ones_like, np.empty_like}
 _WRITING = {np.copyto, np.put, np.place, np.putmask, np.put_along_axis}
 # What options are called here, by their names in NumPy.
@@ -150,7 +150,7 @@ class Protocols(Methods):
 
 
 def _condition(given: Any) -> Any:
-    """What numpy.where takes as its condition, as an array of truth values."""
+    """The condition of numpy.where as an array of truth values."""
     if isinstance(given, Protocols) or arrays.is_cupy(given):
         return given
     return np.asarray(given).astype(bool)

@@ -16,7 +16,7 @@ _depth: ContextVar[int] = ContextVar("invocupy_no_grad", default=0)
 
 
 class no_grad:  # noqa: N801
-    """Within it, operators compute values only and record nothing. Also works as a decorator.
+    """Context in which operators record nothing; also a decorator.
 
     ``@no_grad()`` decorates functions, generators, coroutines and asynchronous generators. A
     decorated generator runs each of its steps without recording; between two steps the caller

@@ -27,25 +27,25 @@ _PLAIN = np.ndarray, np.generic, Number
 
 
 class Tensor(Protocols):
-    """An array with the operators that made it, so that gradients can flow back.
+    """An array with the operators that computed it, so that gradients can flow back.
 
-    Comparisons give plain arrays, since they have no gradient; as keys, Tensors are told apart by
-    identity. NumPy's functions run on a Tensor where no gradient is lost: ``numpy.exp`` and others
-    that are operators here give a Tensor, others give arrays, or an error if the Tensor requires a
-    gradient. ``numpy.asarray`` always gives the values. Each copy is a Tensor of its own; what was
-    computed from others can be deep-copied and pickled only after :meth:`detach`.
+    Comparisons return plain arrays, since they have no gradient; hashes are those of the identity.
+    NumPy functions accept Tensors if no gradient is lost: ``numpy.exp`` and others that are
+    operators here return a Tensor, others return arrays, or raise an error if the Tensor requires a
+    gradient. ``numpy.asarray`` always returns the values. A copy is a separate Tensor; a Tensor
+    that was computed from others can be deep-copied and pickled only after :meth:`detach`.
 
     Parameters
     ----------
     data : array, Tensor or number(s)
-        NumPy or CuPy array, kept as it is (no copy); anything else goes through ``numpy.asarray``.
+        A NumPy or CuPy array is not copied; anything else is converted by ``numpy.asarray``.
     requires_grad : bool
         Whether :meth:`backward` shall leave the gradient in :attr:`grad`. Floating dtypes only.
 
     Attributes
     ----------
     data : array
-        Never written to by any operator.
+        No operator writes to it.
     grad : array or None
         The sum of the gradients of all :meth:`backward` calls, with the shape and dtype of
         ``data``; set it to ``None`` to start again.
@@ -102,7 +102,7 @@ class Tensor(Protocols):
         return copied
 
     def __getstate__(self) -> Any:
-        """What deepcopy and pickle take, of a tensor that nothing recorded has computed."""
+        """The state for deepcopy and pickle; TypeError if the tensor was computed from others."""
         if self._parents:
             raise TypeError(
                 "a Tensor that was computed from others cannot be deep-copied or pickled, since "
@@ -144,9 +144,9 @@ class Tensor(Protocols):
     def backward(self, grad: Any = None) -> None:
         """Add the gradient of this tensor to ``.grad`` of every leaf that requires it.
 
-        What was kept for it stays as long as this tensor: another call adds the same again. In a
-        loop of your own, ``del loss`` before the next forward pass, or keep ``loss.item()`` only:
-        else the intermediate results of two steps are in memory at once.
+        The intermediate results are kept as long as this tensor: a second call adds the same
+        gradients again. In your own loop, ``del loss`` before the next forward pass, or keep only
+        ``loss.item()``; otherwise the intermediate results of two steps are in memory at once.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class Tensor(Protocols):
             self.grad = arrays.namespace(data).array(grad, dtype=data.dtype)
 
     def detach(self) -> Tensor:
-        """The same array (not a copy), cut off from what made it."""
+        """A Tensor with the same array (not a copy), without the operators that computed it."""
         return Tensor(self.data)
 
     def numpy(self) -> np.ndarray[Any, Any]:
@@ -247,7 +247,7 @@ class Tensor(Protocols):
         return apply(reshape, self, shape=_flat(shape))  # type: ignore[no-any-return]
 
     def flatten(self, start: int = 0) -> Tensor:
-        """All axes from ``start`` on joined into one."""
+        """Join all axes from ``start`` on."""
         joined = int(np.prod(self.shape[start:], dtype=np.int64))
         return self.reshape(*self.shape[:start], joined)
 
@@ -259,14 +259,14 @@ class Tensor(Protocols):
 def apply(op: Callable[..., Result], *operands: Any, **options: Any) -> Any:
     """Run an operator of :mod:`invocupy.ops` on Tensors, or on plain arrays.
 
-    Without a Tensor among ``operands`` the plain value returns; with one, a Tensor that keeps the
-    vjps of those operands that require a gradient.
+    Without a Tensor among ``operands`` it returns the plain value; with one, a Tensor that keeps
+    the vjps of the operands that require a gradient.
     """
     return run(op, operands, options)
 
 
 def run(op: Callable[..., Result], operands: Any, options: dict[str, Any]) -> Any:
-    """:func:`apply` to operands and options that lie together already."""
+    """:func:`apply` with operands and options as two arguments."""
     plain: list[Any] = []
     on_tape = False
     for operand in operands:
@@ -309,7 +309,7 @@ def _is_recorded(item: Any) -> bool:
 
 def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> Any:
     operand = operands[place]
-    # NumPy would take some of them in some operators, and Python would join two by "+".
+    # NumPy would accept some of them in some operators, and Python would concatenate two by "+".
     if not (operand is None or isinstance(operand, _PLAIN) or arrays.is_cupy(operand)):
         name, *others = inspect.signature(op).parameters.values()
         if name.kind is not name.VAR_POSITIONAL:

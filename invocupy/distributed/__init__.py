@@ -1,8 +1,8 @@
 """Ranks: processes that train one model together, over MPI on CPUs and over NCCL on GPUs.
 
 A launcher starts them (``mpiexec -n 4 invocupy train ...``); each computes its share of every
-batch, and a communicator (:class:`Comm`: :class:`Single`, :class:`MPI` or :class:`NCCL`) adds up
-what they find. A rank that fails, hangs or loses its launcher ends all of them
+batch, and a communicator (:class:`Comm`: :class:`Single`, :class:`MPI` or :class:`NCCL`) sums the
+results. If a rank fails, times out or loses its launcher, all ranks exit
 (:mod:`invocupy.distributed.faults`).
 """
 

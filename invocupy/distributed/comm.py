@@ -1,4 +1,4 @@
-"""What a communicator is, the one of a single process, and what ranks do together."""
+"""The interface of communicators, the one of a single process, and collective functions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Comm(Protocol):
-    """What :class:`Single`, :class:`MPI` and :class:`NCCL` have in common.
+    """The interface of :class:`Single`, :class:`MPI` and :class:`NCCL`.
 
-    All methods are collective: every rank calls them equally often and in the same order.
+    All methods are collective: every rank must make the same calls in the same order.
     """
 
     rank: int
@@ -30,19 +30,19 @@ class Comm(Protocol):
     device: str  # where the arrays live that are sent
 
     def allgather(self, array: Any) -> Any:
-        """A small array of each rank, of one shape and dtype, as a new one ``(ranks, *shape)``."""
+        """Stack small arrays of all ranks, equal in shape and dtype, to ``(ranks, *shape)``."""
 
     def allreduce_sum(self, buffer: Any) -> None:
-        """Replace an array by its sum over the ranks, the same bits on all of them.
+        """Replace an array by its sum over the ranks, bit-identical on all of them.
 
-        It is float32, float64 or int64, C-contiguous, of one axis.
+        The array is float32, float64 or int64, C-contiguous, with one axis.
         """
 
     def broadcast(self, array: Any, root: int = 0) -> None:
         """Replace a C-contiguous array by that of one rank."""
 
     def exchange(self, value: Any) -> list[Any]:
-        """A small value of each rank, in rank order, as JSON: tuples become lists."""
+        """Small values of all ranks, in rank order, sent as JSON: tuples become lists."""
 
 
 class Single(Comm):
@@ -76,12 +76,12 @@ class Single(Comm):
 
 @documented
 def share(count: int, comm: Comm) -> tuple[int, int]:
-    """First and last of a rank's share ``range(first, last)`` of ``count`` things.
+    """First and last of a rank's share ``range(first, last)`` of ``count`` items.
 
     Parameters
     ----------
     count
-        How many there are. Shares differ by one at most; some may be empty.
+        The number of items. Shares differ by one at most; some may be empty.
 
     >>> share(10, Single())
     (0, 10)
@@ -91,9 +91,9 @@ def share(count: int, comm: Comm) -> tuple[int, int]:
 
 @documented
 def synchronise(model: nn.Module, comm: Comm | None) -> None:
-    """Let the batch norms of a model, in training, see the batches of all ranks as one.
+    """Let the batch norms of a model use the batch of all ranks in training.
 
-    Dropout gets the rank's number.
+    Dropout layers get the number of the rank.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def agree(comm: Comm, **values: Any) -> None:
     Parameters
     ----------
     values
-        What JSON can hold, by the names for the message.
+        JSON values, under the names for the message.
 
     >>> agree(Single(), lr=0.1)
     """
@@ -151,7 +151,7 @@ def agree(comm: Comm, **values: Any) -> None:
 
 @contextmanager
 def together(comm: Comm) -> Iterator[None]:
-    """Within it one rank may fail alone: at its end all go on, or the others raise PeerError.
+    """If one rank fails within it, the others raise PeerError at its end; else all continue.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a launcher tells the processes that it starts; MPI need not be there."""
+"""The environment that a launcher sets for its processes; MPI is not needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LAUNCHERS = (
 
 
 class LaunchError(ValueError):
-    """Ranks that cannot work together as they were started. One line: what, and the way out."""
+    """Ranks that were started incorrectly. One line: what, and the way out."""
 
 
 def launched() -> tuple[int, int] | None:
-    """Which rank of how many (0: not told) this process is; None without a launcher.
+    """The rank of this process and the number of ranks (0 if unknown); None without a launcher.
 
-    It is read from the environment; MPI is not loaded.
+    They are read from the environment; MPI is not loaded.
 
     Examples
     --------
@@ -36,6 +36,6 @@ def launched() -> tuple[int, int] | None:
 
 
 def is_root() -> bool:
-    """Whether this process writes for all of them: rank 0, or the only one."""
+    """Whether this process writes for all ranks: rank 0, or the only process."""
     found = launched()
     return found is None or found[0] == 0

@@ -1,8 +1,8 @@
-"""Fail-stop: one rank's end is the end of all, with its reason.
+"""Fail-stop: if one rank fails, all ranks exit with its reason.
 
-MPI alone leaves the others waiting for ever when a rank raises an exception, hangs, or loses its
-launcher. So a rank that fails says why and aborts all of them, and on each a thread looks how long
-it has been waiting, and whether the launcher still lives.
+With MPI alone the others wait forever when a rank raises an exception, hangs, or loses its
+launcher. So a rank that fails prints the reason and aborts all ranks, and on each rank a thread
+checks how long it has been waiting, and whether the launcher is still running.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _watch: Watch | None = None
 
 
 class PeerError(RuntimeError):
-    """Another rank has failed and says why; this one only ends with it."""
+    """Another rank has failed and reports the reason; this one only exits."""
 
 
 def abort_all(text: str, code: int, quiet: bool = False) -> None:
-    """Write to standard error; on one of several ranks end all of them with an exit code.
+    """Write to standard error; with several ranks, end all of them with an exit code.
 
-    All ranks may fail at once and in the same way: then rank 0 writes for them. If ``quiet``,
-    another rank has failed and knows more.
+    If all ranks fail in the same way, rank 0 writes for them. If ``quiet``, another rank has failed
+    and reports the reason.
     """
     time.sleep(5 * _GRACE if quiet else 0 if is_root() else _GRACE)
     if _watch is None:
@@ -51,9 +51,9 @@ def abort_all(text: str, code: int, quiet: bool = False) -> None:
 
 
 class Watch:
-    """Ends all ranks when this one waits too long, and this one when its launcher is gone.
+    """Ends all ranks if this one waits too long, and this one if its launcher has died.
 
-    ``abort`` ends all ranks with an exit code; a wait may last ``timeout`` seconds.
+    ``abort`` ends all ranks with an exit code; a wait may take ``timeout`` seconds.
     """
 
     def __init__(self, rank: int, timeout: float, abort: Callable[[int], object]) -> None:
@@ -72,7 +72,7 @@ class Watch:
             self._what = ""
 
     def install(self) -> None:
-        """Let exceptions that nobody catches end all ranks."""
+        """Let uncaught exceptions end all ranks."""
         global _watch
         _watch = self
         sys.excepthook = _uncaught
@@ -99,10 +99,10 @@ class Watch:
         while True:
             start = time.monotonic()
             time.sleep(_LOOK_EVERY)
-            # In looks, so that a job that was stopped and continued has not waited in between.
+            # Count checks, not time, so that a job that was stopped and continued has not waited.
             passed = min(time.monotonic() - start, 4 * _LOOK_EVERY)
             if _launcher() != launcher:
-                self._write("invocupy: the launcher is gone")
+                self._write("invocupy: the launcher has died")
                 os._exit(TIMED_OUT)
             for clock in self.clocks:
                 try:
@@ -119,7 +119,7 @@ class Watch:
                     time.sleep(_GRACE if self.rank else 0)
                     self.end(
                         f"invocupy: waited {self.timeout:g} s for the other ranks in {now[1]}: "
-                        "one of them hangs, or needs a longer --comm-timeout",
+                        "a rank is stuck, or needs a longer --comm-timeout",
                         TIMED_OUT,
                     )
 

@@ -49,7 +49,7 @@ def _share_cores(comm: MPI) -> None:
 
 @documented
 def with_gpus(comm: Comm, device: str) -> Comm:
-    """The communicator for arrays on a device: one of several ranks that use GPUs takes NCCL.
+    """The communicator for arrays on a device: NCCL for several ranks on GPUs.
 
     The GPU of a rank has the number of its ``local_rank``, or is the only one that it sees.
 

@@ -16,7 +16,7 @@ from invocupy.extras import MissingExtra
 class MPI(Comm):
     """All processes that an MPI launcher started; arrays are NumPy's.
 
-    From then on an exception that nobody catches, on any rank, ends all of them.
+    From then on an uncaught exception on any rank ends all of them.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ class MPI(Comm):
     Raises
     ------
     invocupy.extras.MissingExtra, LaunchError
-        Without mpi4py or an MPI library, or if the launcher belongs to another library than mpi4py
-        has found: each process would take itself for the only one.
+        Without mpi4py or an MPI library, or if the launcher belongs to another library than the one
+        that mpi4py has loaded: then each process would run alone.
     """
 
     device = "cpu"

@@ -12,11 +12,11 @@ from invocupy.extras import MissingExtra
 
 
 class NCCL(Comm):
-    """GPUs that exchange CuPy arrays; each call is put on the current stream, and nobody waits.
+    """GPUs that exchange CuPy arrays, on the current stream and without waiting for it.
 
-    Small values go over ``control``, which has as many ranks; ``device`` is the number of this
-    rank's GPU. Raises MissingExtra without the NCCL library, and LaunchError if it cannot join the
-    ranks.
+    Small values are sent by ``control``, which has as many ranks; ``device`` is the number of this
+    rank's GPU. Raises MissingExtra without the NCCL library, and LaunchError if it cannot connect
+    the ranks.
     """
 
     def __init__(self, control: MPI, device: int) -> None:
@@ -76,7 +76,7 @@ class NCCL(Comm):
         return int(self._cupy.cuda.get_current_stream().ptr)
 
     def _behind(self) -> tuple[Any, str] | None:
-        """For the watch's thread: the oldest mark that the GPU has not reached; NCCL's errors."""
+        """For the watching thread: the oldest mark that the GPU has not reached; NCCL's errors."""
         self._gpu.use()
         self._ranks.check_async_error()
         while self._marks and self._marks[0].done:
@@ -85,7 +85,7 @@ class NCCL(Comm):
 
 
 def _load() -> Any:
-    """``cupy.cuda.nccl``, which is no attribute until it is imported."""
+    """``cupy.cuda.nccl``, which must be imported explicitly."""
     import warnings
 
     with warnings.catch_warnings():

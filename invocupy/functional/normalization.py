@@ -1,4 +1,4 @@
-"""Batch normalisation, whose op takes the statistics that are found here."""
+"""Batch normalisation: computes the statistics for the op."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def batch_norm(
     relu: bool = False,
     comm: Comm | None = None,
 ) -> Any:
-    """Batch normalisation, with a residual and ReLU in the same pass if asked.
+    """Batch normalisation, optionally with a residual and ReLU in the same pass.
 
     ``y = weight * (x - mean) / sqrt(var + eps) + bias``, then ``y + residual``, then
     ``max(y, 0)`` (Ioffe and Szegedy, arXiv 1502.03167).
@@ -66,25 +66,25 @@ def batch_norm(
     x : array or Tensor (N, C, *S), float
         With any number of spatial axes, also none.
     running_mean, running_var : arrays (C,)
-        The statistics when not training. Never written to: :class:`invocupy.nn.BatchNorm2d`
-        keeps the running averages.
+        The statistics when not training. They are not modified: :class:`invocupy.nn.BatchNorm2d`
+        updates the running averages.
     weight, bias : array or Tensor (C,), optional
         1 and 0 by default.
     training : bool
-        Use the statistics of the batch itself (the variance is the biased one), and let the
-        gradient flow through them.
+        Use the statistics of the batch itself (with the biased variance), and differentiate through
+        them.
     eps : float
         Added to the variance.
     moments : (mean, var), optional
-        :func:`batch_moments` of ``x``, where the caller has them already; with ``comm`` also the
-        number of values per channel, of all ranks.
+        :func:`batch_moments` of ``x``, if already computed; with ``comm`` also the number of values
+        per channel, of all ranks.
     residual : array or Tensor (N, C, *S), optional
         Added to the result.
     relu : bool
         Whether a ReLU follows.
     comm : communicator, optional
-        In training the batch is that of all its ranks together, of which ``x`` is this one's
-        share, perhaps an empty one: all ranks must call this, forward and backward.
+        In training the batch is that of all ranks together, and ``x`` is the share of this rank,
+        which may be empty. All ranks must call this function, forward and backward.
 
     Returns
     -------

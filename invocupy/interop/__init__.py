@@ -1,4 +1,4 @@
-"""Involution for other libraries' arrays: a module a library, imported by you only.
+"""Involution for arrays of other libraries: one module for each, imported only by the user.
 
 ``invocupy.interop.torch``, ``invocupy.interop.jax`` and ``invocupy.interop.dask`` each import
 their library; nothing else in the package does, and none of them is a dependency. One that is

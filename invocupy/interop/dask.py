@@ -1,8 +1,8 @@
 """Involution of dask arrays: signals, images and volumes larger than memory, chunk by chunk.
 
-Neighbouring chunks lend each other, along each spatial axis, what the kernel reaches into
+Neighbouring chunks exchange the rows that the kernel reaches into, along each spatial axis
 (:func:`dask.array.overlap.overlap`), so the result equals that of the whole arrays. Chunks may be
-NumPy or CuPy arrays; each is given to :func:`invocupy.involution` as it is.
+NumPy or CuPy arrays, and are passed to :func:`invocupy.involution`.
 """
 
 # ruff: noqa: E402 (the library is asked for before it is imported)
@@ -35,12 +35,12 @@ def involution(
     padding: Padding = "same",
     dilation: IntOrTuple = 1,
 ) -> da.Array:
-    """:func:`invocupy.involution` of dask arrays, lazily, in chunks of any dimension but the taps.
+    """:func:`invocupy.involution` of dask arrays, lazily; all axes but the taps may be chunked.
 
-    The chunks of the result are those of ``kernel``, and ``x`` is rechunked where it does not fit
-    them: along each spatial axis in steps of ``stride``, channels in whole groups. Output chunks
-    narrower than the reach of the kernel are merged. Nothing is rechunked where the chunks fit, as
-    with a stride of 1 and the same chunks in both.
+    The result has the chunks of ``kernel``, and ``x`` is rechunked if it does not match: along each
+    spatial axis in steps of ``stride``, channels in whole groups. Output chunks narrower than the
+    reach of the kernel are merged. Nothing is rechunked if the chunks match, such as equal chunks
+    with a stride of 1.
 
     Shapes, in 1 to 3 dimensions, options and errors are those for arrays, and unknown sizes are a
     ``ValueError``. The result has the promoted dtype.
@@ -100,7 +100,7 @@ def involution(
 def _block(
     x: Array, kernel: Array, *, halos: Shape, stride: Shape, padding: Shape, dilation: Shape
 ) -> Array:
-    """One chunk: what the halo holds too much is cut off, and where there is none zeros pad."""
+    """One chunk: the halo is cropped to the size needed; without a halo there is zero padding."""
     taps, positions = kernel.shape[2 : x.ndim], kernel.shape[x.ndim :]
     seen, zeros = [], []
     for halo, s, p, d, k, n in zip(halos, stride, padding, dilation, taps, positions, strict=True):

@@ -1,8 +1,8 @@
-"""Involution for JAX: a function that ``jit``, ``grad``, ``jvp`` and ``vmap`` know.
+"""Involution for JAX, with ``jit``, ``grad``, ``jvp`` and ``vmap``.
 
-The work is done by the CPU backend, called back from the compiled program through
-:func:`jax.pure_callback`; arrays on a GPU travel to the host and back. Reverse and forward mode
-work to any order and in any nesting. ``vmap`` makes one call of all the mapped images together.
+The CPU backend computes it, called from the compiled program by :func:`jax.pure_callback`; arrays
+on a GPU are copied to the host and back. Reverse and forward mode work to any order and in any
+nesting. ``vmap`` makes one call for all mapped images together.
 """
 
 # ruff: noqa: E402 (the library is asked for before it is imported)

@@ -1,12 +1,12 @@
-"""Involution for PyTorch: operators that autograd, ``torch.compile`` and autocast know.
+"""Involution for PyTorch, with autograd, ``torch.compile`` and autocast.
 
-Tensors on the CPU are read and written in place through NumPy, tensors on a GPU through CuPy, on
-PyTorch's current stream of their device; nothing is copied but what is not contiguous, and all
-results are PyTorch's own memory. The functions are custom operators (``torch.ops.invocupy``), so
-``torch.compile(fullgraph=True)`` takes them, forward and backward.
+Tensors on the CPU are accessed in place through NumPy, tensors on a GPU through CuPy, on PyTorch's
+current stream of the device; only non-contiguous tensors are copied, and results are allocated by
+PyTorch. The functions are custom operators (``torch.ops.invocupy``), so they work with
+``torch.compile(fullgraph=True)``, forward and backward.
 
-Under autocast they follow ``conv2d``: everything but float64 is cast to autocast's dtype. float16
-and bfloat16 sum in float32 everywhere; on the CPU they are also computed in float32.
+Under autocast they behave like ``conv2d``: all dtypes but float64 are cast to that of autocast.
+float16 and bfloat16 are accumulated in float32; on the CPU they are also computed in float32.
 
 Both functions can be differentiated any number of times, in reverse and in forward mode, under
 autograd, ``torch.func`` and ``torch.vmap``, eager and compiled. :func:`fused_involution` stores the
@@ -129,7 +129,7 @@ def fused_involution(
 
 
 class _Layer(nn.Module):
-    """What the layers share: sizes, the pool before the generator, and what the kernel does."""
+    """Common parts of the layers: sizes, the pool before the generator, and the involution."""
 
     dims = 2
 
@@ -177,13 +177,13 @@ class _Layer(nn.Module):
 
 
 class Involution(_Layer):
-    """The article's layer, to stand where its PyTorch class stands in a model.
+    """The article's layer, as a replacement for its PyTorch class.
 
-    ``kernel = weights1(relu(BN(weights0(x))))``. State dicts have the article's names, in which
-    each tensor comes twice (``kernel_generator.0.weight`` is ``weights0.weight``), so the article's
-    load here and these load there; either name is enough. Initial weights are those of PyTorch's
-    ``Conv2d``, as in the article. With a stride the generator sees an average pool of x in ceil
-    mode, so that odd sizes work.
+    ``kernel = weights1(relu(BN(weights0(x))))``. State dicts have the article's names, with each
+    tensor under two names (``kernel_generator.0.weight`` is ``weights0.weight``), so they are
+    compatible in both directions; one of the names is enough. Initial weights are those of
+    PyTorch's ``Conv2d``, as in the article. With a stride, the input of the generator is an average
+    pool of x in ceil mode, so that odd sizes work.
 
     The kernel size is odd, and padding keeps the size of the image.
     :class:`Involution1d` and :class:`Involution3d` are the same layer for signals (N, C, W) and
@@ -288,7 +288,7 @@ _NAMES = {"weights0.": "kernel_generator.0.", "BN.": "kernel_generator.1.",
 
 
 def _write_both_names(layer: nn.Module, state: Any, prefix: str, _: Any) -> None:
-    """Add each tensor under the article's second name: a copy, as files want no shared memory."""
+    """Add each tensor under the article's second name, as a copy: files cannot share memory."""
     for first, second in _NAMES.items():
         for name in [name for name in state if name.startswith(prefix + first)]:
             tensor = state[name]
@@ -314,7 +314,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _one_dtype(**tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype that autocast or promotion says; refuses what is none of ours."""
+    """The tensors in the dtype of autocast or promotion; an error for tensors we do not support."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
@@ -354,13 +354,13 @@ def _options(
 
 
 def _dims(x: Tensor) -> int:
-    """How many spatial dimensions x has; of another rank, which the operators refuse, some."""
+    """The number of spatial dimensions of x, clipped to 1 to 3; the operators check it."""
     dims: int = min(max(x.ndim - 2, 1), 3)
     return dims
 
 
 def _forward(x: Tensor, kernel: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """The sum over the taps in PyTorch's own operators: slower, and in more memory."""
+    """The sum over the taps in PyTorch's own operators: slower, with more memory."""
     # Lists are not looked up, which symbolic sizes could not be.
     options = list(stride), list(padding) or "same", list(dilation)
     g = Geometry.of(x.shape, kernel.shape, *options)  # type: ignore[arg-type]

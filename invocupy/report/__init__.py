@@ -1,8 +1,8 @@
-"""A finished run, to look at: what it found, as pictures and as a page.
+"""Reports of a finished run: pictures and HTML pages.
 
-``findings`` gathers it as arrays, with the generated ``kernels``; ``figures`` draws them with
-matplotlib; ``page`` puts the same pictures into one HTML file that needs nothing else, with an
-``explorer`` of the kernel at each pixel.
+``findings`` gathers the data as arrays, with the generated ``kernels``; ``figures`` draws them with
+matplotlib; ``page`` puts the same pictures into one self-contained HTML file, with an ``explorer``
+of the kernel at each pixel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The kernel at each pixel of an image, to look up in a browser."""
+"""The kernel at each pixel of an image, for a page in the browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from invocupy.checkpoint import CheckpointError
 from invocupy.report.kernels import watch
 
 Explored = dict[str, Any]
-"""What the explorer shows, as JSON: ``images`` and ``layers``; see :func:`explore`."""
+"""The data of the explorer, as JSON: ``images`` and ``layers``; see :func:`explore`."""
 
 _LARGEST = 9999  # of the integers that stand for decimals; int16 holds them
 
@@ -35,15 +35,15 @@ def explore(
     std: tuple[float, ...],
     convolutions: nn.Module | None = None,
 ) -> Explored:
-    """The kernels of involution layers at each pixel, with what they see and what they give.
+    """The kernels of involution layers at each pixel, with their inputs and outputs.
 
     Numbers are stored as 16-bit integers times a power of ten, one for each image, layer and group,
-    with up to four digits; so what is shown is the model's number, rounded to the digits shown.
+    with up to four digits: the page shows the model's numbers, rounded to these digits.
 
     Parameters
     ----------
     model, images
-        A network, and what it sees: uint8 (n, C, H, W).
+        A network, and its images: uint8 (n, C, H, W).
     titles
         Of the images.
     names
@@ -51,13 +51,13 @@ def explore(
     mean, std
         As in :class:`invocupy.data.Batches`.
     convolutions
-        A network whose layers of the same names are convolutions, to show their kernels beside. For
-        layers without such a convolution, the mean of the kernels of all pixels is shown.
+        A network with convolutions under the same names, to compare kernels. For layers without
+        such a convolution, the mean of the kernels of all pixels is shown.
 
     Returns
     -------
     dict
-        To give to :func:`invocupy.report.write_explorer`.
+        For :func:`invocupy.report.write_explorer`.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def fragment(explored: Explored) -> str:
 
 
 def coloured(image: Array) -> Array:
-    """(C, H, W) as colours (H, W, 3); where there are not three channels, their mean in grey."""
+    """(C, H, W) as colours (H, W, 3); other than three channels as their mean in grey."""
     if len(image) != 3:
         image = np.repeat(image.mean(axis=0, keepdims=True).astype(np.uint8), 3, axis=0)
     return image.transpose(1, 2, 0)
@@ -127,7 +127,7 @@ def _values(array: Tensor | Array) -> NDArray[np.float64]:
 
 
 def _largest(out: NDArray[np.float64], groups: int) -> NDArray[np.int64]:
-    """A channel of each group: the one of the largest values, since many are zero after a ReLU."""
+    """The channel with the largest values of each group, since many are zero after a ReLU."""
     sizes = np.abs(out).sum(axis=(0, 2, 3)).reshape(groups, -1)
     return np.asarray(sizes.argmax(axis=1) + sizes.shape[1] * np.arange(groups))
 
@@ -141,13 +141,13 @@ def _fixed(other: nn.Module | None, channels: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _scale(image: int, size: int) -> int:
-    """Pixels of the image to a position of a layer's input, whose networks halve sizes or not."""
+    """Pixels of the image for each position of a layer's input."""
     halved = (2**n for n in range(image.bit_length()))
     return next((scale for scale in halved if -(-image // scale) == size), -(-image // size))
 
 
 def _packed(values: NDArray[np.float64], layer: str) -> dict[str, Any]:
-    """Decimals of as many places as ``int16`` holds, of four digits at most."""
+    """Decimals with as many places as ``int16`` can hold, and four digits at most."""
     largest = float(np.abs(values).max(initial=0))
     if not math.isfinite(largest):
         raise CheckpointError(f"{layer} cannot be explored: its numbers are not finite")

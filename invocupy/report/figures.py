@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn by matplotlib: for PNG files in its folder, and for its page."""
+"""Pictures of a run, drawn by matplotlib, as PNG files and for the HTML page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _LONGEST = 20  # characters of a name
 
 
 class Picture(NamedTuple):
-    """A figure with what it shows, in words."""
+    """A figure with a description in words."""
 
     name: str  # of its file
     title: str
@@ -63,14 +63,14 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
     found : Findings
         From :func:`invocupy.report.gather`.
     folder
-        Where ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one for
-        each image that was mapped) go. Pictures of an earlier call are replaced, or removed if
-        there is nothing to show in their place.
+        The folder of ``curves.png``, ``confusion.png``, ``mistakes.png`` and ``kernels-N.png`` (one
+        for each image with heat maps). Pictures of an earlier call are replaced, or removed if
+        there is nothing to show.
 
     Returns
     -------
     list of Path
-        The files, in the order above. Without mistakes or involutions their files are left out.
+        The files, in the order above, without those that have nothing to show.
 
     Raises
     ------
@@ -100,10 +100,10 @@ def draw(found: Findings, folder: AnyPath) -> list[Path]:
 
 
 def load_matplotlib() -> ModuleType:
-    """Import matplotlib, also if MPLBACKEND names a notebook's backend that is not installed here.
+    """Import matplotlib, also if MPLBACKEND names the backend of a notebook that is not installed.
 
-    No backend is used here. One that exists is set as matplotlib itself does it. Without matplotlib
-    it is an :class:`invocupy.extras.MissingExtra`.
+    Pictures need no backend; one that exists is set as usual. Without matplotlib an
+    :class:`invocupy.extras.MissingExtra` is raised.
 
     >>> load_matplotlib.__name__  # needs the extra plots
     'load_matplotlib'
@@ -124,7 +124,7 @@ def load_matplotlib() -> ModuleType:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """In this style, whatever the user's is, and quiet about letters that the font lacks."""
+    """Draw in our style, not the user's, and without warnings about missing glyphs."""
     load_matplotlib()
     from matplotlib import style
 
@@ -134,7 +134,7 @@ def drawing() -> Iterator[None]:
 
 
 def pictures(found: Findings) -> Iterator[Picture]:
-    """All that there is to see, one after another; within :func:`drawing`."""
+    """All pictures, one after another; within :func:`drawing`."""
     yield _curves(found)
     yield _confusion(found)
     if len(found.mistakes.labels):
@@ -146,7 +146,7 @@ def pictures(found: Findings) -> Iterator[Picture]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure without pyplot, whose global state and windows nobody needs here."""
+    """A figure without the global state and windows of pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -238,7 +238,7 @@ def _shots(found: Findings, shots: Shots, name: str, title: str) -> Picture:
 
 
 def _kernels(found: Findings, number: int) -> Picture:
-    """What layers make over one image: for each of them a row, and in it a map for each group."""
+    """Heat maps of one image: a row for each layer, with a map for each group."""
     groups = min(max(heat.values.shape[1] for heat in found.maps), _GROUPS)
     figure, axes = _canvas(groups + 2, len(found.maps) + 0.2)
     for g in range(groups):
@@ -265,7 +265,7 @@ def _kernels(found: Findings, number: int) -> Picture:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Axes for tiles: without a frame, of so many units, the first place at the top left."""
+    """Axes for tiles: no frame, size in units, the origin at the top left."""
     figure = _figure(1.25 * width, 1.25 * height)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
@@ -280,6 +280,6 @@ def _tile(
 
 
 def _short(name: str) -> str:
-    """A name that fits beside an image; fonts have no control characters and no surrogates."""
+    """A short name for a caption, without control characters and surrogates."""
     name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in name)

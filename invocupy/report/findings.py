@@ -1,4 +1,4 @@
-"""What there is to see of a run, as arrays."""
+"""The data of a report, as arrays."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _EXPLORED = 64 * 64  # pixels at most, so that the page stays small
 
 
 class Shots(NamedTuple):
-    """Some test images with what the model says of them."""
+    """Some test images with the model's answers."""
 
     images: NDArray[np.uint8]  # (n, C, H, W)
     labels: NDArray[np.int64]  # (n,)
     probabilities: NDArray[np.float64]  # (n, K)
 
     def take(self, index: Array | slice) -> Shots:
-        """Those of the given numbers."""
+        """The samples with these indices."""
         return Shots(self.images[index], self.labels[index], self.probabilities[index])
 
 
 class Findings(NamedTuple):
-    """What :func:`gather` finds."""
+    """The result of :func:`gather`."""
 
     name: str  # of the run's folder
     epoch: int  # of the checkpoint
@@ -74,24 +74,24 @@ def gather(
     data: Images | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Findings:
-    """Run a trained model over its test set, and keep what is worth a look.
+    """Run a trained model over its test set, and keep the data of a report.
 
     Parameters
     ----------
     folder
-        Of the run.
+        The folder of the run.
     which : "best" or "last"
         The checkpoint.
     involutions : sequence of int, optional
-        Layers to map, counted from 0; by default up to four, evenly over the depth.
+        Layers for heat maps, from 0; by default up to four, evenly spaced.
     device, data_dir
-        As in :class:`invocupy.train.Config`, for here and now.
+        As in :class:`invocupy.train.Config`; they replace those of the run.
     model
-        One to take the weights, where :func:`invocupy.train.fit` was given a model.
+        An untrained model for the weights, if :func:`invocupy.train.fit` was given one.
     data
-        Test images and labels, where it was given arrays.
+        Test images and labels, if ``fit`` was given arrays.
     progress
-        Called with the batches done and all batches.
+        Called with the number of batches done, and of all batches.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def _machine(path: Path) -> dict[str, Any]:
 
 
 def _of_many_classes(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Numbers of the first images of the classes in turn: one of each, then a second one, ..."""
+    """Indices of images with the classes in turn: the first of each, then the second, ..."""
     turn = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)

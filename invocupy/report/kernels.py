@@ -21,7 +21,7 @@ Noted = TypeVar("Noted")
 
 
 class HeatMap(NamedTuple):
-    """The kernels that one layer makes over some images, each summed over its taps."""
+    """The kernels that one layer generates for some images, each summed over its taps."""
 
     layer: str
     values: NDArray[np.float64]  # (n, G, Ho, Wo)
@@ -52,14 +52,14 @@ def heat_maps(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[HeatMap]:
-    """The kernels that involution layers make over images, each summed over its K x K taps.
+    """The kernels that involution layers generate for images, each summed over its K x K taps.
 
     As in Li et al., arXiv 2103.06255, section 4.4.
 
     Parameters
     ----------
     model, images
-        A network, and what it sees: uint8 (n, C, H, W).
+        A network, and its images: uint8 (n, C, H, W).
     names
         Of involution layers, as ``model.named_modules()`` has them.
     mean, std
@@ -97,7 +97,7 @@ def watch(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> dict[str, Noted]:
-    """Run a model over images; by name, what ``note(layer, x, out)`` gives for its involutions."""
+    """Run a model on images; results of ``note(layer, x, out)`` for its involutions, by name."""
     seen = {}
 
     def noting(name: str, layer: nn.Involution) -> Callable[[Any], Any]:

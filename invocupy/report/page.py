@@ -1,4 +1,4 @@
-"""HTML files about a run, which need no network and no other file."""
+"""Self-contained HTML files about a run, which need no network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_page(found: Findings, path: AnyPath) -> None:
     found : Findings
         From :func:`invocupy.report.gather`.
     path
-        An older file of that name is replaced at once.
+        The HTML file; an existing one is replaced.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def render(found: Findings) -> str:
 
 
 def write_explorer(explored: Explored, name: str, path: AnyPath) -> None:
-    """Write a page on which the kernels at each pixel can be looked up.
+    """Write a page that shows the kernels at each pixel.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def write_explorer(explored: Explored, name: str, path: AnyPath) -> None:
     name
         Of the run, for the page's title.
     path
-        An older file of that name is replaced at once.
+        The HTML file; an existing one is replaced.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""What our own tests are made of, for yours: drawn sizes and arrays, gradient checks, error bounds.
+"""Tools for tests: generated sizes and arrays, gradient checks, error bounds.
 
 The only module that needs Hypothesis (``pip install 'invocupy[testing]'``).
 
-Draw sizes and options with :func:`geometries`, arrays in every memory layout with :func:`arrays`;
-check a gradient that went through the tape with :func:`gradcheck`, an operator of
-:mod:`invocupy.ops` with :func:`check_partials`; ask :func:`tolerance` how far a result may be off.
+:func:`geometries` draws sizes and options, :func:`arrays` draws arrays in every memory layout;
+:func:`gradcheck` checks a gradient of the tape, :func:`check_partials` an operator of
+:mod:`invocupy.ops`; :func:`tolerance` bounds the rounding error of a result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizes, options and arrays to test with, drawn by Hypothesis."""
+"""Sizes, options and arrays for tests, drawn by Hypothesis."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def geometries(
 ) -> Geometry:
     """Draw the sizes and options of a valid involution.
 
-    Rectangular and even kernels, strides past the kernel, dilations, paddings up to where a window
-    sees nothing but zeros, and odd sizes are all among them.
+    They include rectangular and even kernels, strides larger than the kernel, dilations, paddings
+    so large that windows contain only zeros, and odd sizes.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def geometries(
     max_size : int
         Limit of each spatial axis; exceeded where the drawn kernel would not fit otherwise.
     max_width : int, optional
-        Another limit for the last axis, say 300 for rows of several vector registers and tiles.
+        The limit of the last axis, such as 300 for rows of several vector registers and tiles.
     empty : bool
         Whether, one time in eight, batch and sizes of image and result may be 0.
 
     Returns
     -------
     strategy of Geometry
-        Shapes are its properties; :func:`options` gives the arguments.
+        Its properties are the shapes; :func:`options` returns the arguments.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def arrays(
     values: Values = "normal",
     xp: Any = np,
 ) -> st.SearchStrategy[Array]:
-    """Draw an array: its dtype, the seed of its values, and how it lies in memory.
+    """Draw an array: its dtype, the seed of its values, and its memory layout.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Gradients held to what operators promise: of the tape, and of single operators."""
+"""Gradient checks, of the tape and of single operators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEND = 1e-5  # a smooth function bends by some h^2 = 1e-8 of its slope; a kink 
 def gradcheck(
     function: Callable[..., Any], *arrays: Any, seed: int = 0, rtol: float = 1e-6
 ) -> None:
-    """Check the gradient that the tape gives against differences of the function itself.
+    """Compare the gradient of the tape with finite differences of the function.
 
     In float64, for each floating array by itself: with a random cotangent ``v`` and two random
     directions ``d``, none of them with a component near zero, ``<gradient, d>`` must be the slope
@@ -45,7 +45,7 @@ def gradcheck(
     AssertionError
         If a gradient is wrong, with both numbers.
     ValueError
-        If the function has a kink at or next to the arrays, where no difference means anything:
+        If the function has a kink at or near the arrays, where finite differences are meaningless:
         draw them away from it.
 
     Examples
@@ -77,16 +77,15 @@ def check_partials(
 ) -> None:
     """Check an operator ``op(*arrays, **options) -> (value, vjps)`` against its contract.
 
-    With the arrays as they are: one vjp for each argument; a vjp gives the shape, dtype and
-    library of its argument, in memory that neither the arguments nor the value nor the operator
-    itself use, the same whenever it is called, of what the gradient holds then; nothing is written
-    to arguments, value and gradient.
+    With the arrays as they are: there is one vjp for each argument; its result has the shape, dtype
+    and library of the argument, is repeatable, and shares no memory with the arguments, the value
+    or the operator; arguments, value and gradient are not modified.
     Then in float64, and with a gradient of negative strides, the slopes as in :func:`gradcheck`.
 
     Parameters
     ----------
     op : callable
-        Of :mod:`invocupy.ops`, or one like them.
+        An operator of :mod:`invocupy.ops`, or one like them.
     *arrays : array, None or number
         Only floating arrays have their vjp checked.
     seed, rtol

@@ -1,4 +1,4 @@
-"""The ways in which an array can lie in memory."""
+"""Memory layouts of arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMPY_LAYOUTS = (*LAYOUTS, "big-endian", "unaligned", "read-only")
 
 
 def lay_out(array: Array, layout: str) -> Array:
-    """A copy of an array that lies in memory in another way.
+    """A copy of an array with another memory layout.
 
     Parameters
     ----------

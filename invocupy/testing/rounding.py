@@ -1,4 +1,4 @@
-"""How far the result of a sum of products may be off."""
+"""Bounds for the rounding error of sums of products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRECISION = {  # unit roundoff, smallest positive number
 def tolerance(
     function: Callable[..., Any], *arrays: Any, terms: int, dtype: Any = None, **options: Any
 ) -> Array:
-    """How far each element of ``function(*arrays)`` may be from the exact one.
+    """A bound for the rounding error of each element of ``function(*arrays)``.
 
     For sums of ``n`` products in any order, with or without fused multiply-add, in a precision of
     unit roundoff ``u``: ``n*u / (1 - n*u) * function(|arrays|)`` (Higham, Accuracy and Stability
@@ -35,8 +35,8 @@ def tolerance(
     *arrays : array or None
         Arguments as ``function`` takes them, here also CuPy's.
     terms : int
-        ``n``: how many roundings one term passes through at most. The taps for involution and
-        for the gradient of ``x``, C/G for that of ``kernel``; it adds up where sums are nested.
+        ``n``, the largest number of roundings of one term: the taps for involution and the gradient
+        of ``x``, C/G for that of ``kernel``; the sum of these for nested sums.
     dtype : dtype, optional
         Of the result; by default promoted from the arrays.
     **options

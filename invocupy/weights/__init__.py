@@ -1,10 +1,9 @@
-"""Weights from elsewhere: files read without the programs that wrote them, names mapped to ours.
+"""Weights of other programs: their files are read without them, their names mapped to ours.
 
-``files`` reads each format. ``pickles`` reads the opcodes of a pickle that build data, and
-``tensors`` makes the arrays that they build. ``states`` finds the weights in a checkpoint,
-``names`` maps their names. A state is a mapping of names to arrays. A name that is missing or left
-over is an error unless the caller says otherwise, so a checkpoint either fits exactly or changes
-nothing.
+``files`` reads each format. ``pickles`` interprets the opcodes of a pickle that build data, and
+``tensors`` builds the arrays. ``states`` finds the weights in a checkpoint, ``names`` maps their
+names. A state is a mapping of names to arrays. Missing and unexpected names are errors unless the
+caller allows them, so a checkpoint either fits exactly or changes nothing.
 """
 
 from __future__ import annotations

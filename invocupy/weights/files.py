@@ -1,4 +1,4 @@
-"""Files of weights as mappings of names to arrays; nothing in them is ever run."""
+"""Files of weights as mappings of names to arrays; no code in them is ever executed."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ _OLD_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")  # in pickles of PyTorc
 
 
 def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
-    """Read the arrays of a file, whatever program wrote it, without that program.
+    """Read the arrays of a file without the program that wrote it.
 
-    Known by their content are safetensors (of our own the digest is checked), ``.npz``, PyTorch's
-    files (``.pth``, ``.pt``; also from before version 1.6 and from Python 2), and pickles of NumPy
-    arrays (Paddle's ``.pdparams``). The reader knows only the opcodes that build arrays and runs no
-    code of a pickle.
+    The content decides the format: safetensors (the digest of our own is checked), ``.npz``,
+    PyTorch's files (``.pth``, ``.pt``; also from before version 1.6 and from Python 2), and pickles
+    of NumPy arrays (Paddle's ``.pdparams``). The reader interprets only the opcodes that build
+    arrays, and executes no code of a pickle.
 
     Parameters
     ----------
     path
-        The file; ``~`` is the home folder.
+        The file; ``~`` is expanded.
     key : str, optional
-        Where in a checkpoint the weights are (``"ema"``, ``"checkpoint.state_dict"``), or what
-        the names of a file without nested dictionaries begin with.
+        Where the weights are in a checkpoint (``"ema"``, ``"checkpoint.state_dict"``), or the
+        prefix of their names in a file without nested dictionaries.
 
     Returns
     -------
     dict of str to NumPy array
-        Read-only; bfloat16 as float32, for which 16-bit unsigned integers in a ``.pdparams`` file
-        and two-byte voids in an ``.npz`` are taken. Of a checkpoint with more in it, the weights
-        alone: those under the first of ``state_dict``, ``model_state_dict``, ``model``, ``net``,
-        ``weights``, ... that has any, an average (``ema``) only where there is nothing else.
+        Read-only; bfloat16 becomes float32 (16-bit unsigned integers in a ``.pdparams`` file and
+        two-byte voids in an ``.npz`` are read as bfloat16). Of a checkpoint, only the weights:
+        those under the first of ``state_dict``, ``model_state_dict``, ``model``, ``net``,
+        ``weights``, ... that has any, an average (``ema``) only if there is nothing else.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({one_line(error)})") from error
     except Exception as error:
-        # Damaged bytes make parsers raise whatever they like (zipfile, lzma, tokenize, struct).
+        # Damaged bytes make parsers raise any error (zipfile, lzma, tokenize, struct).
         raise WeightsError(f"{path} is damaged ({one_line(error)}): get it again") from error
     for array in arrays.values():
         array.flags.writeable = False
@@ -93,7 +93,7 @@ def read(path: AnyPath, key: str | None = None) -> dict[str, Array]:
 
 
 def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
-    """How to read a file that begins so."""
+    """The reader for a file with these first bytes."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # the second has no members
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -107,8 +107,8 @@ def _kind(start: bytes, path: Path) -> Callable[[Path], Any]:
     if start.startswith(b"\x93NUMPY"):
         raise WeightsError("an .npy file has no names: save an .npz file, with numpy.savez")
     raise WeightsError(
-        "it is no safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file; pickles are read "
-        "from protocol 2 on"
+        "it is not a safetensors, .npz, PyTorch (.pth) or Paddle (.pdparams) file; pickles must be "
+        "of protocol 2 or newer"
     )
 
 
@@ -126,7 +126,7 @@ def _safetensors(path: Path) -> dict[str, Array]:
             return checkpoint.load(path)[0]
         members = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
-        raise WeightsError(f"it is no whole safetensors file ({error})") from error
+        raise WeightsError(f"it is not a whole safetensors file ({error})") from error
     arrays = {}
     for name, member in members:
         dtype = member["dtype"]
@@ -154,7 +154,7 @@ def _npz(path: Path) -> dict[str, Array]:
 
 
 def _npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
-    """An array; NumPy reads the header only, as its reader makes room for what that states."""
+    """An array; NumPy reads only the header, since it would allocate any size stated there."""
     name, content = info.filename, archive.read(info)  # which unpacks no more than is stated
     if len(content) < info.file_size:
         raise EOFError(f"{name} is cut short")

@@ -1,4 +1,4 @@
-"""Other programs' names for the same arrays, mapped to ours."""
+"""Names of arrays in other programs, mapped to ours."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def import_state(
     source: Literal["auto", "article", "rednet", "torchvision", "invocupy"] = "auto",
     strict: bool = True,
 ) -> Fit:
-    """Load weights that another program has named.
+    """Load weights with the names of another program.
 
     Parameters
     ----------
     model : Module
         The network, whose arrays are replaced.
     state : mapping of str to array
-        NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` takes; floating point but
-        for counters. It may lie in a checkpoint with other things, where :func:`read` finds it.
+        NumPy arrays, PyTorch's tensors, or anything ``numpy.asarray`` accepts; floating point
+        except counters. It may be part of a checkpoint, as for :func:`read`.
         Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``, ``ema_model.``
         in any order, or one that all names share) are removed, and counters of averages
         (``n_averaged``) are ignored. A missing ``num_batches_tracked`` is 0.
     source : str
-        Whose names they are; ``"auto"``: what the model and the names say.
+        The origin of the names; ``"auto"`` follows from the model and the names.
 
         - ``"article"``: of the article's PyTorch classes (``layers.0.3.weights0.weight``, with
           duplicates under ``kernel_generator``), for :class:`~invocupy.models.SimpleModel` and
@@ -90,8 +90,8 @@ def import_state(
     ------
     ValueError
         Listing every name that is missing, left over, doubled with another value, of another
-        shape or dtype; or if nothing fits; or naming the option that a network of these weights
-        has and ``model`` has not. Nothing is loaded then.
+        shape or dtype; or if nothing fits; or naming the option in which a network of these weights
+        differs from ``model``. Then nothing is loaded.
 
     Examples
     --------
@@ -148,7 +148,7 @@ def _load(model: Module, own: Mapping[str, Array], arrays: dict[str, Any], stric
 
 
 def _source(model: Module, own: Mapping[str, Array], arrays: Mapping[str, Any]) -> Any:
-    """Whose names these are; those of a network of ours are translated to themselves."""
+    """The origin of the names; names of our own networks are kept."""
     ours = any(name in arrays for name in own) and not any(map(_IN_BLOCK.fullmatch, arrays))
     if ours and not isinstance(model, RedNet | ResNet):
         return "invocupy"
@@ -156,10 +156,10 @@ def _source(model: Module, own: Mapping[str, Array], arrays: Mapping[str, Any]) 
 
 
 def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a RedNet or ResNet that show in the shapes of its arrays, under our names."""
+    """Options of a RedNet or ResNet that follow from the shapes of its arrays, under our names."""
     shapes = {name: np.shape(array) for name, array in arrays.items()}
     options: dict[str, Any] = {}
-    # The other axes must be a network's, so that no small file asks for a large one.
+    # The other axes must be those of a network, so that a small file cannot demand a large one.
     shape = shapes.get("fc.weight", ())
     if shape[1:] in ((512,), (2048,)):
         options["num_classes"] = shape[0]
@@ -176,7 +176,7 @@ def network_options(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_options(own: Mapping[str, Array], arrays: Mapping[str, Any]) -> None:
-    """Refuse weights of the same network with another option, which is named."""
+    """Raise an error that names the option in which the network of the weights differs."""
     has = network_options(own)
     for name, value in network_options(arrays).items():
         if has.get(name, value) != value:
@@ -216,7 +216,7 @@ def article_state(state: Mapping[str, Any], head_relu: bool | None = None) -> di
 
 
 def _places(layers: list[str], head_relu: bool | None) -> dict[str, int]:
-    """Where each of the dense layers stands in our head."""
+    """The number of each dense layer in our head."""
     if len(layers) > 3:
         raise ValueError(
             f"state has {len(layers)} layers besides blocks of the article's network "

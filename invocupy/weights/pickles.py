@@ -1,11 +1,11 @@
-"""Reading pickles without unpickling: no name in the file ever reaches an import or a call.
+"""Reading pickles without unpickling: no name in the file is ever imported or called.
 
-A pickle is a program for a stack machine. This reader knows the opcodes that build dicts, lists,
-tuples, strings and numbers. A name in the file stands for what the caller's table has under it, or
-for a placeholder: calling that, giving it a state or adding items to it does nothing.
+A pickle is a program for a stack machine. This reader interprets the opcodes that build dicts,
+lists, tuples, strings and numbers. A name in the file refers to an entry of the caller's table, or
+to a placeholder: calling it, setting its state or adding items to it does nothing.
 
-Nothing here grows beyond the file: shared objects stay shared, keys are plain values (no hash walks
-through nested tuples), and objects from the file are never printed.
+Memory and time are bounded by the file: shared objects stay shared, keys are plain values (hashing
+never descends into nested tuples), and objects from the file are never printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 Table = Mapping[str, Callable[..., Any] | np.dtype[Any]]
-"""From ``module.name`` to what takes its place: a function, or the dtype of a class of arrays."""
+"""From ``module.name`` to its replacement: a function, or the dtype of a class of arrays."""
 
 
 class WeightsError(ValueError):
@@ -26,21 +26,21 @@ class WeightsError(ValueError):
 
 
 class Buildable:
-    """An object that may receive a state after it is made."""
+    """An object whose state may be set after it is made."""
 
     def build(self, state: Any) -> None:
-        """Take over the state that the file has for it."""
+        """Set the state from the file."""
 
 
 class Placeholder(Buildable):
-    """Stands for an object of the file that is not read; nothing of it is run."""
+    """A placeholder for an object of the file that is not built."""
 
     def __init__(self, what: str, is_array: bool = False) -> None:
         self.what, self.is_array = what[:100], is_array  # its class, for messages
 
 
 class _Named:
-    """A thing of the table; in the file's hands it can only be called by REDUCE, or passed."""
+    """An entry of the table; a file can only call it by REDUCE, or pass it on."""
 
     def __init__(self, thing: Callable[..., Any] | np.dtype[Any]) -> None:
         self.thing = thing
@@ -73,7 +73,7 @@ def read_pickle(
 ) -> Any:
     """The object that a pickle builds; WeightsError if it is cut short or not well formed.
 
-    ``table`` and ``persistent`` say what the names and the persistent ids in the file stand for.
+    ``table`` and ``persistent`` define the names and the persistent ids in the file.
 
     >>> read_pickle(b"\\x80\\x02}X\\x01\\x00\\x00\\x00aK\\x01s.", {})
     {'a': 1}
@@ -112,14 +112,14 @@ class _Machine:
         self.table, self.persistent = table, persistent
 
     def pop(self) -> Any:
-        """Take the top off the stack."""
+        """Pop the top of the stack."""
         top = self.stack.pop()
         if top is _MARK:
             raise ValueError("a mark where a value is needed")
         return top
 
     def take(self, count: int | None = None) -> list[Any]:
-        """Take so many values off the stack, or all down to a mark with it; the top comes last."""
+        """Pop a number of values, or all down to a mark and the mark itself; the top comes last."""
         if count is not None:
             return [self.pop() for _ in range(count)][::-1]
         return [*iter(self.stack.pop, _MARK)][::-1]
@@ -175,7 +175,7 @@ class _Machine:
                 raise WeightsError(f"its pickle has an instruction {name} that arrays do not need")
 
     def named(self, module: Any, name: Any) -> _Named | Placeholder:
-        """What a name in the file stands for."""
+        """The object that a name in the file refers to."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError("a name that is not text")
         if len(module) + len(name) > _LONGEST:
@@ -195,7 +195,7 @@ def _add(kind: type, items: list[Any], target: Any) -> None:
 
 
 def call(function: Any, arguments: Any) -> Any:
-    """What a function of the table makes of the file's arguments; of another one, nothing."""
+    """The result of a function of the table; a placeholder for any other function."""
     if isinstance(function, Placeholder):
         return function
     if not isinstance(function, _Named) or type(arguments) is not tuple:
@@ -206,7 +206,7 @@ def call(function: Any, arguments: Any) -> Any:
 
 
 def pairs(keys: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Keys with their values; what is not a plain value becomes a key of its own."""
+    """Keys with their values; a key that is not a plain value becomes a unique object."""
     for key, value in zip(keys, values, strict=True):
         # Python gives integers from 2**61 - 1 on the hashes of small ones: a slow dictionary.
         plain = isinstance(key, _KEYS) and not (isinstance(key, int) and abs(key) > 2**60)

@@ -16,7 +16,7 @@ from invocupy.weights.pickles import Placeholder, WeightsError
 _PLACES = (
     "state_dict", "model_state_dict", "model_state", "model", "net_state_dict", "net", "network",
     "module", "weights", "params", "checkpoint", "backbone",
-    # averages of weights, which are taken where there is nothing else
+    # averages of weights, used only if there is nothing else
     "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "params_ema",
 )  # fmt: skip
 """Keys under which programs store weights, in order of preference."""
@@ -47,8 +47,8 @@ _WAY_OUT = "save model.state_dict(), in float32, float16 or bfloat16"
 def plain(state: Any, own: Collection[str] = ()) -> dict[str, Any]:
     """The arrays of a state, or of a checkpoint that has one, under their network's names.
 
-    From the names in ``own``, those of the model's arrays, nothing is cut off. A ValueError says if
-    there are no arrays, one cannot be read, or two with other values have one name then.
+    The names in ``own``, those of the model's arrays, are kept as they are. ValueError if there are
+    no arrays, one cannot be read, or two different ones would have the same name.
 
     >>> list(plain({"n_averaged": np.array(3), "module._orig_mod.fc.bias": np.zeros(2)}))
     ['fc.bias']
@@ -71,7 +71,7 @@ def plain(state: Any, own: Collection[str] = ()) -> dict[str, Any]:
 
 
 def merge(renamed: Renamed) -> dict[str, Any]:
-    """Names to arrays; several of one name, as the article has them, must agree."""
+    """Names to arrays; duplicates, as in the article, must be equal."""
     merged: dict[str, Any] = {}
     for name, origin, value in renamed:
         if name in merged and not np.array_equal(merged[name], value, equal_nan=True):
@@ -81,7 +81,7 @@ def merge(renamed: Renamed) -> dict[str, Any]:
 
 
 def _shared(names: Iterable[str], known: Collection[str]) -> int:
-    """How many components all names share before one that is known follows."""
+    """The number of leading components shared by all names, before a known one."""
     for depth, parts in enumerate(zip(*(name.split(".") for name in names), strict=False)):
         if not set(parts).isdisjoint(known):
             return depth
@@ -120,9 +120,9 @@ def _array(name: str, value: Any) -> Array:
 def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) -> dict[str, Any]:
     """The arrays of a checkpoint: of the first dictionary under ``_PLACES`` that has any.
 
-    ``key`` says where to look instead: a key, or several with dots between them; or what names
-    begin with. What is no array is left out, unless its name has a dot, as those of weights have:
-    then it is a WeightsError, as it is if there are no arrays.
+    ``key`` replaces these places: a key, several joined by dots, or a prefix of names. Values that
+    are not arrays are skipped, unless the name has a dot, like the names of weights: that is a
+    WeightsError, and so is a checkpoint without arrays.
 
     >>> file = {"epoch": 3, "checkpoint": {"state_dict": {"fc.bias": np.zeros(2)}}}
     >>> list(find(file, lambda value: isinstance(value, np.ndarray)))
@@ -155,7 +155,7 @@ def find(content: Any, is_array: Callable[[Any], bool], key: str | None = None) 
 def _weights(
     content: Any, is_array: Callable[[Any], bool], seen: set[int], depth: int
 ) -> Mapping[Any, Any] | None:
-    """The first dictionary with arrays; each dictionary is looked at once."""
+    """The first dictionary with arrays; each dictionary is visited once."""
     if not isinstance(content, Mapping) or id(content) in seen or not depth:
         return None
     seen.add(id(content))
@@ -167,7 +167,7 @@ def _weights(
 
 
 def _under(content: Any, key: str | None) -> Any:
-    """What is under a key or, in files without nested dictionaries, has names that begin so."""
+    """The value of a key or, without nested dictionaries, the items whose names start with it."""
     while key is not None:
         if not isinstance(content, Mapping):
             raise WeightsError(f"key asks for {key!r} in {_kind(content)}")
@@ -185,7 +185,7 @@ def _under(content: Any, key: str | None) -> Any:
 
 
 def _without_arrays(content: Any, is_array: Callable[[Any], bool]) -> str:
-    """Why nothing was found, and what is there."""
+    """The message if nothing was found: the reason, and what there is."""
     if not isinstance(content, Mapping):
         kind = "one array" if is_array(content) else _kind(content)
         return f"it holds {kind}: {_WAY_OUT}"

@@ -1,4 +1,4 @@
-"""Arrays as pickles of NumPy (Paddle's ``.pdparams``) and PyTorch's files describe them."""
+"""Arrays in pickles of NumPy (Paddle's ``.pdparams``) and of PyTorch."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def _dtype(name: Any, *_: Any) -> _Dtype | Placeholder:
         return Placeholder(name.what, is_array=True)
     if not isinstance(name, str):
         raise TypeError("a dtype without a name")
-    # Text, objects and times are no weights.
+    # Text, objects and times are not weights.
     return _Dtype(name) if _NUMBERS.fullmatch(name) else Placeholder(f"dtype {name[:20]}")
 
 
 class Pending(Placeholder):
-    """An array, or a place for one whose shape, dtype and bytes follow."""
+    """An array whose shape, dtype and bytes may follow later."""
 
     def __init__(
         self, array: Array | None = None, encode: Callable[[Any, Any], bytes] | None = None
@@ -82,7 +82,7 @@ class Pending(Placeholder):
         self.fill(content, dtype, shape, "F" if fortran else "C")
 
     def fill(self, content: Any, dtype: Any, shape: Any, order: Any) -> Pending:
-        """Take the bytes, if they are numbers."""
+        """Set the bytes, if they are numbers."""
         if isinstance(dtype, Placeholder):
             self.what, self.is_array = f"a NumPy array of {dtype.what}", dtype.is_array
             return self
@@ -173,11 +173,11 @@ def _unread(what: str) -> Callable[..., Placeholder]:
 
 
 def table() -> Table:
-    """What the names in pickles of NumPy's and PyTorch's arrays stand for; good for one file."""
+    """The table of names for pickles of NumPy's and PyTorch's arrays; for one file only."""
     known: dict[str, bytes] = {}
 
     def encode(text: Any, encoding: Any) -> bytes:
-        """Bytes as protocol 2 has them; the same ones however often a file asks."""
+        """Bytes as in protocol 2; repeated requests of a file share them."""
         if not isinstance(text, str) or encoding != "latin1":
             raise TypeError("bytes in another encoding")
         if text not in known:
@@ -221,11 +221,11 @@ def table() -> Table:
 def storages(
     read: Callable[[str, int], Any], big: bool = False
 ) -> Callable[[Any], _Storage | Placeholder]:
-    """What PyTorch's persistent ids stand for: storages, each read once, big-endian or not.
+    """The function for PyTorch's persistent ids: storages, each read once, of either byte order.
 
-    ``read(key, size)`` gives the bytes, or None if they are not wanted. An id is ("storage", kind,
-    key, device, elements[, view]). Old files have the source of a model's class in the same way:
-    ("module", class, file, text).
+    ``read(key, size)`` returns the bytes, or None if they are not needed. An id is ("storage",
+    kind, key, device, elements[, view]). Old files store the source of a model's class in the same
+    way: ("module", class, file, text).
     """
     known: dict[str, _Storage] = {}
 

@@ -212,10 +212,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         read(tmp_path)
     for content, message in (
-        (b"", "it is no safetensors"),
-        (b"GIF89a", "it is no safetensors"),
+        (b"", "it is not a safetensors"),
+        (b"GIF89a", "it is not a safetensors"),
         (b"PK\x03\x04", "damaged"),
-        (b"\x02\0\0\0\0\0\0\0{]", "no whole safetensors"),
+        (b"\x02\0\0\0\0\0\0\0{]", "not a whole safetensors"),
         (bytes.fromhex("80028a0a6cfc9c46f9206aa850192e2e"), "pickle is damaged"),
     ):
         path.write_bytes(content)
