@@ -26,7 +26,7 @@ def require(module: str, package: str, extra: str, minimum: str = "") -> Any:
     version = str(getattr(found, "__version__", "")) if minimum else ""
     if (numbers := _numbers(version)) and numbers < _numbers(minimum):
         raise MissingExtra(
-            f"{package} {version} is too old, it must be {minimum} or newer: "
+            f"{package} {version} is too old, {minimum} or newer is needed: "
             f"pip install --upgrade 'invocupy[{extra}]'"
         )
     return found

@@ -1,8 +1,8 @@
-"""Whether an array that backward needs was edited in place since the operator that it needs it for.
+"""Detection of arrays that were edited in place between an operator and its backward pass.
 
-A few elements of each are noted and compared: all of a small array, 16 of a large one, evenly
-spread. So what changes a whole array is found, a single number in a large one mostly not. NumPy's
-arrays only: a look at CuPy's would wait for the GPU.
+A few elements are stored and compared: all of a small array, 16 of a large one, evenly spaced. So a
+change of the whole array is detected, a change of one number in a large array mostly not. Only
+NumPy arrays are checked: reading CuPy arrays would wait for the GPU.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ Noted: TypeAlias = tuple[ref[Any], Callable[..., Any], int, bytes]
 
 @documented
 def detect_in_place(on: bool = True) -> None:
-    """Switch on or off that ``backward`` refuses arrays that were edited after they were used.
+    """Switch the check of ``backward`` for arrays that were edited after they were used.
 
-    It is on by default, and costs less than a hundredth of a training step. CuPy arrays are not
-    looked at, and of NumPy arrays with more than 256 elements only 16.
+    It costs less than one percent of a training step. CuPy arrays are not checked, and only 16
+    elements of NumPy arrays with more than 256.
+
+    Parameters
+    ----------
+    on
+        True, the initial state, or False.
 
     >>> from invocupy import Tensor, detect_in_place
     >>> x = Tensor([1.0, 2.0], requires_grad=True)

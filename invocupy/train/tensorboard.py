@@ -1,4 +1,4 @@
-"""A run's numbers for TensorBoard, as a function that ``fit`` calls after each epoch."""
+"""Numbers of a run for TensorBoard, as a hook that ``fit`` calls after each epoch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from invocupy.train.saved import Row
 
 
 def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
-    """What writes the numbers of each epoch for TensorBoard, by the step at its end.
+    """A function that writes the numbers of each epoch for TensorBoard.
 
     Losses and accuracies share a chart (``loss/train``, ``loss/val``, ``loss/test``); every other
     number has its own, also those that your own ``after_epoch`` has added, if that calls this one.
-    A run that is resumed goes on in the same folder. The test result of a run with validation is
-    known after ``fit`` only: call the function once more then, with the last line of the history.
+    A resumed run continues in the same folder. With validation, the test result is known only after
+    ``fit``: then call the function once more, with the last line of the history.
 
     Parameters
     ----------
     folder : path
-        Where ``tensorboard --logdir`` is to look; made at the first call. Each call adds a file.
+        For ``tensorboard --logdir``; created at the first call. Each call adds a file.
 
     Returns
     -------
@@ -36,9 +36,8 @@ def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
 
     Examples
     --------
-    .. code-block:: python
-
-        history = fit(config, "runs/first", after_epoch=tensorboard("runs/first/tensorboard"))
+    >>> from invocupy.train import Config, fit, tensorboard
+    >>> fit(Config(), after_epoch=tensorboard("runs/first/tensorboard"))  # doctest: +SKIP
     """
     writers = require("tensorboardX", "tensorboardX", "tensorboard", "2.6")
     place, written, calls = str(expand(folder)), set(), count()
