@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import cupy as cp
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 import invocupy
 from invocupy import Geometry, backends
@@ -22,14 +22,13 @@ Calls = list[Callable[[], Any]]
 class Problem:
     """Buffers of one shape and dtype, several sets of them, seen by CuPy and by PyTorch."""
 
-    def __init__(self, sizes: tuple[int, int, int, int], dtype: str) -> None:
-        batch, channels, size, k = sizes
+    def __init__(self, shape: tuple[int, ...], k: int, dtype: str) -> None:
+        batch, channels, *size = shape
         groups, count = channels // PER_GROUP, channels // REDUCTION
         self.dtype, self.k = dtype, k
-        self.g = Geometry.of((batch, channels, size, size), (batch, groups, k, k, size, size))
+        self.g = Geometry.of(shape, (batch, groups, *(k,) * len(size), *size))
         itemsize = np.dtype(dtype).itemsize
-        x, kernel = batch * channels * size * size, batch * groups * k * k * size * size
-        features = batch * count * size * size
+        x, kernel, features = prod(shape), prod(self.g.kernel_shape), batch * count * prod(size)
         self.bytes = {
             "forward": (2 * x + kernel) * itemsize,
             "grad_x": (2 * x + kernel) * itemsize,
@@ -44,13 +43,13 @@ class Problem:
         def normal(*dims: int, scale: float = 1.0) -> Any:
             return (rng.standard_normal(dims, dtype=np.float32) * scale).astype(dtype)
 
-        weight_shape = (groups * k * k, count)
+        weight_shape = (groups * k ** len(size), count)
         self.sets = [
             {
                 "x": normal(*self.g.x_shape),
                 "kernel": normal(*self.g.kernel_shape),
                 "grad": normal(*self.g.out_shape),
-                "features": normal(batch, count, size, size),
+                "features": normal(batch, count, *size),
                 "weight": normal(*weight_shape, scale=count**-0.5),
                 "bias": normal(weight_shape[0]),
             }
@@ -149,8 +148,10 @@ def kernel_stored(p: Problem) -> dict[str, Calls]:
 
 
 def one_thread_per_output(p: Problem) -> dict[str, Calls]:
-    """The design of the official kernels."""
+    """The design of the official kernels, which are for images."""
     g = p.g
+    if g.dims != 2:
+        return {}
     macros = {
         "SCALAR": {"float32": "float", "float16": "__half"}[p.dtype],
         "ACCUM": "float", "BATCH": g.batch, "CHANNELS": g.channels, "GROUPS": g.groups,
@@ -180,38 +181,11 @@ def one_thread_per_output(p: Problem) -> dict[str, Calls]:
     }
 
 
-def unfold_form(p: Problem) -> Callable[..., Any]:
-    """PyTorch as the official fallback has it: all patches stored."""
-    g = p.g
-
-    def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        seen = F.unfold(x, p.k, padding=g.padding[0])
-        seen = seen.view(g.batch, g.groups, PER_GROUP, p.k * p.k, *g.size)
-        taps = kernel.view(g.batch, g.groups, 1, p.k * p.k, *g.size)
-        return (taps * seen).sum(3).view(g.out_shape)
-
-    return forward
-
-
-def shift_form(p: Problem) -> Callable[..., Any]:
-    """PyTorch without stored patches: a sum over shifted views, for torch.compile to fuse."""
-    g = p.g
-
-    def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x, (g.padding[1], g.padding[1], g.padding[0], g.padding[0]))
-        padded = padded.view(g.batch, g.groups, PER_GROUP, *padded.shape[2:])
-        total = 0
-        for u in range(p.k):
-            for v in range(p.k):
-                seen = padded[..., u : u + g.size[0], v : v + g.size[1]]
-                total = total + kernel[:, :, None, u, v] * seen
-        return total.reshape(g.out_shape)
-
-    return forward
-
-
-def in_torch(p: Problem, forward: Callable[..., Any]) -> dict[str, Calls]:
+def in_torch(p: Problem, form: Callable[..., Any]) -> dict[str, Calls]:
     """A PyTorch function and what autograd makes of it (its gradients are not timed apart)."""
+
+    def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return form(x, kernel, p.k // 2)
 
     def step(x: torch.Tensor, kernel: torch.Tensor, grad: torch.Tensor) -> Any:
         x, kernel = x.detach().requires_grad_(), kernel.detach().requires_grad_()
@@ -227,11 +201,15 @@ def in_torch(p: Problem, forward: Callable[..., Any]) -> dict[str, Calls]:
 
 def expected(p: Problem, images: int = 2) -> dict[str, Any]:
     """The first images' results in float64."""
-    s = {name: cp.asarray(a).astype(np.float64) for name, a in p.sets[0].items() if a.ndim < 4}
-    s |= {n: a[:images].astype(np.float64) for n, a in p.sets[0].items() if a.ndim >= 4}
+    whole = "weight", "bias"
+    s = {
+        name: (a if name in whole else a[:images]).astype(np.float64)
+        for name, a in p.sets[0].items()
+    }
     kernel_size = p.k
-    span = cp.einsum("kf,nfij->nkij", s["weight"], s["features"]) + s["bias"][:, None, None]
-    span = span.reshape(images, *p.g.kernel_shape[1:])
+    flat = s["features"].reshape(*s["features"].shape[:2], -1)
+    span = s["weight"] @ flat + s["bias"][:, None]
+    span = span.reshape(-1, *p.g.kernel_shape[1:])
     grad_x, grad_kernel = invocupy.reference.involution_backward(s["grad"], s["x"], s["kernel"])
     layer = invocupy.reference.fused_involution_backward(
         s["grad"], s["x"], s["features"], s["weight"], s["bias"], kernel_size=kernel_size

@@ -195,7 +195,8 @@ def operator_rows(
 
     use(number)
     shape, k, stride = OPERATOR[name]
-    compiled = arguments.compile and name in LAYER and number > 1
+    compiled = arguments.compile if name in LAYER or len(shape) != 4 else ()
+    compiled = compiled if number > 1 else ()
     bytes_, flops = operator_cost(shape, k, stride)
     floor = max(bytes_ / bound["copy GB/s"], flops / bound["GFLOP/s"]) / 1e6
     facts = {"name": name, "shape": shape, "K": k, "stride": stride, "threads": number}
@@ -228,7 +229,7 @@ def network_rows(
     from cpu_calls import network_calls
 
     use(number)
-    calls = network_calls(layers, batch, training, arguments.compile and layers == 10)
+    calls = network_calls(layers, batch, training, layers == 10 and bool(arguments.compile))
     ms = interleave(calls, arguments.network_rounds, arguments.seconds, number)
     what = "training step" if training else "inference"
     return [{"what": what, "layers": layers, "batch": batch, "threads": number, "ms": ms}]
@@ -350,7 +351,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network-rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.02, help="length of one sample")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    parser.add_argument(
+        "--compile", action="store_const", const=("shift",), default=(),
+        help="torch.compile too (minutes)",
+    )  # fmt: skip
     parts = ("operator", "layer", "network", "memory", "first")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     arguments = parser.parse_args()

@@ -27,9 +27,9 @@ def agree(name: str, got: Any, expected: Any, limit: float = 1e-5) -> None:
 
 
 def operator_calls(
-    shape: tuple[int, ...], k: int, stride: int, compiled: bool
+    shape: tuple[int, ...], k: int, stride: int, compiled: tuple[str, ...] = ()
 ) -> tuple[dict[str, Call], dict[str, Call]]:
-    """Forward and both gradients of one shape, ours and the peers'."""
+    """Forward and both gradients of one shape, ours and the peers', these also ``compiled``."""
     n, c, *image = shape
     small = tuple(-(-size // stride) for size in image)
     taps = (k,) * len(image)
@@ -43,7 +43,7 @@ def operator_calls(
     if compiled:
         config = import_module("torch._functorch.config")
         config.donated_buffer = False  # backward is run many times
-        forms["shift, compiled"] = torch.compile(peers.shift_form)
+        forms |= {f"{name}, compiled": torch.compile(forms[name]) for name in compiled}
 
     forward: dict[str, Call] = {"invocupy": lambda: invocupy.involution(x, kernel, stride=stride)}
     backward: dict[str, Call] = {

@@ -22,11 +22,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SHAPES = {  # batch, channels, size, kernel; 16 channels a group
-    "(32, 64, 32, 32) K=3": (32, 64, 32, 3),
-    "(256, 64, 56, 56) K=7": (256, 64, 56, 7),
-    "(64, 256, 14, 14) K=7": (64, 256, 14, 7),
-}
+SIZES = [  # (N, C, *S) and K; 16 channels a group
+    ((32, 64, 32, 32), 3),
+    ((256, 64, 56, 56), 7),
+    ((64, 256, 14, 14), 7),
+    ((2, 32, 16, 40, 40), 3),
+    ((1, 16, 64, 64, 64), 3),
+    ((1, 16, 32, 64, 64), 5),
+    ((32, 64, 4096), 9),
+]
+SHAPES = {f"{shape} K={k}": (shape, k) for shape, k in SIZES}
 LARGE = 1e8  # bytes of one call from which a few calls are enough to time
 Calls = list[Callable[[], Any]]
 
@@ -147,16 +152,17 @@ def benchmark(shape: str, dtype: str, rounds: int, only: list[str]) -> list[dict
     """All contenders, or only some, on one shape and dtype."""
     import contenders as c
     import cupy as cp
+    import peers
     import torch
 
-    p = c.Problem(SHAPES[shape], dtype)
+    p = c.Problem(*SHAPES[shape], dtype)
     contenders = {
         "invocupy": c.ours(p),
         "kernel stored, cuBLAS + invocupy": c.kernel_stored(p),
         "one thread per output": c.one_thread_per_output(p),
-        "torch unfold": c.in_torch(p, c.unfold_form(p)),
+        "torch unfold": c.in_torch(p, peers.unfold_form),
         "torch.compile, shifts": c.in_torch(
-            p, torch.compile(c.shift_form(p), fullgraph=True, dynamic=False)
+            p, torch.compile(peers.shift_form, fullgraph=True, dynamic=False)
         ),
     }
     wanted = c.expected(p)
@@ -274,6 +280,10 @@ def main() -> None:
         help="only this; may repeat. An existing --out file keeps the figures of the others",
     )  # fmt: skip
     parser.add_argument("--shape", choices=SHAPES, action="append", help="only this; may repeat")
+    parser.add_argument(
+        "--dims", type=int, choices=(1, 2, 3), action="append",
+        help="only shapes of so many dimensions; may repeat",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "float16"), action="append")
     args = parser.parse_args()
     if args.table:
@@ -286,8 +296,10 @@ def main() -> None:
             parser.error(f"{args.out} was measured elsewhere: measure all contenders")
         again = {*args.contender, "copy"}
         results["results"] = [row for row in kept["results"] if row["contender"] not in again]
+    dims, named = args.dims or (1, 2, 3), args.shape or SHAPES
+    shapes = [name for name, (shape, _) in SHAPES.items() if len(shape) - 2 in dims]
     for dtype in args.dtype or ("float32", "float16"):
-        for shape in args.shape or SHAPES:
+        for shape in filter(named.__contains__, shapes):
             print(shape, dtype, file=sys.stderr, flush=True)
             results["results"] += benchmark(shape, dtype, args.rounds, args.contender)
             if args.out:

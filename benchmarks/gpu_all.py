@@ -9,7 +9,8 @@ Parts, the most telling first: ``tests`` (a choice of those marked ``gpu``), ``s
 (``gpu_network.py``: a training step beside PyTorch's), ``memcheck`` and ``racecheck`` (the block's
 kernels under compute-sanitizer), ``operators`` (``gpu.py``), ``counts`` (ncu's warp instructions,
 multiply-adds and sectors of each kernel beside the PTX interpreter's). Only if named, or with
-``all``: ``every_test``, ``initcheck`` and ``synccheck``, the last two of every kernel.
+``all``: ``every_test``, ``initcheck`` and ``synccheck``, these two of every kernel, and ``volumes``
+(``gpu.py`` in one and three dimensions).
 
 Each part is a process of its own with a time limit, and ends as ``done``, ``failed`` (it ran and
 something is wrong, or it was stopped) or ``not possible``, with the reason. The file is written
@@ -162,16 +163,18 @@ def benchmark(program: str, *options: str) -> Callable[[float], Record]:
 
 
 BLOCK = "block float32", "block given float32"  # rows of the table: all kernels of a block
+FLOAT32 = "--dtype", "float32"
 PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # and seconds that each may take
     "tests": (tests, 180),
     "step": (benchmark("gpu_network.py", "--rounds", "5", "--repeat", "3"), 240),
     "memcheck": (sanitizer("memcheck", *BLOCK), 60),
     "racecheck": (sanitizer("racecheck", *BLOCK), 60),
-    "operators": (benchmark("gpu.py", "--rounds", "5", "--dtype", "float32"), 100),
+    "operators": (benchmark("gpu.py", "--rounds", "5", *FLOAT32, "--dims", "2"), 100),
     "counts": (counts, 80),
     "every_test": (every_test, 1200),
     "initcheck": (sanitizer("initcheck"), 600),
     "synccheck": (sanitizer("synccheck"), 600),
+    "volumes": (benchmark("gpu.py", *FLOAT32, "--dims", "1", "--dims", "3"), 900),
 }
 FIRST = "tests,step,memcheck,racecheck,operators,counts"
 SECONDS = 720

@@ -5,6 +5,8 @@
 
 It measures like `benchmarks/cpu.py`. The image, *2-D*, is the same arrays with depths as more rows
 and K x K*K taps: the work is equal. With `--only` the other rows of the results file stay.
+`torch.compile` needs minutes for each shape, a quarter of an hour for K=5, and keeps what it has
+made; `--compile` names the forms that it gets, none leaves them out.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import cpu
 import limits
 
+FORMS = "unfold", "shift"
 VOLUMES = {  # name: (N, C, *S), K, stride
     "volumes": ((2, 32, 16, 40, 40), 3, 1),
     "volume": ((1, 16, 64, 64, 64), 3, 1),
@@ -29,28 +32,32 @@ VOLUMES = {  # name: (N, C, *S), K, stride
 cpu.OPERATOR |= VOLUMES
 
 
-def memory(which: str, name: str, backward: bool) -> float:
+def memory(which: str, name: str, backward: bool, compiled: tuple[str, ...]) -> float:
     """MB above the operands that forward, or both gradients, of one shape reach."""
     from cpu_calls import operator_calls
 
     from invocupy import release_memory
 
     shape, k, _ = VOLUMES[name]
-    call = operator_calls(shape, k, 1, False)[backward][which]
+    call = operator_calls(shape, k, 1, compiled)[backward][which]
     release_memory()
     return cpu.peak_of(call)
 
 
-def memory_rows(name: str, number: int) -> list[dict[str, Any]]:
+def memory_rows(name: str, number: int, compiled: tuple[str, ...]) -> list[dict[str, Any]]:
     """Peak memory, and that of the results; autograd's gradients use what its forward has kept."""
     shape, k, _ = VOLUMES[name]
     result = 4 * prod(shape) / 2**20
     grads = result * (1 + k ** (len(shape) - 2) / 16)
     rows = []
-    variants_of = {"forward": ("invocupy", "unfold", "shift"), "both gradients": ("invocupy",)}
+    peers = *FORMS, *(f"{form}, compiled" for form in compiled)
+    variants_of = {"forward": ("invocupy", *peers), "both gradients": ("invocupy",)}
     for (what, variants), least in zip(variants_of.items(), (result, grads), strict=True):
         backward = what != "forward"
-        mb = {which: cpu.alone(memory, which, name, backward) for which in variants}
+        mb = {}
+        for which in variants:
+            needed = tuple(form for form in compiled if which.startswith(f"{form},"))
+            mb[which] = cpu.alone(memory, which, name, backward, needed)
         what = f"peak memory of {what}, {least:.3g} MB of it results"
         rows.append(
             {"what": what, "name": name, "shape": shape, "K": k, "threads": number, "MB": mb}
@@ -66,8 +73,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.02, help="length of one sample")
     parser.add_argument("--only", nargs="+", choices=VOLUMES, default=list(VOLUMES))
+    parser.add_argument("--compile", nargs="*", choices=FORMS, default=list(FORMS))
     arguments = parser.parse_args()
-    arguments.compile = False
     bounds = limits.measure(arguments.threads)
     rows = []
     if arguments.out.exists():
@@ -75,7 +82,7 @@ def main() -> None:
     rows = [row for row in rows if row["name"] not in arguments.only]
     for name in arguments.only:
         rows += cpu.alone(cpu.operator_rows, name, arguments.threads, bounds, arguments)
-        rows += memory_rows(name, arguments.threads)
+        rows += memory_rows(name, arguments.threads, arguments.compile)
         print(*(line for row in rows for line in cpu.format_row(row)), sep="\n", file=sys.stderr)
     rows.sort(key=lambda row: list(VOLUMES).index(row["name"]))
     results = {
