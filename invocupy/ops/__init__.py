@@ -4,9 +4,9 @@
 
 ``vjps`` has one function for each array argument; ``vjp(grad)`` is the gradient of that argument,
 with its shape and dtype, given the gradient of the value. A vjp is called only if that gradient is
-wanted. What backward needs is a closure variable: no context object, no Tensor in sight, so
-adapters for other frameworks and tests use an op without the tape. Vjps that have work in common
-do it once within :func:`invocupy.ops.memo.sharing`, where the tape calls them.
+needed. Values for backward are closure variables: there is no context object and no Tensor, so
+adapters for other frameworks and tests use an op without the tape. Vjps share common work within
+:func:`invocupy.ops.memo.sharing`, where the tape calls them.
 
 Rules. Inputs and gradients are never written to. A vjp returns a new array, ``grad`` itself or a
 view of it, never an array that it keeps. Arguments that may be ``None`` or a Python number get a

@@ -1,4 +1,4 @@
-"""Self-attention over images, for comparison: involution whose kernel is made from pairs of pixels.
+"""Self-attention over images, for comparison: involution with a kernel from pairs of pixels.
 
 Local attention is three involutions around a softmax. The scores of all pairs of a pixel and a
 neighbour are the gradient of an involution by its kernel; what a pixel gets is an involution of
@@ -47,7 +47,7 @@ def local_self_attention(
     value : array or Tensor (N, C, H, W), float
         ``heads`` divides C; channel c uses head ``c // (C // heads)``.
     positions : array or Tensor (heads, Kh, Kw, D), optional
-        What is added to the key of each neighbour.
+        Added to the key of each neighbour.
     kernel_size : int or pair
         Odd: the neighbours.
     heads : int
@@ -130,7 +130,7 @@ def self_attention(query: Array, key: Array, value: Array, *, heads: int = 1) ->
 
     ``out[n,c,p] = sum_q softmax_q(query[n,h,:,p] . key[n,h,:,q] / sqrt(D)) * value[n,c,q]``, h the
     head of c, p and q over all H*W pixels (Vaswani et al., arXiv 1706.03762, eq. 1). Stores
-    ``heads * (H*W)**2`` weights an image: for comparison, not for large images.
+    ``heads * (H*W)**2`` weights per image: for comparison, not for large images.
 
     Parameters
     ----------

@@ -16,10 +16,9 @@ Three facts make it small:
 - so both readers of hidden are linear maps at each pixel, and the part of the block that is D wide
   is a perceptron (:mod:`invocupy.backends.reference.perceptron`) whose hidden layer stays in cache.
 
-In training nothing but x, the involution's projected result and, unless they are computed again,
-the perceptron's results is kept for the gradients. In evaluation all norms are known beforehand, so
-nothing has to be measured on the way: x goes through the whole block in one pass
-(:mod:`invocupy.backends.reference.involution_block`), and only x is kept.
+Training keeps only x, the involution's projected result and, unless they are recomputed, the
+perceptron's results for the gradients. In evaluation all norms are known beforehand, so the whole
+block is one pass over x (:mod:`invocupy.backends.reference.involution_block`), and only x is kept.
 """
 
 from __future__ import annotations
@@ -64,16 +63,17 @@ def involution_block(
     moments : three pairs (mean, var), optional
         Of the norms, in evaluation; those of the batch otherwise.
     observe : callable, optional
-        Gets the three pairs (mean, var) that were used, and the number of values per channel.
+        Called with the three pairs (mean, var) that were used, and the number of values per
+        channel.
     recompute : bool
-        In training, compute the perceptron's results (F + G*C channels) again for the gradients.
-        Otherwise they are stored: about a tenth of the time of a step for most of its memory. On
-        a GPU they are always stored.
+        In training, recompute the perceptron's results (F + G*C channels) for the gradients. If
+        they are stored, a step takes about a tenth less time and several times the memory. On a GPU
+        they are always stored.
     relu : bool
         Whether a ReLU follows the last norm.
     comm : communicator, optional
-        Without ``moments``, the batch is that of all its ranks together: three messages forward,
-        and three backward. N may then be 0, and gradients of parameters are this rank's share.
+        Without ``moments``, the batch is that of all ranks together: three messages forward, and
+        three backward. Then N may be 0, and gradients of parameters are those of this rank's share.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What operators with a backend have in common: dtypes, layouts, results, and empty arrays."""
+"""Common code of operators with a backend: dtypes, layouts, results, and empty arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 class Call:
-    """One call of an operator: what its value and all of its gradients start from.
+    """One call of an operator: the start for its value and all of its gradients.
 
     ``inputs`` are the operands as backends take them: contiguous, in the dtype ``work``, which is
     the ``dtype`` of the result but for float16 on the CPU.
@@ -35,9 +35,9 @@ class Call:
     def run(
         self, name: str, inputs: Iterable[Any], options: Iterable[Any], *results: Any, fill: Any = 0
     ) -> list[Any]:
-        """Let the backend fill ``results``, new where a shape is given; ``fill`` if one is empty.
+        """Let the backend fill ``results``, new arrays where a shape is given.
 
-        Then there is nothing to sum, and no backend needs to know empty arrays.
+        With empty arrays there is nothing to sum: the result is ``fill``, without the backend.
         """
         made = []  # loops, since comprehensions are calls
         with self.device:
@@ -73,7 +73,7 @@ class Call:
     def gradient(
         self, name: str, grad: Array, inputs: Iterable[Any], options: Iterable[Any], like: Array
     ) -> Array:
-        """What the backend makes of ``grad`` and ``inputs``, in shape and dtype as ``like``."""
+        """The backend's result for ``grad`` and ``inputs``, with shape and dtype of ``like``."""
         inputs = contiguous(grad, self.work), *inputs
         (made,) = self.run(name, inputs, options, like.shape)
         with self.device:
@@ -82,7 +82,7 @@ class Call:
     def gradients(
         self, name: str, grad: Array, inputs: Iterable[Any], options: Iterable[Any], *like: Any
     ) -> list[Array]:
-        """:meth:`gradient` where the backend makes several."""
+        """:meth:`gradient` for several results of one call."""
         shapes = [None if array is None else array.shape for array in like]
         made = self.run(name, (contiguous(grad, self.work), *inputs), options, *shapes)
         with self.device:
@@ -103,12 +103,12 @@ def vjp_of(like: Any, make: Callable[[Array], Any]) -> Vjp:
 
 
 def given(**arrays: Array | None) -> dict[str, Array]:
-    """Those of the optional arguments that were given, by name."""
+    """The optional arguments that are not None, by name."""
     return {name: array for name, array in arrays.items() if array is not None}
 
 
 def working_dtypes(*operands: Array | None) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """The dtype of the result, by NumPy's promotion, and what the backend computes in."""
+    """The dtype of the result, by NumPy's promotion, and the dtype that the backend uses."""
     dtypes = [array.dtype for array in operands if array is not None]
     first = dtypes[0]
     if first.char in "fd" and first.isnative and dtypes.count(first) == len(dtypes):

@@ -1,4 +1,4 @@
-"""Linear maps and convolution: shapes; what there is to compute is the backends'."""
+"""Linear maps and convolution: checks and shapes; the work is in the backends."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Result:
 
 
 def _over_rows(grad: Array, x: Array) -> Any:
-    """``grad.T @ x``, in blocks of rows, since the rounding errors of one long sum would add up."""
+    """``grad.T @ x``, in blocks of rows, since rounding errors accumulate in one long sum."""
     result = _product(grad[:_ROWS].T, x[:_ROWS])
     if len(x) > _ROWS:
         result = result.astype(wide(result.dtype) or result.dtype, copy=False)
@@ -103,8 +103,8 @@ def _product(a: Array, b: Array) -> Any:
 def _multiplied(call: Call) -> Any:
     """``a @ b + bias[:, None]`` of inputs (b, a, bias), in the dtype that it is computed in.
 
-    b is one image, and a the weights, of a 1x1 convolution. Not BLAS, on the CPU: its threads and
-    ours would wait for each other's cores.
+    It is a 1x1 convolution with one image b and weights a. BLAS is not used on the CPU: its threads
+    and ours would compete for the cores.
     """
     b, a, bias = call.inputs
     fill = 0 if bias is None else bias[:, None]
@@ -112,7 +112,7 @@ def _multiplied(call: Call) -> Any:
 
 
 def _check_bias(bias: Array | None, weight: Array) -> None:
-    """The backends take it to be as long as weight: they would read past the end of a shorter."""
+    """ValueError unless bias fits weight: the backends would read past the end of a shorter one."""
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"bias must have shape {weight.shape[:1]} for weight {weight.shape}, got {bias.shape}"
@@ -156,7 +156,7 @@ _DOC = """<dims>-D convolution (a correlation, as in every network library).
     padding : int, tuple, "same" or "valid"
         Zeros on each side; "same" is ``dilation*(K-1)//2``, for odd K, and "valid" is 0.
     groups : int
-        Parts of the channels that are convolved apart: a divisor of C and O.
+        The number of separate parts of the channels: a divisor of C and O.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def _planar(x: Array, weight: Array, bias: Array | None, window: Window, out: Sh
 
 
 def _by_planes(x: Array, weight: Array, bias: Array | None, window: Window, out: Shape) -> Result:
-    """In three dimensions: what an output plane sees through each tap in depth is channels."""
+    """In three dimensions: the planes under the taps in depth become channels."""
     (n, c), (o, _, depth), (stride, pads, dilation) = x.shape[:2], weight.shape[:3], window
     looks = [view for _, (_, view) in windows((depth,), out[:1], stride[:1], dilation[:1])]
     edge = pads[0], 0, 0
@@ -278,7 +278,7 @@ def _by_planes(x: Array, weight: Array, bias: Array | None, window: Window, out:
 
 
 def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> Result:
-    """The 1x1 convolution: a matrix product over channels at every pixel it keeps."""
+    """The 1x1 convolution: a matrix product over channels at every pixel that the stride keeps."""
     kept: Any = (..., *(slice(None, None, s) for s in strides))
     seen = x[kept]
     call = Call("pointwise", seen, weight.reshape(weight.shape[:2]), bias)

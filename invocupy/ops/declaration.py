@@ -1,7 +1,7 @@
-"""How an operator is declared: :func:`op` above it, and everything else follows.
+"""Declaration of operators by the decorator :func:`op`.
 
-The tape makes the public function on Tensors and arrays from it (:mod:`invocupy.functional`), with
-its docstring; its methods of Tensor; and what NumPy's functions do with a Tensor.
+From the declaration follow the public function on Tensors and arrays (:mod:`invocupy.functional`),
+with its docstring, the methods of Tensor, and the support of NumPy functions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Op = TypeVar("_Op", bound=Callable[..., Result])
 OPS: dict[str, Callable[..., Result]] = {}
 """The operators by name."""
 NUMPY: dict[Any, str] = {}
-"""The operators that functions of NumPy are."""
+"""The operators by the equivalent NumPy function."""
 READS: dict[Callable[..., Result], tuple[int, ...]] = {}
 """Places of the operands whose values the vjps read, where that is not all of them."""
 BILINEAR: set[Callable[..., Result]] = set()

@@ -1,6 +1,6 @@
-"""Dropout, whose mask is a hash of two keys and of each element's place.
+"""Dropout, whose mask is a hash of two keys and of the position of each element.
 
-So it is made on the device of the array, is the same on all devices, and nothing waits for it.
+It is computed on the device of the array, equal on all devices, and needs no synchronisation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def dropout(
     training : bool
         False gives ``x`` itself.
     rng : numpy.random.Generator or uint32 array (2,), optional
-        Two keys, or what draws them (one of a random seed by default). The same keys give the same
-        mask, on every device.
+        Two keys, or a generator that draws them (by default with a random seed). Equal keys give
+        equal masks, on every device.
 
     Returns
     -------

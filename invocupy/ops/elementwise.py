@@ -1,9 +1,8 @@
 """Elementwise arithmetic: array code that is the same for NumPy and CuPy.
 
-Arguments broadcast, and a number does for an array. Where a gradient is exactly 0 the factor that
-it is multiplied by is left out, so that an infinite slope (of ``sqrt`` or ``log`` at 0, of ``exp``
-past its range) gives 0 there, not NaN. Products of values follow IEEE 754 as in NumPy and PyTorch:
-``0 * inf`` is NaN.
+Arguments are broadcast, and may be numbers. Where the incoming gradient is exactly 0, the result is
+0 and not NaN, also at infinite slopes (``sqrt`` or ``log`` at 0, ``exp`` past its range). Products
+of values follow IEEE 754 as in NumPy and PyTorch: ``0 * inf`` is NaN.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def power(a: Array, b: Array) -> Result:
         return unbroadcast(grad * _used(used, value) * xp.log(_used(used, base)), b)
 
     def grad_base(grad: Array) -> Array:
-        # x ** 0 is constant: 0 * 0 ** -1 must not be asked for.
+        # x ** 0 is constant: 0 * 0 ** -1 must not be computed.
         if hasattr(b, "dtype"):
             below = namespace(value).where(b == 0, 1, b - 1)
         else:
@@ -149,10 +148,10 @@ def clip(
     min: Array | None = None,  # noqa: A002
     max: Array | None = None,  # noqa: A002
 ) -> Result:
-    """``x`` held between ``min`` and ``max``, broadcast: ``minimum(maximum(x, min), max)``.
+    """``x`` limited to the range from ``min`` to ``max``: ``minimum(maximum(x, min), max)``.
 
-    The gradient goes to x, or to the bound that holds it; at a bound each gets half, as in
-    :func:`maximum`. NaN stays NaN.
+    The gradient goes to x inside the range, and to the bound outside; at a bound each gets half, as
+    in :func:`maximum`. NaN stays NaN.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ def involution(
     dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Result:
-    """Involution: a convolution whose kernel differs at each pixel and is shared by channels.
+    """Involution: every pixel has its own kernel, shared by a group of channels.
 
     In one, two or three dimensions: ``x`` is (N, C, *S) with S = (W,), (H, W) or (D, H, W), a
     position i and a tap u have an index for each spatial axis, and
@@ -31,7 +31,7 @@ def involution(
     ----------
     x : array or Tensor (N, C, *S)
         float32 or float64; float16 too (computed in float32 on the CPU), and bfloat16 on the GPU.
-        Any strides, any byte order; never written to.
+        Any strides and byte order; not modified.
     kernel : array or Tensor (N, G, *K, *O)
         The kernel of each output pixel: (N, G, Kh, Kw, Ho, Wo) for an image. G divides C; channel
         c uses group ``c // (C // G)``.
@@ -40,7 +40,7 @@ def involution(
     padding : int, tuple, "same" or "valid"
         Zeros around ``x``. ``"same"`` is ``dilation*(K-1)//2`` on each side, for odd K.
     out : array (N, C, *O), optional
-        Where to put the result: exact shape, dtype and library, apart from the inputs' memory.
+        The array for the result: exact shape, dtype and library, without overlap with the inputs.
         Plain arrays only.
 
     Returns
@@ -89,7 +89,7 @@ def involution_backward(
     """Both gradients of :func:`invocupy.involution`, without computing its value.
 
     ``grad_x[n,c,p] = sum kernel[n, c//(C/G), u, i] * grad_out[n,c,i]`` over the taps u and outputs
-    i that saw pixel p, and
+    i that use pixel p, and
     ``grad_kernel[n,g,u,i] = sum_c grad_out[n,c,i] * x[n, c, i*stride + u*dilation - padding]`` over
     the channels c of group g (arXiv 2103.06255, eq. 4, differentiated). Both are gathers: the same
     call gives the same bits.
@@ -149,7 +149,7 @@ def fused_involution(
     dilation: IntOrTuple = 1,
     out: Array | None = None,
 ) -> Result:
-    """Involution whose kernel is made on the fly by a 1x1 convolution, and never stored whole.
+    """Involution with a kernel generated on the fly by a 1x1 convolution, and never stored whole.
 
     Equals :func:`involution` with
     ``kernel = einsum("kf,nf...->nk...", span_weight, features)``, plus ``span_bias`` for each k,
@@ -162,9 +162,9 @@ def fused_involution(
     x : array or Tensor (N, C, *S), float
         As in :func:`involution`.
     features : array or Tensor (N, F, *O), float
-        What the kernel is made from, F values for each output pixel.
+        The input of the 1x1 convolution: F values for each output pixel.
     span_weight : array or Tensor (G*T, F), float
-        Row ``g*T + t`` makes tap t of group g; of an image, (u, v) is tap ``t = u*Kw + v``.
+        Row ``g*T + t`` generates tap t of group g; for an image, (u, v) is tap ``t = u*Kw + v``.
     span_bias : array or Tensor (G*T,), float, optional
         Added to each tap.
     kernel_size : int or tuple
@@ -215,8 +215,8 @@ def fused_involution_backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """All gradients of :func:`invocupy.fused_involution`, without computing its value.
 
-    The gradient of the generated kernel, as in :func:`invocupy.involution_backward`, is pushed
-    through the 1x1 convolution piece by piece and never stored whole:
+    The gradient of the generated kernel, as in :func:`invocupy.involution_backward`, is propagated
+    through the 1x1 convolution in pieces and never stored whole:
     ``grad_features = span_weight.T @ grad_kernel``, ``grad_span_weight = sum grad_kernel @
     features.T``, ``grad_span_bias = sum grad_kernel``.
 

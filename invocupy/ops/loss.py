@@ -62,7 +62,7 @@ def log_softmax(x: Array, axis: int = -1) -> Result:
     Parameters
     ----------
     x, axis
-        As in :func:`softmax`, which raises the same.
+        As in :func:`softmax`, with the same errors.
 
     Returns
     -------
@@ -93,8 +93,8 @@ def cross_entropy(
 
     ``-sum_k weight[k] * target[k] * log_softmax(logits)[k]`` with ``target`` one at the label, or
     the soft labels, blended with the uniform distribution by ``label_smoothing``. A class whose
-    weight or target is 0 is left out, also if its logit is -inf. It takes *logits*: a softmax
-    before it would be a second one.
+    weight or target is 0 is left out, also if its logit is -inf. It expects *logits* and includes
+    the softmax.
 
     ``"mean"`` divides the sum by the sum of ``weight[label]`` over the labels that count; of soft
     labels by their number. It is NaN where no label counts (the gradient is 0 then), and 0 for an

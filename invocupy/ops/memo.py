@@ -1,8 +1,8 @@
-"""Work that several vjps of one operator have in common.
+"""Common work of several vjps of one operator.
 
-A vjp that is called by itself computes all that it needs. Within :func:`sharing` the vjps
-of an operator are called for one gradient, and what they have in common is computed once. Nothing
-is remembered after that, so a gradient array may be filled again and passed to another call.
+A vjp that is called alone computes everything that it needs. Within :func:`sharing` the vjps of an
+operator are called with one gradient, and common work is done once. Nothing is kept afterwards, so
+a gradient array may be overwritten and passed to another call.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-# The gradient that vjps get now, and the results computed from it, by function.
+# The current gradient, and the results computed from it, by function.
 Shared = tuple[Any, dict[Any, Any]]
 current: ContextVar[Shared | None] = ContextVar("invocupy_shared", default=None)
 
 
 @contextmanager
 def sharing(grad: Any) -> Iterator[None]:
-    """A context in which vjps that get this very ``grad`` do their common work once."""
+    """A context in which vjps that are called with this ``grad`` do their common work once."""
     token = current.set((grad, {}))
     try:
         yield
@@ -42,7 +42,7 @@ def once(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def along(change: Callable[[Any], Any]) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """A decorator of vjps: they get what ``change`` makes of the gradient, and share it."""
+    """A decorator of vjps: they are called with ``change(grad)``, which is computed once."""
     changed = once(lambda grad: (change(grad), {}))
 
     def decorate(vjp: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -62,7 +62,7 @@ def along(change: Callable[[Any], Any]) -> Callable[[Callable[[Any], Any]], Call
 def each(make: Callable[[Any], Any]) -> Callable[[Any, int], Any]:
     """A function of the gradient and i: the i-th of the arrays that ``make`` returns.
 
-    They are made as by :func:`once`. Each is handed out once, to a caller who may write to it.
+    They are computed as by :func:`once`. Each is returned once, and the caller may write to it.
     """
     shared = once(lambda grad: list(make(grad)))
 

@@ -30,10 +30,10 @@ def batch_moments(x: Array) -> tuple[Any, Any]:
 
 
 def merged_moments(x: Array, comm: Comm) -> tuple[Any, Any, Any]:
-    """Mean and biased variance of each channel over the x of all ranks; and how many values.
+    """Mean and biased variance of each channel over the x of all ranks, and the number of values.
 
-    One message. A rank whose share of the batch is empty takes part with its x of (0, C, *S).
-    On a GPU the count is an array (), so that nobody waits for it.
+    It sends one message. A rank with an empty share of the batch calls it with x of (0, C, *S). On
+    a GPU the number is an array (), so that nothing waits for it.
     """
     if x.ndim < 2:
         raise ValueError(f"x must have 2 or more dimensions (N, C, *S), got {x.shape}")
@@ -98,7 +98,7 @@ def batch_norm(
     comm: Comm | None = None,
     count: Any = None,
 ) -> Result:
-    """``weight * (x - mean) / sqrt(var + eps) + bias (+ residual)``, then ReLU if asked.
+    """``weight * (x - mean) / sqrt(var + eps) + bias (+ residual)``, optionally with a ReLU.
 
     With ``training``, ``mean`` and ``var`` are those of ``x`` itself (:func:`batch_moments`) and
     the gradient flows through them; else they are constants.
@@ -189,19 +189,19 @@ def without_bias(x: Array, bias: Array) -> Result:
 
 
 def _images(array: Array) -> Array:
-    """A contiguous (N, C, *S) as the backends take it, (N, C, H, W)."""
+    """A contiguous (N, C, *S) as (N, C, H, W), for the backends."""
     if array.ndim == 4:
         return array
     return array.reshape(*array.shape[:2], 1, prod(array.shape[2:]))
 
 
 def _dtypes(x: Array) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """What the backend computes in, and the dtype of the per-channel arrays."""
+    """The dtype that the backend uses, and that of the per-channel arrays."""
     given = x.dtype.newbyteorder("=")
     work = np.dtype(np.float32) if given == np.float16 and not is_cupy(x) else given
     return work, np.dtype(np.float64 if given == np.float64 else np.float32)
 
 
 def _exact(x: Array, channel: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of sums that go to other ranks: the CPU has them in float64 anyhow."""
+    """The dtype of sums that are sent to other ranks: on the CPU they are float64 anyway."""
     return channel if is_cupy(x) else np.dtype(np.float64)

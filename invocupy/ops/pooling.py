@@ -1,4 +1,4 @@
-"""Pooling: options and what a window counts; what there is to compute is the backends'."""
+"""Pooling: options, and the number of elements in a window; the work is in the backends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _max_pools(dims: int) -> Callable[..., Result]:
     >>> F.max_pool<dims>d(x, 2).ravel()[:2].tolist()
     """
     first = [float(sum(4**axis for axis in range(dims)) + step) for step in (0, 2)]
-    head = "The largest value of each window; padding never wins, the first of equal values does."
+    head = "The largest value of each window, never padding; the gradient goes to the first one."
     doc = head + _PARAMETERS + _REST + f"{example}{first}\n    "
     return in_dimensions(max_pool, dims, doc, reads="")
 

@@ -1,9 +1,9 @@
-"""What the ranks of a distributed training tell each other inside an operator.
+"""Messages between ranks inside an operator, in distributed training.
 
 The batch of a synchronised norm is that of all ranks together, so its moments and the sums of its
-gradients are put together from every rank's share, in the order of the ranks: all of them get the
-same bits. A share may be empty; its rank takes part with a count of 0. Each function here sends
-one message, so the ranks must call them equally often and in the same order.
+gradients are merged from the shares of all ranks, in their order: the results are bit-identical. A
+share may be empty; then its rank sends a count of 0. Each function sends one message, so all ranks
+must make the same calls in the same order.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from invocupy.backends.memory import note_message
 
 
 class Comm(Protocol):
-    """What operators need of a communicator (:mod:`invocupy.distributed` has them)."""
+    """The part of a communicator (of :mod:`invocupy.distributed`) that operators use."""
 
     def allgather(self, array: Any) -> Any:
-        """What all ranks give, of one shape and dtype: new, (ranks, *shape), in rank order."""
+        """Stack the arrays of all ranks, equal in shape and dtype, to (ranks, *shape)."""
 
 
 def merge(comm: Comm, count: int, mean: Any, second: Any) -> tuple[Any, Any, Any]:
     """Count, mean and second central moments of the values of all ranks together, in float64.
 
     ``mean = sum n_r m_r / n`` and ``second = sum n_r (s_r + d_r d_r^T) / n`` with
-    ``d_r = m_r - mean`` (Chan, Golub and LeVeque 1979): nothing cancels, however far the mean is
-    from zero. Of each rank ``count`` values of C numbers, their mean (C,), and variances (C,) or
-    covariances (C, C), finite where the count is 0. On a GPU the count of all is an array (), for
-    which nobody waits. If no rank has a value it raises a ValueError; there, the moments are NaN.
+    ``d_r = m_r - mean`` (Chan, Golub and LeVeque 1979), without cancellation for means far from
+    zero. Each rank has ``count`` values of C numbers, their mean (C,), and variances (C,) or
+    covariances (C, C), finite also if the count is 0. If no rank has a value, it raises a
+    ValueError; on a GPU the total is an array (), which nothing waits for, and the moments are NaN.
     """
     xp, channels = namespace(mean), mean.size
     parts = xp.full(1, count, np.float64), mean, second.reshape(-1)

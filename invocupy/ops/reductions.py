@@ -1,4 +1,4 @@
-"""Reductions: sums, means and maxima, and how sums are made.
+"""Reductions: sums, means and maxima.
 
 Sums of half types are accumulated in float32 and rounded at the end.
 """
@@ -15,14 +15,14 @@ from invocupy.arrays import Array, is_cupy, namespace, wide
 from invocupy.ops.declaration import Axis, Result, op
 
 _BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
-ROWS = 64  # that are summed one by one; sums of more are made of sums of so many
+ROWS = 64  # summed one by one; longer sums are sums of such sums
 
 
 def total(x: Array, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over ``axis``, in float32 for half types.
 
-    NumPy adds what does not lie side by side one by one: over many rows, also those of several axes
-    together, the rounding errors of one long sum would add up.
+    NumPy sums elements that are not adjacent one by one: over many rows, also of several axes, the
+    rounding errors would accumulate.
     """
     if axis is not None and x.size > 16 * ROWS and not is_cupy(x):
         axes = normalize_axis_tuple(axis, x.ndim)
@@ -54,7 +54,7 @@ def check_some(x: Array, axis: Axis) -> None:
 def masked(array: Array, mask: Any) -> Any:
     """``array``, with 0 where ``mask`` is false: its bits times 1 or 0, since ``0 * inf`` is NaN.
 
-    ``where`` takes up to fifty times as long, since it branches.
+    ``where`` is up to fifty times slower, since it branches.
     """
     bits = _BITS.get(array.dtype.itemsize)
     if bits is None:  # a longdouble

@@ -89,7 +89,7 @@ def getitem(x: Array, index: Any) -> Result:
 
     def vjp(grad: Array) -> Array:
         xp = namespace(x)
-        # One place may get very many values, one by one.
+        # One element may be the sum of very many values, added one by one.
         dtype = x.dtype if once else (wide(x.dtype) or x.dtype) if is_cupy(x) else np.float64
         out: Array = xp.zeros_like(x, dtype=dtype)
         if once:

@@ -1,4 +1,4 @@
-"""What convolution and pooling have in common: how many windows, and other numbers of axes."""
+"""Common code of convolution and pooling: the number of windows, and other numbers of axes."""
 
 from __future__ import annotations
 
