@@ -26,7 +26,7 @@ THEMES = {
 MARKS = {
     "unfold": ("#d55e00", "o"), "shift": ("#e69f00", "s"), "shift, compiled": ("#cc79a7", "D"),
     "depthwise convolution": ("#009e73", "^"), "3x3 convolution": ("#56b4e9", "v"),
-    "2-D": ("#009e73", "P"), "torch unfold": ("#d55e00", "o"),
+    "unfold, compiled": ("#999999", "X"), "2-D": ("#009e73", "P"), "torch unfold": ("#d55e00", "o"),
     "torch.compile, shifts": ("#cc79a7", "D"), "one thread per output": ("#e69f00", "s"),
 }  # fmt: skip
 Theme = dict[str, str]
@@ -77,9 +77,9 @@ def bars(theme: Theme, rows: Sequence[tuple[str, float]], unit: str, label: str)
 def ratios(theme: Theme, rows: Sequence[tuple[str, dict[str, float]]]) -> Any:
     """For each size the times of others over ours, on a logarithmic axis."""
     figure, axes = plt.subplots(figsize=(5, 1.9 + 0.34 * len(rows)), layout="constrained")
-    for kind in dict.fromkeys(name for _, times in rows for name in times if name in MARKS):
+    for kind in dict.fromkeys(name for _, times in rows for name in times if name != "invocupy"):
         points = [(times[kind], i) for i, (_, times) in enumerate(rows) if kind in times]
-        colour, mark = MARKS[kind]
+        colour, mark = MARKS.get(kind, (theme["ink"], "*"))
         axes.scatter(*zip(*points, strict=True), c=colour, marker=mark, s=46, label=kind, zorder=3)
     axes.axvline(1, color=theme["ours"], linewidth=2.5, label="invocupy", zorder=2)
     axes.set_xscale("log")
