@@ -13,6 +13,7 @@
 ``planted``    mistakes that must be found: the tests of the tests
 ``checks``     what is asked of each call
 ``real_cupy``  what the stand-in for CuPy is held to: ``cupy.json``
+``layer_huge``  kernels of layers on arrays past 2^31 elements
 ``block_...``  cases, huge arrays and planted mistakes of the involution block
 =============  ====================================================================================
 """

@@ -15,7 +15,10 @@ from . import host
 
 @dataclass(frozen=True)
 class Bug:
-    """``found`` maps a check (results, trace, ptx, table, sanitizers) to what it must say."""
+    """``found`` maps a check (results, trace, ptx, table, sanitizers) to what it must say.
+
+    A kernel with its folder is one of another op, for ``layer_huge``, whose call is the function.
+    """
 
     kernel: str
     replacements: tuple[tuple[str, str], ...]
@@ -31,7 +34,8 @@ def planted(bug: Bug) -> Iterator[None]:
 
     def source(kernel: str, macros: Any) -> str:
         text = whole(kernel, macros)
-        mine = kernel == f"involution_block/{bug.kernel}"
+        own = bug.kernel if "/" in bug.kernel else f"involution_block/{bug.kernel}"
+        mine = kernel == own
         return host.substituted(text, bug.replacements) if mine else text
 
     with mock.patch.object(cuda, "source", source):
@@ -153,6 +157,31 @@ BUGS = {
         (("const long long image = vector / per_plane, plane = (long long)per_plane * VECTOR;",
           "const int image = vector / per_plane, plane = per_plane * VECTOR;"),),
         {"sanitizers": "signed integer overflow"},
+    ),
+    "32-bit offsets of a norm": Bug(
+        "batch_norm/forward",
+        (("(long long)vector * VECTOR", "int(vector) * VECTOR"),),
+        {"sanitizers": "signed integer overflow"},
+        function="norm_forward",
+    ),
+    "32-bit offsets of a channel": Bug(
+        "batch_norm/moments",
+        (("((long long)image * channels + channel) * per_plane + vector % per_plane)",
+          "(int(image) * channels + channel) * per_plane + int(vector % per_plane))"),),
+        {"sanitizers": "signed integer overflow"},
+        function="norm_sums",
+    ),
+    "32-bit offsets of the channel of ones": Bug(
+        "pointwise/with_ones",
+        (("out + (long long)vector * VECTOR", "out + int(vector) * VECTOR"),),
+        {"sanitizers": "signed integer overflow"},
+        function="bias_sum",
+    ),
+    "32-bit offsets of fused involution": Bug(
+        "involution/fused_forward",
+        (("const long long step = g.out_step(), image", "const int step = g.out_step(), image"),),
+        {"sanitizers": "signed integer overflow"},
+        function="fused_forward",
     ),
     "too few registers": Bug(
         "grad_involve",

@@ -20,7 +20,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import block_cases, block_huge, block_planted, cases, host, planted
+from cuda_proof import block_cases, block_huge, block_planted, cases, host, layer_huge, planted
 from invocupy.backends.cuda import involution as device
 from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
@@ -87,7 +87,10 @@ def main(bug: str = "") -> None:
     if in_block and not plant:
         with block_planted.planted(in_block):
             last = host.Machine("sanitize", blocks=slice(-4, None))
-            block_huge.run(last, virtual, (in_block.function,))
+            if "/" in in_block.kernel:
+                layer_huge.run(last, virtual, (in_block.function,))
+            else:
+                block_huge.run(last, virtual, (in_block.function,))
         return
     machine = host.Machine("sanitize", replacements=plant.replacements if plant else ())
     if plant:
@@ -109,6 +112,7 @@ def main(bug: str = "") -> None:
     machine.blocks = slice(-4, None)
     if not plant:
         block_huge.run(machine, virtual)
+        layer_huge.run(machine, virtual)
     for function in ("forward", "grad_x", "grad_kernel"):
         for of in HUGE:
             if not plant or (plant.family, plant.function) == (of, function):
