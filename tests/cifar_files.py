@@ -20,7 +20,7 @@ RECORDS = 20  # a file in most tests, in place of 10,000
 def make_files(records: int = RECORDS) -> dict[str, bytes]:
     """Contents by name: labels count up, pixels are random multiples of 64, so that they pack."""
     files = {}
-    for number, name in enumerate((*cifar.TRAIN_FILES, *cifar.TEST_FILES)):
+    for number, name in enumerate((*cifar.TEN.train, *cifar.TEN.test)):
         content = np.random.default_rng(number).integers(0, 4, (records, 3073), np.uint8) * 64
         content[:, 0] = (np.arange(records) + number) % 10
         files[name] = content.tobytes()
@@ -42,11 +42,11 @@ def plain(name: str, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
 
 def official(files: dict[str, bytes]) -> list[tuple[tarfile.TarInfo, bytes]]:
     """Members in the official archive's manner: folder, files out of order, a page."""
-    folder = tarfile.TarInfo(cifar.FOLDER + "/")
+    folder = tarfile.TarInfo(cifar.TEN.folder + "/")
     folder.type = tarfile.DIRTYPE
     names = sorted(files, key=lambda name: hashlib.md5(name.encode()).hexdigest())  # noqa: S324
-    members = [plain(f"{cifar.FOLDER}/{name}", files[name]) for name in names]
-    return [(folder, b""), *members, plain(f"{cifar.FOLDER}/readme.html", b"<html>")]
+    members = [plain(f"{cifar.TEN.folder}/{name}", files[name]) for name in names]
+    return [(folder, b""), *members, plain(f"{cifar.TEN.folder}/readme.html", b"<html>")]
 
 
 def make_archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
@@ -57,7 +57,7 @@ def make_archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Pa
 
 
 def check_content(root: Path | None, files: dict[str, bytes]) -> None:
-    for train, names in ((True, cifar.TRAIN_FILES), (False, cifar.TEST_FILES)):
+    for train, names in ((True, cifar.TEN.train), (False, cifar.TEN.test)):
         images, labels = data.cifar10(root, train=train)
         records = np.frombuffer(b"".join(files[name] for name in names), np.uint8)
         records = records.reshape(-1, 3073)

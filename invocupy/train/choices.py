@@ -53,6 +53,11 @@ DATASETS = {
         data.CIFAR10_CLASSES, data.CIFAR10_MEAN, data.CIFAR10_STD, "crop_flip",
         (50_000, 10_000),
     ),
+    "cifar100": DataSet(
+        lambda config, train, _: data.cifar100(config.data_dir, train),
+        data.CIFAR100_CLASSES, data.CIFAR100_MEAN, data.CIFAR100_STD, "crop_flip",
+        (50_000, 10_000),
+    ),
     # Classes, mean and deviation are those of the folder: train.sets.
     "folder": DataSet(_folder, (), (), (), "none", (0, 0)),
 }  # fmt: skip

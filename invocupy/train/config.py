@@ -67,9 +67,10 @@ class Config:
     # fmt: off
     dataset: str = setting("shapes10", _WHAT, "the data set; shapes10 is synthetic",
         choices=DATASETS)
-    data_dir: str | None = setting(None, _WHAT, "the folder with the files of cifar10, or with "
-        "train/CLASS/* and test/CLASS/* for folder. See :func:`invocupy.data.cifar10` and "
-        ":func:`invocupy.data.image_folder`", FOLDER, unit="DIR", free=True)
+    data_dir: str | None = setting(None, _WHAT, "the folder with the files of cifar10 or "
+        "cifar100, or with train/CLASS/* and test/CLASS/* for folder. See "
+        ":func:`invocupy.data.cifar10` and :func:`invocupy.data.image_folder`", FOLDER,
+        unit="DIR", free=True)
     image_size: int = setting(32, _WHAT, "folder: crop and shrink images to squares of N pixels. "
         "Smaller images are an error", at_least(1, 4096))
     skip_broken: bool = setting(False, _WHAT, "folder: skip files that are no images or too small. "
@@ -128,8 +129,8 @@ class Config:
         "last epoch counts", within("[0, 1)"))
     patience: int | None = setting(None, _HOW, "stop after N epochs without a higher validation "
         "accuracy. Needs validation", at_least(1), free=True)
-    augment: str = setting("auto", _WHAT, "augmentation; auto: crop_flip for cifar10, else none. "
-        "crop_flip shifts images by up to four pixels and mirrors half of them",
+    augment: str = setting("auto", _WHAT, "augmentation; auto: crop_flip for cifar10 and "
+        "cifar100, else none. crop_flip shifts images by up to 4 pixels and mirrors half of them",
         choices=("auto", *AUGMENT))
     cutout: int = setting(0, _WHAT, "cover a square of N x N pixels in each training image",
         at_least(0, 32))

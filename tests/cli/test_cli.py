@@ -64,7 +64,7 @@ def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
     Path("d").mkdir()
     cifar = ["train", "--dataset", "cifar10", "--data-dir", "d"]
     assert "has no CIFAR-10" in fails(capsys, 65, *cifar)
-    for name in (*data.cifar.TRAIN_FILES, *data.cifar.TEST_FILES):
+    for name in (*data.cifar.TEN.train, *data.cifar.TEN.test):
         Path("d", name).write_bytes(b"\0" * 3073)
     assert "must have 30730000 bytes" in fails(capsys, 65, *cifar)
     assert not Path("runs").exists()
@@ -91,7 +91,8 @@ def test_69_for_a_download_that_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("INVOCUPY_DATA", "empty")
-    monkeypatch.setattr(data.cifar, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    ten = data.cifar.TEN._replace(url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(data.cifar, "TEN", ten)
     monkeypatch.setattr(data.cifar, "_RETRIES", 0)
     error = fails(capsys, 69, "train", "--dataset", "cifar10")
     assert "shapes10, which needs no network" in error

@@ -14,9 +14,9 @@ from invocupy.data import cifar
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same format with 20 records a file."""
-    monkeypatch.setattr(cifar, "_RECORDS", RECORDS)
-    monkeypatch.setattr(cifar, "_FILE_SIZE", RECORDS * 3073)
-    monkeypatch.setattr(cifar, "_UNPACKED_LIMIT", 6 * RECORDS * 3073 + 2**16)
+    small = {"records": (RECORDS, RECORDS), "spare": 2**16}
+    monkeypatch.setattr(cifar, "TEN", cifar.TEN._replace(**small))
+    monkeypatch.setattr(cifar, "HUNDRED", cifar.HUNDRED._replace(**small))
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ RECORDS = 20  # a file, in place of 10,000
 SIZE = RECORDS * 3073
 CONTENT = {
     name: bytes([number]) + bytes(3072) + bytes(SIZE - 3073)
-    for number, name in enumerate((*cifar.TRAIN_FILES, *cifar.TEST_FILES))
+    for number, name in enumerate((*cifar.TEN.train, *cifar.TEN.test))
 }
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress
@@ -36,9 +36,8 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same format with 20 records a file, and no folder of the user."""
-    monkeypatch.setattr(cifar, "_RECORDS", RECORDS)
-    monkeypatch.setattr(cifar, "_FILE_SIZE", SIZE)
-    monkeypatch.setattr(cifar, "_UNPACKED_LIMIT", 6 * SIZE + 2**16)
+    small = cifar.TEN._replace(records=(RECORDS, RECORDS), spare=2**16)
+    monkeypatch.setattr(cifar, "TEN", small)
     monkeypatch.delenv("INVOCUPY_DATA", raising=False)
 
 
@@ -57,7 +56,7 @@ def member(
     return bytes(header) + content + bytes(-len(content) % 512)
 
 
-def tar(prefix: str = f"{cifar.FOLDER}/", **options: Any) -> bytes:
+def tar(prefix: str = f"{cifar.TEN.folder}/", **options: Any) -> bytes:
     """An archive as Python's tarfile writes it."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", **options) as archive:
@@ -88,7 +87,7 @@ def refuse(path: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("ending", PACKERS)
-@pytest.mark.parametrize("prefix", [f"{cifar.FOLDER}/", f"./{cifar.FOLDER}/"])
+@pytest.mark.parametrize("prefix", [f"{cifar.TEN.folder}/", f"./{cifar.TEN.folder}/"])
 def test_archives_packed_anew(ending: str, prefix: str, tmp_path: Path) -> None:
     path = tmp_path / f"cifar-10-binary.tar{ending}"
     path.write_bytes(PACKERS[ending](tar(prefix)))
@@ -118,7 +117,7 @@ def test_an_archive_in_the_official_style_comes_first(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------- hostile
 
-FIRST = f"{cifar.FOLDER}/data_batch_1.bin"
+FIRST = f"{cifar.TEN.folder}/data_batch_1.bin"
 HOSTILE = {
     **{f"size {n}": member("x", size=n) for n in (2**80, 2**63, 2**31, -1, -512, -(2**70))},
     **{
@@ -165,7 +164,7 @@ def test_bombs_end_at_the_limit(ending: str, tmp_path: Path) -> None:
     for content in (WHOLE + bytes(2**21), member("x", bytes(2**21)) + WHOLE):
         path.write_bytes(PACKERS[ending](content))
         refuse(path, "unpacks to more than" if ending else "more than")
-    path.write_bytes(bytes(cifar._UNPACKED_LIMIT + 2**20 + 1))
+    path.write_bytes(bytes(cifar.TEN.unpacked + 2**20 + 1))
     refuse(path, "more than")
 
 
@@ -266,7 +265,7 @@ def test_the_home_folder_of_nobody(home: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_downloads_go_to_the_home_folder_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setenv("INVOCUPY_DATA", "~/empty")
-    monkeypatch.setattr(cifar, "URL", "http://127.0.0.1:9/none.tar.gz")
+    monkeypatch.setattr(cifar, "TEN", cifar.TEN._replace(url="http://127.0.0.1:9/none.tar.gz"))
     monkeypatch.setattr(cifar, "_RETRIES", 0)
     with pytest.raises(DownloadError, match=str(home / "empty")):
         cifar10()

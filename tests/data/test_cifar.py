@@ -31,7 +31,7 @@ USER_FOLDER = os.environ.get("INVOCUPY_DATA")  # which the tests themselves must
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("inside", ["", cifar.FOLDER])
+@pytest.mark.parametrize("inside", ["", cifar.TEN.folder])
 def test_reads_a_folder(tmp_path: Path, inside: str) -> None:
     files = make_files()
     make_folder(tmp_path / inside, files)
@@ -42,9 +42,9 @@ def test_reads_a_folder(tmp_path: Path, inside: str) -> None:
 @pytest.mark.parametrize("by_path", [True, False])
 def test_reads_the_archive_and_extracts_nothing(tmp_path: Path, by_path: bool) -> None:
     files = make_files()
-    archive = make_archive(tmp_path / cifar.ARCHIVE, official(files))
+    archive = make_archive(tmp_path / cifar.TEN.archive, official(files))
     check_content(archive if by_path else tmp_path, files)
-    assert os.listdir(tmp_path) == [cifar.ARCHIVE]  # noqa: PTH208
+    assert os.listdir(tmp_path) == [cifar.TEN.archive]  # noqa: PTH208
 
 
 def test_reads_files_of_the_official_size(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_reads_files_of_the_official_size(tmp_path: Path) -> None:
 
 def test_real_data() -> None:
     root = USER_FOLDER
-    if not root or cifar._find(Path(root), (*cifar.TRAIN_FILES, *cifar.TEST_FILES)) is None:
+    if not root or cifar._find(cifar.TEN, Path(root), (*cifar.TEN.train, *cifar.TEN.test)) is None:
         pytest.skip("INVOCUPY_DATA names no folder with CIFAR-10")
     images, labels = data.cifar10(root)
     assert np.bincount(labels).tolist() == [5000] * 10
@@ -110,11 +110,13 @@ def test_refuses_missing_files(tmp_path: Path) -> None:
     del files["data_batch_4.bin"]
     refuse(make_folder(tmp_path / "folder", files), "data_batch_4.bin")
     refuse(make_archive(tmp_path / "a.tar.gz", official(files)), "data_batch_4.bin")
-    refuse(tmp_path / "nowhere", cifar.ARCHIVE)
+    refuse(tmp_path / "nowhere", cifar.TEN.archive)
     python_version = [plain("cifar-10-batches-py/data_batch_1", b"\x80\x02")]
     refuse(make_archive(tmp_path / "py.tar.gz", python_version), "binary version")
     elsewhere = [plain(name, content) for name, content in make_files().items()]
-    refuse(make_archive(tmp_path / "flat.tar.gz", elsewhere), f"{cifar.FOLDER}/data_batch_1.bin")
+    refuse(
+        make_archive(tmp_path / "flat.tar.gz", elsewhere), f"{cifar.TEN.folder}/data_batch_1.bin"
+    )
 
 
 ODD_TYPES = {
@@ -128,13 +130,13 @@ ODD_TYPES = {
 
 
 def hostile(kind: str) -> tuple[tarfile.TarInfo, bytes]:
-    info, content = plain(f"{cifar.FOLDER}/extra", b"")
+    info, content = plain(f"{cifar.TEN.folder}/extra", b"")
     if kind == "parent":
-        return plain(f"{cifar.FOLDER}/../../evil", b"evil")
+        return plain(f"{cifar.TEN.folder}/../../evil", b"evil")
     if kind == "absolute":
         return plain("/tmp/evil", b"evil")  # noqa: S108
     if kind == "fake link":  # under a name that is wanted
-        info.name = f"{cifar.FOLDER}/data_batch_1.bin"
+        info.name = f"{cifar.TEN.folder}/data_batch_1.bin"
     if kind == "newline":
         info.name = "a\nb\x1b[2J"
     info.type = ODD_TYPES.get(kind, tarfile.SYMTYPE)
@@ -155,11 +157,11 @@ def test_refuses_hostile_members(tmp_path: Path, kind: str, first: bool) -> None
 @pytest.mark.usefixtures("small")
 def test_refuses_bombs(tmp_path: Path) -> None:
     members = official(make_files())
-    big = plain(f"{cifar.FOLDER}/big", bytes(2**22))
+    big = plain(f"{cifar.TEN.folder}/big", bytes(2**22))
     refuse(make_archive(tmp_path / "big.tar.gz", [big, *members]), "unpacks to more")
-    many = [plain(f"{cifar.FOLDER}/{number}", b"") for number in range(101)]
+    many = [plain(f"{cifar.TEN.folder}/{number}", b"") for number in range(101)]
     refuse(make_archive(tmp_path / "many.tar.gz", many), "more than 100 members")
-    twins = [plain(f"{cifar.FOLDER}/test_batch.bin", make_files()["test_batch.bin"])] * 2
+    twins = [plain(f"{cifar.TEN.folder}/test_batch.bin", make_files()["test_batch.bin"])] * 2
     refuse(make_archive(tmp_path / "double.tar.gz", twins), "twice", train=False)
     tail = tmp_path / "tail.tar.gz"
     content = gzip.decompress(make_archive(tail, members).read_bytes())
@@ -187,7 +189,7 @@ def test_refuses_what_is_no_archive(tmp_path: Path) -> None:
 def test_compares_the_checksum_behind_the_last_member(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar, "_UNPACKED_LIMIT", 2**23)
+    monkeypatch.setattr(cifar, "TEN", cifar.TEN._replace(spare=2**23))
     path = make_archive(tmp_path / "a.tar.gz", official(make_files()))
     padded = gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**22))
     path.write_bytes(padded)

@@ -64,10 +64,10 @@ class Server:
 def server(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     path = make_archive(tmp_path / "served.tar.gz", official(make_files()))
     server = Server(path.read_bytes())
-    address = f"http://127.0.0.1:{server.server.server_port}/{cifar.ARCHIVE}"
-    monkeypatch.setattr(cifar, "URL", address)
-    monkeypatch.setattr(cifar, "ARCHIVE_SIZE", len(server.content))
-    monkeypatch.setattr(cifar, "ARCHIVE_SHA256", hashlib.sha256(server.content).hexdigest())
+    address = f"http://127.0.0.1:{server.server.server_port}/{cifar.TEN.archive}"
+    digest = hashlib.sha256(server.content).hexdigest()
+    served = cifar.TEN._replace(url=address, size=len(server.content), sha256=digest)
+    monkeypatch.setattr(cifar, "TEN", served)
     monkeypatch.setattr(cifar, "_RETRIES", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -89,7 +89,7 @@ def test_downloads_once(server: Server, cache: Path, capsys: pytest.CaptureFixtu
     server.answers = ["200"]
     check_content(None, make_files())
     assert server.requests == 1
-    assert names_in(cache) == [cifar.ARCHIVE]
+    assert names_in(cache) == [cifar.TEN.archive]
     assert capsys.readouterr().out == ""
 
 
@@ -101,20 +101,20 @@ def test_retries_and_mends_its_own_cache(
     server.answers = ["500", "200"]
     check_content(None, make_files())
     assert server.requests == 2
-    (archive,) = (tmp_path / "cache").rglob(cifar.ARCHIVE)
+    (archive,) = (tmp_path / "cache").rglob(cifar.TEN.archive)
     archive.write_bytes(archive.read_bytes()[:-1])
     check_content(None, make_files())
     assert server.requests == 3
-    assert names_in(archive.parent) == [cifar.ARCHIVE]
+    assert names_in(archive.parent) == [cifar.TEN.archive]
 
 
 def test_a_users_damaged_archive_is_not_replaced(server: Server, cache: Path) -> None:
     server.answers = ["200"]
     cache.mkdir()
-    (cache / cifar.ARCHIVE).write_bytes(b"mine")
+    (cache / cifar.TEN.archive).write_bytes(b"mine")
     with pytest.raises(DataError):
         data.cifar10()
-    assert (cache / cifar.ARCHIVE).read_bytes() == b"mine"
+    assert (cache / cifar.TEN.archive).read_bytes() == b"mine"
     assert server.requests == 0
 
 
@@ -137,7 +137,8 @@ def test_failed_downloads_say_what_to_do(
     if answer == "refused":
         with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as gone:
             port = gone.server_port
-        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{port}/{cifar.ARCHIVE}")
+        url = f"http://127.0.0.1:{port}/{cifar.TEN.archive}"
+        monkeypatch.setattr(cifar, "TEN", cifar.TEN._replace(url=url))
     if answer == "unwritable":  # a file where the folder should be
         cache.parent.joinpath("file").write_bytes(b"")
         cache = cache.parent / "file" / "own"
@@ -148,10 +149,10 @@ def test_failed_downloads_say_what_to_do(
     assert "\n" not in message
     for word in (
         "more than" if answer == "endless" else "",
-        cifar.URL,
-        str(cifar.ARCHIVE_SIZE),
-        cifar.ARCHIVE_SHA256,
-        str(cache / cifar.ARCHIVE),
+        cifar.TEN.url,
+        str(cifar.TEN.size),
+        cifar.TEN.sha256,
+        str(cache / cifar.TEN.archive),
         "--dataset shapes10",
     ):
         assert word in message

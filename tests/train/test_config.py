@@ -127,7 +127,10 @@ def test_limit_and_sizes_of_the_data() -> None:
 
 
 BAD = [
-    ({"dataset": "mnist"}, "dataset must be one of shapes10, cifar10, folder, got 'mnist'"),
+    (
+        {"dataset": "mnist"},
+        "shapes10, cifar10, cifar100, folder, got .mnist.",
+    ),
     ({"model": "vgg"}, r"model must be one of simple.*, got 'vgg'"),
     ({"schedule": "linear"}, "schedule must be one of constant, step, cosine, one_cycle"),
     ({"augment": "mixup"}, "augment must be one of auto, none, crop_flip"),
