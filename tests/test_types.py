@@ -102,18 +102,19 @@ def mypy(folder: Path) -> list[tuple[int, str]]:
 
 
 def pyright(folder: Path) -> list[tuple[int, str]]:
-    program = shutil.which("pyright") or shutil.which("basedpyright") or "pyright"
     settings = {"typeCheckingMode": "strict", "extraPaths": [str(SOURCE)]}
     (folder / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [program, "--outputjson", "--pythonpath", sys.executable]
+    command = [pyright_program() or "", "--outputjson", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
     diagnostics = json.loads(done.stdout)["generalDiagnostics"]
     errors = [d for d in diagnostics if d["severity"] == "error"]
     return [(d["range"]["start"]["line"] + 1, d["message"]) for d in errors]
 
 
-def runs_pyright() -> bool:
-    return bool(shutil.which("pyright") or shutil.which("basedpyright"))
+def pyright_program() -> str | None:
+    """Beside this Python or on the path; basedpyright brings what pyright would download."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    return shutil.which("basedpyright", path=path) or shutil.which("pyright", path=path)
 
 
 @pytest.mark.slow
@@ -127,7 +128,8 @@ def runs_pyright() -> bool:
             ),
         ),
         pytest.param(
-            pyright, marks=pytest.mark.skipif(not runs_pyright(), reason="pyright is not installed")
+            pyright,
+            marks=pytest.mark.skipif(not pyright_program(), reason="pyright is not installed"),
         ),
     ],
 )
