@@ -1,9 +1,9 @@
-"""Training and evaluation: settings, the loop, and runs that stop and go on to the bit.
+"""Training and evaluation: settings, the loop, and runs that can be resumed exactly.
 
-A run is a folder: ``config.json`` and ``metrics.jsonl`` to read, ``last.safetensors`` and
-``best.safetensors`` to go on from. A checkpoint holds everything that the next step depends on,
-and batches are drawn from (seed, epoch), so a run that was stopped anywhere and resumed ends, on
-the CPU, with the same bits as one that was not.
+A run is a folder with ``config.json``, ``metrics.jsonl`` and the checkpoints ``last.safetensors``
+and ``best.safetensors``. A checkpoint holds everything that the next step depends on, and batches
+are drawn from (seed, epoch), so on the CPU the result of an interrupted and resumed run is
+bit-identical to that of an uninterrupted one.
 
 ``config`` has the settings, made of ``fields``; ``choices`` what their names stand for; ``sets``
 has the images, ``setup`` makes model and rates; ``saved`` reads a run's folder, ``run`` writes it;

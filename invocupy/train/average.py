@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, which is evaluated in place of them."""
+"""An exponential moving average of a model's weights, which is evaluated instead of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from invocupy.geometry import number
 
 
 class Average:
-    """Averages of all floating arrays of a model, on its device; running statistics, too.
+    """Averages of all floating arrays of a model, also running statistics, on its device.
 
-    Other state (the count of batches) is taken as it is. With a decay of 0 there are none.
+    Other state (the number of batches) is copied. With a decay of 0 there are no averages.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -39,7 +39,7 @@ class Average:
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
-        """Within it the model computes with the averages."""
+        """Context in which the model computes with the averages."""
         own = [(holder, holder.data) for _, holder in model.named_state()]
         try:
             self.put_into(model)
@@ -49,7 +49,7 @@ class Average:
                 holder.data = array
 
     def put_into(self, model: nn.Module) -> None:
-        """Let the model hold the averages in place of its weights."""
+        """Replace the weights of the model by the averages."""
         for name, holder in model.named_state():
             if name in self.arrays:
                 holder.data = self.arrays[name].astype(holder.data.dtype, copy=False)

@@ -1,4 +1,4 @@
-"""The data sets, models, schedules and augmentations that a run's settings name."""
+"""Data sets, models, schedules and augmentations, by their names in the settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from invocupy.data.own import Images
 
 
 class DataSet(NamedTuple):
-    """What training knows of a data set: a row of ``DATASETS``."""
+    """A data set: a row of ``DATASETS``."""
 
     load: Callable[[Any, bool, int | None], Images]  # settings, training set?, at most
     classes: tuple[str, ...]
@@ -23,7 +23,7 @@ class DataSet(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A function, and its arguments by the settings that give them."""
+    """A function, and the settings that are its arguments."""
 
     function: Callable[..., Any]
     arguments: Mapping[str, str]
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
 
 
 def _shapes10(_: object, train: bool, most: int | None) -> Images:
-    # The set stays the same whatever the seed of the run, so that runs compare.
+    # The set does not depend on the seed of the run, so that runs can be compared.
     return data.shapes10(most or 10_000, 0) if train else data.shapes10(1000, 0, False)
 
 

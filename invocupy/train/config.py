@@ -208,7 +208,7 @@ if Config.__doc__:  # python -OO has none
 
 @documented
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that a TOML file, or the ``config.json`` of a run, names.
+    """Read settings from a TOML file, or the ``config.json`` of a run.
 
     They are for ``Config(**settings)``. The file has one key for each, named as in :class:`Config`;
     a hyphen may stand for an underscore.

@@ -18,7 +18,7 @@ from invocupy.messages import kind_of
 
 
 class Evaluation(NamedTuple):
-    """What :func:`evaluate` finds."""
+    """The result of :func:`evaluate`."""
 
     loss: float
     accuracy: float  # in [0, 1]
@@ -35,21 +35,21 @@ def evaluate(
     Parameters
     ----------
     model : Module
-        Its ``logits`` method is used, or the model itself if it has none. Afterwards each of its
-        modules has its own mode again.
+        Its ``logits`` method is used, or the model itself if it has none. Afterwards the mode of
+        each module is restored.
     images : uint8 array (N, C, H, W)
         NumPy, or CuPy on the device of the model.
     labels : integer array (N,)
         The class of each image.
     mean, std
-        One number a channel, as in :class:`invocupy.data.Batches`.
+        One number per channel, as in :class:`invocupy.data.Batches`.
     batch_size
-        The result depends on it by rounding only: the last, smaller batch counts by its images.
+        It affects the result by rounding only: batches are weighted by their number of images.
     progress
-        Called with the steps done and all steps.
+        Called with the number of steps done, and of all steps.
     comm : communicator, optional
-        Of ranks that have the same model and images: each evaluates its share, and all get the
-        result of all images.
+        Of ranks with the same model and images: each evaluates its share, and all ranks get the
+        result for all images.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def evaluate(
     Raises
     ------
     TypeError, ValueError
-        As :class:`invocupy.data.Batches`, for no images, and for a model that gives no (N, K).
+        As :class:`invocupy.data.Batches`; without images; if the model does not return (N, K).
 
     Examples
     --------
@@ -127,7 +127,7 @@ def predict(
 
 
 def check_model(model: Any) -> None:
-    """Refuse a class or function in place of a model, with a TypeError."""
+    """TypeError for a class or function in place of a model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module such as nn.Sequential(...), got {kind_of(model)}")
 
@@ -137,7 +137,7 @@ def _forward(
     take: Callable[[Tensor, Array], None], progress: Callable[[int, int], None] | None,
     **options: Any,
 ) -> Array:  # fmt: skip
-    """Hand the scores and labels of each batch of this rank's share to a function; the labels."""
+    """Call ``take(scores, labels)`` for each batch of this rank's share; return the labels."""
     check_model(model)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")

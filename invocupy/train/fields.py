@@ -1,4 +1,4 @@
-"""Fields of ``Config``: default, rule and help of a setting make its checks, flag and docs.
+"""Fields of ``Config``, from which the checks, flags and documentation are generated.
 
 A new setting is one field of ``Config``; then ``python docs/write_settings.py`` updates the page.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Rule(NamedTuple):
-    """What a setting must be, in words that follow "must be"."""
+    """A rule for a setting, in words that follow "must be"."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -57,7 +57,7 @@ def setting(
     """A field of ``Config``.
 
     The first sentence of ``help`` is that of the flag; ``choices`` are its values, or ``rule``
-    says which are right. ``unit`` stands for a value on the command line; a run may be resumed
+    checks them. ``unit`` is the placeholder of a value on the command line; a run may be resumed
     with another value if ``free``.
     """
     choices = tuple(choices)
@@ -68,7 +68,7 @@ def setting(
 
 
 def values(item: Field[Any]) -> str:
-    """The values that a setting takes, in words; empty for any of its type."""
+    """The valid values of a setting, in words; empty for any of its type."""
     rule = item.metadata["rule"]
     return ", ".join(item.metadata["choices"]) or (rule.text if rule else "")
 
@@ -88,7 +88,7 @@ def parameters(items: Iterable[Field[Any]]) -> str:
 
 
 def problem(item: Field[Any], value: Any) -> str:
-    """What a value of a setting must be and is not; empty if it is right."""
+    """The rule that a value of a setting violates; empty if it is valid."""
     if not _accepts(str(item.type), value):
         return f"of type {item.type}"
     if type(value) is int and value >= 1 << 31 and item.metadata["rule"] is not SEED:
@@ -122,7 +122,7 @@ def shown(value: Any) -> str:
 
 
 def _accepts(annotation: str, value: Any) -> bool:
-    """Whether a value has the type of a setting: an int will do for a float, a bool for neither."""
+    """Whether a value has the type of a setting; an int is also a float, a bool is neither."""
     if annotation == "tuple[float, ...]":
         return isinstance(value, tuple) and all(_accepts("float", v) for v in value)
     name = type(value).__name__.replace("NoneType", "None")

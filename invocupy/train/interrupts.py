@@ -1,4 +1,4 @@
-"""Signals that stop a training after its current step has been finished and saved."""
+"""Signals that stop a training after the current step, which is saved."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _POLITE = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or a signal from a scheduler, after the current step was finished and saved.
+    """Ctrl-C or a signal from a scheduler; the current step was finished and saved.
 
-    ``signal`` is the signal's number: a program that ends for it exits with 128 plus that.
+    ``signal`` is its number: by convention the exit code of the program is 128 plus that.
     """
 
     signal: int = signal.SIGINT
@@ -34,11 +34,11 @@ class Asked:
 
 @contextmanager
 def interrupts(grace: float) -> Iterator[Asked]:
-    """A context in which the first signal is only noted, until a second Ctrl-C.
+    """A context in which the first signal is only recorded, until a second Ctrl-C.
 
-    Ctrl-C more than ``grace`` seconds after the first signal has its usual effect. Only in the main
-    thread; others than Ctrl-C only if they would end the process at once, so handlers of the caller
-    and ignored signals stay as they are.
+    Ctrl-C more than ``grace`` seconds after the first signal has its usual effect. This holds in
+    the main thread only. Signals other than Ctrl-C are changed only if they would end the process,
+    so handlers of the caller and ignored signals stay as they are.
     """
     asked = Asked()
     before: dict[int, Any] = {}

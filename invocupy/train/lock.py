@@ -1,4 +1,4 @@
-"""The lock of a run's folder, which has one writer: it ends with its process in any case."""
+"""The lock of a run folder, which has one writer; the system releases it with the process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _held: set[int] = set()  # descriptors
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A context that holds the lock of a folder; ConfigError if another process or call has it.
+    """A context that holds the lock of a folder; ConfigError if it is taken.
 
     The lock is ``flock`` on the file ``.invocupy.lock``, which names the process that holds it and
     is removed at the end; on Windows it is a locked byte of that file. A killed process leaves the
@@ -80,7 +80,7 @@ def _take(path: Path) -> int | None:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock an open file; BlockingIOError if another one has it, another OSError without locks."""
+    """Lock an open file; BlockingIOError if it is locked, another OSError without locks."""
     if fcntl:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return

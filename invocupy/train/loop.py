@@ -32,7 +32,7 @@ _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits f
 
 
 class Progress(NamedTuple):
-    """Where a run stands: what :func:`fit` hands to its progress function."""
+    """The progress of a run, for the ``progress`` hook of :func:`fit`."""
 
     epoch: int  # from 1
     epochs: int
@@ -52,47 +52,47 @@ def fit(
     data: tuple[Array, Array, Array, Array] | None = None,
     started: Callable[[nn.Module, About], object] | None = None,
 ) -> list[Row]:  # fmt: skip
-    """Train a model; an interrupted run can be resumed, on the CPU to the same bits.
+    """Train a model; a resumed run gives, on the CPU, the same bits as an uninterrupted one.
 
     Parameters
     ----------
     config : Config
         The settings.
     out : path, optional
-        The run's folder, made if need be; without it nothing is written. It gets ``config.json``,
-        ``machine.json`` (versions and devices), ``metrics.jsonl`` (a line an epoch),
-        ``last.safetensors`` (after each epoch, and when interrupted) and ``best.safetensors``
-        (of the highest accuracy on the images that ``config.validation`` holds out; without them
-        of the last epoch). One process at a time trains in it; others may read it.
+        The run folder, created if needed; without it nothing is written. It contains
+        ``config.json``, ``machine.json`` (versions and devices), ``metrics.jsonl`` (one line per
+        epoch), ``last.safetensors`` (after each epoch, and when interrupted) and
+        ``best.safetensors`` (the epoch with the highest validation accuracy; without validation the
+        last epoch). One process at a time can train in it; others may read it.
     resume : bool
-        Continue from ``last.safetensors`` in ``out``. ``config`` must be the run's own, but for the
-        settings marked * on the page of settings. With more epochs the schedule is that of the
-        longer run, from the next step on. A ``model`` of your own has to be given again.
+        Continue from ``last.safetensors`` in ``out``. ``config`` must be that of the run, except
+        for the settings marked * on the page of settings. With more epochs the schedule is that of the
+        longer run, from the next step on. A ``model`` of your own must be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch.
     model : Module, optional
-        Trained in place; by default :func:`build` makes it from ``config``. With ``config.ema`` it
-        ends with the averaged weights, with ``config.validation`` with the best ones. Modules in
-        evaluation mode, such as frozen norms, stay so, unless the model itself is: then all of it
-        is trained. At the end each has its own mode.
+        Trained in place; by default :func:`build` creates it from ``config``. At the end it has the
+        averaged weights with ``config.ema``, the best ones with ``config.validation``. Modules in
+        evaluation mode, such as frozen norms, stay in it, unless the whole model is in evaluation
+        mode: then all of it is trained. At the end the mode of each module is restored.
     before_update
-        Called with the model and the optimiser in each step, with the (clipped) gradients: it may
-        change them, or set ``optimiser.lr``. On a GPU, reading a number waits for it.
+        Called in each step with the model and the optimiser; it may change the (clipped) gradients,
+        or set ``optimiser.lr``. Reading a number waits for a GPU.
     after_epoch
-        Called after each epoch's evaluation with the model, as it was evaluated, and the epoch's
-        line, before that is written: what it adds (numbers, strings) is kept. True ends the run.
+        Called after the evaluation of each epoch with the evaluated model and the epoch's line
+        before it is written; entries that it adds (numbers, strings) are saved. True ends the run.
     testing
-        Called in each evaluation with the batches that are done, and all of them.
+        Called in each evaluation with the number of batches done, and of all batches.
     comm : communicator, optional
         Of ranks (:mod:`invocupy.distributed`) that call this function together with the same
-        settings. Each computes its share of every batch; the result is that of a single process
-        to rounding. Rank 0 alone reads and writes ``out``. Each calls its own functions; True of
+        settings. Each computes its share of every batch; the result is that of a single process up
+        to rounding. Only rank 0 reads and writes ``out``. Each rank calls its own hooks; True of
         one ``after_epoch`` ends the run.
     data
         ``(train_images, train_labels, test_images, test_labels)`` in place of ``config.dataset``:
         uint8 images (N, C, H, W) of any size and channels, and integers (N,) from 0. The number of
-        classes follows from the training labels, mean and deviation are those of the images trained
-        on; the run keeps them. To resume, give the same again.
+        classes follows from the training labels; mean and standard deviation are those of the
+        training images, and are saved in the run. To resume, give the same data again.
     started
         Called once, before the first step, with the model and an :class:`About` of the images.
 
@@ -100,35 +100,35 @@ def fit(
     -------
     list of dict
         The lines of ``metrics.jsonl``: ``epoch`` and ``step`` (done in all, from 1),
-        ``train_loss``, ``train_accuracy`` (means over the epoch's batches as they were trained
-        on), ``test_loss`` (None if it is not finite: a network of many involutions can blow up
+        ``train_loss``, ``train_accuracy`` (means over the batches, before each update),
+        ``test_loss`` (None if it is not finite: a network of many involutions can overflow for
         single images although it learns well), ``test_accuracy``, ``seconds`` and
         ``images_per_second`` (of the training alone), ``lr`` (of the last step). With
         ``config.validation`` each epoch has ``val_loss`` and ``val_accuracy``, and the test set is
-        read once: the last line has what the best epoch's weights do on it, the others have None.
+        read once: the last line has the test result of the best weights, the others have None.
 
     Raises
     ------
     TypeError
-        If ``config`` is no Config, ``model`` no module, a hook no function, or ``data`` is not of
-        arrays of these dtypes.
+        If ``config`` is not a Config, ``model`` not a module, a hook not a function, or ``data``
+        not arrays of these dtypes.
     ConfigError
-        If ``out`` holds a run already or another process trains there, ``config`` contradicts the
-        run to resume (told before data is downloaded), the device is missing, a step would not
-        fit into its memory (not checked for a ``model`` of your own), or there is patience, but no
-        validation to look at.
+        If ``out`` already holds a run or another process trains there, ``config`` contradicts the
+        run to resume (checked before data is downloaded), the device is missing, a step would not
+        fit into its memory (not checked for a ``model`` of your own), or there is patience without
+        validation.
     invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
         If there is no whole checkpoint to resume from, or no data; if the shapes or labels of
         ``data`` do not fit.
     invocupy.distributed.LaunchError, invocupy.distributed.PeerError, RuntimeError
-        If settings or models differ between ranks, another rank failed, or the ranks have come to
-        different weights, which only a fault can bring about.
+        If settings or models differ between ranks, another rank failed, or the weights of the ranks
+        differ, which only a fault can cause.
     NonFiniteLoss
-        For the training loss. The checkpoints then hold the run before it went wrong.
+        For the training loss. The checkpoints are from before that step.
     Interrupted
-        In the main thread, for Ctrl-C, SIGTERM and SIGHUP: the step at hand is finished and saved
-        first. Ctrl-C after that raises ``KeyboardInterrupt`` at once. SIGTERM and SIGHUP are left
-        alone where the caller handles or ignores them.
+        In the main thread, for Ctrl-C, SIGTERM and SIGHUP: the current step is finished and saved
+        first. A second Ctrl-C raises ``KeyboardInterrupt`` at once. SIGTERM and SIGHUP have no such
+        effect if the caller handles or ignores them.
 
     Examples
     --------

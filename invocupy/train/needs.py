@@ -1,4 +1,4 @@
-"""The memory that a run needs, and the refusal of one that does not fit."""
+"""The memory that a run needs, and the check that it fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PER_IMAGE = 8 + 9 * 8 * 3  # beside its pixels: label, the epoch's random numbe
 
 
 class Needs(NamedTuple):
-    """The memory of a run in bytes, as estimated before it."""
+    """The estimated memory of a run in bytes."""
 
     training: StepMemory
     evaluation: StepMemory
@@ -35,12 +35,12 @@ class Needs(NamedTuple):
     data: int  # of all images
 
     def training_peak(self, config: Config, ranks: int = 1) -> int:
-        """Of a step, with everything that is there besides; on several ranks of one of them."""
+        """Peak of a training step, including program and data; with several ranks, of one rank."""
         part = -(-min(config.part, self.images) // ranks)
         return self.program + self.data + self.training.of(part)
 
     def evaluation_peak(self) -> int:
-        """Of a batch of the test set, with everything that is there besides."""
+        """Peak of the evaluation of a batch, including program and data."""
         # Gradients and velocities stay, and training.fixed has the weights already.
         images = self.tested * self.evaluation.per_image
         return self.program + self.data + self.training.fixed + images
@@ -129,7 +129,7 @@ def free_memory(device: str) -> int:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """What is left in each control group (version 2 or 1) of this process; psutil ignores them."""
+    """Free bytes in each control group (version 2 or 1) of this process; psutil ignores them."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":

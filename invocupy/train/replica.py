@@ -1,4 +1,4 @@
-"""What the ranks of a training do together: the loop asks its ``Replica``."""
+"""Cooperation of the ranks in training; the loop calls its ``Replica``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALIGNED = 64  # elements: kernels may load several at a time
 
 
 class Part(NamedTuple):
-    """The rows of a batch that this process takes through the model at a time."""
+    """Rows of a batch that this process computes at a time."""
 
     first: int  # within the batch
     last: int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class Replica:
-    """This process among the ranks. Alone it sends nothing: every method is the identity.
+    """This process among the ranks. A single process sends nothing: every method is the identity.
 
     Raises ConfigError if the ranks' device is not that of the settings.
     """
@@ -53,7 +53,7 @@ class Replica:
         self._message: Message | None = None
 
     def together(self) -> AbstractContextManager[None]:
-        """A context in which one rank may fail alone: at its end all go on or none."""
+        """A context in which one rank may fail alone: at its end all ranks continue, or none."""
         return nullcontext() if self.alone else together(self.comm)
 
     def check(self, model: nn.Module, resume: bool) -> None:
@@ -67,7 +67,7 @@ class Replica:
             agree(self.comm, version=__version__, **settings, resume=resume, parameters=shapes)
 
     def root_first(self, function: Callable[[], T]) -> T:
-        """The result of a function that rank 0 calls before the others, as it may download."""
+        """The result of a function that rank 0 calls first, since it may download."""
         for turn in (self.is_root, not self.is_root):
             with self.together():
                 if turn:
@@ -75,7 +75,7 @@ class Replica:
         return found
 
     def from_root(self, value: T) -> T:
-        """A small value of rank 0, as JSON holds it."""
+        """A small value of rank 0, sent as JSON."""
         found: T = self.comm.exchange(value if self.is_root else None)[0]
         return found
 
@@ -90,16 +90,16 @@ class Replica:
         return copy
 
     def rows(self) -> Callable[[int], NDArray[np.int64]] | None:
-        """Which rows of a batch this rank needs, given their number; None for all of them."""
+        """The rows of a batch of a given size that this rank needs; None for all."""
         if self.alone:
             return None
         return lambda count: np.concatenate([np.arange(p.first, p.last) for p in self.split(count)])
 
     def split(self, images: int) -> list[Part]:
-        """How this process takes a batch of so many images through the model.
+        """The parts in which this process computes a batch of ``images`` images.
 
-        A part is cut over the ranks, as batch norm sees it whole. One with fewer images than ranks
-        is taken by all of them, each for itself: a rank without images could not follow the others.
+        A part is split over the ranks, and batch norm sees it whole. A part with fewer images than
+        ranks is computed by every rank alone, since a rank without images could not take part.
         """
         found = []
         for start in range(0, images, self.config.part):
@@ -112,7 +112,7 @@ class Replica:
     def reduce(
         self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
     ) -> tuple[Any, ...]:
-        """Numbers, and the gradients of parameters, summed; how many ranks are asked to stop."""
+        """Sum numbers and gradients over the ranks; also the number of ranks asked to stop."""
         if self.alone:
             return numbers
         if self._message is None:
@@ -120,14 +120,14 @@ class Replica:
         return tuple(self._message.sum(*numbers, asked))
 
     def stops(self, asked: bool) -> bool:
-        """Whether to stop at once; ranks stop together, by what :meth:`reduce` has summed."""
+        """Whether to stop at once; several ranks stop together, by the sum of :meth:`reduce`."""
         return asked and self.alone
 
     @contextmanager
     def norms(self, model: nn.Module, apart: bool = False) -> Iterator[None]:
-        """A context in which batch norms see the batches of all ranks, if they shall.
+        """A context in which batch norms use the batches of all ranks, if so configured.
 
-        ``apart``: what this rank computes, within such a context.
+        ``apart``: within such a context, this rank computes alone.
         """
         inside, after = (None, self._norms) if apart else (self._norms, None)
         if not self.alone:
@@ -179,8 +179,8 @@ class Replica:
 class Message:
     """The gradients of a model and a few numbers in one flat array, to be summed over the ranks.
 
-    A gradient that is missing on some ranks counts as zero there; one that is missing on all of
-    them stays missing.
+    A gradient that is missing on some ranks is zero there; one that is missing on all ranks stays
+    missing.
     """
 
     def __init__(self, params: Sequence[Tensor], numbers: int, comm: Comm) -> None:
@@ -190,7 +190,7 @@ class Message:
         sizes = [self.counts.stop, *(parameter.size for parameter in params)]
         *starts, end = np.cumsum([-(-size // _ALIGNED) * _ALIGNED for size in sizes]).tolist()
         self.places = [slice(i, i + p.size) for i, p in zip(starts, params, strict=True)]
-        # Half types would lose in the sum what the gradients still have.
+        # In half types the sum would lose precision.
         dtype = np.result_type(np.float32, *{p.dtype for p in params if p.dtype.itemsize == 8})
         first = params[0].data
         with on_device(first):

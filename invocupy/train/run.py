@@ -1,4 +1,4 @@
-"""A run: all that its next step depends on, and how it is kept in its folder."""
+"""A run in memory, and its files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from invocupy.train.setup import rate
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818
-    """The loss became NaN or infinite. Says in which step, and where it can be seen first."""
+    """The loss became NaN or infinite. The message says in which step, and the first bad array."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Run:
         return self.state.epoch * self.steps + self.state.step
 
     def begin(self, resume: bool) -> None:
-        """Restore and write the folder's files, the checkpoint first: who has one goes on."""
+        """Restore a run and write its files, first the checkpoint, from which it can be resumed."""
         if resume and self.replica.is_root:
             self.restore()
         if self.folder is None:
@@ -81,7 +81,7 @@ class Run:
             raise
 
     def restore(self) -> None:
-        """Take over the folder's last checkpoint; ConfigError if it is of other settings."""
+        """Load the last checkpoint; ConfigError if its settings differ."""
         if self.folder is None:
             raise ConfigError("out must be given to resume: the run's folder")
         _, state, _, saved, _ = to_resume(
@@ -101,7 +101,7 @@ class Run:
             self.best.arrays = {name: to_device(a, device) for name, a in chosen.items()}
 
     def spread(self) -> None:
-        """Let all ranks stand where rank 0 does, with its bits."""
+        """Copy the state of rank 0 to all ranks."""
         state, names = self.replica.from_root((asdict(self.state), [*self.arrays()]))
         own = self.arrays(everywhere=True)
         self.put(State(**state), {name: self.replica.broadcast(own[name]) for name in names})
@@ -115,9 +115,9 @@ class Run:
         return own | self.average.arrays
 
     def arrays(self, everywhere: bool = False) -> dict[str, Array]:
-        """All that training changes, by the names in a checkpoint.
+        """All arrays that training changes, by their names in a checkpoint.
 
-        A parameter has a velocity once it was moved, or ``everywhere``.
+        A parameter has a velocity after its first update, or with ``everywhere``.
         """
         moved = zip(self.model.named_parameters(), self.optimiser.velocities, strict=True)
         velocities = ((name, p.data if v is None and everywhere else v) for (name, p), v in moved)
@@ -128,7 +128,7 @@ class Run:
         }
 
     def put(self, state: State, arrays: Mapping[str, Array]) -> None:
-        """Stand at a state with these arrays."""
+        """Set the state and the arrays."""
         self.state = state
         for name, holder in self.model.named_state():
             holder.data = arrays[f"model.{name}"]
@@ -193,7 +193,7 @@ class Run:
         return bool(history) and history[-1].get("test_accuracy") is None
 
     def end(self, result: Evaluation) -> None:
-        """Add to the last line what the best weights do on the test set."""
+        """Add the test result of the best weights to the last line."""
         loss = result.loss if math.isfinite(result.loss) else None
         self.state.history[-1] |= {"test_loss": loss, "test_accuracy": result.accuracy}
         self.save("last")
@@ -221,7 +221,7 @@ class Run:
         )
 
     def _write_metrics(self) -> None:
-        # The whole file anew, so that it agrees with the checkpoint whatever was killed when.
+        # The whole file is rewritten, so that it agrees with the checkpoint after a crash.
         if self.folder is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.state.history)
             checkpoint.write_atomically(self.folder / METRICS, lines.encode())

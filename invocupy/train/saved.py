@@ -1,4 +1,4 @@
-"""What a run's folder holds: its names, the state in a checkpoint, and how it is read."""
+"""The files of a run folder, the state in a checkpoint, and how they are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class OpenRun(NamedTuple):
-    """What :func:`open_run` finds."""
+    """The result of :func:`open_run`."""
 
     config: Config
     model: nn.Module
@@ -82,7 +82,7 @@ def load_run(
 def open_run(
     folder: str | os.PathLike[str], which: str = "best", model: nn.Module | None = None
 ) -> OpenRun:
-    """Settings, trained model, history, and what is known of the images, from a run's folder.
+    """Settings, trained model, history, and the description of the images, from a run folder.
 
     The model is on the CPU, in evaluation mode, with the averaged weights if ``config.ema`` asked
     for them. The history has the epochs until then, as from :func:`invocupy.train.fit`.
@@ -114,7 +114,7 @@ def open_run(
 
 @dataclass
 class State:
-    """Where a run stands: with the arrays, all that its next step depends on."""
+    """The progress of a run: with the arrays, everything that the next step depends on."""
 
     epoch: int = 0  # epochs finished
     step: int = 0  # steps done of the one after them, and sums over these steps:
@@ -144,9 +144,9 @@ class State:
 def check_folder(
     config: Config, folder: Path, resume: bool, about: About, model: nn.Module | None = None
 ) -> None:
-    """Refuse a folder in which the run cannot begin, or not go on with these settings.
+    """ConfigError if the run cannot start in the folder, or continue with these settings.
 
-    ``model`` is that of the caller, where it is not built from the settings.
+    ``model`` is that of the caller, if it is not built from the settings.
     """
     if resume:
         to_resume(config, folder, about, model=model)
@@ -162,7 +162,7 @@ def check_folder(
 
 
 def _was_never_begun(folder: Path, there: list[str]) -> bool:
-    """Whether these files are what older versions left that were killed before a checkpoint."""
+    """Whether these files are of an older version that was killed before its first checkpoint."""
     config, metrics = folder / CONFIG, folder / METRICS
     if there[0] != CONFIG or (metrics.exists() and metrics.stat().st_size):
         return False
@@ -176,9 +176,9 @@ def to_resume(
     config: Config, folder: Path, about: About, steps: int | None = None,
     model: nn.Module | None = None,
 ) -> Saved:  # fmt: skip
-    """The last checkpoint of a run that can go on with these settings; else ConfigError.
+    """The last checkpoint of a run that can continue with these settings; else ConfigError.
 
-    ``steps`` are those of an epoch, once its data is read; ``model`` as in :func:`check_folder`.
+    ``steps`` are those of an epoch, once the data is read; ``model`` as in :func:`check_folder`.
     """
     saved = read(folder / LAST, model)
     its, state = asdict(saved.config), saved.state
@@ -200,7 +200,7 @@ def to_resume(
 
 
 def read(path: Path, own: nn.Module | None = None) -> Saved:
-    """The content of a checkpoint; ``own`` is a model to fit it, which is not changed."""
+    """The content of a checkpoint; ``own`` is a matching model, which is not changed."""
     if not os.path.lexists(path):  # pathlib's functions raise for a name too long
         why = "has no such file" if os.path.isdir(path.parent) else "is no folder"  # noqa: PTH112
         raise CheckpointError(
@@ -239,10 +239,10 @@ def read(path: Path, own: nn.Module | None = None) -> Saved:
 
 
 def name_of(model: nn.Module) -> str:
-    """The class of a model, which a checkpoint has beside its weights."""
+    """The class of a model, which a checkpoint stores with its weights."""
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def under(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays whose names begin so, by the rest of their names."""
+    """The arrays whose names start with the prefix, by the rest of their names."""
     return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

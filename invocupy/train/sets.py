@@ -1,4 +1,4 @@
-"""The data of a run: its training, validation and test images, and what a model knows of them."""
+"""The data of a run: its training, validation and test images, and their description."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
 
 ARRAYS = "arrays"
-"""The name of a data set that was given as arrays, which is read from nowhere."""
+"""The name of a data set that was given as arrays."""
 
 
 class About(NamedTuple):
-    """What is known of the images of a run; it stands in each checkpoint."""
+    """The description of the images of a run; it is part of each checkpoint."""
 
     dataset: str
     classes: tuple[str, ...]
@@ -34,12 +34,12 @@ class About(NamedTuple):
         return {"mean": self.mean, "std": self.std}
 
     def measured(self, images: NDArray[np.uint8]) -> About:
-        """The same with the mean and standard deviation of these images, unless it has them."""
+        """A copy with the mean and standard deviation of these images, unless already known."""
         mean, std = (self.mean, self.std) if self.mean else data.moments(images)
         return self._replace(mean=mean, std=std)
 
     def like(self, other: About) -> bool:
-        """Whether a run on these images may go on with others: those that are the same."""
+        """Whether a run on these images may continue with others: they must be the same."""
         measured = not (self.mean and other.mean) or self[4:] == other[4:]
         return self[:3] == other[:3] and measured
 
@@ -65,7 +65,7 @@ class About(NamedTuple):
 
 
 def describe(config: Config, own: tuple[Images, Images] | None = None) -> About:
-    """What is known before any image is read; ``own`` images stand in for the settings' data."""
+    """The description before any image is read; ``own`` images replace those of the settings."""
     most = config.overfit or config.limit
     if own is not None:
         (images, labels), (tests, _) = own
@@ -123,7 +123,7 @@ def load_sets(config: Config, own: tuple[Images, Images] | None = None) -> list[
 
 
 def read_test_set(config: Config, about: About, data_dir: str | None = None) -> Images:
-    """The test set of a finished run, whose files may lie elsewhere now."""
+    """The test set of a finished run, whose files may have moved."""
     if about.dataset == ARRAYS:
         raise ConfigError(
             "the run was trained on arrays, which its folder does not hold: give the test images "

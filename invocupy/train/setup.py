@@ -1,4 +1,4 @@
-"""From a run's settings to its model, device and learning rates."""
+"""The model, device and learning rates of a run, from its settings."""
 
 from __future__ import annotations
 
