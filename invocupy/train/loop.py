@@ -66,8 +66,8 @@ def fit(
         last epoch). One process at a time can train in it; others may read it.
     resume : bool
         Continue from ``last.safetensors`` in ``out``. ``config`` must be that of the run, except
-        for the settings marked * on the page of settings. With more epochs the schedule is that of the
-        longer run, from the next step on. A ``model`` of your own must be given again.
+        for the settings marked * on the page of settings. With more epochs the schedule is that of
+        the longer run, from the next step on. A ``model`` of your own must be given again.
     progress
         Called with a :class:`Progress` after each step and each epoch.
     model : Module, optional
