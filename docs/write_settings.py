@@ -34,7 +34,7 @@ def lines() -> Iterator[str]:
         groups.setdefault(item.metadata["group"], []).append(item)
     for name, items in groups.items():
         yield from ("", f"## {name.capitalize()}", "")
-        yield from ("| flag | default | values | meaning |", "| --- | --- | --- | --- |")
+        yield from ("| flag | meaning | default | values |", "| --- | --- | --- | --- |")
         yield from map(row, items)
     yield from ("", "## Environment variables", "")
     yield from ("| variable | sets | default |", "| --- | --- | --- |")
@@ -59,7 +59,7 @@ def row(item: Field[Any]) -> str:
     text = item.metadata["help"]
     meaning = re.sub(r":(\w+):`", r"{\1}`", text[0].upper() + text[1:]).replace("``", "`")
     star = "*" if item.metadata["free"] else ""
-    return f"| `--{flag}`{star} | {default} | {allowed} | {meaning} |".replace("  ", " ")
+    return f"| `--{flag}`{star} | {meaning} | {default} | {allowed} |".replace("  ", " ")
 
 
 if __name__ == "__main__":
