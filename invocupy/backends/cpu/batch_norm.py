@@ -4,7 +4,7 @@ Sums are taken in float64 (the conversion hides behind the memory), in an order 
 sizes alone: each segment of a plane by itself, segments and images then added by NumPy.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

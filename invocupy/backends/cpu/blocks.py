@@ -1,6 +1,6 @@
 """Blocks: what a task computes, and the source that it sees, packed with a zero border."""
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

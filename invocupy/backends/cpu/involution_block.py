@@ -9,7 +9,7 @@ and used up at once.
 Here training goes step by step (:mod:`invocupy.ops.block`); its whole forms are the reference's.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ gradient of x it is needed at shifted positions, so backward keeps it for a band
 take the gradient of the kernel.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

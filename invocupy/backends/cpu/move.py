@@ -5,7 +5,7 @@ with a zero border are in :mod:`~invocupy.backends.cpu.blocks`; for weights see
 :mod:`~invocupy.backends.cpu.order`.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

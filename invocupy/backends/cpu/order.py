@@ -5,7 +5,7 @@ memory (:func:`packer`). Large ones are packed once for all, in a launch of thei
 (:func:`packed`).
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ every product is one of weights with rows, or of rows with rows summed over pixe
 :mod:`invocupy.backends.cpu.pointwise`). In sums over pixels a row of ones stands for the bias.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

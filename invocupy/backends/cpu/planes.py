@@ -6,7 +6,7 @@ over *tiles* of VECTORS vectors of positions, those between the rows included, a
 border.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ multiple of 4096 bytes from the next channel's, which is the same place in L1), 
 of one more channel, which is 1 everywhere.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

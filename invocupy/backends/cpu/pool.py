@@ -16,7 +16,7 @@ late finds nothing, and never blocks the caller. For a long launch of the main t
 leads, so that the main thread can handle signals.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ stride: what neighbouring windows see through a tap then lies side by side. Sums
 columns first, so that they need no such thing.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

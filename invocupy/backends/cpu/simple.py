@@ -8,7 +8,7 @@ are float64; a gradient is written as the transpose of its formula: the same loo
 added to what was read before.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ Planes are packed with zeros around them, and cut, as those of an involution are
 each tap, and each row of it that is loaded serves all rows of results that see it.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Names: a *tile* is NR vectors of V positions; a *term* is what it sees through o
 channel, or a row of ones for the bias; a *row* is a channel of the product's result.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The compiled loops of the gradient of the kernel, and of those of features and weights."""
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ For each row of tiles the part of the kernel that they need is packed, or made, 
 channels of the group.
 """
 # Numba infers the types of compiled functions.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
 
 from __future__ import annotations
 
