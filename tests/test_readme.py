@@ -79,6 +79,9 @@ def test_its_links_and_pictures_exist() -> None:
     paths = [link or source for link, source in named]
     assert len(paths) > 15
     assert [path for path in paths if not (ROOT / path).is_file()] == []
+    for path, place in re.findall(r"\]\((?!\w+:)([^)#]+)#([^)]+)\)", text()):
+        heads = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+        assert place in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
 
 
 def test_an_index_gets_no_link_into_a_repository_without_address() -> None:
