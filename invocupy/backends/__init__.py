@@ -1,4 +1,4 @@
-"""The code that runs on each kind of machine: a wing per machine, a module per op in each.
+"""The code for each kind of machine: one folder (wing) per machine, with one module per op.
 
 ======================  ==========================================================================
 folder                  what it is
@@ -9,7 +9,7 @@ folder                  what it is
 ======================  ==========================================================================
 
 The modules of an op have the same functions with the same signatures: those of :mod:`.signatures`.
-Only ops that earn it are here; the rest is array code in :mod:`invocupy.ops`.
+Only ops for which it pays are here; the rest is array code in :mod:`invocupy.ops`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 ON_GPU = ("involution", "involution_block", "convolution", "pointwise", "batch_norm", "sgd")
-"""The ops of the CUDA wing; of the others, CuPy arrays get the reference."""
+"""The ops of the CUDA wing; for others, CuPy arrays use the reference."""
 
 on_compile: Callable[[str, bool], object] | None = None
-"""Called with a CPU kernel's name when its compiling begins, and with True when it is done.
+"""Called with a CPU kernel's name and False before it is compiled, and with True afterwards.
 
-In the thread that compiles. What it raises is printed; it is not called again then.
+It is called in the compiling thread. An exception is printed, and ends further calls.
 """
 
 # if set, the function from an operator's name to what :func:`of` returns
@@ -91,16 +91,16 @@ if hasattr(os, "register_at_fork"):
 
 
 def dry_run() -> AbstractContextManager[None]:
-    """Within it, in this thread, backends do nothing: results are whatever was in their memory.
+    """Context in which backends do nothing, in this thread: results are uninitialised memory.
 
-    Shapes and allocations are those of the real computation, at next to no time, and nothing is
+    Shapes and allocations are those of the real computation, almost no time passes, and nothing is
     compiled: for counting.
     """
     return _having(lambda op: NOTHING)
 
 
 def plain() -> AbstractContextManager[None]:
-    """Within it, in this thread, operators run their specification, plain array code."""
+    """Context in which operators run their specification, plain array code, in this thread."""
     return _having(lambda op: _module(op, "reference"))
 
 
@@ -114,7 +114,7 @@ def _having(instead: Callable[[str], Any]) -> Iterator[None]:
 
 
 class _Nothing:
-    """In place of a backend's module: each of its functions fills nothing."""
+    """Replacement for a backend's module, whose functions do nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None

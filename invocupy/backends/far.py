@@ -2,10 +2,10 @@
 
 Kernels pack, or pad, every row and column from the first to the last that a window sees. With a
 large dilation, or a large padding and a large stride, nearly all of them lie outside the image.
-Along such an axis, only the taps that meet the image for some output are kept. The pixels that
-they see are copied, output after output, with zeros outside the image. In the copy the windows lie
-side by side: the stride is the number of remaining taps, without padding or dilation. So the sizes
-of the arrays bound the memory, whatever the options are.
+Along such an axis, only the taps that meet the image for some output are kept. Their pixels are
+copied, output by output, with zeros outside the image. In the copy the windows are adjacent: the
+stride is the number of remaining taps, without padding or dilation. So the memory is bounded by
+the sizes of the arrays, for any options.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Near(NamedTuple):
         return self.seen(array) if role == "x" else array
 
     def room(self, role: str, array: Array) -> Array:
-        """Room for the equivalent problem's result."""
+        """An array for the result of the equivalent problem."""
         if role == "o":
             return array
         shape = (*array.shape[:2], *self.g.size) if role == "x" else self.given(role, array).shape
@@ -176,7 +176,7 @@ def near_of(g: Geometry, same: bool = False) -> Near | None:
 
 
 def _is_near(size: Shape, stride: Shape, dilation: Shape) -> bool:
-    """Whether no more than the margin can lie outside, whatever the image."""
+    """Whether at most the margin can lie outside, for any image."""
     for k, s, d in zip(size, stride, dilation, strict=True):
         if k * d + _TOGETHER * s > _MARGIN:
             return False

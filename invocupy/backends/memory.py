@@ -1,14 +1,13 @@
-"""Memory for large NumPy results, kept and used again: fresh pages cost more than most operators.
+"""A pool of memory for large NumPy results: new pages cost more time than most operators.
 
-The system zeroes every page of a large new array when it is first written, which takes several
-times as long as writing it does. Blocks given out here come back when the last array on them is
-gone and serve the next result of about their size. They start at a cache line, so that no vector
-of a row lies across two. CuPy has a pool of its own.
+The system zeroes every page of a large new array at its first write, which takes several times as
+long as the write. A block of the pool is returned when its last array is freed, and reused for the
+next result of about its size. Blocks start at a cache line, so that no vector of a row crosses one.
+CuPy has its own pool.
 
-No more than a limit lies idle: a block that comes back beyond it goes to the system. Training steps
-that need more raise it: by what is in use when a backward pass begins, if as much was in use at the
-one before. The first request that finds no block of its size then empties the pool and sets the
-limit back.
+Idle memory has a limit; blocks beyond it are returned to the system. Training steps raise the limit
+by the memory in use at the start of the backward pass, if as much was in use in the step before.
+The first request without a block of its size then empties the pool and resets the limit.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class _Pool:
         self.last = 0  # when the last backward pass began
 
     def count(self) -> int:
-        """Bytes lying idle, exactly."""
+        """The exact number of idle bytes."""
         self.held = sum(size * len(blocks) for size, blocks in list(self.idle.items()))
         return self.held
 
@@ -55,7 +54,7 @@ class _Pool:
 _pool = _Pool()
 sent = 0  # messages to other ranks
 others: list[Callable[[], None]] = []
-"""Functions that give back idle memory of other modules."""
+"""Functions that release idle memory of other modules."""
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
@@ -72,7 +71,7 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
 
 
 def patiently(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call ``make``; after a MemoryError once more, with all idle memory given back.
+    """Call ``make``; after a MemoryError release all idle memory and call it again.
 
     Not if ``make`` has sent a message to other ranks: it would send it twice.
     """
@@ -93,12 +92,12 @@ def note_message() -> None:
 
 
 def release_memory() -> None:
-    """Give the memory that is kept for later results back to the system.
+    """Return the idle memory of results and kernels to the system.
 
-    On the CPU the memory of large results (64 KB and more) is used again when they are gone. At
-    most 1 GiB lies idle, and in training as much more as a step has in use. The working memory of
-    the kernels is kept as well. All of it is also given back before a MemoryError is raised. CuPy's
-    pool has a function of its own, ``cupy.get_default_memory_pool().free_all_blocks()``.
+    On the CPU the memory of large results (64 KB and more) is reused after they are freed. At most
+    1 GiB is idle, in training additionally as much as a step uses. The working memory of the
+    kernels is kept as well. All of it is also released before a MemoryError is raised. For CuPy's
+    pool call ``cupy.get_default_memory_pool().free_all_blocks()``.
 
     Examples
     --------
@@ -118,12 +117,12 @@ release = release_memory  # its name within the backends
 
 
 def backward_begins() -> None:
-    """Note the start of a backward pass: what two steps had in use may lie idle for the third."""
+    """Record the start of a backward pass; memory used by two steps may be idle for the third."""
     _pool.more, _pool.last = min(_pool.last, _pool.used), _pool.used
 
 
 def _block(size: int) -> Any:
-    """A buffer whose memory comes back when no array needs it any more."""
+    """A buffer whose memory is returned to the pool when no array uses it."""
     pool = _pool
     try:
         memory = pool.idle[size].pop()

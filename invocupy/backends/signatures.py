@@ -1,18 +1,18 @@
-"""The contract of all ops: the functions that the module of an op has in every wing.
+"""The contract of all ops: the functions of an op's module in every wing.
 
-A row of :data:`TABLE` says what a function is given, what it fills, with shapes, and what that
-becomes. ``?`` marks an array that may be None, and what has no shape is no array: ``g`` is a
+A row of :data:`TABLE` lists the inputs and results of a function with their shapes, and its
+formula. ``?`` marks an array that may be None, and names without a shape are not arrays: ``g`` is a
 :class:`~invocupy.geometry.Geometry`; ``window`` is (stride, padding, dilation), or for pooling
 (size, stride, padding), a pair each. sh, ph, dh are the vertical stride, padding and dilation, and
 sw, pw, dw the horizontal ones. An involution has one, two or three spatial axes: ``*S`` are the
 sizes of the image, ``*O`` of the result and ``*K`` of the kernel, T is G times the product of
 ``*K``; a position i and a tap u have an index for each axis. A test holds the modules to the table.
 
-Arrays come in C-contiguous, of one floating dtype that the wing knows, of the right shapes, on one
-device, none of them empty. Results are the last arguments; they are filled completely and never
-read, and inputs are never written. No checks, no state that changes a result, gathers only: the
-same call gives the same bits. Half types accumulate in float32. Per-channel arrays of batch_norm
-are float64 for float64 arrays and float32 otherwise; sums and moments may be asked for in float64.
+Arrays are C-contiguous, of one floating dtype that the wing supports, of the right shapes, on one
+device, and not empty. Results are the last arguments; they are filled completely and never read,
+and inputs are not modified. There are no checks and no state that changes a result; all sums are
+gathers, so the same call gives the same bits. Half types accumulate in float32. Per-channel arrays
+of batch_norm are float64 for float64 arrays and float32 otherwise; sums and moments may be float64.
 """
 
 from __future__ import annotations

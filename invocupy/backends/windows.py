@@ -1,4 +1,4 @@
-"""What the taps of involution, convolution and pooling see: padded images and strided views."""
+"""Padded images and strided views for the taps of involution, convolution and pooling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Window: TypeAlias = tuple[Shape, Shape, Shape]
 
 
 def within(window: Window, sizes: Shape, out: Shape) -> Window:
-    """(size, stride, padding) of windows that see the same and reach less far beyond the image."""
+    """(size, stride, padding) of equivalent windows that reach less far beyond the image."""
     size, stride, padding = window
     if not any(padding) and all(k <= n for k, n in zip(size, sizes, strict=True)):
         return window

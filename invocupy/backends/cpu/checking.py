@@ -32,7 +32,7 @@ _lock = threading.Lock()
 
 
 class OutsideError(Exception):
-    """Compiled code has gone outside of the memory of its launch."""
+    """Compiled code has accessed memory outside of its launch."""
 
 
 @contextmanager

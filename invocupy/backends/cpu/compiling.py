@@ -26,7 +26,7 @@ def whole(work: Callable[..., Result], *arguments: Any) -> Result:
     Python runs the handlers of signals in the main thread, between any two of its instructions. An
     exception that one raises (Ctrl-C: KeyboardInterrupt) would leave LLVM's objects half made, and
     the process would end with a segmentation fault some calls later. So the main thread only waits:
-    the exception ends the waiting at once, and the work goes on to its end.
+    the exception ends the waiting at once, and the work is completed in its thread.
     """
     lock = _compiler_lock()
     if lock is not None and _is_owned(lock):  # this thread is compiling

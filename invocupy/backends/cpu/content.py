@@ -5,9 +5,9 @@ read. The digest covers the bytecode of the function and everything that it can 
 (functions, classes, constants). Numba copies the values of global names and of closures into the
 code that it compiles, including constants that describe the machine.
 
-What is compiled stays as it is when a module is loaded again, or a name gets another value, and
-goes on being used in what is compiled later. So there is no digest of what has been loaded again,
-nor :func:`lasting_digest` of what has changed, since it was first looked at.
+Compiled code does not change when a module is reloaded or a name gets another value, and later
+code uses it. So there is no digest of code that was reloaded, nor :func:`lasting_digest` of code
+that has changed, since its first digest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The one door to Numba: how kernels are compiled and kept.
+"""The only module that uses Numba: it compiles kernels and caches them.
 
-Compiled kernels are kept in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; empty for
-nowhere). Numba's own cache is not used because it fails where there is no writable directory, fails
-at every start once a file is damaged, and can mix up specialisations that two processes save at
-once. Here a specialisation is one file, named by a digest of all that it depends on (the code that
+Compiled kernels are stored in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; not at all
+if empty). Numba's own cache is not used: it fails without a writable directory, fails at every
+start once a file is damaged, and can mix up specialisations that two processes save at once. Here a specialisation is one file, named by a digest of all that it depends on (the code that
 this process runs, see :mod:`invocupy.backends.cpu.content`, the compilers and the processor that
 Numba compiles for) and written in one step; a file that is missing, damaged or not ours is compiled
 again. As in Numba's cache the content is a pickle, so the directory must belong to the user and be
@@ -65,7 +64,7 @@ def inlined(function: Any) -> Any:
 
 
 def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
-    """Compile even if NUMBA_DISABLE_JIT is set, because Python cannot run kernels."""
+    """Compile even if NUMBA_DISABLE_JIT is set, since kernels cannot run in Python."""
     disabled, _config.DISABLE_JIT = _config.DISABLE_JIT, 0
     try:
         return compile_(signature)
@@ -74,10 +73,10 @@ def _compile(compile_: Callable[[Any], Any], signature: Any) -> Any:
 
 
 def features() -> set[str]:
-    """What Numba's compiler may use of the processor, as LLVM names it.
+    """The processor and features for Numba's compiler, under LLVM's names.
 
-    ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` choose. With a name alone Numba takes the features
-    of this machine, with the name "generic" none.
+    ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` set them. With a name alone Numba uses the
+    features of this machine, with the name "generic" none.
     """
     _, _, listed = cpu_target.target_context.codegen().magic_tuple()
     return {feature[1:] for feature in listed.split(",") if feature.startswith("+")}
@@ -198,12 +197,12 @@ def _identity(function: Any) -> tuple[Any, ...]:
 
 
 def cache_directory() -> Path | None:
-    """Where compiled kernels are kept; None if there is no private place for them."""
+    """The folder of compiled kernels; None if there is no private folder."""
     return _place()[0]
 
 
 def why_not_kept() -> str:
-    """Why compiled kernels are kept in memory only; empty if they are kept in a directory."""
+    """Why compiled kernels are not stored on disk; empty if they are."""
     return _place()[1]
 
 

@@ -235,7 +235,7 @@ def _pop(board):
 
 @jit
 def _serve(board, worker, turns):
-    """What a worker does all its life."""
+    """The loop of a worker."""
     add(board + _SERVING, 1)
     while load(board + _CLOSED) == 0:
         _spin(board, turns)
@@ -414,7 +414,7 @@ def _reset() -> None:
 
 
 def _forget() -> None:
-    """Give the scratch memory of all descriptors at rest back to the system."""
+    """Release the scratch memory of all idle descriptors."""
     resting = []
     with suppress(IndexError):
         while True:  # no other thread can begin with one meanwhile

@@ -1,7 +1,7 @@
-"""The formulas of the CPU backend as plain Numba loops: what the vector code computes, unoptimised.
+"""The formulas of the CPU backend as plain Numba loops, without optimisation.
 
-Only tests compile them: this is the form to read between the array code of
-:mod:`invocupy.backends.reference` and the vector code beside this module. They work in any number
+Only tests compile them: read them between the array code of :mod:`invocupy.backends.reference` and
+the vector code in this folder. They work in any number
 of spatial dimensions: images are (N, C, pixels), kernels (N, G, taps, positions), and ``axes`` are
 the tuples (sizes of the image, of the window and of the result, stride, padding, dilation). Sums
 are float64; a gradient is written as the transpose of its formula: the same loop, with the product

@@ -1,4 +1,4 @@
-"""How many threads a call may use."""
+"""The number of threads of a call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _busy = 0  # cores that others used then
 
 
 def get_num_threads() -> int:
-    """How many threads one call may use, the caller's included.
+    """The number of threads that one call may use, including the caller.
 
-    The number given to :func:`set_num_threads`, or else the number of cores this process may run
-    on at first use (its affinity, and its container's share of the processor), limited by the
-    environment variable ``INVOCUPY_NUM_THREADS``. Where neither says a number, a call leaves alone
-    the cores that other processes and threads keep busy.
+    The number given to :func:`set_num_threads`; otherwise the number of cores available to this
+    process at first use (its affinity, and its container's share of the processor), limited by the
+    environment variable ``INVOCUPY_NUM_THREADS``. If neither sets a number, a call does not use
+    cores that other processes and threads keep busy.
 
     Raises
     ------
@@ -35,9 +35,9 @@ def get_num_threads() -> int:
 
 
 def set_num_threads(number: int | None) -> None:
-    """Set how many threads one call may use; ``None`` goes back to the default.
+    """Set the number of threads that one call may use; ``None`` restores the default.
 
-    Results do not depend on it, to the bit.
+    Results are bit-identical for any number.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def set_num_threads(number: int | None) -> None:
 
 
 def is_set() -> bool:
-    """Whether the user said how many threads there shall be."""
+    """Whether the user has set the number of threads."""
     return _wanted is not None or _limit() is not None
 
 
@@ -100,7 +100,7 @@ def _limit() -> int | None:
 
 
 def _running() -> int:
-    """How many tasks run on this machine now; 0 where the system does not say."""
+    """The number of tasks that run on this machine now; 0 if unknown."""
     with suppress(OSError, ValueError, IndexError):
         if hasattr(os, "pread"):
             return int(os.pread(_load(), 64, 0).split()[3].partition(b"/")[0])

@@ -1,4 +1,4 @@
 """The specification of every op in plain array code, for NumPy and CuPy: read it with the table.
 
-Nothing here is fast. Half types are computed in float32.
+It is not optimised. Half types are computed in float32.
 """

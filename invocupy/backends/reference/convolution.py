@@ -20,7 +20,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Ar
 
 
 def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
-    """Each tap puts its share back where it looked."""
+    """Each tap adds its share to the pixels that it read."""
     xp, (stride, pads, dilation), taps = namespace(grad), window, _taps(weight, out)
     total, grad = pad(xp.zeros_like(widen(out)), pads, 0), _grouped(widen(grad), len(taps))
     for tap, seen in windows(weight.shape[2:], grad.shape[3:], stride, dilation):

@@ -22,7 +22,7 @@ def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
 
 
 def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
-    """Each tap puts its share back where it looked."""
+    """Each tap adds its share to the pixels that it read."""
     taps, grad = widen(kernel), _by_group(widen(grad), g)
     padded = _padded(namespace(grad).zeros(g.x_shape, grad.dtype), g)
     for tap, seen in _taps(g):

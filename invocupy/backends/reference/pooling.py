@@ -10,7 +10,7 @@ from invocupy.backends.windows import Window, pad, unpad, windows
 
 
 def max_pool(x: Array, window: Window, out: Array, winner: Array) -> None:
-    """Taps in turn: each takes the windows where it is larger."""
+    """Tap by tap: each replaces the value of the windows where it is larger."""
     xp = namespace(x)
     padded = _padded(x, window, out, -xp.inf)
     inside = _padded(xp.ones((1, 1, *x.shape[2:]), bool), window, out, False)
@@ -25,7 +25,7 @@ def max_pool(x: Array, window: Window, out: Array, winner: Array) -> None:
 
 
 def max_pool_grad(grad: Array, winner: Array, window: Window, out: Array) -> None:
-    """Taps in turn: each gives to the pixels that win by it."""
+    """Tap by tap: each adds the gradient to the pixels that win by it."""
     xp = namespace(grad)
     total = xp.zeros_like(_padded(out, window, grad, 0), dtype=wide(out.dtype))
     for place, seen in _taps(xp, out, window, grad):
