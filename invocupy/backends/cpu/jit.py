@@ -2,11 +2,12 @@
 
 Compiled kernels are stored in ``$INVOCUPY_CACHE_DIR`` (by default ``~/.cache/invocupy``; not at all
 if empty). Numba's own cache is not used: it fails without a writable directory, fails at every
-start once a file is damaged, and can mix up specialisations that two processes save at once. Here a specialisation is one file, named by a digest of all that it depends on (the code that
-this process runs, see :mod:`invocupy.backends.cpu.content`, the compilers and the processor that
-Numba compiles for) and written in one step; a file that is missing, damaged or not ours is compiled
-again. As in Numba's cache the content is a pickle, so the directory must belong to the user and be
-writable by nobody else.
+start once a file is damaged, and can mix up specialisations that two processes save at once. Here a
+specialisation is one file, named by a digest of all that it depends on (the code that this process
+runs, see :mod:`invocupy.backends.cpu.content`, the compilers and the processor that Numba compiles
+for) and written in one step; a file that is missing, damaged or not ours is compiled again. As in
+Numba's cache the content is a pickle, so the directory must belong to the user and be writable by
+nobody else.
 """
 # mypy: disable-error-code="no-untyped-call"
 
