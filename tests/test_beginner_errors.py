@@ -179,9 +179,9 @@ COMMANDS: list[tuple[str, int, str]] = [
     ("train --dataset cifar10 --data-dir cifar-10-batches-py", 65, "has the Python version"),
     ("train --dataset folder --data-dir nowhere", 65,
      r"nowhere has no folder train: it must hold train/CLASS/\* and test/CLASS/\*"),
-    ("evaluate nowhere", 65, r"\(nowhere is no folder\): " + NO_RUN),
+    ("evaluate nowhere", 65, r"\(nowhere is not a folder\): " + NO_RUN),
     ("evaluate .", 65, r"\(\. has no such file\): " + NO_RUN),
-    ("report text.png", 65, r"\(text\.png is no folder\): " + NO_RUN),
+    ("report text.png", 65, r"\(text\.png is not a folder\): " + NO_RUN),
     ("train --layers 0 --limit 40 --lr 1e30 --device cpu --no-plots --out diverged", 70,
      r"training loss is .* train with a lower lr than 1e\+30"),
 ]  # fmt: skip

@@ -131,7 +131,7 @@ def _of_the_article(state: Mapping[str, Any], head_relu: bool | None) -> dict[st
     pixels = size(3 * 32 * 32, 1, "head.0.weight") // 3
     side = math.isqrt(pixels)
     if side * side != pixels:
-        raise ValueError(f"its first dense layer takes {pixels} pixels, which are no square image")
+        raise ValueError(f"its first dense layer takes {pixels} pixels, which form no square")
     # The two largest arrays: what the file has not got is not made.
     dense = 500 * 3 * pixels if "head.0.weight" in shapes else 0
     if dense + blocks * hidden * hidden // 4 > sum(map(math.prod, shapes.values())):

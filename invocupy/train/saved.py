@@ -202,7 +202,7 @@ def to_resume(
 def read(path: Path, own: nn.Module | None = None) -> Saved:
     """The content of a checkpoint; ``own`` is a matching model, which is not changed."""
     if not os.path.lexists(path):  # pathlib's functions raise for a name too long
-        why = "has no such file" if os.path.isdir(path.parent) else "is no folder"  # noqa: PTH112
+        why = "has no such file" if os.path.isdir(path.parent) else "is not a folder"  # noqa: PTH112
         raise CheckpointError(
             f"{path} cannot be read ({path.parent} {why}): give the folder of a run, which "
             "training names at its end"

@@ -71,8 +71,8 @@ def test_65_for_bad_data(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_65_for_bad_checkpoints(trained: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "none is no folder" in fails(capsys, 65, "evaluate", "none")
-    assert "none is no folder" in fails(capsys, 65, "train", "--resume", "none")
+    assert "none is not a folder" in fails(capsys, 65, "evaluate", "none")
+    assert "none is not a folder" in fails(capsys, 65, "train", "--resume", "none")
     content = Path(trained, "best.safetensors").read_bytes()
     Path("run").mkdir()
     for damaged in (

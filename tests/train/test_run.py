@@ -158,7 +158,7 @@ def test_settings_are_compared_before_data_is_read(
         fit(replace(TINY, lr=0.5), tmp_path, resume=True)
     with pytest.raises(ConfigError, match="holds a run already"):
         fit(TINY, tmp_path)
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         fit(TINY, tmp_path / "none", resume=True)
     with pytest.raises(DataError):
         fit(TINY, tmp_path / "new")
@@ -271,7 +271,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match="a pipe or a device"):
         load_run(tmp_path, "last")
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         load_run("n" * 300, "last")
 
 

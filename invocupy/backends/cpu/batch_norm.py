@@ -24,7 +24,7 @@ from invocupy.backends.reference.batch_norm import fold as fold
 from invocupy.backends.reference.batch_norm import running as running
 
 _ZERO = {32: np.float32(0), 64: np.float64(0)}  # an int would be compared in float64
-_SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a second look
+_SEGMENT = 1 << 13  # elements that are summed at a time: they stay in L1 for a second pass
 _TASK = 1 << 15  # elements a thread takes at least: two that walk side by side slow each other down
 
 

@@ -1,12 +1,11 @@
-"""The block on the CPU: a band of an image goes through it whole, in cache.
+"""The block on the CPU: a band of an image passes all of its layers in cache.
 
-Each thread folds the norms into the weights and puts them in order. x is packed as planes
-(:mod:`invocupy.backends.cpu.planes`), and tile by tile of these the perceptron's results become
-planes, too. Between the rows they are anything but what the involution must see there, so these
-places are cleared; then the involution takes tile by tile, each with the kernel that is made for it
-and used up at once.
+Each thread folds the norms into the weights and orders them. x is packed as planes
+(:mod:`invocupy.backends.cpu.planes`), and tile by tile the results of the perceptron are written as
+planes, too. The involution must see zeros between the rows, so these are cleared; then it computes
+tile by tile, each with the kernel that is generated for it.
 
-Here training goes step by step (:mod:`invocupy.ops.block`); its whole forms are the reference's.
+Training runs step by step here (:mod:`invocupy.ops.block`), with the whole forms of the reference.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"

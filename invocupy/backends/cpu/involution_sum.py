@@ -3,9 +3,9 @@
 All arrays of a band are packed as planes (:mod:`invocupy.backends.cpu.planes`). grad is zero
 between the rows, so nothing that is computed there gets into a gradient.
 
-The kernel of one tile fits in L1: a matrix product makes it, and it is used up at once. For the
-gradient of x it is needed at shifted positions, so backward keeps it for a band; its planes then
-take the gradient of the kernel.
+The kernel of one tile fits in L1: a matrix product generates it, and it is used at once. The
+gradient of x needs it at shifted positions, so backward keeps it for a band; its planes are then
+overwritten by the gradient of the kernel.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"

@@ -1,4 +1,4 @@
-"""The perceptron on the CPU: a few tiles of pixels go through all layers, forth and back, in cache.
+"""The perceptron on the CPU: a few tiles of pixels pass all layers, forward and back, in cache.
 
 What is packed for a tile is a list of *rows*, one for each channel, of NR vectors of pixels;
 every product is one of weights with rows, or of rows with rows summed over pixels (see
@@ -267,7 +267,7 @@ def _backward(bits: int) -> Any:
 
     @jit
     def through(words, z, weights, at, place, count, returned):
-        """All layers of one tile, forth and back; ``place`` is its image and first pixel."""
+        """All layers of one tile, forward and back; ``place`` is its image and first pixel."""
         first, dense, grouped, back = weights
         c = read(words, _Backward)
         n, pixel = place

@@ -1,11 +1,11 @@
-"""How one involution is cut for the CPU: blocks of positions, and tables of where each tap looks.
+"""How one involution is split for the CPU: blocks of positions, and tables of the taps' offsets.
 
 Forward and gradient of x are one problem, *gather*: the sum over taps of a kernel vector times a
-source vector. For the gradient of x the source is grad, and the positions of x whose remainder by
-the stride is the same are a *phase*: they are a plane of their own with the taps that reach it.
-Kernel and source are both read at a tap-dependent shift, and the phases of a row are interleaved
-when they are stored. Forward has one phase. All that differs is in the tables made here, so the
-compiled kernels know no stride or dilation.
+source vector. For the gradient of x the source is grad, and the positions of x with the same index
+modulo the stride are a *phase*: a separate plane with the taps that reach it. Kernel and source are
+both read at a tap-dependent shift, and the phases of a row are interleaved when they are stored.
+Forward has one phase. All differences are in the tables, so the compiled kernels are independent of
+stride and dilation.
 
 A task computes a *block* of one image and group. There are always three dimensions; those that are
 missing have size 1::
@@ -162,7 +162,7 @@ class Plan(NamedTuple):
     features_size: int = 0  # bytes of scratch memory
     tile_size: int = 0
     patch_size: int = 0
-    tiles: int = 1  # whose part of the kernel is packed in one go
+    tiles: int = 1  # whose parts of the kernel are packed together
     at_once: int = 0  # channels, or features, of one micro-kernel
     together: int = 0  # steps of one
     shifted: bool = False  # whether taps of the kernel look at shifted positions
@@ -239,7 +239,7 @@ def plan(
     height = min(height, rows * max(1, tiles * lanes * strips // widest))
     height = max(rows + most - fewest, height)  # a whole tile in a block of any phase
     bands = max(1, fewest // height)
-    tallest = -(-most // bands) + rows - 1  # a last tile may hang over
+    tallest = -(-most // bands) + rows - 1  # a last tile may extend beyond
     # behind the last row there is no next one whose zeros end it, or which is packed over the rest
     # of the last vector of its last phase
     last = max(pitch, (column_phases - 1) * phase_width * size + up(phase_width * size, LINE))

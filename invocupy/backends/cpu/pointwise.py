@@ -1,8 +1,8 @@
 """The 1x1 convolution on the CPU: small matrix products in registers, one read of each array.
 
-BLAS is poor at these shapes: with 3 to 64 channels it packs more than it multiplies. Here a chunk
+BLAS is slow for these shapes: with 3 to 64 channels it packs more than it multiplies. Here a chunk
 of pixels of all channels is packed so that it stays in cache (the rows of a channel are often a
-multiple of 4096 bytes from the next channel's, which is the same place in L1), and micro-kernels
+multiple of 4096 bytes from the next channel's, which is the same set of L1), and micro-kernels
 (:mod:`invocupy.backends.cpu.contract`) hold a block of results in registers. The bias is the weight
 of one more channel, which is 1 everywhere.
 """
@@ -30,7 +30,7 @@ _CACHE = 1 << 18  # bytes of packed pixels that are worked on at a time: a part 
 _BLOCK = 128  # channels of each side in a task of the weight gradient
 _POSITIONS = 256  # pixels of the weight gradient that are worked on at a time, at most
 _TASKS = 16  # into which a product is cut at least
-PARTS = 32  # weight gradients are summed in so many parts, whatever the number of threads
+PARTS = 32  # of the sums of weight gradients, for any number of threads
 
 _Forward = namedtuple(
     "_Forward",
@@ -112,7 +112,7 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
 
 
 def _blocks(channels: int, step: int) -> tuple[int, int]:
-    """Into how many blocks channels are cut, and their size, a multiple of those in registers."""
+    """The number of blocks of channels, and their size, a multiple of those in registers."""
     count = -(-channels // _BLOCK)
     size = -(-channels // count)
     return count, -(-size // step) * step

@@ -1,8 +1,8 @@
 """Pooling on the CPU: one pass over each plane, in loops along rows that the compiler vectorises.
 
-For the maximum the columns of a plane are first sorted by what remains when they are divided by the
-stride: what neighbouring windows see through a tap then lies side by side. Sums are taken down the
-columns first, so that they need no such thing.
+For the maximum the columns of a plane are first sorted by index modulo the stride: then the inputs
+of neighbouring windows under one tap are adjacent. Sums are taken along the columns first, and need
+no sorting.
 """
 # Numba infers the types of compiled functions.
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
@@ -36,13 +36,13 @@ LOW, HIGH, FIRST, SORTED, FIELDS = range(5)
 
 
 def max_pool(x: Array, window: Window, out: Array, winner: Array) -> None:
-    """Taps in turn along each row of windows."""
+    """Tap by tap along each row of windows."""
     body = _max_pool(8 * x.itemsize, 8 * winner.itemsize)
     _launch(body, x, out, winner, window, x.shape[2])
 
 
 def max_pool_grad(grad: Array, winner: Array, window: Window, out: Array) -> None:
-    """Windows in turn: each gives to its winner."""
+    """Window by window: each adds its gradient to its winner."""
     _launch(_max_pool_grad(8 * grad.itemsize, 8 * winner.itemsize), out, grad, winner, window)
 
 
@@ -52,7 +52,7 @@ def avg_pool(x: Array, scale: Array, window: Window, out: Array) -> None:
 
 
 def avg_pool_grad(grad: Array, scale: Array, window: Window, out: Array) -> None:
-    """Spread along the rows, then down the columns."""
+    """Distribute along the rows, then along the columns."""
     _launch(_avg_pool(8 * grad.itemsize, True), out, grad, scale, window)
 
 

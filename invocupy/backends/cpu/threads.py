@@ -61,11 +61,11 @@ def is_set() -> bool:
 
 
 def free_cores(now: float, own: int) -> int:
-    """How many cores beside the caller's nobody else keeps busy: all where only Linux could say.
+    """The number of idle cores besides that of the caller; outside of Linux, all cores.
 
     ``now`` is the time in seconds; ``own`` threads of these tasks are ours. Threads that share
-    their cores with others would be interrupted in the middle of their work, and all wait for them.
-    Of a process that has a part of the machine nobody can say; it has all of its part.
+    their cores with others would be interrupted during their work, and all would wait for them. For
+    a process that may use only a part of the machine, all cores of that part count as idle.
     """
     global _looked, _busy
     cores = _cores()

@@ -1,10 +1,10 @@
-"""Vector code as LLVM IR: what LLVM's own vectoriser cannot find, some ten times faster.
+"""Vector code as LLVM IR, about ten times faster than what LLVM's own vectoriser finds.
 
-A *micro-kernel* is a function that :func:`micro` makes of Python code that emits instructions: it
-gives, for a set of sizes, the address of machine code for them, made when first asked for. That
-takes a tenth of a second, where the loops around micro-kernels take seconds to compile; so the
-loops are compiled once, for all sizes, and :func:`call` what they need by its address. Memory comes
-in as integer addresses and byte strides. A *vector* is ``V`` adjacent elements of ``bits`` bits;
+A *micro-kernel* is a function that :func:`micro` makes from Python code that emits instructions: it
+returns, for a set of sizes, the address of machine code, which is compiled on first use. That takes
+a tenth of a second, while the loops around micro-kernels take seconds to compile; so the loops are
+compiled once, for all sizes, and :func:`call` micro-kernels by address. Memory is given by integer
+addresses and byte strides. A *vector* is ``V`` adjacent elements of ``bits`` bits;
 ``V`` may be any power of two, LLVM splits or widens it for the machine.
 """
 # mypy: disable-error-code="no-untyped-call"
@@ -25,7 +25,7 @@ from invocupy.backends.cpu.jit import features, machine_code
 
 WIDE = "avx512vl" in features()
 VECTOR_BYTES = 64 if WIDE else 32 if "avx2" in features() else 16
-# what leaves room for the operands in 16 vector registers, or 32 with AVX-512
+# accumulators, with registers left for operands: of 16 vector registers, or 32 with AVX-512
 ACCUMULATORS = 24 if WIDE else 12
 
 LINE = 64  # bytes of memory that caches hold together
@@ -113,7 +113,7 @@ class Vectors:
         return self.shuffle(one, one, [0] * self.V)
 
     def relu(self, vector: Any) -> Any:
-        """Zero where it is negative; a NaN stays."""
+        """``max(x, 0)``; a NaN stays."""
         below = self.builder.fcmp_ordered(">", self.zero, vector)
         return self.builder.select(below, self.zero, vector)
 

@@ -1,11 +1,11 @@
-"""Convolution on the CPU: matrix products whose one side, the patches, is never stored.
+"""Convolution on the CPU: matrix products with the patches, which are never stored.
 
-Outputs are cut into *tiles* of NR vectors of positions, counted through all images, so that
-small images fill vectors as well. What a tile sees through some taps and channels, its *terms*, is
+Outputs are split into *tiles* of NR vectors of positions, counted across all images, so that small
+images fill vectors as well. The inputs of a tile under some taps and channels, its *terms*, are
 copied into first-level cache, zero outside the image, and multiplied there by micro-kernels
 (:mod:`invocupy.backends.cpu.contract`). The gradient of x is the same product with the weights
-transposed; with a stride, positions of x are taken by what remains when they are divided by it:
-each such class meets some of the taps, with stride 1.
+transposed; with a stride, positions of x are grouped by index modulo the stride: each group uses
+some of the taps, with stride 1.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Ar
 
 
 def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
-    """A product for each class of positions with the taps that reach it."""
+    """A product for each group of positions, with the taps that reach it."""
     if _is_depthwise(out, weight):
         depthwise.grad_x(grad, weight, window, out)
         return

@@ -40,7 +40,7 @@ Correlate = namedtuple("Correlate", "plan grad x sums one_row parts")
 
 
 class _Job(NamedTuple):
-    """All of a call that does not depend on the arrays' contents."""
+    """The parts of a call that do not depend on the contents of its arrays."""
 
     plan: Plan
     record: Record

@@ -40,7 +40,7 @@ from invocupy.geometry import Geometry
 _GRAIN = 8  # multiply-adds that take as long as a unit of work of launch
 _BUDGET = 192 << 10  # bytes of packed source in a block: a part of a core's second-level cache
 _CACHES = 16 << 20  # bytes of operands and result that cores may find in cache another time
-_KERNEL = 64 << 10  # bytes of the kernel's tiles that are packed in one go
+_KERNEL = 64 << 10  # bytes of the kernel's tiles that are packed together
 _PARTS = 16  # shares of the weight gradients
 _TILES = 8  # tiles of a block whose kernel gradient is kept for the weight gradients
 # products of taps and features for the weight gradients, in registers
@@ -48,7 +48,7 @@ _TAPS_AT_ONCE, _FEATURES_AT_ONCE = (4, 6) if ACCUMULATORS == 24 else (3, 4)
 
 
 class _Job(NamedTuple):
-    """All of a call that does not depend on the arrays' contents."""
+    """The parts of a call that do not depend on the contents of its arrays."""
 
     body: Any
     record: Any  # the NamedTuple that the body reads
@@ -106,7 +106,7 @@ def fused_grad_span(
     grad: Any, x: Any, features: Any, weight: Any, g: Geometry,
     grad_features: Any, grad_weight: Any, grad_bias: Any,
 ) -> None:  # fmt: skip
-    """:func:`grad_kernel` pushed through the 1x1 convolution that makes the kernel."""
+    """:func:`grad_kernel` propagated through the 1x1 convolution that generates the kernel."""
     if _empty(x, grad_weight) or _empty(grad, grad_weight):
         grad_features[...], grad_weight[...], grad_bias[...] = 0, 0, 0
         return
@@ -138,7 +138,7 @@ def _empty(source: Any, out: Any) -> bool:
 def _by_steps(weight: Any, bias: Any, g: Geometry, job: _Job) -> Any:
     """(G*taps, F) and (G*taps,) -> (G, steps / S, F + 1, S * M), the order of generation.
 
-    The bias comes last, as if it were one more feature's weight: the sum starts from it.
+    The bias comes last, like the weight of one more feature: the sum starts from it.
     """
     both = np.concatenate([weight, bias[:, None]], axis=1)
     both = both.reshape(g.groups, -1, both.shape[1])[:, job.plan.taps]
@@ -204,7 +204,7 @@ def _correlate_job(g: Geometry, size: int) -> _Job:
 
 
 def _with_contract(p: Plan, size: int, past: int) -> Plan:
-    """The micro-kernels that the gradients of the kernel and of what makes it have in common."""
+    """Micro-kernels shared by the gradients of the kernel and of its generator."""
     together = _together(p)
     whole, half = (
         lanes and contract(together, p.run, p.rows, 0, 1, int(p.unpacked), past, lanes, 8 * size)
@@ -262,9 +262,9 @@ def _job(g: Geometry, body: Any, record: Any, p: Plan, tasks: int, *more: Record
 
 
 def _past(g: Geometry, p: Plan, size: int, width: int) -> int:
-    """Whether results go past the caches, where little of them would be left to be found.
+    """Whether to use non-temporal stores, since results would not stay in the caches anyway.
 
-    Vectors and rows must be whole lines: a line that is written in parts takes longer this way.
+    Vectors and rows must be whole lines: writing a line in parts is slower this way.
     """
     if p.lanes * size != LINE or width * size % LINE:
         return NEAR

@@ -97,7 +97,7 @@ def span_gradients(bits: int) -> Any:
 
     @inlined
     def kernel_gradient(plan, steps, grad, patch, tile, seen, rows, lanes):
-        """That of one tile; zero outside of so many rows and lanes."""
+        """That of one tile; zero outside of the given rows and lanes."""
         p = read(plan, Plan)
         vector = p.lanes * size
         _pack_grad(plan, grad, patch, lanes, rows, size)

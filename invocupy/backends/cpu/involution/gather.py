@@ -31,8 +31,8 @@ _At = namedtuple(
 def gather(bits: int, made: bool) -> Any:
     """Forward and gradient of x; the kernel given, or ``made`` from features.
 
-    The kernel of several tiles side by side is packed in one go: its lines are then read while
-    they are near, and leave the first-level cache to the source until the next row of tiles.
+    The kernel of adjacent tiles is packed together: its lines are read while they are in cache, and
+    then leave the first-level cache to the source until the next row of tiles.
     """
     size = bits // 8
     fill = _made(bits) if made else _given(bits)
