@@ -188,7 +188,7 @@ def draw_volumes() -> None:
     text = (FOLDER.parent / "volumes.md").read_text()
     names: dict[str, Any] = {}
     for example in doctest.DocTestParser().get_examples(text[: text.index("## Denoise a signal")]):
-        exec(compile(example.source, "volumes.md", "single"), names)  # noqa: S102
+        exec(compile(example.source, "volumes.md", "exec"), names)  # noqa: S102
     kernels, image, noisy = names["kernel"][0], names["clean"][0, 0, 6], names["noisy"][0, 0, 6]
     # The brightest voxel of the slice that is in a ball, and the darkest that is in none.
     inside, outside = (
