@@ -137,7 +137,8 @@ class SimpleBlock(nn.Module):
                 and all(mean.data.dtype == stats.dtype for mean, *_ in buffers)
             ):
                 old = [tuple(buffer.data for buffer in three) for three in buffers]
-                new = running_statistics(old, moments, momenta, count)
+                new = [tuple(buffer.room() for buffer in three) for three in buffers]
+                running_statistics(old, moments, momenta, count, new)
                 for buffer, array in zip(chain(*buffers), chain(*new), strict=True):
                     buffer.data = array
                 return

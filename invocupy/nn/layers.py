@@ -348,11 +348,14 @@ class BatchNorm2d(Module):
         running = self.running_mean.data, self.running_var.data
         batches = self.num_batches_tracked.data + 1
         momentum = 1 / batches if self.momentum is None else self.momentum
-        # New arrays: others may hold the old ones.
+        rooms = self.running_mean.room(), self.running_var.room()
         self.running_mean.data, self.running_var.data = running_moments(
-            *running, mean, var, momentum, count
+            *running, mean, var, momentum, count, rooms
         )
-        self.num_batches_tracked.data = batches
+        if self.num_batches_tracked.fixed:
+            self.num_batches_tracked.data += 1
+        else:
+            self.num_batches_tracked.data = batches
 
 
 class BatchNorm1d(BatchNorm2d):

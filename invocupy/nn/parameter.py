@@ -6,6 +6,7 @@ from numpy.typing import ArrayLike
 
 from invocupy.arrays import Array
 from invocupy.autograd import Tensor
+from invocupy.backends.memory import empty
 
 
 class Parameter(Tensor):
@@ -39,9 +40,20 @@ class Buffer:
         The value.
     least : float, optional
         The smallest value that ``load_state_dict`` accepts; then NaN is an error, too.
+
+
+    Attributes
+    ----------
+    fixed : bool
+        Whether new values are written into ``data``, as a CUDA graph of a step needs it, or a new
+        array takes its place, so that one that others hold stays as it is.
     """
 
-    __slots__ = ("data", "least")
+    __slots__ = ("data", "fixed", "least")
 
     def __init__(self, data: Array, least: float | None = None) -> None:
-        self.data, self.least = data, least
+        self.data, self.least, self.fixed = data, least, False
+
+    def room(self) -> Array:
+        """The array for a new value: ``data`` itself if it is fixed, else a new one."""
+        return self.data if self.fixed else empty(self.data.shape, self.data.dtype, self.data)

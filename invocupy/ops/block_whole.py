@@ -67,11 +67,10 @@ def runs_whole(x: Array, *parameters: Array, kernel_size: Shape, dilation: IntOr
 
 
 def running_statistics(
-    old: Sequence[tuple[Array, ...]], moments: Any, momenta: Sequence[float], count: Any
-) -> list[tuple[Array, ...]]:  # fmt: skip
-    """New (mean, variance, number of batches) of the three norms, from those before."""
+    old: Sequence[tuple[Array, ...]], moments: Any, momenta: Sequence[float], count: Any,
+    new: Sequence[tuple[Array, ...]],
+) -> None:  # fmt: skip
+    """Fill ``new``, (mean, variance, number of batches) of the three norms, from those before."""
     stats = moments.stats
-    new = [tuple(empty(a.shape, a.dtype, stats) for a in arrays) for arrays in old]
     unbiased = count / max(count - 1, 1)
     backends.of("involution_block", stats).running(stats, old, list(momenta), unbiased, new)
-    return new

@@ -47,9 +47,12 @@ def merged_moments(x: Array, comm: Comm) -> tuple[Any, Any, Any]:
 
 
 def running_moments(
-    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: Any, count: Any
-) -> tuple[Any, Any]:
+    running_mean: Array, running_var: Array, mean: Array, var: Array, momentum: Any, count: Any,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
     """``(1 - momentum) * running + momentum * batch`` with the unbiased variance, as new arrays.
+
+    Or in those of ``out``, which may be the old ones.
 
     ``mean`` and ``var`` (C,) are :func:`batch_moments` of ``count`` values per channel, or
     :func:`merged_moments`; ``momentum`` is a number, or an array () of their library.
@@ -78,7 +81,7 @@ def running_moments(
             mixed = ((1 - momentum) * old + momentum * new for old, new in pairs)
             mean, var = (a.astype(r.dtype) for a, r in zip(mixed, arrays, strict=False))
             return mean, var
-        results = xp.empty_like(running_mean), xp.empty_like(running_var)
+        results = out or (xp.empty_like(running_mean), xp.empty_like(running_var))
         backend.running(*arrays, momentum, unbiased, *results)
     return results
 

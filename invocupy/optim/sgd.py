@@ -71,7 +71,7 @@ class SGD:
 
     ``d = grad + weight_decay * p``; with momentum ``v = momentum * v + d`` (``v = d`` at the first
     step) and ``d = d + momentum * v`` (Nesterov) or ``d = v``; then ``p = p - lr * d``. New arrays
-    replace the old ones, which are not modified.
+    replace the old ones, which are not modified (but see ``rates``).
 
     Parameters
     ----------
@@ -87,6 +87,12 @@ class SGD:
         Nesterov momentum; needs a momentum above 0.
     decay_biases : bool
         Whether weight decay also applies to parameters of one axis: biases and weights of norms.
+
+    Attributes
+    ----------
+    rates : CuPy array (groups,) of float64, optional
+        For steps that a CUDA graph replays: where it is set, a step reads each group's rate there,
+        in place of ``lr``, and writes into the arrays that parameters and velocities have.
 
     Raises
     ------
@@ -118,16 +124,17 @@ class SGD:
         self.nesterov, self.decay_biases = nesterov, decay_biases
         self._first_lr = self.lr
         for group in self.groups:
-            self._rate(group)
+            self.rate(group)
             if self._of(group, "nesterov") and not self._of(group, "momentum"):
                 raise ValueError("nesterov needs a momentum > 0")
         self.velocities: list[Array | None] = [None] * len(self.params)
+        self.rates: Array | None = None
 
     def _of(self, group: Group, option: str) -> Any:
         own = getattr(group, option)
         return getattr(self, option) if own is None else own
 
-    def _rate(self, group: Group) -> float:
+    def rate(self, group: Group) -> float:
         """The learning rate of a group now."""
         if group.lr is None:
             return self.lr
@@ -157,8 +164,8 @@ class SGD:
             If a gradient or velocity has another shape or dtype than its parameter.
         """
         moving: dict[Any, list[tuple[int, float]]] = {}
-        groups = iter(group for group in self.groups for _ in group.params)
-        for i, (parameter, group) in enumerate(zip(self.params, groups, strict=True)):
+        groups = iter((n, group) for n, group in enumerate(self.groups) for _ in group.params)
+        for i, (parameter, (place, group)) in enumerate(zip(self.params, groups, strict=True)):
             if parameter.grad is None:
                 continue
             data = parameter.data
@@ -171,9 +178,10 @@ class SGD:
             decays = parameter.ndim > 1 or self._of(group, "decay_biases")
             decay = self._of(group, "weight_decay") if decays else 0.0
             options = self._of(group, "momentum"), bool(self._of(group, "nesterov"))
-            together = backends.of("sgd", data), self._rate(group), *options
+            rate = self.rate(group) if self.rates is None else place
+            together = backends.of("sgd", data), rate, *options
             moving.setdefault(together, []).append((i, decay))
-        for (backend, lr, momentum, nesterov), chosen in moving.items():
+        for (backend, rate, momentum, nesterov), chosen in moving.items():
             numbers, decays = zip(*chosen, strict=True)
             params = [self.params[i] for i in numbers]
             arrays, velocities = backend.update(
@@ -181,7 +189,7 @@ class SGD:
                 [p.grad for p in params],
                 [self.velocities[i] for i in numbers],
                 decays,
-                lr=lr,
+                lr=rate if self.rates is None else self.rates[rate : rate + 1],
                 momentum=momentum,
                 nesterov=nesterov,
             )
@@ -366,8 +374,11 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
         return np.zeros(())
     xp = namespace(held[0].grad)
     with on_device(held[0].grad):
-        squares = [xp.square(p.grad, dtype=np.float64).sum() for p in held]
-        norm: Array = xp.sqrt(xp.stack(squares).sum())
+        # Not stacked: CuPy would send the addresses of that many arrays, which no graph can record.
+        squares = xp.empty(len(held), np.float64)
+        for i, p in enumerate(held):
+            xp.square(p.grad, dtype=np.float64).sum(out=squares[i : i + 1].reshape(()))
+        norm: Array = xp.sqrt(squares.sum())
         factor = xp.minimum(1.0, limit / (norm + 1e-6))
         for parameter in held:
             grad: Any = parameter.grad

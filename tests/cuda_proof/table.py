@@ -58,6 +58,7 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
             yield f"bn {dtype}", cases.channels(function, dtype, 64)
         yield f"1x1 {dtype}", cases.pointwise("grad_weight", dtype, 16, 36, 16, 256)
         yield f"1x1 wider {dtype}", cases.pointwise("grad_weight", dtype, 16, 16, 36, 256)
+        yield f"dense {dtype}", cases.pointwise("forward", dtype, 1, 64, 70, 66, bias=False)
         for nesterov in (False, True):
             name = f"sgd{' nesterov' if nesterov else ''} {dtype}"
             yield name, cases.sgd(dtype, ((64, 64), (64,)) * 9, nesterov=nesterov)

@@ -15,7 +15,8 @@ nothing. The text of all files goes into one string (:func:`source`), because Cu
 hashes that string but not what it includes.
 
 Kernels start on CuPy's current stream and on the device of their arrays, and nothing here waits for
-them. So after the first call of a specialisation, all can be captured in a CUDA graph. With
+them. So after the first call of a specialisation, all can be captured in a CUDA graph
+(:mod:`.graph`). With
 ``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault shows at the
 call that made it.
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 from cuda_proof import cases, host, sanitize
@@ -137,6 +140,9 @@ def test_pointwise(function: str, dtype: str) -> None:
     # Several slices and blocks.
     verify(cases.pointwise(function, dtype, 40, 6, 17, 96, **always))
     trace(cases.pointwise(function, dtype, 7, 5, 9, 320, **always))
+    if function == "forward":  # of one image: several tiles, of several slices
+        verify(cases.pointwise(function, dtype, 1, 300, 70, 130, **always))
+        trace(cases.pointwise(function, dtype, 1, 260, 66, 3, **always))
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -148,6 +154,61 @@ def test_sgd(dtype: str, momentum: float, nesterov: bool) -> None:
         options = {"momentum": momentum, "nesterov": nesterov}
         verify(cases.sgd(dtype, sizes, **options))
     trace(cases.sgd(dtype, shapes[3:], **options))
+
+
+@pytest.mark.parametrize(
+    ("bug", "found"),
+    [
+        (("__syncthreads();\n        if (has_some)", "if (has_some)"), "race between threads"),
+        (("r >= rows || c >= columns", "r >= rows"), "race between|out of bounds write"),
+        (("inside ? first + share :", "inside ? first + share + 1 :"), "are wrong"),
+    ],
+)
+def test_mistakes_in_a_product(bug: tuple[str, str], found: str) -> None:
+    problem = cases.pointwise("forward", "float32", 1, 260, 66, 3)
+    machine, sound = host.Machine("trace", replacements=(bug,)), host.Machine("trace")
+
+    def compile_(kernel: str, macros: Any) -> Any:
+        return (machine if kernel == "pointwise/product" else sound).compile(kernel, macros)
+
+    with host.installed(compile_):
+        results = cases.run(problem)
+    said = "\n".join(machine.findings)
+    try:
+        cases.check(problem, results)
+    except AssertionError as error:
+        said += str(error)
+    assert re.search(found, said), said
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
+def test_sgd_in_place(dtype: str, momentum: float, nesterov: bool) -> None:
+    """With a rate on the device: the same bits, in the arrays that were given."""
+    sizes = ((3, 5), (), (0, 2), (33, 50), (513,)) * 4
+    inputs = cases.sgd(dtype, sizes, momentum=momentum).inputs
+    params, grads, velocities = (inputs[i * len(sizes) : (i + 1) * len(sizes)] for i in range(3))
+    decays, options = [0.01] * len(sizes), {"momentum": momentum, "nesterov": nesterov}
+    update = cases.sgd_device.update
+    with host.installed(host.Machine().compile):
+        wanted = update(params, grads, velocities, decays, lr=0.1, **options)
+        found = update(params, grads, velocities, decays, lr=np.array([0.1]), **options)
+    assert all(new is old for new, old in zip(found[0], params, strict=True))
+    for new, old, right in zip(found[1], velocities, wanted[1], strict=True):
+        assert old is None or new is old
+        assert (new is None) == (right is None)
+    for new, right in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
+        assert right is None or new.tobytes() == right.tobytes()
+
+
+def test_running_statistics_in_place() -> None:
+    problem = cases.channels("running", "float32", 200)
+    *arrays, momentum, unbiased = problem.inputs
+    with host.installed(host.Machine().compile):
+        wanted = cases.run(problem)
+        cases.batch_norm_device.running(*arrays, momentum, unbiased, *arrays[:2])
+    for found, right in zip(arrays[:2], wanted, strict=True):
+        assert found.tobytes() == right.tobytes()
 
 
 def test_parameters_of_two_dtypes_in_one_step() -> None:

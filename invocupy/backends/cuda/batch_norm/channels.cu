@@ -25,8 +25,9 @@ KERNEL(BLOCK) coefficients(InAccum scale, InAccum inverse, InAccum mean, InAccum
 }
 
 // Running moments take a share `momentum` of the batch's, whose variance a factor makes unbiased.
-KERNEL(BLOCK) running(InAccum old_mean, InAccum old_var, InAccum mean, InAccum var,
-    OutAccum new_mean, OutAccum new_var, ACCUM momentum, ACCUM unbiased, int channels)
+// The new ones may be the old ones.
+KERNEL(BLOCK) running(const ACCUM* old_mean, const ACCUM* old_var, InAccum mean, InAccum var,
+    ACCUM* new_mean, ACCUM* new_var, ACCUM momentum, ACCUM unbiased, int channels)
 {
     const index_t c = thread_index();
     if (c >= channels) return;

@@ -1,9 +1,10 @@
 #include "involution_block/block.cuh"
 // New running statistics of the three norms, (1 - momentum) * old + momentum * that of the batch with
-// the unbiased variance, and the numbers of batches that they have seen: a thread a channel.
+// the unbiased variance, and the numbers of batches that they have seen: a thread a channel. The new
+// ones may be the old ones.
 
-__device__ __forceinline__ void run(int k, int size, InAccum old_mean, InAccum old_var,
-                                    const long long* old_count, OutAccum mean, OutAccum var,
+__device__ __forceinline__ void run(int k, int size, const ACCUM* old_mean, const ACCUM* old_var,
+                                    const long long* old_count, ACCUM* mean, ACCUM* var,
                                     long long* count, const ACCUM* of_mean, const ACCUM* of_var,
                                     ACCUM momentum, ACCUM unbiased)
 {
@@ -14,11 +15,11 @@ __device__ __forceinline__ void run(int k, int size, InAccum old_mean, InAccum o
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-running(InAccum stats, InAccum mean_1, InAccum var_1, const long long* count_1, InAccum mean_2,
-        InAccum var_2, const long long* count_2, InAccum mean_3, InAccum var_3,
-        const long long* count_3, OutAccum new_mean_1, OutAccum new_var_1, long long* new_count_1,
-        OutAccum new_mean_2, OutAccum new_var_2, long long* new_count_2, OutAccum new_mean_3,
-        OutAccum new_var_3, long long* new_count_3, ACCUM momentum_1, ACCUM momentum_2,
+running(InAccum stats, const ACCUM* mean_1, const ACCUM* var_1, const long long* count_1, const ACCUM* mean_2,
+        const ACCUM* var_2, const long long* count_2, const ACCUM* mean_3, const ACCUM* var_3,
+        const long long* count_3, ACCUM* new_mean_1, ACCUM* new_var_1, long long* new_count_1,
+        ACCUM* new_mean_2, ACCUM* new_var_2, long long* new_count_2, ACCUM* new_mean_3,
+        ACCUM* new_var_3, long long* new_count_3, ACCUM momentum_1, ACCUM momentum_2,
         ACCUM momentum_3, ACCUM unbiased)
 {
     const int k = thread_index();

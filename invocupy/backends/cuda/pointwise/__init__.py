@@ -2,7 +2,8 @@
 
 cuBLAS is called directly: CuPy's ``matmul`` copies what is transposed, and makes lists of pointers,
 in launches of their own, for a weight that all images share. The bias of a product that widens is
-the weight of one more channel, which is 1.
+the weight of one more channel, which is 1. A single product that is small, as
+dense layers have them, is a kernel of our own: CuPy refuses cuBLAS within a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div, launch
 
 _WARPS = 4096  # that keep a large GPU busy with sums
+_BLOCKS = 512  # that keep it busy with a product
+_TILE, _DEPTH = 64, 32  # of a block, as product.cu has them
+SMALL = 1 << 31  # multiply-adds of a product that is not left to cuBLAS
 
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """One product for each image."""
-    if bias is not None and _widens(x, len(weight)):
+    if len(x) == 1 and x.size * len(weight) <= SMALL:
+        _small(x, weight, out)
+    elif bias is not None and _widens(x, len(weight)):
         weight = namespace(x).concatenate([weight, bias[:, None]], axis=1)
         _product(weight, False, _with_ones(x), False, out)
         return
-    _product(weight, False, x, False, out)
+    else:
+        _product(weight, False, x, False, out)
     if bias is not None:
         out += bias[:, None]
 
@@ -50,6 +57,22 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
         grad, partial, batch, channels, per_plane, slices, over=batch * per_plane,
     )  # fmt: skip
     _sum_rows(partial, grad_bias)
+
+
+def _small(x: Array, weight: Array, out: Array) -> None:
+    """The product of one image: in slices, if there are few tiles to keep the GPU busy."""
+    (rows, inside), columns = weight.shape, x.shape[2]
+    tiles = ceil_div(rows, _TILE) * ceil_div(columns, _TILE)
+    slices = max(1, min(ceil_div(_BLOCKS, tiles), inside // (4 * _DEPTH)))
+    share = ceil_div(ceil_div(inside, slices), _DEPTH) * _DEPTH
+    slices = ceil_div(inside, share)
+    partial = cuda.workspace(x, slices, rows * columns) if slices > 1 else None
+    launch(
+        "pointwise/product", cuda.element(x.dtype), tiles * slices * cuda.BLOCK,
+        x, weight, out, partial, rows, inside, columns, slices, share,
+    )  # fmt: skip
+    if partial is not None:
+        _sum_rows(partial, out)
 
 
 def _widens(x: Array, channels: int) -> bool:

@@ -18,8 +18,14 @@ _NOTHING = (*(None,) * 5, 0.0, np.int64(0))
 
 def update(
     params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None],
-    decays: Sequence[float], *, lr: float, momentum: float, nesterov: bool,
+    decays: Sequence[float], *, lr: float | Array, momentum: float, nesterov: bool,
 ) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
+    """With ``lr`` an array (1,) of float64 on the device, results are written into what was given.
+
+    Parameters, and velocities where there are some, must then be contiguous.
+    """
+    fixed = not isinstance(lr, (int, float))
+    rate = (lr, 0.0) if fixed else (None, float(lr))
     new_params: list[Array] = []
     new_velocities: list[Array | None] = []
     kinds: dict[Any, list[tuple[Any, ...]]] = {}
@@ -29,8 +35,10 @@ def update(
             given = [
                 None if a is None else xp.ascontiguousarray(a, p.dtype) for a in (p, grad, old)
             ]
-            to = xp.empty(p.shape, p.dtype)
-            velocity = xp.empty(p.shape, p.dtype) if momentum else None
+            to = p if fixed else xp.empty(p.shape, p.dtype)
+            velocity = old if fixed else None
+            if momentum and velocity is None:
+                velocity = xp.empty(p.shape, p.dtype)
         new_params.append(to)
         new_velocities.append(velocity)
         if p.size:
@@ -48,5 +56,5 @@ def update(
             few += [_NOTHING] * (_TOGETHER - len(few))
             args = (argument for one in few for argument in one)
             threads = blocks * cuda.BLOCK
-            cuda.launch("sgd/update", macros, threads, *args, float(lr), float(momentum))
+            cuda.launch("sgd/update", macros, threads, *args, *rate, float(momentum))
     return new_params, new_velocities

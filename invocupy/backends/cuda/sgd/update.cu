@@ -1,11 +1,13 @@
 #include "cuda.cuh"
-// One step of stochastic gradient descent on up to sixteen arrays in one launch.
+// One step of stochastic gradient descent on up to sixteen arrays in one launch. `to` may be `p`, and
+// `velocity` may be `old`.
 //
 //     move = grad + decay * p,  velocity = momentum * old + move,
 //     to = p - lr * (move + momentum * velocity if NESTEROV, else velocity)
 //
 // Without MOMENTUM velocity is move, and not kept. Where there is no `old` velocity is move. A
-// block works on one array: the first BLOCK * EACH elements, the next, ...
+// block works on one array: the first BLOCK * EACH elements, the next, ... The rate is *rate, if there
+// is one: a graph that was captured reads it at each launch.
 
 struct Array {
     const SCALAR *p, *grad, *old;
@@ -33,10 +35,12 @@ __device__ __forceinline__ void update_one(const Array& a, long long begin, ACCU
 
 #define EVERY(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define PARAMETERS(k)                                                                    \
-    In p##k, In grad##k, In old##k, Out to##k, Out velocity##k, ACCUM decay##k, long long size##k,
+    const SCALAR *p##k, const SCALAR *grad##k, const SCALAR *old##k, SCALAR *to##k,                  \
+        SCALAR *velocity##k, ACCUM decay##k, long long size##k,
 
-KERNEL(BLOCK) update(EVERY(PARAMETERS) ACCUM lr, ACCUM momentum)
+KERNEL(BLOCK) update(EVERY(PARAMETERS) const double* rate, ACCUM given, ACCUM momentum)
 {
+    const ACCUM lr = rate ? ACCUM(*rate) : given;
     long long begin = (long long)blockIdx.x * (BLOCK * EACH);
 #define TURN(k)                                                                                \
     if (begin < size##k)                                                                       \
