@@ -12,9 +12,10 @@ Two devices are there, whose arrays do not mix. What is here behaves as in CuPy 
   have no access to each other;
 - reading an array on the host is counted, since there the host would wait: ``cuda.waits``;
 - what the devices are asked to do can be recorded, with its stream: ``cuda.recording``;
-- work of two streams on the same memory, whose order nothing makes, is a ``cuda.StreamError``.
+- work of two streams on the same memory, whose order nothing makes, is a ``cuda.StreamError``;
+- a stream that captures records, and refuses what CuPy refuses then: ``_graphs.py``.
 
-What only a device can show (time, graphs) is not here.
+What only a device can show (time) is not here.
 """
 
 from __future__ import annotations
@@ -277,3 +278,6 @@ def get_default_memory_pool() -> Any:
 
 def is_available() -> bool:
     return cuda.is_available()
+
+
+cuda._graphs.install(globals(), ndarray, _Ufunc, _Add)

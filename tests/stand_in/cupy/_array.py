@@ -94,6 +94,7 @@ class ndarray:  # noqa: N801
         return data
 
     def set(self, arr: Any, stream: Any = None) -> None:
+        cuda._graphs.refuse("H2D")
         self._host[...] = arr
         cuda.wrote(self, self.nbytes)
 
@@ -219,6 +220,9 @@ def _memory(shape: Any, dtype: np.dtype[Any]) -> tuple[Any, Any]:
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     room = -(-max(size, 1) // _ALIGNMENT) * _ALIGNMENT
+    if cuda.pool().own:
+        memory, block = cuda._graphs.lease(cuda.pool(), room)
+        return memory[:size].view(dtype).reshape(shape), block
     memory = np.empty(room + _ALIGNMENT, np.uint8)
     skip = -memory.ctypes.data % _ALIGNMENT
     block = cuda.hold(memory, memory.ctypes.data + skip, room)

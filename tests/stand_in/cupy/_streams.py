@@ -32,10 +32,10 @@ class StreamError(RuntimeError):
 class Block:
     """The memory of an allocation, and its users: the last write, and the reads since."""
 
-    __slots__ = ("born", "readers", "size", "writer")
+    __slots__ = ("born", "readers", "size", "start", "writer")
 
     def __init__(self, size: int, born: Stream) -> None:
-        self.size, self.born, self.writer = size, born, (0, 0)
+        self.size, self.born, self.writer, self.start = size, born, (0, 0), 0
         # A pool gives out again what was freed on the same stream, whoever else still uses it.
         self.readers = born.freed
 
@@ -68,6 +68,8 @@ class Stream:
     """A stream of the current device."""
 
     null = _Null()
+    _nodes: Any = None  # of the graph that it captures
+    _invalid = False
 
     def __init__(
         self,
@@ -109,6 +111,17 @@ class Stream:
     def synchronize(self) -> None:
         cuda.wait()
         done(self.clock())
+
+    def begin_capture(self, mode: Any = None) -> None:
+        if not self.ptr:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        self._nodes, self._invalid = [], False
+
+    def end_capture(self) -> Any:
+        return cuda._graphs.end(self)
+
+    def is_capturing(self) -> bool:
+        return self._nodes is not None
 
     def use(self) -> Stream:
         _stack(self.device_id)[-1:] = [self]

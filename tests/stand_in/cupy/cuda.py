@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import itertools
 import math
 import re
 import sys
@@ -21,13 +22,18 @@ import numpy as np
 
 from cupy._streams import Block, Event, Stream, StreamError, done, get_current_stream, of_device
 
-__all__ = ["Event", "Stream", "StreamError"]
+from cupy import _graphs  # isort: skip
+from cupy._graphs import Graph, GraphError  # isort: skip
+
+__all__ = ["Event", "Graph", "GraphError", "Stream", "StreamError"]
 
 _COUNT = 2
 _MEMORY = 8 << 30
 
 waits = 0
 """How often the host has looked at an array since the start, or waited for a stream."""
+
+calls = 0  # of the host to a device since the start; a graph is one
 
 _local = threading.local()
 _launching = threading.Lock()
@@ -36,6 +42,7 @@ _launching = threading.Lock()
 def wait() -> None:
     """Count one."""
     global waits
+    _graphs.refuse("synchronize")
     waits += 1
 
 
@@ -70,18 +77,23 @@ def recording(idle: bool = False) -> Iterator[list[Operation]]:
 def read(array: Any) -> None:
     """The operation that comes reads it."""
     global _read
+    if _graphs.nodes() is not None:
+        return
     _read += array.nbytes
     array._block.read(get_current_stream())
 
 
 def wrote(array: Any, size: int = 0) -> None:
     """An operation wrote it: ``size`` bytes that were not counted as read."""
+    if _graphs.nodes() is not None:
+        return
     array._block.write(get_current_stream())
     operation(size)
 
 
 def on_host(array: Any, stream: Any = None) -> None:
     """The host waits for an array."""
+    _graphs.refuse("D2H")
     wait()
     stream = get_current_stream(array._device.id) if stream is None else stream
     array._block.read(stream)
@@ -91,11 +103,15 @@ def on_host(array: Any, stream: Any = None) -> None:
 
 def operation(written: int, name: str = "", threads: int = 0) -> None:
     """Record one that writes so many bytes and reads those counted since the last one."""
-    global _read
+    global _read, calls
+    if _graphs.nodes() is not None:
+        return
     stream = get_current_stream()
     stream.count += 1
+    calls += not _graphs.name()
     if _operations is not None:
-        _operations.append(Operation(name or _called(), threads, _read + written, stream.ptr))
+        name = _graphs.name() or name or _called()
+        _operations.append(Operation(name, threads, _read + written, stream.ptr))
     _read = 0
 
 
@@ -149,11 +165,17 @@ class Device:
 
 
 class MemoryPool:
-    """Counts bytes: those in use, and the most that were since it was tidied up."""
+    """Counts bytes, and the most that were in use; one made by hand gives the same out again."""
 
-    def __init__(self) -> None:
+    def __init__(self, allocator: Any = "its own") -> None:
         self._used = self._most = 0
         self._lock = threading.Lock()
+        self.own = allocator is not None
+        self.idle: Any = defaultdict(list)
+
+    def __del__(self) -> None:
+        for _, block in itertools.chain(*self.idle.values()):
+            del _blocks[block.start]
 
     def malloc(self, size: int) -> None:
         raise NotImplementedError("only its pool is looked at: see using_allocator")
@@ -176,7 +198,7 @@ class MemoryPool:
         self._most = self._used
 
 
-_pools: defaultdict[int, MemoryPool] = defaultdict(MemoryPool)
+_pools: defaultdict[int, MemoryPool] = defaultdict(lambda: MemoryPool(None))
 
 
 def pool(default: bool = False) -> MemoryPool:
@@ -192,6 +214,7 @@ def hold(memory: Any, address: int, size: int) -> Block:
     """Count ``size`` bytes as long as ``memory`` lives."""
     where, block = pool(), Block(size, get_current_stream())
     where.take(size)
+    block.start = address
     _blocks[address] = block
 
     def give_back() -> None:
@@ -206,7 +229,7 @@ def hold(memory: Any, address: int, size: int) -> Block:
 def _at(address: int) -> tuple[int, Any]:
     """How many bytes are left from an address on, and the block that it is in."""
     found = [
-        (start + b.size - address, b) for start, b in list(_blocks.items()) if start <= address
+        (start + b.size - address, b) for start, b in _blocks.copy().items() if start <= address
     ]
     return max(found, key=lambda pair: pair[0], default=(0, None))
 
@@ -259,6 +282,9 @@ class Function:
     def __call__(self, grid: Any, block: Any, args: Any) -> None:
         import cupy
 
+        if _graphs.nodes() is not None:
+            _graphs.record(self._file, self, (grid, block, args), {})
+            return
         given, arrays = [], {}
         for place, arg in enumerate(args):
             if isinstance(arg, cupy.ndarray):
@@ -327,6 +353,7 @@ def _cublas() -> Any:
 
     def product(handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, *rest: Any) -> None:
         a, b, c = rest[1:5], rest[5:9], rest[10:14]  # address, kind, leading dimension, step
+        _graphs.refuse("cuBLAS")
         stream, size = get_current_stream(), 0
         for (address, kind, _, step), area in ((a, m * k), (b, k * n), (c, m * n)):
             size += {0: 4, 1: 8}.get(kind, 2) * area * (rest[14] if step else 1)
