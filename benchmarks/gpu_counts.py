@@ -5,7 +5,8 @@
     python benchmarks/gpu_counts.py --write     commit what is counted now
 
 Counted are device operations (launches of our kernels, products of cuBLAS, array operations of
-CuPy), the bytes of the arrays that each reads and writes, and how often the host waits. A block's
+CuPy), the bytes of the arrays that each reads and writes, how often the host calls the device, and
+how often it waits, in a step of ``train.fit`` that CUDA graphs replay. A block's
 share is that of 8 blocks between a network of 9 and one of 1, forward, backward and SGD; bytes are
 those at batch 256, float32, 32x32. No kernel runs, and nothing here is a time.
 """
@@ -16,11 +17,12 @@ import argparse
 import importlib
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu-counts.json"
 DEEP, SHALLOW = 9, 1
 IMAGES = 256
-FIGURES = ("block_operations", "block_megabytes", "host_waits")
+FIGURES = ("block_operations", "block_megabytes", "host_waits", "host_calls")
 
 
 @contextmanager
@@ -44,41 +46,48 @@ def stand_in() -> Iterator[Any]:
         sys.path.pop(0)
 
 
-def step(cupy: Any, layers: int, images: int) -> tuple[list[Any], int]:
-    """The operations of one training step, and how often the host waits in it."""
-    from invocupy import Tensor, optim
-    from invocupy import functional as F  # noqa: N812
-    from invocupy.models import SimpleModel
+class Step(NamedTuple):
+    """A training step of ``fit``, once it is a graph."""
 
-    model = SimpleModel(num_layers=layers, rng=0).to("cuda")
-    sgd = optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
-    x = cupy.asarray(np.zeros((images, 3, 32, 32), np.float32))
-    labels = cupy.asarray(np.arange(images) % 10)
+    operations: list[Any]
+    calls: int  # of the host, to the device
+    waits: int  # of the host, for the device
+    graph: bool
 
-    def once() -> None:
-        sgd.zero_grad()
-        F.cross_entropy(model.logits(Tensor(x)), labels).backward()
-        sgd.step()
 
-    once()  # velocities are there from the second step on
-    before = cupy.cuda.waits
-    with cupy.cuda.recording(idle=True) as operations:
-        once()
-    return operations, cupy.cuda.waits - before
+def step(cupy: Any, layers: int, images: int) -> Step:
+    """The third step of a run: it does nothing that the steps after it would not."""
+    from invocupy.train import Config, NonFiniteLoss, fit
+
+    config = Config(layers=layers, batch_size=images, epochs=1, device="cuda", nesterov=False)
+    pixels = np.random.default_rng(0).integers(0, 256, (4 * images, 3, 32, 32), np.uint8)
+    data = pixels, np.arange(4 * images) % 10, pixels[:1], np.zeros(1, np.int64)
+    notes: list[tuple[int, int, int]] = []
+    with warnings.catch_warnings(record=True) as lines:
+        warnings.simplefilter("always")
+        with cupy.cuda.recording(idle=True) as operations:
+
+            def note(now: Any) -> None:
+                notes.append((len(operations), cupy.cuda.calls, cupy.cuda.waits))
+
+            with suppress(NonFiniteLoss):  # of the last step, as no kernel runs
+                fit(config, data=data, progress=note)
+    (first, *before), (last, *after) = notes[1:3]
+    calls, waits = np.subtract(after, before).tolist()
+    return Step(operations[first:last], calls, waits, not lines)
 
 
 def count() -> dict[str, Any]:
     """All figures."""
     with stand_in() as cupy, cupy.cuda.recording(idle=True):
-        deep, waits = step(cupy, DEEP, 2)
-        shallow, _ = step(cupy, SHALLOW, 2)
-        large = [step(cupy, layers, IMAGES)[0] for layers in (SHALLOW + 1, SHALLOW)]
+        deep, shallow = (step(cupy, layers, 2) for layers in (DEEP, SHALLOW))
+        large = [step(cupy, layers, IMAGES) for layers in (SHALLOW + 1, SHALLOW)]
     blocks = DEEP - SHALLOW
-    launches = Counter(o.name for o in deep)
-    launches.subtract(o.name for o in shallow)
+    launches = Counter(o.name for o in deep.operations)
+    launches.subtract(o.name for o in shallow.operations)
     megabytes, threads = Counter[str](), dict[str, int]()
-    for sign, operations in zip((1, -1), large, strict=True):
-        for o in operations:
+    for sign, one in zip((1, -1), large, strict=True):
+        for o in one.operations:
             megabytes[o.name] += sign * o.bytes
             threads[o.name] = max(threads.get(o.name, 0), o.threads)
     rows = {
@@ -93,8 +102,9 @@ def count() -> dict[str, Any]:
     return {
         "block_operations": sum(row["operations"] for row in rows.values()),
         "block_megabytes": round(sum(megabytes.values()) / 1e6, 1),
-        "host_waits": waits,
-        "graph": False,
+        "host_waits": deep.waits,
+        "host_calls": deep.calls,
+        "graph": deep.graph,
         "rows": rows,
     }
 
@@ -116,7 +126,10 @@ def table(counts: Mapping[str, Any]) -> str:
         )
     total = counts["block_operations"], counts["block_megabytes"]
     lines.append(f"{'all':32}{total[0]:12.3f}{'':12}{total[1]:10.2f}")
-    lines.append(f"host waits in a step: {counts['host_waits']}, one graph: {counts['graph']}")
+    lines.append(
+        f"in a step the host makes {counts['host_calls']} calls and waits {counts['host_waits']} "
+        f"times; graphs: {counts['graph']}"
+    )
     return "\n".join(lines)
 
 

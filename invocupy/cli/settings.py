@@ -15,6 +15,10 @@ _KINDS: dict[str, dict[str, Any]] = {
     "tuple[float,": {"type": float, "metavar": "X", "nargs": "*"},
     "bool": {"action": argparse.BooleanOptionalAction},
     "str": {"metavar": "NAME"},
+    "auto": {
+        "type": lambda text: {"on": True, "off": False}.get(text, text),
+        "metavar": "auto|on|off",
+    },
     "DIR": {"type": path, "metavar": "DIR"},
 }
 
@@ -27,7 +31,8 @@ def add_settings(parser: Parser) -> None:
     for item in fields(Config):
         name = item.metadata["group"]
         group = groups[name] = groups.get(name) or parser.add_argument_group(name)
-        kind = _KINDS["DIR" if item.metadata["unit"] == "DIR" else item.type.split()[0]]
+        unit = "auto" if item.type == "str | bool" else item.metadata["unit"]
+        kind = _KINDS[unit if unit in _KINDS else item.type.split()[0]]
         group.add_argument(f"--{item.name.replace('_', '-')}", help=_help(item), **kind)
     parser.add_argument(
         "--smoke", action="store_true",

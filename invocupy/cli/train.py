@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
@@ -86,10 +87,11 @@ def _run(arguments: argparse.Namespace) -> int:
         report, testing, started = _reporter(str(out))
         write = tensorboard(f"{out}/tensorboard") if arguments.tensorboard else None
         try:
-            history = fit(
-                config, out, resume=bool(resume), progress=report, testing=testing, comm=comm,
-                started=started, after_epoch=write,
-            )  # fmt: skip
+            with _lines():
+                history = fit(
+                    config, out, resume=bool(resume), progress=report, testing=testing, comm=comm,
+                    started=started, after_epoch=write,
+                )  # fmt: skip
         except Interrupted as error:
             command = f"invocupy train --resume {shlex.quote(str(out))}"
             error.args = (f"{error}, saved in {out}; continue with: {command}",)
@@ -126,6 +128,14 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
     return value
+
+
+@contextmanager
+def _lines() -> Iterator[None]:
+    """Warnings are lines among the progress."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr, flush=True)
+        yield
 
 
 @contextmanager

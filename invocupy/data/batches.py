@@ -140,32 +140,47 @@ class Batches:
         labels : array (B,)
             Of the dtype of the labels given.
         """
+        return map(self.take, self.sheets(epoch, start))
+
+    def sheets(self, epoch: int, start: int = 0) -> Iterator[Array]:
+        """What :meth:`take` makes the batches of :meth:`epoch` from, float64 (B, 9) each.
+
+        A row is the number of an image and its random numbers. They lie on the device of the
+        images, those of an epoch in one piece, so that no step has to copy them there.
+        """
         epoch, start = integer("epoch", epoch, 0), integer("start", start, 0)
         if start > len(self):
             raise ValueError(
                 f"start must be at most {len(self)}, the number of batches, got {start}"
             )
-        return self._steps(epoch, start)
+        return self._sheets(epoch, start)
 
-    def _steps(self, epoch: int, start: int) -> Iterator[tuple[Array, Array]]:
-        xp = namespace(self.images)
+    def _sheets(self, epoch: int, start: int) -> Iterator[Array]:
         order, table = self._draw(epoch)
-        for step in range(start, len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            if self.rows is not None:
-                index = index[self.rows(len(index))]
-            with on_device(self.images):
-                # (B, 1 + 8): numbers and random rows in one transfer; float64 holds both exactly
-                sheet = xp.asarray(np.column_stack([index, table[index]]))
-                rows = sheet[:, 0].astype(np.int64)
-                batch = self.images[rows]
-                for function in self.augment:
-                    batch = function(batch, sheet[:, 1:])
-                x = batch.astype(np.float32, order="C")
-                x *= self._scale
-                x += self._shift
-                labels = self.labels[rows]
-            yield x, labels
+        steps = range(start * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        chosen = [order[first : first + self.batch_size] for first in steps]
+        if self.rows is not None:
+            chosen = [index[self.rows(len(index))] for index in chosen]
+        with on_device(self.images):
+            # float64 holds numbers of images exactly
+            index = np.concatenate(chosen or [order[:0]])
+            whole = namespace(self.images).asarray(np.column_stack([index, table[index]]))
+        first = 0
+        for index in chosen:
+            yield whole[first : first + len(index)]
+            first += len(index)
+
+    def take(self, sheet: Array) -> tuple[Array, Array]:
+        """One batch of :meth:`epoch`."""
+        with on_device(self.images):
+            rows = sheet[:, 0].astype(np.int64)
+            batch = self.images[rows]
+            for function in self.augment:
+                batch = function(batch, sheet[:, 1:])
+            x = batch.astype(np.float32, order="C")
+            x *= self._scale
+            x += self._shift
+            return x, self.labels[rows]
 
     def _draw(self, epoch: int) -> tuple[Array, Array]:
         """Order (N,) and random numbers (N, 8) of an epoch, the same in all versions of NumPy.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from invocupy import nn
-from invocupy.arrays import on_device, wide
+from invocupy.arrays import Array, on_device, wide
 from invocupy.geometry import number
 
 
@@ -25,17 +26,26 @@ class Average:
             if self.decay
         }
 
-    def update(self, model: nn.Module, steps: int) -> None:
-        """Take in the weights after the update number ``steps`` (from 1); nothing is read back."""
-        if not self.arrays:
-            return
-        keep = min(self.decay, (1 + steps) / (10 + steps))
-        for name, holder in model.named_state():
-            with on_device(holder.data):
-                if holder.data.dtype.kind in "fV":
-                    self.arrays[name] += (1 - keep) * (holder.data - self.arrays[name])
+    def share(self, steps: int) -> float:
+        """The share that the weights after the update number ``steps`` (from 1) have."""
+        return 1 - min(self.decay, (1 + steps) / (10 + steps))
+
+    def update(
+        self, model: nn.Module, steps: int, shares: Mapping[Any, Array] | None = None
+    ) -> None:
+        """Take in the weights after that update, in place; nothing is read back.
+
+        With ``shares`` the share is read there, in an array () for each dtype.
+        """
+        share: Any = self.share(steps)
+        for name, holder in model.named_state() if self.arrays else ():
+            mine = self.arrays[name]
+            with on_device(mine):
+                if mine.dtype.kind == "f":
+                    own = share if shares is None else shares[mine.dtype]
+                    mine += own * (holder.data - mine)
                 else:
-                    self.arrays[name] = holder.data
+                    mine[...] = holder.data
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:

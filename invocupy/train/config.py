@@ -18,6 +18,7 @@ from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
 from invocupy.train.fields import (
     DEVICE,
     FOLDER,
+    GRAPH,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -142,6 +143,10 @@ class Config:
         _IMAGES)
     device: str = setting("auto", _WHAT, "where to compute; auto uses a GPU if CuPy finds one. "
         "With several ranks the communicator decides", DEVICE, unit="NAME", free=True)
+    graph: str | bool = setting("auto", _HOW, "on a GPU, record a step once and then start it by "
+        "one call. A CUDA graph: Python is not waited for, and the weights are the same to the "
+        "bit. With auto not for modules of your own; where it is not possible, a warning says why",
+        GRAPH, free=True)
     # fmt: on
 
     def __new__(cls, *_: Any, **settings: Any) -> Config:

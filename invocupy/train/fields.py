@@ -44,6 +44,7 @@ SEED = Rule("at least 0 and below 2**128", lambda value: 0 <= value < 1 << 128)
 FOLDER = Rule(
     "the path of a folder: not empty, without NUL", lambda path: bool(path) and "\0" not in path
 )
+GRAPH = Rule("auto, True (on) or False (off)", lambda value: value in ("auto", True, False))
 DEVICE = Rule(
     "auto, cpu, cuda or cuda:i",
     lambda name: re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,9})?", name) is not None,

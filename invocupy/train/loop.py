@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from invocupy import checkpoint, nn, optim
-from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, is_cupy, namespace, on_device, to_device
-from invocupy.autograd import Tensor
 from invocupy.data import Batches, own_sets
 from invocupy.distributed import Comm
 from invocupy.paths import AnyPath, expand
 from invocupy.train.average import Average
 from invocupy.train.config import Config, ConfigError
-from invocupy.train.evaluation import Evaluation, check_model, evaluate, logits_of
+from invocupy.train.evaluation import Evaluation, check_model, evaluate
 from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
 from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
@@ -27,6 +25,7 @@ from invocupy.train.run import Run
 from invocupy.train.saved import Row, check_folder
 from invocupy.train.sets import About, describe, load_sets
 from invocupy.train.setup import augmentation, build, rate
+from invocupy.train.steps import Steps, steps_of
 
 _READ_EVERY = 50  # steps between two looks at a GPU's losses: each look waits for it
 
@@ -77,7 +76,8 @@ def fit(
         mode: then all of it is trained. At the end the mode of each module is restored.
     before_update
         Called in each step with the model and the optimiser; it may change the (clipped) gradients,
-        or set ``optimiser.lr``. Reading a number waits for a GPU.
+        or set ``optimiser.lr``. Reading a number waits for a GPU. With
+        ``config.graph`` the next step overwrites these arrays.
     after_epoch
         Called after the evaluation of each epoch with the evaluated model and the epoch's line
         before it is written; entries that it adds (numbers, strings) are saved. True ends the run.
@@ -192,7 +192,9 @@ def fit(
         run.spread()
         if started is not None:
             started(model, about)
-        _train(run, batches, measured, hooks, asked)
+        steps = steps_of(run, batches)
+        with steps.running():
+            _train(run, steps, measured, hooks, asked)
     average.put_into(model)
     run.best.put_into(model)
     return run.state.history
@@ -213,7 +215,7 @@ class _Pause(Exception):  # noqa: N818
 
 
 def _train(
-    run: Run, batches: Batches, sets: Sequence[tuple[Array, ...]], hooks: _Hooks, asked: Asked
+    run: Run, steps: Steps, sets: Sequence[tuple[Array, ...]], hooks: _Hooks, asked: Asked
 ) -> None:
     """Do the epochs that are left; the first of ``sets`` is for each, the last for the end."""
     model, replica = run.model, run.replica
@@ -239,7 +241,7 @@ def _train(
                     model.train()
                     for module in frozen:
                         module.training = False
-                _train_epoch(run, batches, hooks, asked)
+                _train_epoch(run, steps, hooks, asked)
                 run.average_norms()
                 with run.average.used_by(model):
                     row = run.row(measured(*sets[0]))
@@ -274,29 +276,28 @@ _Step = tuple[int, tuple[Any, ...]]
 """Images; loss, correct answers and, of several ranks, how many shall stop, on the device."""
 
 
-def _train_epoch(run: Run, batches: Batches, hooks: _Hooks, asked: Asked) -> None:
+def _train_epoch(run: Run, steps: Steps, hooks: _Hooks, asked: Asked) -> None:
     """Do the steps of the current epoch that are left."""
-    model, optimiser, state, config = run.model, run.optimiser, run.state, run.config
+    optimiser, state, config, batches = run.optimiser, run.state, run.config, steps.batches
     unread: list[_Step] = []
     clock = time.perf_counter()
-    for x, labels in batches.epoch(state.epoch, state.step):
+    steps.look()
+    for sheet in batches.sheets(state.epoch, state.step):
         optimiser.lr = rate(config, run.done, config.epochs * run.steps)
-        optimiser.zero_grad()
         images = min(batches.batch_size, len(batches.images) - state.step * batches.batch_size)
-        numbers = _gradients(run, x, labels, images)
+        numbers = steps.gradients(sheet, images)
         numbers = run.replica.reduce(optimiser.params, numbers, asked())
         unread.append((images, numbers))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.
         stop = False
-        if not is_cupy(x) or state.step % _READ_EVERY == 0 or state.step == run.steps:
+        if not is_cupy(sheet) or state.step % _READ_EVERY == 0 or state.step == run.steps:
             stop = _read(run, unread)
-        if config.clip_norm is not None:
-            optim.clip_by_norm(optimiser.params, config.clip_norm)
+        steps.clip()
         if hooks.before_update is not None:
-            hooks.before_update(model, optimiser)
-        optimiser.step()
-        run.average.update(model, run.done)
+            hooks.before_update(run.model, optimiser)
+            steps.look()
+        steps.update()
         now = time.perf_counter()
         state.seconds += now - clock
         clock = now
@@ -307,30 +308,6 @@ def _train_epoch(run: Run, batches: Batches, hooks: _Hooks, asked: Asked) -> Non
         if stop or run.replica.stops(asked()):
             _read(run, unread)
             raise _Pause
-
-
-def _gradients(run: Run, x: Array, labels: Array, images: int) -> tuple[Any, Any]:
-    """Leave the gradients of this rank's share of a batch in the parameters; loss, correct answers.
-
-    ``images`` is the size of the batch: each image counts by 1 / images, wherever it is computed.
-    In as many parts as the settings say.
-    """
-    loss_sum, correct_sum, start = 0.0, 0, 0
-    for part in run.replica.split(images):
-        end = start + part.last - part.first
-        share, answers = x[start:end], labels[start:end]
-        with run.replica.norms(run.model, apart=True) if part.shared else nullcontext():
-            logits = logits_of(run.model, Tensor(share))
-            loss = F.cross_entropy(logits, answers, run.config.label_smoothing, ignore_index=None)
-            if len(share) < images or not part.counts:
-                loss = loss * (part.counts * len(share) / images)
-            loss.backward()
-        loss_sum = loss_sum + loss.data
-        if part.counts:
-            correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
-        del logits, loss  # their graph's memory serves the next part
-        start = end
-    return loss_sum, correct_sum
 
 
 def _read(run: Run, unread: list[_Step]) -> bool:

@@ -200,7 +200,7 @@ def test_rates_follow_the_schedule() -> None:
 
 @pytest.mark.gpu
 def test_a_run_on_the_gpu_goes_on_on_the_cpu(tmp_path: Path) -> None:
-    config = replace(TINY, device="cuda")
+    config = replace(TINY, layers=0, device="cuda")
     with pytest.raises(Interrupted):
         fit(config, tmp_path, progress=at(2, 1, interrupt))
     history = fit(replace(config, device="cpu"), tmp_path, resume=True)

@@ -1,0 +1,309 @@
+"""How the steps of a run are computed: one operation after another, or as CUDA graphs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from invocupy import functional as F  # noqa: N812
+from invocupy import nn, optim
+from invocupy.arrays import Array, is_cupy, namespace
+from invocupy.autograd import Tensor
+from invocupy.data import Batches
+from invocupy.messages import one_line
+from invocupy.settings import flag
+from invocupy.train.evaluation import logits_of
+from invocupy.train.run import Run
+
+_OPTIONS = "momentum", "weight_decay", "nesterov", "decay_biases"
+_CHANGES = 3  # of what graphs were recorded with, after which there are no more
+
+
+class Steps:
+    """A step is :meth:`gradients`, then :meth:`clip`, then :meth:`update`."""
+
+    def __init__(self, run: Run, batches: Batches) -> None:
+        self.run, self.batches = run, batches
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The context of all steps, and of what the run does between them."""
+        yield
+
+    def look(self) -> None:
+        """Look at model and optimiser, which others may have changed by now."""
+
+    def gradients(self, sheet: Array, images: int) -> tuple[Any, Any]:
+        """Leave the gradients of a batch in the parameters; its loss and correct answers.
+
+        ``sheet`` is one of :meth:`Batches.sheets`: this rank's share of a batch of ``images``. Each
+        image counts by 1 / images, wherever it is computed. In as many parts as the settings say.
+        """
+        x, labels = self.batches.take(sheet)
+        run, loss_sum, correct_sum, start = self.run, 0.0, 0, 0
+        run.optimiser.zero_grad()
+        for part in run.replica.split(images):
+            end = start + part.last - part.first
+            share, answers = x[start:end], labels[start:end]
+            with run.replica.norms(run.model, apart=True) if part.shared else nullcontext():
+                logits = logits_of(run.model, Tensor(share))
+                loss = F.cross_entropy(
+                    logits, answers, run.config.label_smoothing, ignore_index=None
+                )
+                if len(share) < images or not part.counts:
+                    loss = loss * (part.counts * len(share) / images)
+                loss.backward()
+            loss_sum = loss_sum + loss.data
+            if part.counts:
+                correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
+            del logits, loss  # their graph's memory serves the next part
+            start = end
+        return loss_sum, correct_sum
+
+    def clip(self) -> None:
+        """Clip the gradients, if the settings say so."""
+        if self.run.config.clip_norm is not None:
+            optim.clip_by_norm(self.run.optimiser.params, self.run.config.clip_norm)
+
+    def update(self) -> None:
+        """Move the parameters and their averages."""
+        self.run.optimiser.step()
+        self.run.average.update(self.run.model, self.run.done)
+
+
+class _Shape:
+    """What is recorded for batches of one shape."""
+
+    def __init__(self, sheet: Array) -> None:
+        self.sheet = sheet.copy()  # where each step's is put
+        self.warm = False  # whether a step was done, with which everything is compiled
+        self.starts: dict[str, tuple[Callable[[], None], Any]] = {}
+        self.grads: dict[str, list[Any]] = {}  # after each part of a step
+        self.velocities: list[Any] = []  # that the recorded update moves
+
+
+class GraphSteps(Steps):
+    """Each part of a step is recorded with the second batch of a shape, and then only started.
+
+    Parameters, velocities, running statistics and averages stay where they are; learning rates and
+    the share of the averages are numbers on the device. What replaces an array between two parts of
+    a step is copied to where the array was. Where something cannot be recorded, a warning says why,
+    once, and steps go on without.
+    """
+
+    def __init__(self, run: Run, batches: Batches) -> None:
+        from invocupy.backends.cuda.graph import Recorder
+
+        super().__init__(run, batches)
+        self.recorder, self.ended = Recorder(), False
+        self.shapes: dict[tuple[int, int], _Shape] = {}
+        self.shape: Any = None
+        self.holders: dict[int, tuple[Any, Array]] = {}
+        self.as_recorded: Any = None
+        self.changes = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with self.recorder.current():
+            self.fix()
+            try:
+                yield
+            finally:
+                self.loosen()
+
+    def fix(self) -> None:
+        """Give all state memory of its own, which is never replaced."""
+        run, xp = self.run, namespace(self.batches.images)
+        for _, holder in run.model.named_state():
+            if isinstance(holder, nn.Buffer):
+                holder.fixed = True
+            holder.data = holder.data.copy()
+            self.holders[id(holder)] = holder, holder.data
+        self.written = [0.0] * len(run.optimiser.groups)
+        run.optimiser.rates = xp.zeros(len(self.written), np.float64)
+        kinds = {a.dtype for a in run.average.arrays.values() if a.dtype.kind == "f"}
+        self.shares = {kind: xp.zeros((), kind) for kind in kinds}
+        self.share = 0.0
+
+    def loosen(self) -> None:
+        """The end of :meth:`fix`."""
+        self.run.optimiser.rates = None
+        for holder, _ in self.holders.values():
+            if isinstance(holder, nn.Buffer):
+                holder.fixed = False
+
+    def settle(self) -> None:
+        """Copy what has replaced an array to where the array was."""
+        for key, (holder, array) in self.holders.items():
+            data = holder.data
+            if data is array:
+                continue
+            if is_cupy(data) and (data.shape, data.dtype) == (array.shape, array.dtype):
+                array[...] = data
+                holder.data = array
+            else:
+                holder.data = data.copy()
+                self.holders[key] = holder, holder.data
+                self.forget()
+
+    def look(self) -> None:
+        optimiser = self.run.optimiser
+        found = [
+            *([getattr(one, name) for name in _OPTIONS] for one in (optimiser, *optimiser.groups)),
+            [parameter.requires_grad for parameter in optimiser.params],
+            *map(_plain, self.run.model.modules()),
+        ]
+        if found != self.as_recorded:
+            self.forget()
+            self.changes += 1
+        self.as_recorded = found
+        if self.changes > 1 + _CHANGES:
+            self.give_up("options of the optimiser or of layers keep changing")
+
+    def gradients(self, sheet: Array, images: int) -> tuple[Any, Any]:
+        self.settle()
+        key = len(sheet), images
+        self.shape = self.shapes.get(key) or self.shapes.setdefault(key, _Shape(sheet))
+        self.shape.sheet[...] = sheet
+
+        def work() -> Any:
+            result = super(GraphSteps, self).gradients(self.shape.sheet, images)
+            self.settle()  # what a model of one's own has replaced
+            return result
+
+        loss, correct = self._do("gradients", work)
+        return loss.copy(), correct.copy()
+
+    def clip(self) -> None:
+        if self.run.config.clip_norm is not None:
+            self._do("clip", super().clip)
+
+    def update(self) -> None:
+        self.settle()
+        optimiser, average = self.run.optimiser, self.run.average
+        for i, group in enumerate(optimiser.groups):
+            rate = optimiser.rate(group)
+            if rate != self.written[i]:
+                optimiser.rates[i : i + 1].fill(rate)  # type: ignore[index]
+                self.written[i] = rate
+        share = average.share(self.run.done)
+        if share != self.share:
+            for array in self.shares.values():
+                array.fill(share)
+            self.share = share
+
+        def work() -> None:
+            optimiser.step()
+            average.update(self.run.model, self.run.done, self.shares)
+
+        if self._has_state():
+            self._do("update", work)
+        else:
+            work()
+        self.shape.warm = True
+
+    def give_up(self, reason: str) -> None:
+        """Record no more."""
+        if not self.ended:
+            without(reason)
+        self.ended = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Start no more what was recorded."""
+        for shape in self.shapes.values():
+            shape.warm = False
+        self.shapes.clear()
+
+    def _do(self, name: str, work: Callable[[], Any]) -> Any:
+        """Start what was recorded of a part of a step; record it, or do it, if need be."""
+        shape, params = self.shape, self.run.optimiser.params
+        if self.ended or not shape.warm:
+            return work()
+        if name not in shape.starts:
+            grads = [p.grad for p in params]
+            try:
+                shape.starts[name] = self.recorder.record(work)
+            except Exception as error:
+                for holder, array in self.holders.values():
+                    holder.data = array
+                for parameter, grad in zip(params, grads, strict=True):
+                    parameter.grad = grad
+                self.give_up(one_line(error))
+                return work()
+            shape.grads[name] = [p.grad for p in params]
+        start, result = shape.starts[name]
+        start()
+        for parameter, grad in zip(params, shape.grads[name], strict=True):
+            parameter.grad = grad
+        return result
+
+    def _has_state(self) -> bool:
+        """Whether the recorded update does for the gradients and velocities that there are.
+
+        Those that have replaced the recorded ones are copied to where these were.
+        """
+        shape, optimiser = self.shape, self.run.optimiser
+        grads = shape.grads.get("gradients" if self.run.config.clip_norm is None else "clip")
+        if grads is None:  # this step is none of graphs
+            return True
+        velocities = optimiser.velocities
+        if "update" not in shape.starts:
+            moving = zip(velocities, optimiser.params, strict=True)
+            momenta = optimiser.momentum, *(group.momentum for group in optimiser.groups)
+            if any(momenta) and any(v is None and p.grad is not None for v, p in moving):
+                return False  # the first velocity has another formula
+            shape.velocities = [*velocities]
+        mine = [p.grad for p in optimiser.params]
+        for new, old in zip((*mine, *velocities), (*grads, *shape.velocities), strict=True):
+            if new is old:
+                continue
+            if new is None or old is None or (new.shape, new.dtype) != (old.shape, old.dtype):
+                return False
+            old[...] = new
+        optimiser.velocities = [*shape.velocities]
+        for parameter, grad in zip(optimiser.params, grads, strict=True):
+            parameter.grad = grad
+        return True
+
+
+def steps_of(run: Run, batches: Batches) -> Steps:
+    """The steps as ``graph`` of the settings says; with a warning why not, where they cannot."""
+    graph, on_gpu = run.config.graph, is_cupy(batches.images)
+    own = (m for m in run.model.modules() if not type(m).__module__.startswith("invocupy."))
+    reason = ""
+    if not on_gpu:
+        reason = "the run computes on the CPU" if graph is True else ""
+    elif not run.replica.alone:
+        reason = "ranks exchange messages within a step"
+    elif flag("INVOCUPY_CUDA_SYNC"):
+        reason = "INVOCUPY_CUDA_SYNC=1 waits after each launch"
+    elif graph == "auto" and (module := next(own, None)) is not None:
+        reason = (
+            f"{type(module).__name__} is a module of your own, which may do different work in each "
+            "step; graph=True records it as the second step has it"
+        )
+    if graph is False or reason or not on_gpu:
+        if graph is not False and reason:
+            without(reason)
+        return Steps(run, batches)
+    return GraphSteps(run, batches)
+
+
+def without(reason: str) -> None:
+    """The one line for steps that run without a graph."""
+    warnings.warn(f"the steps run without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are no arrays, and decide what it does."""
+    kinds = (bool, int, float, str, type(None))
+    held = vars(module) | {"training": module.training}
+    return {
+        name: value for name, value in held.items()
+        if all(isinstance(v, kinds) for v in (value if isinstance(value, tuple) else [value]))
+    }  # fmt: skip
