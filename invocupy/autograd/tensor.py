@@ -310,7 +310,7 @@ def _is_recorded(item: Any) -> bool:
 def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> Any:
     operand = operands[place]
     # NumPy would accept some of them in some operators, and Python would concatenate two by "+".
-    if not (operand is None or isinstance(operand, _PLAIN) or arrays.is_cupy(operand)):
+    if not (operand is None or arrays.is_cupy(operand) or isinstance(operand, _PLAIN)):
         name, *others = inspect.signature(op).parameters.values()
         if name.kind is not name.VAR_POSITIONAL:
             name = (name, *others)[place]
