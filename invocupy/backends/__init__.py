@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+from invocupy.backends.notice import note
+
 ON_GPU = ("involution", "involution_block", "convolution", "pointwise", "batch_norm", "sgd")
 """The ops of the CUDA wing; for others, CuPy arrays use the reference."""
 
-on_compile: Callable[[str, bool], object] | None = None
+on_compile: Callable[[str, bool], object] | None = note
 """Called with a CPU kernel's name and False before it is compiled, and with True afterwards.
 
 It is called in the compiling thread. An exception is printed, and ends further calls.

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from invocupy._version import __version__
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             arguments = _parser().parse_args(argv)
-            with compiling_is_told() if is_root() else nullcontext():
+            with compiling_is_told(is_root()):
                 code: int = arguments.command(arguments)
         finally:
             sys.stdout.flush()  # also of --help: what fails at exit has no message

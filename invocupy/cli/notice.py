@@ -14,10 +14,13 @@ _PATIENCE = 1.0  # seconds of compiling before a message
 
 
 @contextmanager
-def compiling_is_told() -> Iterator[None]:
-    """Within it, slow compilation is announced on standard error, and summed up at the end."""
+def compiling_is_told(here: bool = True) -> Iterator[None]:
+    """Within it, slow compilation is announced on standard error, and summed up at the end.
+
+    Not ``here``: none, also not the line in the log that others get.
+    """
     waiting = _Waiting()
-    before, backends.on_compile = backends.on_compile, waiting.note
+    before, backends.on_compile = backends.on_compile, waiting.note if here else None
     try:
         yield
     finally:

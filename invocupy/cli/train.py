@@ -204,15 +204,14 @@ def _reporter(folder: str) -> _Reporter:
         while bars:
             bars.pop().close()
         part = measured_on(row)
-        what = {"val": "validation", "test": "test"}[part]
+        what, behind = ("test", "  test") if part == "test" else ("validation", ",")
         loss = row[f"{part}_loss"]
-        line = (
-            f"{title}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.2%}  "
-            f"{what} loss {'not finite' if loss is None else f'{loss:.4g}'}  "
-            f"{what} accuracy {row[f'{part}_accuracy']:.2%}  "
-            f"{row['images_per_second']:.0f} images/s"
+        shown = "not finite" if loss is None else f"{loss:.3f}" if loss < 1000 else f"{loss:.3g}"
+        line = (  # of 80 columns at most
+            f"{title}  loss {row['train_loss']:.3f}  {what} loss {shown}{behind} accuracy "
+            f"{row[f'{part}_accuracy']:.2%}  {row['images_per_second']:.0f} images/s"
         )
-        say(line)
+        say(line if len(line) <= 80 else line.replace("  ", " "))
 
     def testing(done: int, batches: int) -> None:
         if bars:

@@ -45,6 +45,7 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
     for line in lines:
         for part in ("loss", "accuracy", "test loss", "test accuracy", "images/s"):
             assert part in line
+        assert len(line) <= 80
     assert main(TRAIN) == 0
     assert "runs/shapes10-simple-2" in capsys.readouterr().out
     assert main([*TRAIN, "--epochs", "1"]) == 0
