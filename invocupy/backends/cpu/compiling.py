@@ -1,12 +1,14 @@
-"""Importing Numba and compiling with it, so that neither a signal nor a fork comes in between."""
+"""Importing Numba, compiling, and long launches, so that no signal or fork comes in between."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from contextvars import copy_context
 from importlib import import_module
 from typing import Any, TypeVar
@@ -99,6 +101,45 @@ def _is_owned(lock: Any) -> bool:
     """Whether this thread holds the lock."""
     owned: bool = lock.is_locked() if hasattr(lock, "is_locked") else lock._is_owned()
     return owned
+
+
+def interruptible_lead(begun: Any, job: Any, lead: Any, record: Any) -> None:
+    """``lead`` in another thread, while this one waits where Python handles signals.
+
+    Signals can follow each other so fast that this thread does not even get to wait for the end.
+    So the other one holds the arrays of the record, and the job, until then.
+    """
+    ended, done, held = allocate_lock(), [], [record]
+    ended.acquire()
+
+    def run() -> None:
+        if begun.acquire(False):
+            try:
+                lead()
+            finally:
+                job.rest()
+                held.clear()
+                done.append(True)
+                ended.release()
+
+    try:
+        start_new_thread(run, ())
+        while not ended.acquire(timeout=LOOK):
+            pass
+    except BaseException as error:
+        if not begun.acquire(False):  # it has begun
+            job.stop()
+            while not done:
+                with suppress(BaseException):
+                    ended.acquire(timeout=LOOK)
+            raise
+        try:
+            by_handler = error.__traceback__ is None or error.__traceback__.tb_next is not None
+            if by_handler or not isinstance(error, RuntimeError):
+                raise
+            lead()  # the system refuses to start threads
+        finally:
+            job.rest()
 
 
 if hasattr(os, "register_at_fork"):

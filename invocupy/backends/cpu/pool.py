@@ -24,7 +24,7 @@ import atexit
 import os
 import threading
 import time
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, get_ident
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import CFUNCTYPE, c_void_p, cast, pythonapi
@@ -39,7 +39,7 @@ from numba import int64, void
 from invocupy.backends.cpu import threads
 from invocupy.backends.cpu.access import add, address, call_body, load, store, words_of
 from invocupy.backends.cpu.checking import CHECKED, ranges
-from invocupy.backends.cpu.compiling import LOOK, whole
+from invocupy.backends.cpu.compiling import interruptible_lead, whole
 from invocupy.backends.cpu.jit import jit
 from invocupy.backends.cpu.vector import LINE, call
 from invocupy.backends.memory import others, patiently
@@ -134,50 +134,11 @@ def launch(
         elif begun is None:
             _lead(*given)
         else:
-            _interruptible(begun, job, tasks, partial(_lead, *given), record)
+            interruptible_lead(begun, job, partial(_lead, *given), record)
     finally:
         if begun is None or begun.acquire(False):  # else the thread that leads does it
             job.rest()
     _ended = time.perf_counter()
-
-
-def _interruptible(begun: Any, job: _Descriptor, tasks: int, lead: Any, record: Any) -> None:
-    """``lead`` in another thread, while this one waits where Python handles signals.
-
-    Signals can follow each other so fast that this thread does not even get to wait for the end.
-    So the other one holds the arrays of the record, and the job, until then.
-    """
-    ended, done, held = allocate_lock(), [], [record]
-    ended.acquire()
-
-    def run() -> None:
-        if begun.acquire(False):
-            try:
-                lead()
-            finally:
-                job.rest()
-                held.clear()
-                done.append(True)
-                ended.release()
-
-    try:
-        start_new_thread(run, ())
-        while not ended.acquire(timeout=LOOK):
-            pass
-    except BaseException as error:
-        if not begun.acquire(False):  # it has begun
-            job.memory.cast("q")[_COUNTER // 8] = tasks  # nobody begins another task
-            while not done:
-                with suppress(BaseException):
-                    ended.acquire(timeout=LOOK)
-            raise
-        try:
-            by_handler = error.__traceback__ is None or error.__traceback__.tb_next is not None
-            if by_handler or not isinstance(error, RuntimeError):
-                raise
-            lead()  # the system refuses to start threads
-        finally:
-            job.rest()
 
 
 @jit
@@ -326,6 +287,11 @@ class _Descriptor:
             self.forget()
             self.room, self.start = patiently(_lines, size)
         return self.start
+
+    def stop(self) -> None:
+        """Let nobody begin another task."""
+        words = self.memory.cast("q")
+        words[_COUNTER // 8] = words[_TASKS // 8]
 
     def rest(self) -> None:
         """Be there for the next launch."""

@@ -13,6 +13,7 @@ import contextvars, os, signal, sys, threading, time, weakref
 import numpy as np
 import invocupy
 from collections import namedtuple
+from invocupy.backends.cpu import compiling
 from invocupy.backends.cpu import pool as workers
 from invocupy.backends.cpu.access import add, load, read, store
 from invocupy.backends.cpu.jit import jit
@@ -74,7 +75,7 @@ class Faster:
     def __init__(self, *given):
         raise Stop
 
-workers.suppress, patient = Faster, workers.suppress
+compiling.suppress, patient = Faster, compiling.suppress
 for _ in range(3):
     done, go, before = np.zeros(1, np.int64), np.zeros(1, np.int64), len(workers._resting)
     ends = weakref.ref(done)
@@ -96,7 +97,7 @@ for _ in range(3):
     while ends() is not None:
         time.sleep(0.001)
     assert len(workers._resting) == 2
-workers.suppress = patient
+compiling.suppress = patient
 done, go = np.zeros(1, np.int64), np.ones(1, np.int64)
 
 # an error of a handler is not taken for one of the system
@@ -110,13 +111,13 @@ def start(*given):  # a signal comes before the thread has begun
     signal.raise_signal(signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, busy)
-workers.start_new_thread, real = start, workers.start_new_thread
+compiling.start_new_thread, real = start, compiling.start_new_thread
 try:
     launch(wait, 5, LONG + 1, 0, Wait(done, go))
     raise AssertionError
 except Busy:
     pass
-workers.start_new_thread = real
+compiling.start_new_thread = real
 assert len(workers._resting) == 2 and done == 0
 
 # a handler that raises nothing changes nothing
@@ -138,7 +139,7 @@ assert done == 5
 
 # where no thread can start, the caller works
 context = contextvars.copy_context()
-workers.start_new_thread = context.run  # raises RuntimeError, being in use
+compiling.start_new_thread = context.run  # raises RuntimeError, being in use
 done[0] = 0
 context.run(launch, wait, 5, LONG + 1, 0, Wait(done, go))
 assert done == 5
