@@ -194,8 +194,12 @@ class Tensor(Protocols):
                     grad = grad.astype(tensor.data.dtype)  # a sum, see below
                 memo.current.set((grad, {}))  # for the vjps of this tensor alone
                 for parent, vjp in tensor._parents:
-                    share = memory.patiently(vjp, grad)
                     serial = parent._serial
+                    _, first, own = pending.get(serial, (None, None, False))
+                    # An array of our own may be added to in place, where the vjp knows how.
+                    if own and hasattr(vjp, "add") and memory.patiently(vjp.add, grad, first):
+                        continue
+                    share = memory.patiently(vjp, grad)
                     if serial in pending:
                         # Not in place: the two shares may be views of other arrays.
                         first = pending[serial][1]

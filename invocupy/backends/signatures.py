@@ -46,8 +46,8 @@ convolution     zero outside x
 pointwise       the 1x1 convolution of P pixels of an image in a row
   forward(x[N,C,P], weight[O,C], bias?[O] -> out[N,O,P])
     out[n,o,p] = bias[o] + sum_c weight[o,c] * x[n,c,p]
-  grad_x(grad[N,O,P], weight[O,C] -> out[N,C,P])
-    out[n,c,p] = sum_o weight[o,c] * grad[n,o,p]
+  grad_x(grad[N,O,P], weight[O,C], base?[N,C,P] -> out[N,C,P])
+    out[n,c,p] = base[n,c,p] + sum_o weight[o,c] * grad[n,o,p]; base may be out
   grad_weight(grad[N,O,P], x[N,C,P] -> out[O,C], grad_bias?[O])
     out[o,c] = sum_np grad[n,o,p] * x[n,c,p] and grad_bias[o] = sum_np grad[n,o,p]
 

@@ -292,14 +292,28 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, strides: Shape) -> R
         return contiguous(grad, call.work).reshape(shape)
 
     def grad_x(grad: Array) -> Array:
-        pixels = call.gradient("grad_x", flat(grad), (matrix,), (), image)
+        made = empty(seen.shape, call.work, x)
+        call.run("grad_x", (flat(grad), matrix, None), (), made.reshape(image.shape))
         with on_device(x):
-            result: Array = cast_like(pixels, x).reshape(seen.shape)
+            result = cast_like(made, x)
             if result.shape == x.shape:
                 return result
             whole: Array = namespace(x).zeros(x.shape, result.dtype)
             whole[kept] = result
             return whole
+
+    def add(grad: Array, total: Array) -> bool:
+        """Add the gradient of x to ``total`` in place, if the wing does that in one pass."""
+        dtypes = {x.dtype, total.dtype, call.work}
+        if not is_cupy(x) or seen.shape != x.shape or len(dtypes) > 1 or wide(x.dtype):
+            return False
+        if not (total.flags.c_contiguous and total.size and grad.size):
+            return False
+        place = total.reshape(image.shape)
+        call.run("grad_x", (flat(grad), matrix, place), (), place)
+        return True
+
+    grad_x.add = add  # type: ignore[attr-defined]
 
     @each
     def parameters(grad: Array) -> list[Any]:

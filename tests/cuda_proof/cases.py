@@ -62,7 +62,7 @@ CHANNELS = {  # of batch norm, on arrays (C,); with the numbers that they take
 }
 POINTWISE = {
     "forward": (("x", "weight", "bias"), ("out",)),
-    "grad_x": (("grad", "weight"), ("x",)),
+    "grad_x": (("grad", "weight", "base"), ("x",)),
     "grad_weight": (("grad", "x"), ("weight", "bias")),
 }  # fmt: skip
 
@@ -299,11 +299,12 @@ def pointwise(
     shapes = {
         "x": (batch, inside, pixels), "out": (batch, outside, pixels),
         "grad": (batch, outside, pixels), "weight": (outside, inside), "bias": (outside,),
+        "base": (batch, inside, pixels),
     }  # fmt: skip
     random = np.random.default_rng(seed)
 
     def array(name: str) -> Any:
-        if name == "bias" and not bias:
+        if name in ("bias", "base") and not bias:
             return None
         return aligned(random.standard_normal(shapes[name]).astype(kind), offset)
 

@@ -63,14 +63,15 @@ def cublas(room: Callable[[int], int], own: Callable[[], int]) -> Any:
         assert compute == (_COMPUTE_64F if kind_a == 1 else _COMPUTE_32F), "sums, never in TF32"
         assert kind_c in (kind_a, 0)
         factors = number(alpha, kind_a), number(beta, kind_a)
-        assert factors == (1, 0), f"alpha and beta are {factors}"
+        assert factors in ((1, 0), (1, 1)), f"alpha and beta are {factors}"
         left = matrices(a, kind_a, lda, step_a, *((k, m) if turn_a else (m, k)), batch)
         right = matrices(b, kind_b, ldb, step_b, *((n, k) if turn_b else (k, n)), batch)
         left = left.swapaxes(1, 2) if turn_a else left
         right = right.swapaxes(1, 2) if turn_b else right
         with np.errstate(all="ignore"):
             product = left.astype(np.float64) @ right.astype(np.float64)
-        matrices(c, kind_c, ldc, step_c, m, n, batch)[...] = product
+        result = matrices(c, kind_c, ldc, step_c, m, n, batch)
+        result[...] = product + (result if factors[1] else 0)  # with 0 it is not read
 
     return SimpleNamespace(
         gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=_COMPUTE_32F,

@@ -48,10 +48,13 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
     _multiply(order(*weight.shape, x.itemsize, int(bias is not None)), weight, bias, x, out)
 
 
-def grad_x(grad: Array, weight: Array, out: Array) -> None:
-    """``out[n] = weight.T @ grad[n]``."""
+def grad_x(grad: Array, weight: Array, base: Array | None, out: Array) -> None:
+    """``out[n] = weight.T @ grad[n]``, and ``base[n]``."""
     in_order = order(*weight.shape, grad.itemsize, transposed=True)
-    _multiply(in_order, weight, None, grad, out)
+    product = out if base is None else np.empty_like(out)
+    _multiply(in_order, weight, None, grad, product)
+    if base is not None:
+        np.add(base, product, out=out)
 
 
 def _multiply(

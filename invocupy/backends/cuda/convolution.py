@@ -64,7 +64,7 @@ def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
         for group, some, seen in _blocks(total, weight, window, grad):
             flat = xp.ascontiguousarray(some).reshape(1, len(some), -1)
             patches = empty((1, matrix.shape[2], flat.shape[2]), grad.dtype, grad)
-            backend.grad_x(flat, matrix[group], patches)
+            backend.grad_x(flat, matrix[group], None, patches)
             patches = patches.reshape(*weight.shape[1:], *some.shape[1:])
             for tap, place in seen:
                 place += patches[:, *tap]

@@ -11,8 +11,11 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         out += bias[:, None]
 
 
-def grad_x(grad: Array, weight: Array, out: Array) -> None:
-    namespace(grad).matmul(weight.T, grad, out=out)
+def grad_x(grad: Array, weight: Array, base: Array | None, out: Array) -> None:
+    if base is None:
+        namespace(grad).matmul(weight.T, grad, out=out)
+    else:
+        out[...] = base + weight.T @ grad
 
 
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:

@@ -216,7 +216,7 @@ def test_pointwise(cp: Any, dtype: str) -> None:
     results = (shapes[2:], shapes[:1], (shapes[1], (outside,)))
     calls = (
         ("forward", (x, weight, None), (x64, weight64, None), inside),
-        ("grad_x", (grad, weight), (grad64, weight64), outside),
+        ("grad_x", (grad, weight, x), (grad64, weight64, x64), outside + 1),
         ("grad_weight", (grad, x), (grad64, x64), batch * pixels),
     )
     for (name, device, host, terms), shapes in zip(calls, results, strict=True):

@@ -195,7 +195,7 @@ def test_out_has_memory_of_its_own_on_the_device_of_x(cp: Any, fused: bool) -> N
 def test_planted_factors_that_are_freed_before_cublas_reads_them(
     cp: Any, plant: Plant, dtype: str
 ) -> None:
-    x, weight, out = cp.ones((1, 2, 5), dtype), cp.ones((3, 2), dtype), cp.ones((1, 3, 5), dtype)
+    x, weight, out = (cp.ones(s, dtype) for s in ((2, 2, 5), (3, 2), (2, 3, 5)))
     pointwise.forward(x, weight, None, out)
     plant(pointwise, "_product", ("one.ctypes.data", "one.copy().ctypes.data"))
     with pytest.raises(AssertionError, match="alpha and beta are"):

@@ -197,6 +197,27 @@ def test_training_never_fuses_by_itself(cp: Any) -> None:
     assert {"involution/fused_forward", "involution/forward"} <= names[1]
 
 
+def test_the_second_gradient_of_an_image_is_added_by_cublas(cp: Any) -> None:
+    """In the pass that makes it; the first is an array that nobody else has."""
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(*(nn.Conv2d(6, 4, 1, rng=rng) for _ in range(3)))
+    array = rng.standard_normal((2, 6, 5, 4))
+    found = []
+    for device in ("cpu", "cuda"):
+        layers = model.to(device)
+        for parameter in layers.parameters():
+            parameter.data, parameter.grad = parameter.data.astype(np.float64), None
+        x = Tensor(to_device(array, device), requires_grad=True)
+        with cp.cuda.recording() as operations:
+            inner = x * 2
+            a, b, c = (layer(inner) for layer in layers)
+            (a * b * c).sum().backward()
+        found.append([to_device(leaf.grad, "cpu") for leaf in (x, *layers.parameters())])
+    for got, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+    assert not [o for o in operations if o.name == "cupy.add" and o.bytes >= 3 * array.nbytes]
+
+
 def test_a_planted_wait_is_caught(cp: Any) -> None:
     """A result that is looked at, and a mask by which an array is indexed."""
     x = cp.zeros(4)

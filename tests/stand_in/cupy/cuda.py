@@ -345,6 +345,10 @@ def __getattr__(name: str) -> Any:
     return _cublas()
 
 
+def _factor(address: int, kind: int) -> float:
+    return (ctypes.c_double if kind == 1 else ctypes.c_float).from_address(address).value
+
+
 @cache
 def _cublas() -> Any:
     """The library, whose products are recorded."""
@@ -359,6 +363,8 @@ def _cublas() -> Any:
             size += {0: 4, 1: 8}.get(kind, 2) * area * (rest[14] if step else 1)
             block = _at(address)[1]
             (block.write if address == c[0] else block.read)(stream)
+        if _factor(rest[9], c[1]):  # what the result held is read
+            size += {0: 4, 1: 8}.get(c[1], 2) * m * n * rest[14]
         operation(size, "cublas")
         if not _idle:
             compute(handle, turn_a, turn_b, m, n, k, *rest)

@@ -34,8 +34,10 @@ def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
         out += bias[:, None]
 
 
-def grad_x(grad: Array, weight: Array, out: Array) -> None:
-    _product(weight, True, grad, False, out)
+def grad_x(grad: Array, weight: Array, base: Array | None, out: Array) -> None:
+    if base is not None and base is not out:
+        out[...] = base
+    _product(weight, True, grad, False, out, added=base is not None)
 
 
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
@@ -104,9 +106,12 @@ def _sum_rows(rows: Array, out: Array, last: Array | None = None) -> None:
     launch("pointwise/sum_rows", cuda.element(out.dtype), threads, rows, out, last, *sizes)
 
 
-def _product(a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array) -> None:
+def _product(
+    a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array, added: bool = False
+) -> None:
     """``out[n] = a[n] @ b[n]``, each transposed if asked; an ``a`` of two axes is of all n.
 
+    ``added`` to what ``out`` holds, in the same pass.
     Sums are float32, or float64 for float64; never TF32.
     """
     from cupy.cuda import cublas, get_cublas_handle, runtime
@@ -118,7 +123,7 @@ def _product(a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array) -> None
         "float64": runtime.CUDA_R_64F,
     }
     batch, rows, columns = out.shape
-    one, zero = np.array([[1], [0]], cuda.accumulator(out))
+    one, beta = np.array([[1], [added]], cuda.accumulator(out))
     # cuBLAS counts along columns: to it each matrix is its transpose, and b comes first.
     first, second, third = (
         (
@@ -132,7 +137,7 @@ def _product(a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array) -> None
         cublas.gemmStridedBatchedEx(
             get_cublas_handle(), int(turn_b), int(turn_a),
             columns, rows, b.shape[2 if turn_b else 1], one.ctypes.data, *first,
-            *second, zero.ctypes.data, *third, batch,
+            *second, beta.ctypes.data, *third, batch,
             cublas.CUBLAS_COMPUTE_64F if double else cublas.CUBLAS_COMPUTE_32F,
             cublas.CUBLAS_GEMM_DEFAULT,
         )  # fmt: skip
