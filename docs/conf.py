@@ -21,6 +21,8 @@ from sphinx.ext.autosummary import Autosummary
 sys.path.insert(0, str(Path(__file__).parent))
 
 from draw_pictures import draw_all
+from myst_parser.parsers.sphinx_ import MystParser
+from notebook import to_markdown
 
 import invocupy
 
@@ -110,7 +112,18 @@ class Overview(Autosummary):
         return super().run()
 
 
+class NotebookParser(MystParser):
+    """Notebooks, as the Markdown that their cells and outputs make."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        super().parse(to_markdown(inputstring), document)
+
+
 def setup(app: Sphinx) -> None:
+    app.add_source_suffix(".ipynb", "notebook")
+    app.add_source_parser(NotebookParser)
     app.connect("autodoc-process-docstring", escape_axes, priority=600)  # after napoleon
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", trim_blocks)

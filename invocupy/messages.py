@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 _LONGEST = 1000  # a message may quote a whole file
@@ -48,6 +49,32 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(word, [*known], 1, cutoff=0.7)
     return f": did you mean {near[0]}?" if near else ""
+
+
+def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table for notebooks, a line for each mapping, with the keys of the first one as its head.
+
+    Examples
+    --------
+    >>> html_table([{"epoch": 1, "loss": 0.25}])
+    '<table><tr><th>epoch</th><th>loss</th></tr><tr><td>1</td><td>0.25</td></tr></table>'
+    """
+
+    def line(kind: str, cells: Iterable[Any]) -> str:
+        texts = ("" if cell is None else _short(cell) for cell in cells)
+        return f"<tr>{''.join(f'<{kind}>{escape(text)}</{kind}>' for text in texts)}</tr>"
+
+    lines = (line("td", map(row.get, rows[0])) for row in rows)
+    return f"<table>{line('th', rows[0]) if rows else ''}{''.join(lines)}</table>"
+
+
+def _short(cell: Any) -> str:
+    """Integers in groups of three digits, other numbers with four digits, shapes with crosses."""
+    if isinstance(cell, tuple):
+        return " × ".join(map(str, cell))
+    if type(cell) is int:
+        return f"{cell:,}"
+    return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def layout_hint(shape: Sequence[int], channels: int | None, dims: int) -> str:

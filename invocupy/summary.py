@@ -20,6 +20,7 @@ from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, device_of, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
 from invocupy.backends import memory
+from invocupy.messages import html_table
 
 Shape = tuple[int, ...]
 
@@ -40,6 +41,13 @@ class Layer(NamedTuple):
     shape: Shape  # of its last result, without the batch; () if that was not an array
     parameters: int  # its own and its submodules'
     macs: int  # multiply-adds of products with weights and kernels: its own and its submodules'
+
+
+class Layers(list[Layer]):
+    """Layers that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        return html_table([layer._asdict() for layer in self])
 
 
 class StepMemory(NamedTuple):
@@ -70,7 +78,7 @@ class StepMemory(NamedTuple):
         return StepMemory(tuple((fixed + more, per_image) for fixed, per_image in self.phases))
 
 
-def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
+def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> Layers:
     """Every module of a model in the order of its attributes, with its costs for one image.
 
     Blocks that are computed as one operator are listed as their layers. Multiply-adds are those of
@@ -87,6 +95,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
     Returns
     -------
     list of Layer
+        Which a notebook shows as a table.
 
     Examples
     --------
@@ -123,7 +132,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
             module.forward = note(name, module, module.forward)
         model(x)
 
-    return [
+    return Layers(
         Layer(
             name,
             type(module).__name__,
@@ -132,7 +141,7 @@ def layers(model: nn.Module, shape: Shape = (3, 32, 32)) -> list[Layer]:
             sum(own[n] for n in modules if not name or f"{n}.".startswith(f"{name}.")),
         )
         for name, module in modules.items()
-    ]
+    )
 
 
 def training_memory(

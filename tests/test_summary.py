@@ -18,6 +18,7 @@ import pytest
 import invocupy
 from invocupy import backends, nn
 from invocupy.cli import main
+from invocupy.messages import html_table
 from invocupy.models import SimpleModel
 from invocupy.summary import StepMemory, evaluation_memory, layers, training_memory
 from invocupy.train import (
@@ -50,6 +51,22 @@ def test_the_article_s_network() -> None:
     assert rows[""].parameters == 1_701_060
     assert rows["blocks.0.involution.span"].shape == (36, 32, 32)
     assert rows["head.4"][1:] == ("Linear", (10,), 1010, 1000)
+
+
+def test_a_notebook_shows_a_table() -> None:
+    rows = layers(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1)), (3, 100, 10))
+    assert isinstance(rows, list)
+    html = rows._repr_html_()
+    assert html.startswith("<table><tr><th>name</th><th>kind</th><th>shape</th>")
+    conv = "<tr><td>0</td><td>Conv2d</td><td>8 × 100 × 10</td><td>224</td><td>216,000</td></tr>"
+    assert html.endswith(f"{conv}</table>")
+    assert html_table([]) == "<table></table>"
+    odd = html_table([{"<b>": "&", "x": None, "y": True}, {"<b>": 1 / 3, "x": 12345}])
+    assert odd == (
+        "<table><tr><th>&lt;b&gt;</th><th>x</th><th>y</th></tr>"
+        "<tr><td>&amp;</td><td></td><td>True</td></tr>"
+        "<tr><td>0.3333</td><td>12,345</td><td></td></tr></table>"
+    )
 
 
 def test_strides_groups_and_layers_used_twice() -> None:

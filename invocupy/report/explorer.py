@@ -6,6 +6,7 @@ import json
 import math
 from base64 import b64encode
 from collections.abc import Sequence
+from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -19,8 +20,18 @@ from invocupy.autograd import Tensor
 from invocupy.checkpoint import CheckpointError
 from invocupy.report.kernels import watch
 
-Explored = dict[str, Any]
-"""The data of the explorer, as JSON: ``images`` and ``layers``; see :func:`explore`."""
+
+class Explored(dict[str, Any]):
+    """The data of the explorer, as JSON: ``images`` and ``layers``; see :func:`explore`."""
+
+    def _repr_html_(self) -> str:
+        """The explorer itself, where a notebook shows HTML."""
+        from invocupy.report.page import explorer_page
+
+        page = escape(explorer_page(self, "notebook"))
+        style = "width: 100%; height: 46rem; border: 0"
+        return f'<iframe title="The kernel at each pixel" style="{style}" srcdoc="{page}"></iframe>'
+
 
 _LARGEST = 9999  # of the integers that stand for decimals; int16 holds them
 
@@ -57,7 +68,7 @@ def explore(
     Returns
     -------
     dict
-        For :func:`invocupy.report.write_explorer`.
+        For :func:`invocupy.report.write_explorer`. A notebook shows the explorer itself.
 
     Raises
     ------
@@ -104,7 +115,7 @@ def explore(
         {"title": title, "pixels": _text(coloured(image))}
         for title, image in zip(titles, images, strict=True)
     ]
-    return {"size": images.shape[2:], "images": pictures, "layers": layers}
+    return Explored(size=images.shape[2:], images=pictures, layers=layers)
 
 
 def fragment(explored: Explored) -> str:

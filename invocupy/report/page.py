@@ -82,8 +82,13 @@ def write_explorer(explored: Explored, name: str, path: AnyPath) -> None:
     >>> write_explorer.__name__  # see invocupy.report.explore for what it takes
     'write_explorer'
     """
-    page = _page(f"{name}: {_EXPLORER}", f"explorer of {name}", _EXPLORER, "", [fragment(explored)])
-    write_atomically(path, page.encode(errors="replace"))
+    write_atomically(path, explorer_page(explored, name).encode(errors="replace"))
+
+
+def explorer_page(explored: Explored, name: str) -> str:
+    """The page of :func:`write_explorer` as text."""
+    kind = f"explorer of {name}"
+    return _page(f"{name}: {_EXPLORER}", kind, _EXPLORER, "", [fragment(explored)])
 
 
 def _page(title: str, kind: str, name: str, facts: str, sections: list[str]) -> str:

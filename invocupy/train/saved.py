@@ -13,6 +13,7 @@ from invocupy import checkpoint, nn
 from invocupy.arrays import Array
 from invocupy.checkpoint import CheckpointError
 from invocupy.docstrings import documented
+from invocupy.messages import html_table
 from invocupy.paths import expand
 from invocupy.train.config import Config, ConfigError, read_settings
 from invocupy.train.evaluation import check_model
@@ -24,12 +25,15 @@ Row = dict[str, Any]
 
 
 class OpenRun(NamedTuple):
-    """The result of :func:`open_run`."""
+    """The result of :func:`open_run`. A notebook shows the history as a table."""
 
     config: Config
     model: nn.Module
     history: list[Row]
     about: About  # of the images: classes, shape, mean and std
+
+    def _repr_html_(self) -> str:
+        return html_table(self.history)
 
 
 class Saved(NamedTuple):

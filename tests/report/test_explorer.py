@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,15 @@ def test_a_page_of_ten_layers_is_small(tmp_path: Path) -> None:
     assert text.count("</title>") == 1
     inside = text.partition('id="explorer-data">')[2].partition("</script>")[0]
     assert json.loads(inside)["images"][0]["title"] == "<b>&\"'</script>"
+
+
+def test_a_notebook_shows_the_page_in_a_frame(tmp_path: Path) -> None:
+    found = explored(lively(SimpleModel(num_layers=1, rng=0)), 1)
+    write_explorer(found, "notebook", tmp_path / "page.html")
+    html = found._repr_html_()
+    inner = re.fullmatch(r'<iframe title="[^"<]+" style="[^"<]+" srcdoc="([^"<]+)"></iframe>', html)
+    assert inner
+    assert unescape(inner[1]) == (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:

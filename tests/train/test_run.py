@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from invocupy import checkpoint
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import DataError
-from invocupy.train import Config, ConfigError, Interrupted, Progress, fit, load_run, sets
+from invocupy.train import Config, ConfigError, Interrupted, Progress, fit, load_run, open_run, sets
 from invocupy.train.lock import NAME
 
 # no involution: nothing to compile
@@ -301,3 +302,10 @@ def test_numbers_of_hooks_are_strict_json(tmp_path: Path) -> None:
     row = json.loads(line, parse_constant=lambda name: pytest.fail(name))
     assert row == history[0] == load_run(tmp_path, "last")[2][0]
     assert (row["nan"], row["rates"], row["count"], row["name"]) == (None, [0.5, None], 3, "a")
+
+
+def test_a_notebook_shows_the_history(tmp_path: Path) -> None:
+    fit(TINY, tmp_path)
+    html = open_run(tmp_path)._repr_html_()
+    assert re.findall(r"<th>(\w+)</th>", html)[:3] == ["epoch", "step", "train_loss"]
+    assert re.findall(r"<tr><td>(\d+)</td><td>(\d+)</td>", html) == [("1", "2"), ("2", "4")]
