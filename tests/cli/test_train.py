@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from command import TINY, TRAIN, fails, start
 from invocupy import checkpoint
 from invocupy import train as training
 from invocupy.cli import main
+from invocupy.cli.settings import add_settings, given_settings
 from invocupy.train import Config, fit, load_run
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -282,3 +284,22 @@ def test_a_test_loss_that_is_not_finite_is_still_json(
     assert "test loss not finite" in err
     assert main(["evaluate", "a", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("off", False), ("auto", "auto")])
+def test_the_flag_for_graphs(text: str, value: Any) -> None:
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS)
+    add_settings(parser)
+    assert given_settings(parser.parse_args(["--graph", text])) == {"graph": value}
+
+
+def test_a_wrong_value_of_that_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(capsys, 2, "train", "--graph", "maybe")
+    assert "graph must be auto, True (on) or False (off), got 'maybe'" in line
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line_among_the_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--graph", "on", "--device", "cpu"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "graph" in line]
+    assert lines == ["the steps run without a CUDA graph: the run computes on the CPU"]
