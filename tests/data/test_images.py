@@ -369,6 +369,6 @@ def test_an_answer_that_is_not_finite(
     rows = json.loads(out, parse_constant=pytest.fail)["images"]
     assert "not finite" in rows[0]["error"]
     assert len(rows[1]["classes"]) == 3
-    assert err.startswith(f"invocupy: {paths[0]} has no answer")
+    assert err.startswith(f"invocupy: {paths[0]} has no class")
     assert main(command) == 65
     assert capsys.readouterr().out.startswith(paths[1])

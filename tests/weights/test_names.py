@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 from pathlib import Path
@@ -238,11 +239,11 @@ class Layer:
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_the_conversion_from_keras_in_the_documentation(groups: int) -> None:
     """Against Keras' formula: patches (H, W, K*K, C//G, G) times kernel (H, W, K*K, 1, G)."""
-    page = Path(__file__).parents[2].joinpath("docs", "models.md").read_text()
-    found = re.search(r"```python\n(import numpy as np\n+def from_keras.*?)```", page, re.DOTALL)
-    assert found
-    namespace: dict[str, Any] = {}
-    exec(found[1], namespace)  # noqa: S102
+    page = Path(__file__).parents[2].joinpath("docs", "porting.md").read_text("utf-8")
+    examples = doctest.DocTestParser().get_examples(page)
+    (source,) = (e.source for e in examples if e.source.startswith("def from_keras"))
+    namespace: dict[str, Any] = {"np": np}
+    exec(source, namespace)  # noqa: S102
 
     rng = np.random.default_rng(0)
     c, k, h, w = 8, 3, 5, 6
