@@ -21,7 +21,7 @@ project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 print(*project["dependencies"], "hypothesis", "matplotlib", "pillow", "pytest", "pytest-timeout", sep="\n")
 PY
   python3 -m pip install --quiet --target "$packages" --only-binary=:all: --implementation cp \
-    --python-version 3.11 --platform manylinux{2014,_2_17,_2_27,_2_28}_aarch64 \
+    --python-version 3.11 --platform=manylinux{2014,_2_17,_2_27,_2_28}_aarch64 \
     --constraint .ci/locked.txt --requirement "$work/wanted.txt"
 fi
 # The emulator does not start programs for itself: tests that start Python start this.
