@@ -84,7 +84,8 @@ def _as_markdown(output: Output, metadata: dict[str, Any]) -> str:
     data = output["data"]
     if "image/png" in data:
         html = (
-            f'<img src="data:image/png;base64,{data["image/png"]}" alt="{escape(metadata["alt"])}">'
+            f'<p><img src="data:image/png;base64,{data["image/png"]}" '
+            f'alt="{escape(metadata["alt"])}"></p>'
         )
     elif "text/html" in data:
         html = f'<div style="overflow-x: auto">{data["text/html"]}</div>'
