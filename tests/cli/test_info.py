@@ -32,7 +32,7 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     out = capsys.readouterr().out
     assert "cpu: " in out
     assert "kernels agree with the reference" in out
-    assert "ready after 1.5 s" in out
+    assert "compiled in 1.5 s" in out
 
 
 def test_info_says_why_kernels_are_not_kept(

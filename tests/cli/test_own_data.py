@@ -116,7 +116,7 @@ def test_what_needs_the_arrays_says_so(capsys: pytest.CaptureFixture[str]) -> No
     assert found.confusion.shape == (4, 4)
     assert found.images == 9
     fit(CONFIG, "wide", data=(*(data[0][..., :5], data[1]), *(data[2][..., :5], data[3])))
-    assert "image files give squares" in fails(capsys, 2, "predict", "wide", "a.png")
+    assert "grey or colour squares" in fails(capsys, 2, "predict", "wide", "a.png")
 
 
 def test_a_model_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
