@@ -128,7 +128,7 @@ def test_every_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "schedule": "cosine", "warmup": 6, "label_smoothing": 0.75, "augment": "none", "seed": 7,
         "limit": 8, "device": "cpu", "accumulate": 2, "clip_norm": 1.5, "drop": 0.25, "ema": 0.5,
         "patience": 9, "cutout": 10, "validation": 0.5, "image_size": 16,
-        "spatial": "depthwise", "width": 33,
+        "spatial": "depthwise", "width": 33, "graph": "auto",
     }  # fmt: skip
     arguments = [
         word
