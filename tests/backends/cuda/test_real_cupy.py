@@ -16,7 +16,7 @@ STAND_IN = str(host.HERE.parent / "stand_in")
 OWN = {  # what the stand-in has for tests, and modules of CuPy that are objects there
     "cuda.Block", "cuda.GraphError", "cuda.MemoryPool.take", "cuda.Operation",
     "cuda.Stream.clock", "cuda.Stream.follows", "cuda.StreamError", "cuda.calls",
-    "cuda.check_options", "cuda.done", "cuda.hold", "cuda.nccl", "cuda.of_device",
+    "cuda.check_options", "cuda.done", "cuda.hold", "cuda.of_device",
     "cuda.on_host", "cuda.operation", "cuda.pool", "cuda.read", "cuda.recording", "cuda.room",
     "cuda.runtime", "cuda.wait", "cuda.waits", "cuda.wrote",
 }  # fmt: skip

@@ -23,9 +23,10 @@ import numpy as np
 from cupy._streams import Block, Event, Stream, StreamError, done, get_current_stream, of_device
 
 from cupy import _graphs  # isort: skip
+from cupy import _nccl as nccl  # isort: skip
 from cupy._graphs import Graph, GraphError  # isort: skip
 
-__all__ = ["Event", "Graph", "GraphError", "Stream", "StreamError"]
+__all__ = ["Event", "Graph", "GraphError", "Stream", "StreamError", "nccl"]
 
 _COUNT = 2
 _MEMORY = 8 << 30
@@ -371,36 +372,3 @@ def _cublas() -> Any:
 
     library.gemmStridedBatchedEx = product
     return library
-
-
-class _Communicator:
-    """Of one rank."""
-
-    def __init__(self, size: int, name: Any, rank: int) -> None:
-        if size != 1:
-            raise nccl.NcclError("NCCL_ERROR_INVALID_USAGE: the stand-in has one rank")
-
-    def allGather(self, source: int, to: int, count: int, dtype: int, stream: int) -> None:  # noqa: N802
-        ctypes.memmove(to, source, count)
-
-    def allReduce(  # noqa: N802
-        self, source: int, to: int, count: int, dtype: int, operation: int, stream: int
-    ) -> None:
-        assert source == to
-
-    def broadcast(
-        self, source: int, to: int, count: int, dtype: int, root: int, stream: int
-    ) -> None:
-        assert source == to
-
-    def check_async_error(self) -> None:
-        pass
-
-
-nccl = SimpleNamespace(
-    available=True,
-    NcclCommunicator=_Communicator,
-    NcclError=type("NcclError", (RuntimeError,), {}),
-    get_unique_id=lambda: bytes(128),
-    NCCL_UINT8=1, NCCL_INT64=4, NCCL_FLOAT32=7, NCCL_FLOAT64=8, NCCL_SUM=0,
-)  # fmt: skip
