@@ -25,7 +25,8 @@ KERNEL(BLOCK) product(In x, In weight, Out to, OutAccum partial, int rows, int i
     const bool has_some = top + row < rows && begin + column < columns;
     ACCUM sum[DOWN][ACROSS] = {};
     for (int depth = first; depth < last; depth += DEPTH) {
-        UNROLL(k, TILE * DEPTH / BLOCK) {
+#pragma unroll 4  // all of them at once take 100 registers more
+        for (int k = 0; k < TILE * DEPTH / BLOCK; ++k) {
             const int i = k * BLOCK + threadIdx.x;
             const int r = top + i / DEPTH, d = depth + i % DEPTH;
             left[i % DEPTH][i / DEPTH] =
