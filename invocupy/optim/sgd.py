@@ -375,7 +375,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     xp = namespace(held[0].grad)
     with on_device(held[0].grad):
         # Not stacked: CuPy would send the addresses of that many arrays, which no graph can record.
-        squares = xp.empty(len(held), np.float64)
+        squares = xp.empty_like(held[0].grad, np.float64, shape=(len(held),))
         for i, p in enumerate(held):
             xp.square(p.grad, dtype=np.float64).sum(out=squares[i : i + 1].reshape(()))
         norm: Array = xp.sqrt(squares.sum())

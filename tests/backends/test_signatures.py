@@ -62,7 +62,8 @@ def test_every_module_is_in_the_table() -> None:
     folder = import_module("invocupy.backends.reference").__path__
     assert {module.name for module in pkgutil.iter_modules(folder)} == set(functions())
     folder = import_module("invocupy.backends.cuda").__path__
-    assert {module.name for module in pkgutil.iter_modules(folder)} == set(backends.ON_GPU)
+    modules = {module.name for module in pkgutil.iter_modules(folder)}
+    assert modules - {"graph"} == set(backends.ON_GPU)  # graph records what all of them launch
     for op in functions():
         wing = "cuda" if op in backends.ON_GPU else "reference"
         assert backends.of(op, object()) is module_of(wing, op)  # what is no array of NumPy

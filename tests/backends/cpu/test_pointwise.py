@@ -38,7 +38,10 @@ def check_pointwise(
             backend.forward, pointwise_reference.forward, [x, weight, offset],
             [grad.shape], channels + 1,
         ),
-        (backend.grad_x, pointwise_reference.grad_x, [grad, weight], [x.shape], rows),
+        (
+            backend.grad_x, pointwise_reference.grad_x, [grad, weight, x if bias else None],
+            [x.shape], rows + 1,
+        ),
         # the parts are summed in float64, and rounded once at the end
         (
             backend.grad_weight, pointwise_reference.grad_weight, [grad, x],
@@ -80,8 +83,8 @@ def _last_channel_left_out(x: Any, weight: Any, bias: Any, out: Any) -> None:
     pointwise.forward(x[:, :-1].copy(), weight[:, :-1].copy(), bias, out)
 
 
-def _last_pixel_twice(grad: Any, weight: Any, out: Any) -> None:
-    pointwise.grad_x(grad, weight, out)
+def _last_pixel_twice(grad: Any, weight: Any, base: Any, out: Any) -> None:
+    pointwise.grad_x(grad, weight, base, out)
     out[..., -1] *= 2
 
 
@@ -155,7 +158,7 @@ def test_threads_do_not_change_bits(same_bits: Any) -> None:
     same_bits(
         lambda: [
             *filled(pointwise.forward, [x, weight, bias], grad.shape, dtype="float32"),
-            *filled(pointwise.grad_x, [grad, weight], x.shape, dtype="float32"),
+            *filled(pointwise.grad_x, [grad, weight, x], x.shape, dtype="float32"),
             *filled(pointwise.grad_weight, [grad, x], (70, 20), (70,), dtype="float32"),
         ]
     )
