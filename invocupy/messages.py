@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 _LONGEST = 1000  # a message may quote a whole file
@@ -59,6 +58,7 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
     >>> html_table([{"epoch": 1, "loss": 0.25}])
     '<table><tr><th>epoch</th><th>loss</th></tr><tr><td>1</td><td>0.25</td></tr></table>'
     """
+    from html import escape  # here, so that importing the package stays short
 
     def line(kind: str, cells: Iterable[Any]) -> str:
         texts = ("" if cell is None else _short(cell) for cell in cells)
