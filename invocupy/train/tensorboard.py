@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
-from itertools import count
 
 from invocupy.extras import require
 from invocupy.paths import AnyPath, expand
@@ -40,7 +40,7 @@ def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
     >>> fit(Config(), after_epoch=tensorboard("runs/first/tensorboard"))  # doctest: +SKIP
     """
     writers = require("tensorboardX", "tensorboardX", "tensorboard", "2.6")
-    place, written, calls = str(expand(folder)), set(), count()
+    place, written = str(expand(folder)), set()
 
     def write(_: object, row: Row) -> None:
         new = {}
@@ -49,8 +49,9 @@ def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
             if number and name not in ("epoch", "step") and (name, row["step"]) not in written:
                 written.add((name, row["step"]))
                 new[re.sub(r"^(train|val|test)_(.*)$", r"\2/\1", name)] = value
-        # A file for each call, since only closing one makes sure that all is written.
-        writer = writers.SummaryWriter(place, filename_suffix=f".{next(calls):06}")
+        # A file for each call, since only closing one makes sure that all is written. Their names
+        # have seconds alone, in which another run may have begun.
+        writer = writers.SummaryWriter(place, filename_suffix=f".{time.time_ns()}")
         for tag, value in new.items():
             writer.add_scalar(tag, value, row["step"])
         writer.close()
