@@ -36,8 +36,9 @@ from invocupy.distributed import (
 )
 from invocupy.distributed.mpi import MPI
 from invocupy.models import SimpleModel
-from invocupy.train import Config, Interrupted, build, evaluate, fit, load_data, loop
+from invocupy.train import Config, Interrupted, build, evaluate, fit, load_data
 from invocupy.train.choices import DATASETS
+from invocupy.train.steps import Steps
 
 # 20 steps; the last batch of an epoch is one image, fewer than there are ranks. Small, so that no
 # rounding of float32 moves a pixel over the kink of a ReLU: of larger batches a single process with
@@ -83,20 +84,20 @@ def trained(case: str, comm: Comm | None) -> tuple[dict[str, NDArray[Any]], list
         for value in vars(module).values():
             if isinstance(value, (nn.Parameter, nn.Buffer)) and value.data.dtype == np.float32:
                 value.data = value.data.astype(dtype)
-    right = loop._gradients
+    right = Steps.gradients
 
-    def mean_of_means(run: Any, x: Any, labels: Any, images: int) -> Any:
-        found = right(run, x, labels, images)
-        for parameter in run.optimiser.params:
-            parameter.grad *= images / (run.replica.comm.size * len(x))
+    def mean_of_means(steps: Any, sheet: Any, images: int) -> Any:
+        found = right(steps, sheet, images)
+        for parameter in steps.run.optimiser.params:
+            parameter.grad *= images / (steps.run.replica.comm.size * len(sheet))
         return found
 
     if wrong and comm is not None:
-        loop._gradients = mean_of_means
+        Steps.gradients = mean_of_means  # type: ignore[method-assign]
     try:
         history = fit(config, model=model, comm=comm)
     finally:
-        loop._gradients = right
+        Steps.gradients = right  # type: ignore[method-assign]
     return model.state_dict(), history
 
 
@@ -211,7 +212,7 @@ def messages(comm: MPI) -> None:
 def fault(name: str, arguments: list[str]) -> int:
     """The command line with a fault in the third step of the training."""
     rank = int(os.environ["PMI_RANK"])
-    gradients, steps = loop._gradients, 0
+    gradients, steps = Steps.gradients, 0
 
     def alone(who: int, act: Callable[[], object]) -> None:
         if rank == who:
@@ -244,7 +245,7 @@ def fault(name: str, arguments: list[str]) -> int:
             faults[name]()
         return gradients(*given)
 
-    loop._gradients = planted
+    Steps.gradients = planted  # type: ignore[method-assign]
     return cli.main(arguments)
 
 
