@@ -133,17 +133,18 @@ def table(counts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def command(module: Any) -> int:
+    """The command line of a module with a committed table: RESULTS, count, table and worse."""
+    parser = argparse.ArgumentParser(description=(module.__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"write {module.RESULTS.name}")
     asked = parser.parse_args()
-    counts = count()
-    print(json.dumps(counts, indent=1) if asked.json else table(counts))
+    counts = module.count()
+    print(json.dumps(counts, indent=1) if asked.json else module.table(counts))
     if asked.write:
-        RESULTS.write_text(json.dumps(counts, indent=1) + "\n")
+        module.RESULTS.write_text(json.dumps(counts, indent=1) + "\n")
         return 0
-    found = worse(json.loads(RESULTS.read_text()), counts)
+    found = module.worse(json.loads(module.RESULTS.read_text()), counts)
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0
@@ -151,4 +152,4 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.exit(main())
+    sys.exit(command(sys.modules[__name__]))

@@ -11,8 +11,6 @@ step. No kernel runs, and nothing here is a time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -94,21 +92,5 @@ def table(counts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
-    asked = parser.parse_args()
-    counts = count()
-    print(json.dumps(counts, indent=1) if asked.json else table(counts))
-    if asked.write:
-        RESULTS.write_text(json.dumps(counts, indent=1) + "\n")
-        return 0
-    found = worse(json.loads(RESULTS.read_text()), counts)
-    for line in found:
-        print(line, file=sys.stderr)
-    return 1 if found else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(gpu_counts.command(sys.modules[__name__]))
