@@ -68,10 +68,10 @@ def cublas(room: Callable[[int], int], own: Callable[[], int]) -> Any:
         right = matrices(b, kind_b, ldb, step_b, *((n, k) if turn_b else (k, n)), batch)
         left = left.swapaxes(1, 2) if turn_a else left
         right = right.swapaxes(1, 2) if turn_b else right
-        with np.errstate(all="ignore"):
-            product = left.astype(np.float64) @ right.astype(np.float64)
         result = matrices(c, kind_c, ldc, step_c, m, n, batch)
-        result[...] = product + (result if factors[1] else 0)  # with 0 it is not read
+        with np.errstate(all="ignore"):  # cuBLAS warns of nothing, whatever was in memory
+            product = left.astype(np.float64) @ right.astype(np.float64)
+            result[...] = product + (result if factors[1] else 0)  # with 0 it is not read
 
     return SimpleNamespace(
         gemmStridedBatchedEx=gemm, CUBLAS_COMPUTE_32F=_COMPUTE_32F,
