@@ -18,6 +18,7 @@ from invocupy.docstrings import documented
 from invocupy.ops.declaration import BILINEAR, READS, VALUE
 
 _SMALL = 256
+_KINDS = "efd?bBhHiIlLqQ"
 _on = True
 
 
@@ -64,9 +65,7 @@ def note(op: Callable[..., Any], operands: list[Any], value: Any, sole: int | No
             if place == sole and op in BILINEAR:
                 continue
             array = value if place == VALUE else operands[place]
-            # Of others the operators mostly made copies.
-            known = type(array) is np.ndarray and array.dtype.char in "fdlqiB?"
-            if known and array.flags.c_contiguous:
+            if type(array) is np.ndarray and array.dtype.char in _KINDS:
                 noted.append((ref(array), op, place, _sample(array)))
     return noted
 
@@ -105,5 +104,5 @@ def _refuse(op: Callable[..., Any], place: int, shape: tuple[int, ...]) -> NoRet
 def _sample(array: Any) -> bytes:
     size = array.size
     if size > _SMALL:
-        array = array.reshape(-1)[:: size // 16 | 1]
+        array = array.flat[:: size // 16 | 1]  # of any layout, without a copy
     return array.tobytes()  # type: ignore[no-any-return]

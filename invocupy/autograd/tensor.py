@@ -332,7 +332,8 @@ def _plain_index(index: Any, x: Any) -> Any:
         return tuple(_plain_index(item, x) for item in index)
     if isinstance(index, list):
         return arrays.namespace(x).asarray(index, None if index else np.intp)
-    return index.data if isinstance(index, Tensor) else index
+    index = index.data if isinstance(index, Tensor) else index
+    return index.copy() if isinstance(index, np.ndarray) else index  # backward reads it again
 
 
 def _flat(sizes: tuple[Any, ...]) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from op_table import Row, rows
 
 from invocupy import Tensor, detect_in_place, nn, no_grad, optim
 from invocupy import functional as F  # noqa: N812
+from invocupy.testing import lay_out
 
 
 def edit(array: Any) -> None:
@@ -24,10 +25,17 @@ def edit(array: Any) -> None:
         array[...] = -array - 0.25
 
 
-def gradients(row: Row, edited: int | None) -> list[Any]:
+def drawn(row: Row, dtype: str, layout: str) -> list[Any]:
+    return [
+        lay_out(a, layout) if getattr(a, "ndim", 0) and a.dtype == dtype else a
+        for a in row.draw(0, np, dtype)
+    ]
+
+
+def gradients(row: Row, form: tuple[str, str], edited: int | None) -> list[Any]:
     """After an edit of one of the arguments, or of the result, which is behind them."""
-    given = row.draw(0, np, "float64")
-    floats = [getattr(a, "dtype", None) == np.float64 for a in given]
+    given = drawn(row, *form)
+    floats = [getattr(a, "dtype", None) == form[0] for a in given]
     leaves = [Tensor(a, True) if f else a for a, f in zip(given, floats, strict=True)]
     value = row.run(*leaves)
     if edited is not None:
@@ -36,15 +44,18 @@ def gradients(row: Row, edited: int | None) -> list[Any]:
     return [leaf.grad for leaf, f in zip(leaves, floats, strict=True) if f]
 
 
+@pytest.mark.parametrize(
+    "form", [("float64", "C"), ("float64", "Fortran"), ("float32", "sliced"), ("float16", "C")]
+)
 @rows
-def test_each_edit_is_noticed_or_harmless(row: Row) -> None:
-    wanted = gradients(row, None)
-    given = row.draw(0, np, "float64")
+def test_each_edit_is_noticed_or_harmless(row: Row, form: tuple[str, str]) -> None:
+    wanted = gradients(row, form, None)
+    given = drawn(row, *form)
     for i in range(len(given) + 1):
         if i < len(given) and not (isinstance(given[i], np.ndarray) and given[i].size):
             continue
         with suppress(RuntimeError):
-            for one, other in zip(gradients(row, i), wanted, strict=True):
+            for one, other in zip(gradients(row, form, i), wanted, strict=True):
                 np.testing.assert_array_equal(one, other)
 
 
@@ -87,6 +98,24 @@ def test_large_arrays(size: int) -> None:
         x.data[part] += 1
         with pytest.raises(RuntimeError, match="edited in place"):
             loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint16", "int32", "uint64"])
+def test_labels_of_any_integers(kind: str) -> None:
+    x, labels = leaf(2, 3), np.zeros((2, 2), kind)[:, 0]
+    loss = F.cross_entropy(x, labels)
+    labels += 1
+    with pytest.raises(RuntimeError, match="operand labels of cross_entropy"):
+        loss.backward()
+
+
+def test_indices_may_be_edited() -> None:
+    for index in (np.array([0, 2]), np.array([True, False, True])):
+        x = leaf(3)
+        y = x[index] + x[:, None][index, 0] + x[Tensor(index)]
+        index[...] = 1
+        y.backward(np.ones(2))
+        np.testing.assert_array_equal(x.grad, [3, 0, 3])
 
 
 def test_what_is_not_of_the_tape_may_be_edited() -> None:
