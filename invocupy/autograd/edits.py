@@ -1,8 +1,8 @@
 """Detection of arrays that were edited in place between an operator and its backward pass.
 
-A few elements are stored and compared: all of a small array, 16 of a large one, evenly spaced. So a
-change of the whole array is detected, a change of one number in a large array mostly not. Only
-NumPy arrays are checked: reading CuPy arrays would wait for the GPU.
+Some elements are stored and compared: all of a small array, about 16 of a large one, evenly spaced.
+So a change of a whole array is detected, but usually not one of a single element of a large array.
+Only NumPy arrays are checked: reading CuPy arrays would wait for the GPU.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _on = True
 
 
 # An array that vjps read, the operator, the place among its operands (VALUE for the result), and
-# what was in it.
+# the stored elements.
 Noted: TypeAlias = tuple[ref[Any], Callable[..., Any], int, bytes]
 
 
 @documented
 def detect_in_place(on: bool = True) -> None:
-    """Switch the check of ``backward`` for arrays that were edited after they were used.
+    """Switch on or off the check in ``backward`` for arrays that were edited in place.
 
-    It costs less than one percent of a training step. CuPy arrays are not checked, and only 16
-    elements of NumPy arrays with more than 256.
+    It costs less than one percent of a training step. CuPy arrays are not checked; of a NumPy array
+    with more than 256 elements, about 16 are.
 
     Parameters
     ----------
     on
-        True, the initial state, or False.
+        True (as it is initially) switches the check on, False off.
 
     >>> from invocupy import Tensor, detect_in_place
     >>> x = Tensor([1.0, 2.0], requires_grad=True)
@@ -55,7 +55,7 @@ def detect_in_place(on: bool = True) -> None:
 
 
 def note(op: Callable[..., Any], operands: list[Any], value: Any, sole: int | None) -> list[Noted]:
-    """What to compare in backward: the arrays that the vjps of ``op`` read.
+    """What backward compares: samples of the arrays that the vjps of ``op`` read.
 
     ``sole`` is the place of the only operand that requires a gradient, if there is only one.
     """
@@ -71,9 +71,9 @@ def note(op: Callable[..., Any], operands: list[Any], value: Any, sole: int | No
 
 
 def check(last: Any) -> None:
-    """Raise a RuntimeError if an array is not as it was that the gradients of a Tensor need.
+    """Raise a RuntimeError if an array that the gradients of a Tensor need has changed.
 
-    All of them at once: a loop that does nothing else has its code in the cache.
+    All arrays are checked before the gradients: the code of a loop of its own stays in the cache.
     """
     if not _on:
         return
@@ -95,7 +95,7 @@ def _refuse(op: Callable[..., Any], place: int, shape: tuple[int, ...]) -> NoRet
     what = "the result" if place == VALUE else f"operand {names[place]}"
     raise RuntimeError(
         f"{what} of {op.__name__}, an array {shape}, was edited in place before backward, which "
-        "needs what was in it: make a new array instead (x.data = x.data + 1 for x.data += 1), or "
+        "needs its old values: make a new array instead (x.data = x.data + 1, not x.data += 1), or "
         "edit it after backward; invocupy.detect_in_place(False) switches this check off, and the "
         "gradients are then wrong"
     )

@@ -58,7 +58,7 @@ def one_cycle(step: int, total: int, rise: float = 0.3, start: float = 0.04) -> 
     Parameters
     ----------
     rise
-        The fraction of the run in which it rises.
+        The fraction of the run in which the factor rises.
     start
         The first factor.
 

@@ -21,8 +21,8 @@ _FLAGS = "nesterov", "decay_biases"
 class Group:
     """Parameters of an :class:`SGD` with options of their own, which may be changed between steps.
 
-    An option that is None is that of the SGD. ``lr`` is multiplied by the factor of the schedule:
-    ``sgd.lr`` over the initial ``lr`` of the SGD.
+    An option that is None has the value of the SGD. The rate of a group is its ``lr``, multiplied
+    by ``sgd.lr`` and divided by the initial ``lr`` of the SGD: so schedules apply to all groups.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Group:
     >>> sgd = optim.SGD(groups, lr=0.1, momentum=0.9)
     >>> sgd.groups[0].lr, sgd.groups[1].lr
     (0.01, None)
-    >>> sgd.lr = 0.05  # half of all: 0.005 and 0.05
+    >>> sgd.lr = 0.05  # halves all rates: 0.005 and 0.05
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class SGD:
     Parameters
     ----------
     params : iterable of Parameter, or of dict
-        Any Tensors that no operator computed; those without a gradient are skipped. Or groups: each
-        a dict of its ``"params"`` and of its own values for the options below. They become
-        ``groups``, a list of :class:`Group`.
+        Any Tensors that no operator computed; those without a gradient are skipped. Or groups:
+        dicts with ``"params"`` and, optionally, values of their own for the options below. The
+        attribute ``groups`` is a list of :class:`Group`.
     lr, momentum, weight_decay : float
         Attributes that may be changed between steps. They are stored as Python floats, so that
         parameters keep their dtype. Setting ``lr`` changes the rates of all groups by the same
@@ -91,17 +91,17 @@ class SGD:
     Attributes
     ----------
     rates : CuPy array (groups,) of float64, optional
-        For steps that a CUDA graph replays: where it is set, a step reads each group's rate there,
-        in place of ``lr``, and writes into the arrays that parameters and velocities have.
+        For steps that a CUDA graph replays: if it is set, a step reads the rate of each group from
+        it instead of ``lr``, and updates the arrays of parameters and velocities in place.
 
     Raises
     ------
     TypeError
         For one Tensor or a module in place of an iterable of Tensors, or groups among Tensors.
     ValueError
-        For no parameters, one that is given twice or was made by an operator, options that are not
-        finite numbers >= 0 (also when they are assigned), Nesterov without momentum, a group
-        without params or with an unknown key, or the lr of a group where ``lr`` is 0.
+        For no parameters, one that is given twice or was computed by an operator, options that are
+        not finite numbers >= 0 (also when they are assigned), Nesterov without momentum, a group
+        without params or with an unknown key, or a group with an lr if ``lr`` is 0.
 
     Examples
     --------
@@ -140,8 +140,8 @@ class SGD:
             return self.lr
         if not self._first_lr:
             raise ValueError(
-                f"lr must be above 0 where a group has its own, {group.lr}: schedules set lr, and "
-                "all rates change by its factor"
+                f"lr must be above 0 if a group has its own, {group.lr}: a schedule scales lr "
+                "and all rates by the same factor"
             )
         return group.lr * (self.lr / self._first_lr)
 
@@ -197,11 +197,11 @@ class SGD:
                 self.params[i].data, self.velocities[i] = array, velocity
 
     def state_dict(self) -> dict[str, Array]:
-        """NumPy arrays: copies of the velocities, and the groups if it was made of groups.
+        """Copies of the velocities as NumPy arrays, and the groups if groups were given.
 
-        ``"velocities.3"`` is that of the parameter number 3, counted through all groups; there is
-        none before its first step with a momentum. ``"groups.1.params"`` is how many parameters
-        group 1 has, ``"groups.1.lr"`` its own rate; options that it does not have, and those of the
+        ``"velocities.3"`` is the velocity of parameter 3, counted through all groups; there is none
+        before its first step with a momentum. ``"groups.1.params"`` is the number of parameters of
+        group 1, ``"groups.1.lr"`` its own rate. Options of a group that are None, and those of the
         SGD, are not included.
 
         Examples
@@ -224,10 +224,10 @@ class SGD:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave; nothing changes if one is wrong.
+        """Load what :meth:`state_dict` returned; if anything is wrong, nothing changes.
 
-        Dtypes are converted. Parameters that ``state`` does not name have no velocity then, and
-        groups only the options that it names. Without any groups in ``state`` they stay.
+        Dtypes are converted. Parameters that ``state`` does not name then have no velocity, and
+        groups only the options that it names. If ``state`` has no groups, they stay as they are.
 
         Raises
         ------
@@ -273,7 +273,7 @@ class SGD:
 
 
 def _groups(params: Any) -> tuple[list[Group], bool]:
-    """The groups that were given, or one of all the parameters; and whether groups were given."""
+    """The given groups, or one of all parameters; and whether groups were given."""
     several = isinstance(params, Iterable) and not isinstance(params, (Tensor, Mapping))
     given = list(params) if several else params
     if not several or not any(isinstance(one, Mapping) for one in given):
@@ -290,7 +290,7 @@ def _groups(params: Any) -> tuple[list[Group], bool]:
         for key in one:
             if key not in known:
                 near = did_you_mean(str(key), known)
-                raise ValueError(f"group {i} must have keys of {known}, got {key!r}{near}")
+                raise ValueError(f"keys of group {i} must be among {known}, got {key!r}{near}")
         if "params" not in one:
             raise ValueError(f"group {i} must have 'params', got {list(one)}")
         try:
@@ -309,7 +309,7 @@ def _groups(params: Any) -> tuple[list[Group], bool]:
 
 def _tensors(params: Any) -> list[Tensor]:
     """The given Tensors as a list, checked: each once, none made by an operator."""
-    # A Tensor is iterable, too: its rows would be moved, and it would stay.
+    # A Tensor is iterable too, but only copies of its rows would be updated.
     if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
         got = "a single " + ("Tensor" if isinstance(params, Tensor) else type(params).__name__)
     else:
@@ -319,7 +319,7 @@ def _tensors(params: Any) -> list[Tensor]:
     if got:
         raise TypeError(
             f"params must be an iterable of Tensors, such as model.parameters(), got {got}"
-            + ("; of groups give sgd.params" if "'dict'" in got else "")
+            + ("; for groups pass sgd.params" if "'dict'" in got else "")
             + ("; put it into a list" if got == "a single dict" else "")
         )
     places: dict[int, int] = {}
@@ -327,7 +327,7 @@ def _tensors(params: Any) -> list[Tensor]:
         if parameter._parents:
             raise ValueError(
                 f"params must be Tensors that no operator made, but number {i} was computed from "
-                "others: give those"
+                "others: pass those"
             )
         first = places.setdefault(id(parameter), i)
         if first != i:
@@ -342,9 +342,9 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
 
     ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
-    PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before, a
-    float64 array () on the device of the parameters: nothing waits for a GPU. It is 0 if there is
-    no gradient.
+    in PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before
+    clipping, as a float64 array () on the device of the parameters, so that nothing waits for a
+    GPU. It is 0 if there is no gradient.
 
     Parameters
     ----------
@@ -358,7 +358,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     ValueError
         For a limit that is not a finite number above 0.
     TypeError, ValueError
-        For ``params`` that :class:`SGD` refuses; there may be none.
+        For ``params`` that :class:`SGD` refuses, but an empty list is allowed.
 
     >>> from invocupy import nn, optim
     >>> p = nn.Parameter(np.zeros(2))
@@ -374,7 +374,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
         return np.zeros(())
     xp = namespace(held[0].grad)
     with on_device(held[0].grad):
-        # Not stacked: CuPy would send the addresses of that many arrays, which no graph can record.
+        # Not stacked: CuPy would copy the arrays' addresses to the GPU, which no graph can record.
         squares = xp.empty_like(held[0].grad, np.float64, shape=(len(held),))
         for i, p in enumerate(held):
             xp.square(p.grad, dtype=np.float64).sum(out=squares[i : i + 1].reshape(()))

@@ -20,7 +20,7 @@ from invocupy.train.evaluation import logits_of
 from invocupy.train.run import Run
 
 _OPTIONS = "momentum", "weight_decay", "nesterov", "decay_biases"
-_CHANGES = 3  # of what graphs were recorded with, after which there are no more
+_CHANGES = 3  # of options that graphs depend on; after more, steps run without graphs
 
 
 class Steps:
@@ -31,17 +31,17 @@ class Steps:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The context of all steps, and of what the run does between them."""
+        """The context of all steps and of what the run does between them."""
         yield
 
     def look(self) -> None:
-        """Look at model and optimiser, which others may have changed by now."""
+        """Check whether hooks have changed the model or the optimiser."""
 
     def gradients(self, sheet: Array, images: int) -> tuple[Any, Any]:
-        """Leave the gradients of a batch in the parameters; its loss and correct answers.
+        """Compute the gradients of a batch; returns its loss and number of correct answers.
 
         ``sheet`` is one of :meth:`Batches.sheets`: this rank's share of a batch of ``images``. Each
-        image counts by 1 / images, wherever it is computed. In as many parts as the settings say.
+        image has the weight 1 / images, on any rank. The settings say how many parts a share has.
         """
         x, labels = self.batches.take(sheet)
         run, loss_sum, correct_sum, start = self.run, 0.0, 0, 0
@@ -60,7 +60,7 @@ class Steps:
             loss_sum = loss_sum + loss.data
             if part.counts:
                 correct_sum = correct_sum + (logits.data.argmax(axis=1) == answers).sum()
-            del logits, loss  # their graph's memory serves the next part
+            del logits, loss  # the next part reuses the memory of their graph
             start = end
         return loss_sum, correct_sum
 
@@ -70,7 +70,7 @@ class Steps:
             optim.clip_by_norm(self.run.optimiser.params, self.run.config.clip_norm)
 
     def update(self) -> None:
-        """Move the parameters and their averages."""
+        """Update the parameters and their averages."""
         self.run.optimiser.step()
         self.run.average.update(self.run.model, self.run.done)
 
@@ -79,20 +79,20 @@ class _Shape:
     """What is recorded for batches of one shape."""
 
     def __init__(self, sheet: Array) -> None:
-        self.sheet = sheet.copy()  # where each step's is put
-        self.warm = False  # whether a step was done, with which everything is compiled
+        self.sheet = sheet.copy()  # the sheet of each step is copied here
+        self.warm = False  # whether a step has run, which compiles everything
         self.starts: dict[str, tuple[Callable[[], None], Any]] = {}
-        self.grads: dict[str, list[Any]] = {}  # after each part of a step
-        self.velocities: list[Any] = []  # that the recorded update moves
+        self.grads: dict[str, list[Any]] = {}  # as they are after each part of a step
+        self.velocities: list[Any] = []  # that the recorded update changes
 
 
 class GraphSteps(Steps):
-    """Each part of a step is recorded with the second batch of a shape, and then only started.
+    """Each part of a step is recorded at the second batch of a shape; later steps only launch it.
 
-    Parameters, velocities, running statistics and averages stay where they are; learning rates and
-    the share of the averages are numbers on the device. What replaces an array between two parts of
-    a step is copied to where the array was. Where something cannot be recorded, a warning says why,
-    once, and steps go on without.
+    Parameters, velocities, running statistics and averages keep their memory; learning rates and
+    the share of the averages are numbers on the device. An array that replaces one of them between
+    two parts of a step is copied into it. If something cannot be recorded, one warning says why,
+    and the run continues without graphs.
     """
 
     def __init__(self, run: Run, batches: Batches) -> None:
@@ -116,7 +116,7 @@ class GraphSteps(Steps):
                 self.loosen()
 
     def fix(self) -> None:
-        """Give all state memory of its own, which is never replaced."""
+        """Copy all state to memory of its own, where it stays."""
         run, xp = self.run, namespace(self.batches.images)
         for _, holder in run.model.named_state():
             if isinstance(holder, nn.Buffer):
@@ -130,14 +130,14 @@ class GraphSteps(Steps):
         self.share = 0.0
 
     def loosen(self) -> None:
-        """The end of :meth:`fix`."""
+        """Undo :meth:`fix`."""
         self.run.optimiser.rates = None
         for holder, _ in self.holders.values():
             if isinstance(holder, nn.Buffer):
                 holder.fixed = False
 
     def settle(self) -> None:
-        """Copy what has replaced an array to where the array was."""
+        """Copy arrays that have replaced fixed ones into these."""
         for key, (holder, array) in self.holders.items():
             data = holder.data
             if data is array:
@@ -172,7 +172,7 @@ class GraphSteps(Steps):
 
         def work() -> Any:
             result = super(GraphSteps, self).gradients(self.shape.sheet, images)
-            self.settle()  # what a model of one's own has replaced
+            self.settle()  # arrays that a user's model has replaced
             return result
 
         loss, correct = self._do("gradients", work)
@@ -207,20 +207,20 @@ class GraphSteps(Steps):
         self.shape.warm = True
 
     def give_up(self, reason: str) -> None:
-        """Record no more."""
+        """Warn, and compute all further steps without graphs."""
         if not self.ended:
             without(reason)
         self.ended = True
         self.forget()
 
     def forget(self) -> None:
-        """Start no more what was recorded."""
+        """Drop all that was recorded."""
         for shape in self.shapes.values():
             shape.warm = False
         self.shapes.clear()
 
     def _do(self, name: str, work: Callable[[], Any]) -> Any:
-        """Start what was recorded of a part of a step; record it, or do it, if need be."""
+        """Launch a part of a step; before that record it or, if that is impossible, just do it."""
         shape, params = self.shape, self.run.optimiser.params
         if self.ended or not shape.warm:
             return work()
@@ -243,20 +243,20 @@ class GraphSteps(Steps):
         return result
 
     def _has_state(self) -> bool:
-        """Whether the recorded update does for the gradients and velocities that there are.
+        """Whether the recorded update applies to the current gradients and velocities.
 
-        Those that have replaced the recorded ones are copied to where these were.
+        Those that have replaced the recorded arrays are copied into these.
         """
         shape, optimiser = self.shape, self.run.optimiser
         grads = shape.grads.get("gradients" if self.run.config.clip_norm is None else "clip")
-        if grads is None:  # this step is none of graphs
+        if grads is None:  # this step uses no graphs
             return True
         velocities = optimiser.velocities
         if "update" not in shape.starts:
             moving = zip(velocities, optimiser.params, strict=True)
             momenta = optimiser.momentum, *(group.momentum for group in optimiser.groups)
             if any(momenta) and any(v is None and p.grad is not None for v, p in moving):
-                return False  # the first velocity has another formula
+                return False  # the first velocity is computed by another formula
             shape.velocities = [*velocities]
         mine = [p.grad for p in optimiser.params]
         for new, old in zip((*mine, *velocities), (*grads, *shape.velocities), strict=True):
@@ -272,7 +272,7 @@ class GraphSteps(Steps):
 
 
 def steps_of(run: Run, batches: Batches) -> Steps:
-    """The steps as ``graph`` of the settings says; with a warning why not, where they cannot."""
+    """Steps with or without graphs, as the settings say; a warning if graphs are impossible."""
     graph, on_gpu = run.config.graph, is_cupy(batches.images)
     own = (m for m in run.model.modules() if not type(m).__module__.startswith("invocupy."))
     reason = ""
@@ -285,7 +285,7 @@ def steps_of(run: Run, batches: Batches) -> Steps:
     elif graph == "auto" and (module := next(own, None)) is not None:
         reason = (
             f"{type(module).__name__} is a module of your own, which may do different work in each "
-            "step; graph=True records it as the second step has it"
+            "step; graph=True records what it does in the second step"
         )
     if graph is False or reason or not on_gpu:
         if graph is not False and reason:
@@ -295,12 +295,12 @@ def steps_of(run: Run, batches: Batches) -> Steps:
 
 
 def without(reason: str) -> None:
-    """The one line for steps that run without a graph."""
+    """Warn that the steps run without a graph."""
     warnings.warn(f"the steps run without a CUDA graph: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are no arrays, and decide what it does."""
+    """The attributes of a module that are numbers or text, which decide what it computes."""
     kinds = (bool, int, float, str, type(None))
     held = vars(module) | {"training": module.training}
     return {

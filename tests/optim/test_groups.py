@@ -146,5 +146,5 @@ def test_groups_that_are_refused() -> None:
     ):
         with pytest.raises(kind, match=words):
             optim.SGD(wrong, lr=0.1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"lr must be above 0 where a group has its own, 0\.1"):
+    with pytest.raises(ValueError, match=r"lr must be above 0 if a group has its own, 0\.1"):
         optim.SGD([{"params": [p], "lr": 0.1}], lr=0.0)

@@ -62,7 +62,7 @@ def test_sgd_refuses() -> None:
             optim.SGD(params, 0.1)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="params must be an iterable of Tensors.*" + words):
             optim.clip_by_norm(params, 0.1)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"one of .'dict'.*of groups give sgd.params"):
+    with pytest.raises(TypeError, match=r"one of .'dict'.*for groups pass sgd.params"):
         optim.clip_by_norm([{"params": [p]}], 0.1)  # type: ignore[list-item]
     for wrong, words in (
         ([p, nn.Parameter(np.ones(1)), p], "number 2 is number 0 again"),
