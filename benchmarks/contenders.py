@@ -1,4 +1,4 @@
-"""The buffers of the GPU benchmark, and who is measured on them."""
+"""The buffers of the GPU benchmark, and the implementations that it compares on them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import invocupy
 from invocupy import Geometry, backends
 
 PER_GROUP, REDUCTION = 16, 4
-PAST_CACHE = 300e6  # bytes that a rotation over all sets touches at least
+PAST_CACHE = 300e6  # the least bytes of all sets together
 Calls = list[Callable[[], Any]]
 
 
 class Problem:
-    """Buffers of one shape and dtype, several sets of them, seen by CuPy and by PyTorch."""
+    """Several sets of buffers of one shape and dtype, as arrays of CuPy and of PyTorch."""
 
     def __init__(self, shape: tuple[int, ...], k: int, dtype: str) -> None:
         batch, channels, *size = shape
@@ -55,7 +55,7 @@ class Problem:
             }
             for _ in range(sets)
         ]
-        # Results are written to the same memory by all contenders.
+        # All contenders write their results to the same memory.
         self.out = cp.empty(self.g.out_shape, dtype)
         self.grad_x = cp.empty(self.g.x_shape, dtype)
         self.grad_kernel = cp.empty(self.g.kernel_shape, dtype)
@@ -65,7 +65,7 @@ class Problem:
         return [lambda buffers=buffers: call(buffers) for buffers in self.sets]
 
     def torch_each(self, call: Callable[..., Any]) -> Calls:
-        """The same with PyTorch's view of x, kernel and the gradient."""
+        """The same with PyTorch's views of x, kernel and the gradient."""
         views = [
             [torch.from_dlpack(s[name]) for name in ("x", "kernel", "grad")] for s in self.sets
         ]
@@ -73,7 +73,7 @@ class Problem:
 
 
 def ours(p: Problem) -> dict[str, Calls]:
-    """The kernels of this library, into given results."""
+    """The kernels of this library, which write into given arrays."""
     b = backends.of("involution", p.out)
     rows, count = p.sets[0]["weight"].shape
     results = cp.empty_like(p.sets[0]["features"]), cp.empty((rows, count), p.dtype)
@@ -111,7 +111,7 @@ def ours(p: Problem) -> dict[str, Calls]:
 
 
 def kernel_stored(p: Problem) -> dict[str, Calls]:
-    """The layer in two steps: a 1x1 convolution by cuBLAS stores the kernel, then ours use it.
+    """The layer in two steps: a 1x1 convolution by cuBLAS stores the kernel, our kernels use it.
 
     PyTorch calls cuBLAS, which adds the bias in the same pass; CuPy cannot capture it in a graph.
     """
@@ -148,7 +148,7 @@ def kernel_stored(p: Problem) -> dict[str, Calls]:
 
 
 def one_thread_per_output(p: Problem) -> dict[str, Calls]:
-    """The design of the official kernels, which are for images."""
+    """The design of the authors' CUDA kernels: one thread per output. For images only."""
     g = p.g
     if g.dims != 2:
         return {}
@@ -182,7 +182,7 @@ def one_thread_per_output(p: Problem) -> dict[str, Calls]:
 
 
 def in_torch(p: Problem, form: Callable[..., Any]) -> dict[str, Calls]:
-    """A PyTorch function and what autograd makes of it (its gradients are not timed apart)."""
+    """A PyTorch function, and its gradients by autograd, which are timed together."""
 
     def forward(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return form(x, kernel, p.k // 2)

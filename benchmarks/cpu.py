@@ -4,13 +4,12 @@
     .bench/bin/python benchmarks/cpu.py --out benchmarks/results/cpu.json
     python benchmarks/cpu.py --table benchmarks/results/cpu.json
 
-Every variant of one row runs in turn, round after round, so that a change of the machine's speed
-hits all of them; a row quotes medians with the 20 and 80 % quantiles, and ratios of medians. Values
-are checked against each other before they are timed.
+The variants of a row take turns in each round, so that changes of the machine's speed affect all of
+them; a row has medians with the 20 and 80 % quantiles, and ratios of medians. The results of all
+variants are compared before they are timed.
 
-Each shape has a process of its own, as has a program that does nothing else: PyTorch maps and
-unmaps its large arrays in every call, and what earlier work left to the allocator can save it most
-of that.
+Each shape is measured in a new process: PyTorch maps and unmaps its large arrays in every call, and
+memory that earlier work left to the allocator would save it most of that.
 """
 
 from __future__ import annotations
@@ -48,18 +47,18 @@ OPERATOR = {  # name: (N, C, H, W), K, stride
     "RedNet stage 2, stride 2": ((8, 128, 56, 56), 7, 2),
 }
 LAYER = {"article": ((32, 64, 32, 32), 3), "RedNet stage 1": ((8, 64, 56, 56), 7)}
-STEPS = "invocupy", "invocupy, recompute=False", "PyTorch"  # whose memory is measured
+STEPS = "invocupy", "invocupy, recompute=False", "PyTorch"  # the variants whose memory is measured
 
 Calls = dict[str, Callable[[], Any]]
 
 
 def repeats_of(call: Callable[[], Any], seconds: float) -> int:
-    """How often to repeat ``call`` for one sample of about ``seconds``; it is warm afterwards."""
+    """How often to repeat ``call`` for a sample of about ``seconds``; this also warms it up."""
     for _ in range(2):
         start = time.perf_counter()
         call()
         once = time.perf_counter() - start
-        if once > 10:  # whatever was compiled in it does not matter
+        if once > 10:  # without what the first call compiled
             break
     return max(1, round(seconds / max(once, 1e-7)))
 
@@ -67,7 +66,7 @@ def repeats_of(call: Callable[[], Any], seconds: float) -> int:
 def interleave(
     calls: Calls, rounds: int, seconds: float, threads: int
 ) -> dict[str, dict[str, float]]:
-    """Run all in turn; milliseconds a call as median, 20 % and 80 % quantile."""
+    """Run all in turns; milliseconds per call as median, 20 % and 80 % quantile."""
     from limits import spin
 
     repeats = {name: repeats_of(call, seconds) for name, call in calls.items()}
@@ -86,7 +85,7 @@ def interleave(
 
 
 def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, float]:
-    """Bytes (each operand read once, the result written once) and operations of forward."""
+    """Bytes (each operand is read once, the result written once) and operations of forward."""
     n, c, *image = shape
     positions, taps = n * prod(-(-size // stride) for size in image), k ** len(image)
     bytes_ = 4.0 * (prod(shape) + positions * (c + c // 16 * taps))
@@ -94,20 +93,20 @@ def operator_cost(shape: tuple[int, ...], k: int, stride: int) -> tuple[float, f
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, from a process that does nothing else."""
+    """The function's result, computed in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peak_memory(which: str, layers: int, batch: int) -> float:
-    """MB above the start that one training step reaches."""
+    """The peak memory of a training step, in MB above that at its start."""
     from cpu_calls import network_calls
 
     return peak_of(network_calls(layers, batch, True)[which])
 
 
 def peak_of(call: Callable[[], Any]) -> float:
-    """MB above the start."""
+    """The peak memory of ``call``, in MB above that at its start."""
 
     def peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -120,7 +119,7 @@ def peak_of(call: Callable[[], Any]) -> float:
 
 
 def first_calls() -> dict[str, float]:
-    """Seconds of the import, and of the first call in a process, with and without kept kernels."""
+    """Seconds of the import and of the first call in a process, with and without cached kernels."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); start = time.perf_counter()\n"
         "import invocupy; loaded = time.perf_counter()\n"
@@ -149,7 +148,7 @@ def first_calls() -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions that were measured."""
     import llvmlite
     import numba
     import torch
@@ -178,7 +177,7 @@ def machine() -> dict[str, Any]:
 
 
 def use(number: int) -> None:
-    """Threads of both from here on."""
+    """Set the number of threads of both libraries."""
     import torch
 
     from invocupy.backends.cpu import threads
@@ -236,7 +235,7 @@ def network_rows(
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All rows asked for."""
+    """All requested rows."""
     import limits
 
     rows: list[dict[str, Any]] = []
@@ -272,12 +271,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def cost(bytes_: float, flops: float, floor: float) -> dict[str, float]:
-    """What a row must move and multiply, and how long the machine needs for that at least."""
+    """The bytes and operations of a row, and the least time in which the machine can do them."""
     return {"MB_moved": bytes_ / 1e6, "MFLOP": flops / 1e6, "limit_ms": floor}
 
 
 def format_row(row: dict[str, Any]) -> list[str]:
-    """Markdown lines of one row: a variant each, with its time over ours."""
+    """The Markdown lines of a row: one for each variant, with its time over ours."""
     if "s" in row:
         return [f"| {what} | | | {s:.2f} s | | |" for what, s in row["s"].items()]
     figures = row.get("ms") or {k: {"median": v} for k, v in row["MB"].items()}
@@ -323,7 +322,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def write_docs(results: dict[str, Any], name: str, page: Path) -> None:
-    """Put the table between the page's two marks of this name."""
+    """Write the table between the two marks of this name on the page."""
     start = f"<!-- {name} table: made by benchmarks/cpu.py --docs -->"
     end = f"<!-- end of {name} table -->"
     text = page.read_text()
@@ -335,7 +334,7 @@ def write_docs(results: dict[str, Any], name: str, page: Path) -> None:
 
 
 def make_env(folder: Path) -> None:
-    """A virtual environment with this package and PyTorch."""
+    """Make a virtual environment with this package and PyTorch."""
     venv.create(folder, with_pip=True)
     subprocess.run([folder / "bin" / "pip", "install", TORCH, "-e", str(ROOT)], check=True)
 
@@ -345,15 +344,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--make-env", type=Path, metavar="DIR")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print results as Markdown")
-    parser.add_argument("--docs", type=Path, metavar="PAGE", help="with --table: into this page")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="with --table: write into a page")
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count(), 1])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network-rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=0.02, help="length of one sample")
+    parser.add_argument("--seconds", type=float, default=0.02, help="seconds per sample")
     parser.add_argument(
         "--compile", action="store_const", const=("shift",), default=(),
-        help="torch.compile too (minutes)",
+        help="also measure torch.compile (takes minutes)",
     )  # fmt: skip
     parts = ("operator", "layer", "network", "memory", "first")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
@@ -369,7 +368,7 @@ def main() -> None:
     else:
         results = measure(arguments)
         if arguments.out and arguments.out.exists() and set(arguments.only) != set(parts):
-            kept = json.loads(arguments.out.read_text())  # the parts that were not measured again
+            kept = json.loads(arguments.out.read_text())  # parts that were not measured this time
             old = [row for row in kept["rows"] if row.get("part") not in arguments.only]
             results = {**kept, "rows": old + results["rows"]}
         if arguments.out:

@@ -1,4 +1,4 @@
-"""What benchmarks/cpu.py times: our functions and PyTorch's, which agree before they are timed."""
+"""The calls that benchmarks/cpu.py times, ours and PyTorch's; their results are compared first."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[], Any]
 
 
 def agree(name: str, got: Any, expected: Any, limit: float = 1e-5) -> None:
-    """Refuse to time what is wrong."""
+    """Raise an error if the results differ."""
     error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
     if not error < limit:
         raise SystemExit(f"{name}: relative difference {error:.1e} from PyTorch")
@@ -29,7 +29,7 @@ def agree(name: str, got: Any, expected: Any, limit: float = 1e-5) -> None:
 def operator_calls(
     shape: tuple[int, ...], k: int, stride: int, compiled: tuple[str, ...] = ()
 ) -> tuple[dict[str, Call], dict[str, Call]]:
-    """Forward and both gradients of one shape, ours and the peers', these also ``compiled``."""
+    """Forward and both gradients of one shape, ours and PyTorch's, also ``compiled``."""
     n, c, *image = shape
     small = tuple(-(-size // stride) for size in image)
     taps = (k,) * len(image)
@@ -81,7 +81,7 @@ def operator_calls(
 
 
 def as_image(x: Any, kernel: Any, grad: Any) -> tuple[Call, Call]:
-    """Forward and gradients of an image with as many pixels and taps: rows in place of depths."""
+    """Forward and gradients of an image with as many pixels and taps as the volume."""
     n, g, k = kernel.shape[:3]
     flat = x.reshape(*x.shape[:2], -1, x.shape[-1])
     taps = kernel.reshape(n, g, k if x.ndim == 5 else 1, -1, *flat.shape[2:])
@@ -135,7 +135,7 @@ def network_calls(
     labels = rng.integers(0, 10, batch)
     theirs, ours = peers.SimpleModel(layers), models.SimpleModel(num_layers=layers)
     tx, t_labels = torch.tensor(x), torch.tensor(labels)
-    if not training:  # running statistics that belong to the weights, or the depth blows up
+    if not training:  # statistics must fit the weights: else values overflow
         for module in theirs.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 1.0
@@ -179,5 +179,5 @@ def network_calls(
         with torch.no_grad():
             return theirs(tx)
 
-    agree("model", infer(), t_infer().numpy(), 1e-3)  # rounding grows from layer to layer
+    agree("model", infer(), t_infer().numpy(), 1e-3)  # rounding errors grow from layer to layer
     return {"invocupy": infer, "PyTorch": t_infer}

@@ -1,12 +1,12 @@
-"""An involution of an image whose kernel does not fit: ``python benchmarks/dask_image.py``.
+"""Involution of an image whose kernel exceeds the memory: ``python benchmarks/dask_image.py``.
 
-A square image is made in bands of rows, a kernel for each of its pixels from the pixel itself
-(bright places are kept, dark ones blurred; nine float32 a pixel, 2.3 GB for 8000 x 8000), and the
-result goes to disk band by band. Checks a strip across the edge of two bands against one call, then
-prints the time and the peak memory of the process, the pages of the written file included.
+A square image is generated in bands of rows, with a kernel for each pixel that depends on the pixel
+(bright ones are kept, dark ones blurred; nine float32 per pixel, 2.3 GB for 8000 x 8000). The
+result is written to disk band by band. A strip across the border of two bands is compared with one
+call; then the time and the peak memory of the process are printed, pages of the file included.
 
-Bands of whole rows need the least memory: dask makes the kernel of a chunk as soon as it has the
-chunk's pixels, but involution waits for the neighbours on all sides.
+Bands of whole rows need the least memory: dask computes the kernel of a chunk as soon as it has the
+pixels of the chunk, but involution waits for the neighbours on all sides.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TAPS = 3
 
 
 def chunk_of_image(rows: Any, columns: Any) -> Any:
-    """Rings and stripes with noise, the same pixel for pixel however it is cut."""
+    """Rings and stripes with noise; a pixel is the same whatever the chunks are."""
     y, x = rows[:, None].astype(np.float32), columns[None, :].astype(np.float32)
     noise = np.sin(12.9898 * (x % 251) + 78.233 * (y % 241)) * 43758.5453 % 1
     shapes = np.hypot(x % 1000 - 500, y % 1000 - 500) < 300
@@ -38,7 +38,7 @@ def chunk_of_image(rows: Any, columns: Any) -> Any:
 
 
 def make_kernel(image: Any) -> Any:
-    """(H, W) to (3, 3, H, W): the bright half is kept, the dark half is blurred."""
+    """(H, W) to (3, 3, H, W): bright pixels are kept, dark ones are blurred."""
     box = np.full((TAPS, TAPS, 1, 1), 1 / TAPS**2, np.float32)
     centre = np.zeros_like(box)
     centre[TAPS // 2, TAPS // 2] = 1

@@ -1,4 +1,4 @@
-"""Draws ``docs/_static/family-*.svg``: what each output pixel sees, and the curves of family.py."""
+"""Draws ``docs/_static/family-*.svg``: what an output pixel reads, and results of family.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def svg(width: int, height: int, parts: list[str]) -> str:
 
 
 def windows(size: int = 9, reach: int = 2, cell: int = 16) -> str:
-    """A panel for each: cells it sees are filled, cells that make the weights have a ring."""
+    """One panel per method: pixels that it reads are filled, those that give weights ringed."""
     parts, middle, gap, tall = [], size // 2, 28, 34 + size * cell + 50
     for panel, (kind, colour) in enumerate(COLOURS.items()):
         left, top = gap + panel % 2 * (size * cell + gap), panel // 2 * tall + 34
@@ -97,13 +97,13 @@ def chart(
             names.append((v + 4, u + 8, kind))
     lowest = 0.0
     for v, u, kind in sorted(names):
-        lowest = max(v, lowest + 16)  # names do not cover each other
+        lowest = max(v, lowest + 16)  # so that names do not overlap
         parts.append(text(u, lowest, kind, "start"))
     return svg(440, 320, parts)
 
 
 def main() -> None:
-    """All of them."""
+    """Draw all pictures."""
     rows = json.loads((HERE / "results" / "family.json").read_text())["rows"]
 
     def of(grows: str) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
-"""Evidence on CIFAR-10: trains a committed configuration and records what came of it.
+"""Evidence on CIFAR-10: trains a committed configuration and records the results.
 
     python benchmarks/evidence.py NAME... --data-dir DIR            # train to the end, then record
-    python benchmarks/evidence.py NAME... --data-dir DIR --record   # record a run as it stands
-    python benchmarks/evidence.py --docs docs/cifar10.md            # the page's tables, made anew
+    python benchmarks/evidence.py NAME... --data-dir DIR --record   # record an unfinished run
+    python benchmarks/evidence.py --docs docs/cifar10.md            # renew the page's tables
 
 ``benchmarks/evidence/NAME.toml`` is a ``--config`` file of ``invocupy train``; the comment that it
-begins with says what the run is to show. ``NAME-seed-N`` trains it with the seed N. The
+begins with says what the run shows. ``NAME-seed-N`` trains it with the seed N. The
 run's folder is ``RUNS/NAME``. Ctrl-C and SIGTERM finish the current step and save; the same command
 continues. The record, small enough to commit, is ``benchmarks/results/evidence/NAME.json``;
 ``evidence_page.py`` shows the records.
@@ -60,14 +60,14 @@ COLUMNS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "lr",
     "seconds", "wall_seconds", "cpu_seconds",
 )  # fmt: skip
-ROUNDING = 0.001  # of the accuracy: another device or version may see single images otherwise
+ROUNDING = 0.001  # of the accuracy: other devices or versions may classify a few images differently
 SAY_EVERY = 60.0  # seconds
 
 Facts = dict[str, Any]
 
 
 def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
-    """What a run is to show, and its settings; ``NAME-seed-N`` is NAME with another seed."""
+    """What a run shows, and its settings; ``NAME-seed-N`` is NAME with another seed."""
     name, _, seed = name.partition("-seed-")
     path = CONFIGS / f"{name}.toml"
     config = settings({**read_settings(path), "data_dir": data_dir})
@@ -82,14 +82,14 @@ def committed(name: str, data_dir: str | None = None) -> tuple[str, Config]:
 
 
 def settings(of: Facts) -> Config:
-    """The settings of a file or record, which says nothing of where the data lies."""
-    if of.get("dataset") == "folder":  # cannot be without
+    """The settings of a file or record, which do not include the folder of the data."""
+    if of.get("dataset") == "folder":  # is required
         of = {**of, "data_dir": of["data_dir"] or "DIR"}
     return Config(**of)
 
 
 def agree(config: Config, run: Config, folder: Path) -> None:
-    """Refuse a run that was begun with other settings than are committed now."""
+    """Raise an error if a run was started with other settings than are committed now."""
     wrong = [
         f"{name} is {its!r} there, {mine!r} here"
         for name, mine in asdict(config).items()
@@ -104,7 +104,7 @@ def agree(config: Config, run: Config, folder: Path) -> None:
 def train(
     name: str, data_dir: str | None, runs: Path, progress: Callable[[Progress], None] | None = None
 ) -> None:
-    """Begin the run, or go on with it; at its end nothing is left to do."""
+    """Start or continue the run; a finished run is left as it is."""
     _, config = committed(name, data_dir)
     folder = runs / name
     resume = (folder / "last.safetensors").exists()
@@ -125,7 +125,7 @@ def train(
     marks = {what: clock() for what, clock in clocks.items()}
 
     def spent(epoch: int) -> Facts:
-        """Seconds of an epoch with its test, those of earlier sittings included."""
+        """Seconds of an epoch with its test, over all sessions in which it was trained."""
         nonlocal marks
         since, marks = marks, {what: clock() for what, clock in clocks.items()}
         earlier = carried if carried.get("epoch") == epoch else {}
@@ -148,7 +148,7 @@ def train(
         note(folder, {**facts, "stopped": str(error), "carried": carried})
         raise
     except NonFiniteLoss as error:
-        # without the path that follows
+        # without the path after it
         note(folder, {**facts, "stopped": str(error).partition(";")[0]})
         raise
     note(folder, {**facts, "ended": date.today().isoformat()})
@@ -156,26 +156,26 @@ def train(
 
 
 def keep(folder: Path) -> None:
-    """Keep the state at an epoch's end; an interruption leaves one within an epoch."""
+    """Keep the state at the end of an epoch: a checkpoint may be from within an epoch."""
     temporary = folder / ".epoch.tmp"
     shutil.copyfile(folder / "last.safetensors", temporary)
     temporary.replace(folder / "epoch.safetensors")
 
 
 def note(folder: Path, facts: Facts) -> None:
-    """Keep what a run's folder does not hold by itself."""
+    """Store what a run's folder does not have otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "evidence.json", (lines(facts) + "\n").encode())
 
 
 def noted(folder: Path) -> Facts:
-    """What :func:`note` kept; nothing for a run that ``invocupy train`` began."""
+    """What :func:`note` stored; nothing for a run that ``invocupy train`` started."""
     path = folder / "evidence.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def commit() -> str | None:
-    """The commit of the code, marked if the package has changes on top; None without git."""
+    """The commit of the code, marked if the package has uncommitted changes; None without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
@@ -189,14 +189,14 @@ def commit() -> str | None:
 
 
 def record(name: str, data_dir: str | None, runs: Path) -> Path:
-    """Write the record of a run as it stood at the end of its last whole epoch."""
+    """Write the record of a run as of the end of its last complete epoch."""
     what, config = committed(name, data_dir)
     folder = runs / name
     if not (folder / "epoch.safetensors").exists():
         raise ConfigError(f"{folder} has no whole epoch yet: train on")
     run, model, history, images_of = open_run(folder, "epoch")
     agree(config, run, folder)
-    if config.validation:  # the weights that the held out images chose
+    if config.validation:  # the weights that are best on the validation images
         model = load_run(folder, "best")[1]
     images, labels = load_data(config, train=False)
     result = measured(config, model, images_of, images, labels)
@@ -268,7 +268,7 @@ def of_approximations(
 
 
 def per_class(confusion: Sequence[Sequence[int]]) -> dict[str, list[float | None]]:
-    """Precision, recall and F1 of each class; None where there is nothing to divide by."""
+    """Precision, recall and F1 of each class; None for 0 / 0."""
     matrix = np.array(confusion)
     right, labels, answers = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
 
@@ -303,7 +303,7 @@ def total_of(history: list[Facts], name: str) -> float | None:
 
 
 def rounded(name: str, value: float | None) -> float | None:
-    """As many digits as mean something."""
+    """Rounded to the digits that are meaningful."""
     if value is None:
         return None
     if name.endswith("seconds"):
@@ -312,7 +312,7 @@ def rounded(name: str, value: float | None) -> float | None:
 
 
 def lines(value: Any, margin: str = "") -> str:
-    """JSON with a line for each list of numbers, so that changes can be read."""
+    """JSON with one line per list of numbers, so that diffs are readable."""
     inner = margin + " "
     if isinstance(value, dict):
         parts = [f"{json.dumps(name)}: {lines(part, inner)}" for name, part in value.items()]
@@ -324,7 +324,7 @@ def lines(value: Any, margin: str = "") -> str:
 
 
 def reporter(name: str) -> Callable[[Progress], None]:
-    """A line an epoch, and one a minute, on standard error."""
+    """Writes a line per epoch, and one per minute, to standard error."""
     said = time.monotonic()
 
     def report(now: Progress) -> None:
@@ -347,7 +347,7 @@ def reporter(name: str) -> Callable[[Progress], None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C does, and both act where a shell switched Ctrl-C off for ``&``."""
+    """SIGTERM acts like Ctrl-C; both also act in a job that a shell started with ``&``."""
     wanted = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: lambda *_: signal.raise_signal(signal.SIGINT),
@@ -364,9 +364,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", metavar="NAME", nargs="*", help="of benchmarks/evidence/NAME.toml")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of cifar10 lie")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the cifar10 files")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs", "evidence"))
-    parser.add_argument("--record", action="store_true", help="do not train, record what there is")
+    parser.add_argument("--record", action="store_true", help="record the run without training")
     parser.add_argument("--docs", metavar="PAGE", type=Path, help="fill the page's marked blocks")
     given = parser.parse_args(arguments)
     if not (given.names or given.docs):

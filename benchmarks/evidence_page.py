@@ -2,10 +2,10 @@
 
 A block begins with a line ``<!-- evidence: KIND NAME... -->`` and ends with ``<!-- end -->``:
 
-- ``table NAME...``: all networks, a row each, those that are named first; the runs of one network
-  that differ in the seed (``NAME``, ``NAME-seed-N``) are one row;
+- ``table NAME...``: one row per network, the named ones first; runs of a network that differ in the
+  seed only (``NAME``, ``NAME-seed-N``) are one row;
 - ``chart``: their test accuracies with error bars, as a picture;
-- ``runs``: a line on each run, with what it takes to repeat it.
+- ``runs``: one line per run, with what is needed to repeat it.
 
 ``docs/draw_pictures.py`` draws the chart when the documentation is built.
 """
@@ -36,7 +36,7 @@ def write_page(page: Path, folder: Path) -> None:
 
 
 def filled(text: str, records: Records) -> str:
-    """A page's text with its blocks as the records say."""
+    """A page's text with its blocks filled from the records."""
     kinds = {"table": table, "chart": chart, "runs": runs}
 
     def fill(found: re.Match[str]) -> str:
@@ -57,11 +57,11 @@ def seeds(records: Records, first: Sequence[str] = ()) -> dict[str, list[Record]
 
 
 def spread(runs: Sequence[Record]) -> tuple[float, float, float]:
-    """The mean test accuracy of a network's runs, and between which two values it lies.
+    """The mean test accuracy of a network's runs, and its lower and upper limit.
 
     Of several seeds these are the lowest and the highest. Of one seed they are the ends of the
     95 % confidence interval that the number of test images gives (normal approximation): what
-    another seed would give is not in it.
+    another seed would give is not included.
     """
     found = [float(run["test_accuracy"]) for run in runs]
     mean = sum(found) / len(found)
@@ -73,7 +73,7 @@ def spread(runs: Sequence[Record]) -> tuple[float, float, float]:
 
 
 def table(records: Records, names: Sequence[str]) -> list[str]:
-    """All networks, a row each."""
+    """One row per network."""
     if not records:
         return ["No run has been recorded yet."]
     head = "parameters", "multiply-adds", "epochs", "CPU minutes", "seeds", "test accuracy", "range"
@@ -99,7 +99,7 @@ def chart(records: Records, _: Sequence[str]) -> list[str]:
 
 
 def runs(records: Records, _: Sequence[str]) -> list[str]:
-    """A line on each run."""
+    """One line per run."""
     return [f"- `{name}`: {told(record)}" for name, record in records.items()]
 
 
@@ -145,7 +145,7 @@ def network(config: Record) -> str:
 
 
 def epochs(record: Record) -> str:
-    """Epochs done, and those planned if that is not the same."""
+    """The epochs done, and those planned if they differ."""
     ended, planned = len(record["history"]["lr"]), record["config"]["epochs"]
     return str(planned) if ended == planned else f"{ended} of {planned}, cut"
 

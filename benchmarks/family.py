@@ -1,13 +1,13 @@
-"""Four ways to mix neighbouring pixels, as image, window and channels grow: time and memory.
+"""Four ways to mix neighbouring pixels: time and memory as image, window and channels grow.
 
 ``python benchmarks/family.py`` measures each as a layer, C channels to C, float32, one thread,
-forward and backward, and writes ``benchmarks/results/family.json``; a minute. A layer is what
-makes its weights and what uses them:
+forward and backward, and writes ``benchmarks/results/family.json`` (takes a minute). A layer
+computes its weights and applies them:
 
 - convolution: K*K*C*C weights, learned;
-- involution: the article's generator (C to C/4 to K*K*C/16, without the norm), 16 channels a group;
-- local attention: 1x1 convolutions to query, key and value, 16 channels a head, positions;
-- attention: the same without window and positions.
+- involution: the article's generator (C to C/4 to K*K*C/16, no norm), 16 channels per group;
+- local attention: 1x1 convolutions to query, key and value, 16 channels per head, positions;
+- attention: the same without a window and positions.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ GROWING = {
     "kernel": (3, 5, 7, 9, 11, 13),
     "channels": (16, 32, 64, 128, 256),
 }
-LARGEST_ATTENTION = 64  # pixels a side: (64 * 64)**2 weights a head
-ROUNDS, PATIENCE = 7, 1.5  # repetitions, and seconds after which there are no more
+LARGEST_ATTENTION = 64  # pixels per side: (64 * 64)**2 weights per head
+ROUNDS, PATIENCE = 7, 1.5  # repetitions, and seconds after which no further one starts
 
 Layer = Callable[[Any, dict[str, Any]], Any]
 
@@ -55,7 +55,7 @@ def shapes(kind: str, kernel: int, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def multiply_adds(kind: str, size: int, kernel: int, channels: int) -> int:
-    """Of a forward pass."""
+    """The multiply-adds of a forward pass."""
     p, c, k = size * size, channels, kernel
     g = max(c // 16, 1)
     return {
@@ -81,7 +81,7 @@ def forward(kind: str, x: Any, weights: dict[str, Any], kernel: int) -> Any:
 
 
 def measure(kind: str, size: int, kernel: int, channels: int) -> dict[str, Any]:
-    """Best times (the machine may have other work) and the peak of memory."""
+    """The best times (others may use the machine too) and the peak memory."""
     rng = np.random.default_rng(0)
     x = Tensor(rng.standard_normal((1, channels, size, size), np.float32), requires_grad=True)
     weights = {
@@ -116,7 +116,7 @@ def measure(kind: str, size: int, kernel: int, channels: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All of them, into one file."""
+    """Measure all, and write one file."""
     threads.set_num_threads(1)
     begun, rows = time.time(), []
     for grows, values in GROWING.items():

@@ -1,10 +1,10 @@
-"""Writes a data set of image files, as people bring it: for the run ``own-folder`` of the evidence.
+"""Writes a data set of image files, for the run ``own-folder`` of the evidence.
 
     python benchmarks/folder_set.py DIR
 
 The images are those of shapes10, as PNG files of different sizes and shapes in
-DIR/train/CLASS/NUMBER.png (500 a class) and DIR/test/CLASS/NUMBER.png (100 a class). Each run of
-the command writes the same files.
+DIR/train/CLASS/NUMBER.png (500 per class) and DIR/test/CLASS/NUMBER.png (100 per class). Each run
+of the command writes the same files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where to write")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder to write to")
     write(parser.parse_args().folder)
 
 

@@ -1,14 +1,14 @@
-"""Involution on a GPU against its peers: one command, one results file.
+"""Involution on a GPU compared with other implementations: one command, one results file.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu-h100.json
     python benchmarks/gpu.py --table benchmarks/results/gpu-h100.json
 
-How it is timed. Each contender's calls over several sets of buffers, together well past the L2
-cache, are captured in one CUDA graph; the graph is launched between two CUDA events. Contenders
+How times are measured: each contender's calls over several sets of buffers, together well beyond
+the L2 cache, are captured in a CUDA graph, which is launched between two CUDA events. Contenders
 take turns in each round; the figures are the median and the quartiles over the rounds. All results
-are compared with a float64 computation first. The copy that bandwidths are compared with is a plain
-device-to-device copy of 1 GB, timed in the same rounds. Only the unfold form of PyTorch runs
-without a graph at the large shapes, for want of memory.
+are first compared with a float64 computation. Bandwidths are compared with a plain device-to-device
+copy of 1 GB, timed in the same rounds. Only the unfold form of PyTorch runs without a graph at the
+large shapes, because memory is too small.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SIZES = [  # (N, C, *S) and K; 16 channels a group
+SIZES = [  # (N, C, *S) and K; 16 channels per group
     ((32, 64, 32, 32), 3),
     ((256, 64, 56, 56), 7),
     ((64, 256, 14, 14), 7),
@@ -32,12 +32,12 @@ SIZES = [  # (N, C, *S) and K; 16 channels a group
     ((32, 64, 4096), 9),
 ]
 SHAPES = {f"{shape} K={k}": (shape, k) for shape, k in SIZES}
-LARGE = 1e8  # bytes of one call from which a few calls are enough to time
+LARGE = 1e8  # bytes of a call from which a few calls are enough for a sample
 Calls = list[Callable[[], Any]]
 
 
 def problem(name: str, op: str, calls: Calls, wanted: Sequence[Any], dtype: str) -> str | None:
-    """What is wrong with the first call's result, judged by the relative error of its norm."""
+    """What is wrong with the first call's result: its relative error, in the norm."""
     import cupy as cp
     import numpy as np
 
@@ -56,12 +56,12 @@ def problem(name: str, op: str, calls: Calls, wanted: Sequence[Any], dtype: str)
 
 
 def capture_cupy(calls: Calls, repeat: int) -> Callable[[], float]:
-    """A CUDA graph of all calls, ``repeat`` times over; returns what launches and times it."""
+    """A CUDA graph of all calls, ``repeat`` times; returns what launches and times it."""
     import cupy as cp
 
     stream = cp.cuda.Stream(non_blocking=True)
     with stream:
-        kept = [call() for call in calls]  # compiles; memory of a graph must stay alive
+        kept = [call() for call in calls]  # compiles; the memory of a graph must be kept
         stream.synchronize()
         stream.begin_capture()
         kept += [call() for _ in range(repeat) for call in calls]
@@ -79,7 +79,7 @@ def capture_cupy(calls: Calls, repeat: int) -> Callable[[], float]:
 
 
 def capture_torch(calls: Calls, repeat: int) -> Callable[[], float]:
-    """The same for PyTorch, and for what shares its stream."""
+    """The same for PyTorch, and for contenders on its stream."""
     import torch
 
     stream = torch.cuda.Stream()
@@ -136,7 +136,7 @@ def copy() -> Calls:
 
 
 def measure(runs: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, dict[str, float]]:
-    """Let all take turns; median and quartiles in milliseconds."""
+    """Measure all in turns; median and quartiles in milliseconds."""
     times: dict[Any, list[float]] = {key: [] for key in runs}
     for _ in range(rounds + 2):
         for key, run in runs.items():
@@ -184,7 +184,7 @@ def benchmark(shape: str, dtype: str, rounds: int, only: list[str]) -> list[dict
                     capture = eager_torch
                 repeat = 1 if large or "torch" in name else max(1, 40 // len(calls))
                 runs[name, op] = capture(calls, repeat)
-            except (RuntimeError, AssertionError) as error:  # a peer that cannot run: say so, go on
+            except (RuntimeError, AssertionError) as error:  # it is left out
                 if name == "invocupy":
                     raise
                 entry = {"shape": shape, "dtype": dtype, "op": op, "contender": name}
@@ -232,7 +232,7 @@ def environment() -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as Markdown: operations against the peers, then whole layers."""
+    """The figures as Markdown: single operations, then whole layers."""
     figures = {
         (row["shape"], row["dtype"], row["op"], row["contender"]): row for row in results["results"]
     }
@@ -272,17 +272,17 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the results here")
+    parser.add_argument("--out", type=Path, help="results file to write")
     parser.add_argument("--table", type=Path, help="print an existing results file as Markdown")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--contender", action="append", default=[],
-        help="only this; may repeat. An existing --out file keeps the figures of the others",
+        help="measure only this one; repeatable. Other figures in an existing --out file are kept",
     )  # fmt: skip
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="only this; may repeat")
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="only this; repeatable")
     parser.add_argument(
         "--dims", type=int, choices=(1, 2, 3), action="append",
-        help="only shapes of so many dimensions; may repeat",
+        help="measure only shapes with this number of dimensions; repeatable",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "float16"), action="append")
     args = parser.parse_args()

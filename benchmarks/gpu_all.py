@@ -1,29 +1,28 @@
-"""What only a GPU can show, in 12 minutes: one command, one results file.
+"""Checks and measurements that need a GPU, in 12 minutes: one command, one results file.
 
     python benchmarks/gpu_all.py                    # writes benchmarks/results/gpu-DEVICE.json
     python benchmarks/gpu_all.py --parts step,memcheck --out FILE
     python benchmarks/gpu_all.py --parts all --seconds 7200     # all parts, in two hours
     python benchmarks/gpu_all.py --limit step=300
 
-Parts, the most telling first: ``tests`` (a choice of those marked ``gpu``), ``step``
-(``gpu_network.py``: a training step beside PyTorch's), ``memcheck`` and ``racecheck`` (the block's
-kernels under compute-sanitizer), ``operators`` (``gpu.py``), ``counts`` (ncu's warp instructions,
-multiply-adds and sectors of each kernel beside the PTX interpreter's). Only if named, or with
-``all``: ``every_test``, ``initcheck`` and ``synccheck``, these two of every kernel, and ``volumes``
+Parts, the most important first: ``tests`` (some of those marked ``gpu``), ``step``
+(``gpu_network.py``: a training step compared with PyTorch's), ``memcheck`` and ``racecheck`` (the
+block's kernels under compute-sanitizer), ``operators`` (``gpu.py``), ``counts`` (warp instructions,
+multiply-adds and sectors of each kernel, by ncu and by the PTX interpreter). Only if named, or with
+``all``: ``every_test``, ``initcheck`` and ``synccheck`` (of every kernel), and ``volumes``
 (``gpu.py`` in one and three dimensions).
 
 Each part is a process of its own with a time limit, and ends as ``done``, ``failed`` (it ran and
-something is wrong, or it was stopped) or ``not possible``, with the reason. The file is written
-after each part, whole or not at all; parts of an earlier run on the same machine are kept. No part
-runs past ``--seconds`` in all. The exit status is 0 if no part failed, 1 if one did, 3 if there is
-no GPU.
+something is wrong, or it was stopped) or ``not possible``, with the reason. The file is replaced
+after each part; parts of an earlier run on the same machine are kept. All parts together take at
+most ``--seconds``. The exit status is 0 if no part failed, 1 if one did, 3 if there is no GPU.
 
-Where the machine has no network, or minutes count, bring wheels along. Beforehand, on a machine
-with the same Python::
+If the machine has no network, or to save time there, download the wheels beforehand, with the same
+version of Python::
 
     pip download -d wheels '.[cuda13x,test,proof]' torch hatchling
 
-and there (g++ for torch.compile and the interpreter; nsight-compute for ``counts``)::
+and on the machine (torch.compile and the interpreter need g++, ``counts`` nsight-compute)::
 
     pip install --no-index --find-links wheels -e '.[cuda13x,test,proof]' torch
 """
@@ -64,7 +63,7 @@ LAUNCHES = ROOT / "tests" / "cuda_proof" / "launches.py"
 # ---------------------------------------------------------------------------------------- parts
 
 
-CHOSEN = (  # what the stand-in cannot show, and every kernel in float32
+CHOSEN = (  # what the stand-in for CuPy cannot test, and every kernel in float32
     "tests/backends/cuda/test_network.py", "tests/backends/cuda/test_device.py",
     "tests/backends/cuda/test_launcher.py", "tests/train/test_graph.py",
     "-k", "not float64 and not float16 and not bfloat16 and not command_line",
@@ -90,12 +89,12 @@ def every_test(limit: float, *chosen: str) -> Record:
 
 
 def sanitizer(kind: str, *rows: str) -> Callable[[float], Record]:
-    """A part that runs kernels once, all or of these rows, under a tool of compute-sanitizer."""
+    """A part that runs all kernels, or those of some rows, once under a compute-sanitizer tool."""
 
     def part(limit: float) -> Record:
         command = [tool("compute-sanitizer"), "--tool", kind]
         if kind == "memcheck":
-            command += ["--padding", "512"]  # what lies behind an array is another's, or nobody's
+            command += ["--padding", "512"]  # or it may belong to another array
         done = run([*command, sys.executable, LAUNCHES, "device", *rows], limit)
         return findings(done.stdout, done.returncode)
 
@@ -104,7 +103,7 @@ def sanitizer(kind: str, *rows: str) -> Callable[[float], Record]:
 
 
 def counts(limit: float) -> Record:
-    """ncu's counts of each launch beside the interpreter's."""
+    """The counts of each launch, by ncu and by the interpreter."""
     ncu, names = tool("ncu"), launched_names()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +137,7 @@ def launched_names() -> list[str]:
 
 
 def benchmark(program: str, *options: str) -> Callable[[float], Record]:
-    """A part that runs one of the benchmarks; what it had written counts even if it was stopped."""
+    """A part that runs one of the benchmarks; what it has written is kept even if it is stopped."""
 
     def part(limit: float) -> Record:
         with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +163,7 @@ def benchmark(program: str, *options: str) -> Callable[[float], Record]:
 
 BLOCK = "block float32", "block given float32"  # rows of the table: all kernels of a block
 FLOAT32 = "--dtype", "float32"
-PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # and seconds that each may take
+PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # with the seconds that each may take
     "tests": (tests, 180),
     "step": (benchmark("gpu_network.py", "--rounds", "5", "--repeat", "3"), 240),
     "memcheck": (sanitizer("memcheck", *BLOCK), 60),
@@ -181,12 +180,12 @@ SECONDS = 720
 
 
 def late(limit: float) -> Record:
-    """In place of a part for which no time is left."""
+    """The result of a part for which no time is left."""
     raise NotPossible("no time was left: name it in --parts, or give more --seconds")
 
 
 def outcome(part: Callable[[float], Record], limit: float) -> Record:
-    """Run a part; whatever happens becomes a record."""
+    """Run a part; its record also tells of errors."""
     began = time.monotonic()
     try:
         record = {"state": "done"} | part(limit)
@@ -194,7 +193,7 @@ def outcome(part: Callable[[float], Record], limit: float) -> Record:
         record = {"state": "not possible", "reason": str(error)}
     except Failed as error:
         record = {"state": "failed", "reason": str(error)} | error.left
-    except Exception as error:  # a part that breaks must not take the others with it
+    except Exception as error:  # an error in one part must not stop the others
         record = {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
     return record | {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -206,7 +205,7 @@ def outcome(part: Callable[[float], Record], limit: float) -> Record:
 
 
 def environment() -> Record:
-    """What the results depend on; versions of what is not installed are left out."""
+    """What the results depend on, with the versions of what is installed."""
     sys.path.insert(0, str(ROOT))
     from invocupy.arrays import require_cupy
 
@@ -232,7 +231,7 @@ def environment() -> Record:
 
 
 def driver() -> str:
-    """The driver's own version, which CUDA does not tell; or why it is not known."""
+    """The version of the driver (CUDA does not report it), or why it is unknown."""
     try:
         query = [tool("nvidia-smi"), "--query-gpu=driver_version", "--format=csv,noheader"]
         return run(query, 60).stdout.split("\n")[0].strip()
@@ -253,7 +252,7 @@ def source() -> str:
 
 
 def write(out: Path, results: Record) -> None:
-    """All of it or, if this is cut off, what was there before."""
+    """Replace the file at once: if this is interrupted, the old one stays."""
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_suffix(".new")
     new.write_text(json.dumps(results, indent=1) + "\n")
@@ -261,7 +260,7 @@ def write(out: Path, results: Record) -> None:
 
 
 def earlier(out: Path, here: Record) -> Record:
-    """The parts that ``out`` holds, if it is of this machine and these versions."""
+    """The parts in ``out``, if they are of this machine and these versions."""
     if not out.exists():
         return {}
     kept: Record = json.loads(out.read_text())
@@ -284,10 +283,10 @@ def limits(given: Sequence[str]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu-DEVICE.json")
-    parser.add_argument("--parts", default=FIRST, help="which, separated by commas, or all")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of all parts together")
+    parser.add_argument("--parts", default=FIRST, help="names, separated by commas, or all")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts together")
     parser.add_argument(
-        "--limit", action="append", default=[], metavar="PART=SECONDS", help="may repeat"
+        "--limit", action="append", default=[], metavar="PART=SECONDS", help="repeatable"
     )
     arguments = parser.parse_args(argv)
     began, seconds = time.monotonic(), limits(arguments.limit)

@@ -1,4 +1,4 @@
-"""What a training step of SimpleModel asks of a GPU, counted without one, on the stand-in for CuPy.
+"""Counts the GPU operations of a training step of SimpleModel, on the stand-in for CuPy.
 
     python benchmarks/gpu_counts.py             the table, next to the committed one
     python benchmarks/gpu_counts.py --json      its figures
@@ -47,16 +47,16 @@ def stand_in() -> Iterator[Any]:
 
 
 class Step(NamedTuple):
-    """A training step of ``fit``, once it is a graph."""
+    """A training step of ``fit`` that is launched as a graph."""
 
     operations: list[Any]
-    calls: int  # of the host, to the device
-    waits: int  # of the host, for the device
+    calls: int  # from the host to the device
+    waits: int  # of the host for the device
     graph: bool
 
 
 def step(cupy: Any, layers: int, images: int) -> Step:
-    """The third step of a run: it does nothing that the steps after it would not."""
+    """The third step of a run: all later steps are like it."""
     from invocupy.train import Config, NonFiniteLoss, fit
 
     config = Config(layers=layers, batch_size=images, epochs=1, device="cuda", nesterov=False)
@@ -70,7 +70,7 @@ def step(cupy: Any, layers: int, images: int) -> Step:
             def note(now: Any) -> None:
                 notes.append((len(operations), cupy.cuda.calls, cupy.cuda.waits))
 
-            with suppress(NonFiniteLoss):  # of the last step, as no kernel runs
+            with suppress(NonFiniteLoss):  # those of the last step, as no kernel runs
                 fit(config, data=data, progress=note)
     (first, *before), (last, *after) = notes[1:3]
     calls, waits = np.subtract(after, before).tolist()
@@ -118,7 +118,7 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def table(counts: Mapping[str, Any]) -> str:
-    """For people."""
+    """The figures as a readable table."""
     lines = [f"{'a block and step':32}{'operations':>12}{'threads':>12}{'MB':>10}"]
     for name, row in counts["rows"].items():
         lines.append(

@@ -1,4 +1,4 @@
-"""What training layer by layer asks of a GPU, counted without one, on the stand-in for CuPy.
+"""Counts the GPU operations of training layer by layer, on the stand-in for CuPy.
 
     python benchmarks/gpu_layers.py             the table, next to the committed one
     python benchmarks/gpu_layers.py --json      its figures
@@ -83,7 +83,7 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def table(counts: Mapping[str, Any]) -> str:
-    """For people."""
+    """The figures as a readable table."""
     lines = []
     for name, figures in counts.items():
         lines.append(f"{name:48}{figures['operations']:6}{figures['megabytes']:12,.1f} MB")

@@ -3,12 +3,12 @@
     python benchmarks/gpu_network.py --out benchmarks/results/gpu-network-h100.json
     python benchmarks/gpu_network.py --table benchmarks/results/gpu-network-h100.json
 
-A figure is the time of several whole steps (forward, backward, SGD with momentum) on one batch that
-lies on the device, from one synchronisation to the next. The contenders take turns round after
-round; quoted are the median and the quartiles over the rounds. Logits of both are compared first.
-PyTorch computes in float32 like we do (TF32 off, also in its convolutions): eager, compiled, and
-compiled with CUDA graphs. ``train.fit`` is timed by itself, over an epoch of 20 steps. The file is
-written before anything is compiled, and again with each that is: all contenders are timed anew.
+A sample is the time of several whole steps (forward, backward, SGD with momentum) on one batch in
+device memory, from one synchronisation to the next. The contenders take turns in each round; the
+figures are the median and the quartiles over the rounds. The logits of both are compared first.
+PyTorch computes in float32 as invocupy does (TF32 off, also in convolutions): eager, compiled, and
+compiled with CUDA graphs. ``train.fit`` is timed separately, over an epoch of 20 steps. The file is
+written before anything is compiled and after each compilation, with new times of all contenders.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 
-MODES = {  # how PyTorch compiles, and what each contender is called
+MODES = {  # modes of torch.compile, and the names of the contenders
     "PyTorch, compiled": None,
     "PyTorch, compiled with CUDA graphs": "reduce-overhead",
 }
 
 
 def contenders(layers: int, batch: int) -> tuple[dict[str, Callable[[], Any]], Callable[..., Any]]:
-    """One training step of each, on the same weights and batch; and what compiles PyTorch's."""
+    """One training step of each, with the same weights and batch; and what compiles PyTorch's."""
     import cupy
     import peers
     import torch
@@ -62,7 +62,7 @@ def contenders(layers: int, batch: int) -> tuple[dict[str, Callable[[], Any]], C
         ours = SimpleModel(num_layers=layers, fused=fused)  # type: ignore[arg-type]
         weights.import_state(ours, state)
         ours.to("cuda")
-        # With the batch's statistics: with fresh running ones, fifty blocks overflow.
+        # With the statistics of the batch: fresh running statistics would overflow in fifty blocks.
         with no_grad(), torch.no_grad():
             got, wanted = ours.logits(cx), theirs(tx).cpu().numpy()
         error = np.linalg.norm(cupy.asnumpy(got) - wanted) / np.linalg.norm(wanted)
@@ -93,7 +93,7 @@ def contenders(layers: int, batch: int) -> tuple[dict[str, Callable[[], Any]], C
 
 
 def trained(layers: int, batch: int) -> float:
-    """Milliseconds a step of ``train.fit`` in its third epoch, with augmentation and all."""
+    """Milliseconds per step of ``train.fit`` in its third epoch, with augmentation."""
     from invocupy.data import shapes10
     from invocupy.train import Config, fit
 
@@ -108,7 +108,7 @@ def trained(layers: int, batch: int) -> float:
 def timed(
     steps: dict[str, Callable[[], Any]], first: dict[str, float], rounds: int, repeat: int
 ) -> dict[str, list[float]]:
-    """Milliseconds a step of each contender, round after round; ``first`` gets the first ones."""
+    """Milliseconds per step of each contender in each round; ``first`` gets those of the first."""
     import torch
 
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -125,7 +125,7 @@ def timed(
             start = time.perf_counter()
             for _ in range(repeat):
                 step()
-            torch.cuda.synchronize()  # the whole device: CuPy's stream as well
+            torch.cuda.synchronize()  # the whole device, with CuPy's stream
             times[name].append((time.perf_counter() - start) / repeat * 1e3)
     return times
 
@@ -133,7 +133,7 @@ def timed(
 def measure(
     layers: int, batch: int, rounds: int, repeat: int, compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """The results so far: without what is compiled, then with each that is compiled, all anew."""
+    """The results without compiled contenders, then again after each compilation."""
     import cupy
     import torch
 
@@ -193,7 +193,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="write the results here")
+    parser.add_argument("--out", type=Path, help="results file to write")
     parser.add_argument("--table", type=Path, help="print an existing results file as Markdown")
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--batch", type=int, default=256)
@@ -206,7 +206,7 @@ def main() -> None:
         return
     sizes = arguments.layers, arguments.batch, arguments.rounds, arguments.repeat
     for results in measure(*sizes, not arguments.no_compile):
-        if arguments.out:  # at once: what comes next may be stopped
+        if arguments.out:  # now: the next contender may be stopped
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -1,6 +1,6 @@
-"""NVIDIA's programs and pytest, as ``gpu_all.py`` runs them: found, started, and read.
+"""Finds and runs NVIDIA's programs and pytest for ``gpu_all.py``, and reads their output.
 
-What cannot be had is :class:`NotPossible`, what ran and ended badly :class:`Failed`.
+:class:`NotPossible`: this machine cannot run it. :class:`Failed`: it ran and reports errors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NotPossible(Exception):  # noqa: N818
 
 
 class Failed(Exception):  # noqa: N818
-    """A part that ran and ended badly, and what it left."""
+    """A part that ran and failed, and its results."""
 
     def __init__(self, reason: str, **left: Any) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ class Failed(Exception):  # noqa: N818
 
 
 def run(command: Sequence[Any], limit: float, **environment: str) -> subprocess.CompletedProcess:
-    """Run a program with all that it starts; past ``limit`` seconds all of it is killed."""
+    """Run a program; after ``limit`` seconds kill it and all processes that it has started."""
     process = subprocess.Popen(
         [str(part) for part in command], cwd=ROOT, env={**os.environ, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True,
@@ -74,7 +74,7 @@ def tool(name: str) -> str:
 
 
 def summary_of_tests(report: str) -> Record:
-    """What pytest's XML report says; an error if a test failed or none passed."""
+    """The summary of pytest's XML report; an error if a test failed or none passed."""
     cases = list(ET.fromstring(report).iter("testcase"))  # noqa: S314 (of pytest just now)
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c.find("skipped").get("message", "") for c in cases if c.find("skipped") is not None]
@@ -91,7 +91,7 @@ def summary_of_tests(report: str) -> Record:
 
 
 def findings(output: str, status: int) -> Record:
-    """What compute-sanitizer says; an error if it found something or the program failed."""
+    """The summary of compute-sanitizer; an error if it found something or the program failed."""
     lines = [line[10:] for line in output.splitlines() if line.startswith("========= ")]
     summary = next((line for line in lines if "SUMMARY:" in line), None)
     version = next((line for line in output.splitlines() if "COMPUTE-SANITIZER" in line), None)
@@ -102,7 +102,7 @@ def findings(output: str, status: int) -> Record:
         raise NotPossible(refused)
     if summary is None:
         raise Failed("no summary", output=output[-2000:])
-    # Indented lines say where; those that are not say what.
+    # Lines without indentation say what is wrong, indented ones where.
     what = [line for line in lines if not re.match(r"\s|$|COMPUTE-|.*SUMMARY", line)]
     wrong = int(re.search(r"SUMMARY: (\d+)", summary)[1])
     if wrong or status:
@@ -112,7 +112,7 @@ def findings(output: str, status: int) -> Record:
 
 
 def read_ncu(text: str) -> list[Record]:
-    """ncu's CSV (one line a metric of a launch) as one record a launch, in order of launch."""
+    """ncu's CSV (one line per launch and metric) as one record per launch, in order."""
     start = text.find('"ID"')
     if start < 0:
         raise Failed("ncu wrote no table: it saw none of our kernels", output=text[-2000:])

@@ -1,4 +1,4 @@
-"""Measures what an installation takes on disk: ``python benchmarks/install.py --out FILE``.
+"""Measures the size of an installation on disk: ``python benchmarks/install.py --out FILE``.
 
 Each set of extras gets a virtual environment of its own; sizes are those of the installed packages
 without the package itself, pip and compiled bytecode.
@@ -21,7 +21,7 @@ EXTRAS = "", "plots", "cuda13x"
 
 
 def requirements(extra: str) -> list[str]:
-    """What pip installs beside the package."""
+    """What pip installs in addition to the package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]
 

@@ -1,4 +1,4 @@
-"""What this machine can do at most: copy bandwidth and multiply-adds, on a number of threads."""
+"""The limits of this machine: copy bandwidth and multiply-adds, on a number of threads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Copy(NamedTuple):
 
 @jit
 def _multiply(task: int, turn: int, scratch: int, words: int) -> None:
-    """Multiply-adds of vectors that stay in L1."""
+    """Multiply-adds of vectors in the L1 cache."""
     call_ = read(words, _Multiply)
     for _ in range(call_.turns):
         call(call_.block, (64, scratch, 0, 0, scratch, 0, 0, scratch + 4096, 64, 1))
@@ -42,7 +42,7 @@ def _multiply(task: int, turn: int, scratch: int, words: int) -> None:
 
 @jit
 def _copy(task: int, turn: int, scratch: int, words: int) -> None:
-    """A chunk."""
+    """Copy a chunk."""
     call_, start = read(words, _Copy), task * _CHUNK
     seen, written = pointer(call_.source + start, 64), pointer(call_.target + start, 64)
     for i in range(_CHUNK // 8):
@@ -50,7 +50,7 @@ def _copy(task: int, turn: int, scratch: int, words: int) -> None:
 
 
 def spin(number: int, turns: int = _TURNS) -> None:
-    """Keep ``number`` cores busy for some milliseconds: a core that slept is slow at first."""
+    """Keep ``number`` cores busy for some milliseconds: idle cores are slow at first."""
     block = dot(_A, _B, 1, ELEMENTS, _V, 32)
     launch(_multiply, 8 * number, 1 << 30, 1 << 16, _Multiply(block, turns))
 

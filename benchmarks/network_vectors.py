@@ -1,9 +1,9 @@
-"""Run every network in PyTorch, compare invocupy's in float64, and store vectors for the tests.
+"""Compares every network with the same in PyTorch, in float64, and stores results for the tests.
 
-``python benchmarks/network_vectors.py`` writes ``tests/files/networks.json``: for RedNet-26,
-ResNet-18 and ResNet-50, with weights and images of the rule in ``tests/network_rule.py``, the
-logits at 224x224 and at an odd size, and in training some numbers of some gradients of the
-cross-entropy for labels 0, 1; and ``tests/files/small*.pth``, a checkpoint as PyTorch saves it.
+``python benchmarks/network_vectors.py`` writes ``tests/files/networks.json``, for RedNet-26,
+ResNet-18 and ResNet-50 with the weights and images that ``tests/network_rule.py`` generates: the
+logits at 224x224 and at an odd size, and elements of some gradients of the cross-entropy in
+training for labels 0, 1. It also writes ``tests/files/small*.pth``, a checkpoint of PyTorch.
 With ``--check [NAME...]`` it compares all (or these) networks and writes nothing. Needs PyTorch.
 """
 
@@ -45,10 +45,10 @@ WANTED = {
 
 
 def peer(name: str) -> tuple[Any, dict[str, np.ndarray]]:
-    """The network in PyTorch, float64, with the rule's weights; and these."""
+    """The network in PyTorch, float64, with generated weights; and these weights."""
     net = PEERS[name](CLASSES)
     shapes = {k: tuple(v.shape) for k, v in net.state_dict().items()}
-    # involutions square what they see, from block to block: the deeper the smaller
+    # each involution squares the size of its input: deeper networks need smaller weights
     deep = name in ("rednet101", "rednet152")
     state = network_rule.weights(shapes, 0.1 if deep else 0.5)
     net.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
@@ -56,7 +56,7 @@ def peer(name: str) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def ours(name: str, state: dict[str, np.ndarray]) -> Any:
-    """invocupy's, float64."""
+    """The network in invocupy, float64."""
     model = models.NETWORKS[name](num_classes=CLASSES, rng=0)
     import_state(model, state)
     for parameter in model.parameters():
@@ -65,12 +65,12 @@ def ours(name: str, state: dict[str, np.ndarray]) -> Any:
 
 
 def far(one: np.ndarray, other: np.ndarray) -> float:
-    """Largest difference over the largest value."""
+    """The largest difference, divided by the largest value."""
     return float(np.abs(one - other).max() / np.abs(one).max())
 
 
 def run(name: str, check: bool) -> dict[str, Any]:
-    """What is stored of a network."""
+    """The results of a network that are stored."""
     net, state = peer(name)
     model, found = ours(name, state), {}
     net.eval()
@@ -103,7 +103,7 @@ def run(name: str, check: bool) -> dict[str, Any]:
 
 
 def save_checkpoint(path: Path) -> None:
-    """Some dtypes and layouts, among what a training program saves with them."""
+    """Save some dtypes and layouts, with other things that a training program saves."""
     numbers = torch.arange(12.0).reshape(3, 4)
     state = OrderedDict(
         plain=numbers,
@@ -119,7 +119,7 @@ def save_checkpoint(path: Path) -> None:
     optimizer = {"state": {0: {"momentum_buffer": numbers}}, "param_groups": [{"lr": 0.1}]}
     whole = {"epoch": 3, "state_dict": state, "optimizer": optimizer}
     torch.save(whole, path)
-    old = path.with_name("small-old.pth")  # as before PyTorch 1.6
+    old = path.with_name("small-old.pth")  # the format before PyTorch 1.6
     torch.save(whole, old, _use_new_zipfile_serialization=False)
 
 

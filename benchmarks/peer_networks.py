@@ -1,7 +1,7 @@
-"""RedNet and ResNet in PyTorch, by hand, with the names of the authors' and torchvision's weights.
+"""RedNet and ResNet in PyTorch, with the weight names of the authors and of torchvision.
 
-What invocupy's networks are compared with. At odd sizes, where the authors' code fails, the pool
-before a strided involution's generator is in ceil mode, as invocupy's.
+invocupy's networks are compared with these. At odd sizes, for which the authors' code fails, the
+pool before the generator of a strided involution uses ceil mode, as in invocupy.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(inside: int, outside: int, stride: int) -> nn.Module | None:
-    """None where x itself goes around the block."""
+    """The layers around the block; None if x itself is added."""
     if stride == 1 and inside == outside:
         return None
     return nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
 
 def stages(net: nn.Module, block: Any, depths: tuple[int, ...], spatial: Any) -> int:
-    """Sets layer1 to layer4; gives the channels after them."""
+    """Set layer1 to layer4; returns the channels after them."""
     inside = 64
     for i, depth in enumerate(depths):
         blocks = []
@@ -111,12 +111,12 @@ def stages(net: nn.Module, block: Any, depths: tuple[int, ...], spatial: Any) ->
 
 
 def through(net: nn.Module, x: Tensor) -> Tensor:
-    """Four stages and the mean."""
+    """The four stages, then the mean over the pixels."""
     return net.layer4(net.layer3(net.layer2(net.layer1(x)))).mean((2, 3))
 
 
 class ResNet(nn.Module):
-    """torchvision's."""
+    """torchvision's ResNet."""
 
     def __init__(self, block: Any, depths: tuple[int, ...], classes: int) -> None:
         super().__init__()

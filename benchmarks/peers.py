@@ -1,6 +1,6 @@
-"""What invocupy is compared with: involution as it is written in PyTorch.
+"""Implementations of involution in PyTorch, with which invocupy is compared.
 
-Needs PyTorch, which is no dependency of the package: see ``benchmarks/cpu.py --make-env``.
+Needs PyTorch, on which the package does not depend: see ``benchmarks/cpu.py --make-env``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def unfold_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Ten
     size, out = kernel.shape[2 : 2 + dims], kernel.shape[2 + dims :]
     if dims == 2:
         patches = F.unfold(x, size, padding=padding, stride=stride)
-    else:  # what F.unfold does, which is there for images only
+    else:  # what F.unfold does, but not only for images
         patches = F.pad(x, (padding,) * 2 * dims)
         for axis, k in enumerate(size, 2):
             patches = patches.unfold(axis, k, stride)
@@ -34,7 +34,7 @@ def unfold_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Ten
 
 
 def shift_form(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """What a careful user writes: one multiply-add for each tap of the padded image."""
+    """A form with less memory: one multiply-add for each tap of the padded image."""
     n, c, *image = x.shape
     dims, g = len(image), kernel.shape[1]
     size, positions = kernel.shape[2 : 2 + dims], kernel.shape[2 + dims :]

@@ -1,17 +1,17 @@
-"""Training on 1, 2 and 4 ranks of this machine, and what that says of 8 to 4,096 on a cluster.
+"""Measures training on 1, 2 and 4 ranks of this machine, and predicts 8 to 4,096 on a cluster.
 
     pip install 'invocupy[mpi]'
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
     python benchmarks/scaling.py --table benchmarks/results/scaling.json --docs docs/cluster.md
 
-The first command starts ``mpiexec`` by itself, in under six minutes. It measures
+The first command starts ``mpiexec`` itself and takes less than six minutes. It measures
 
-- links: what a message costs between 2 and 4 ranks, over its size, with a line fitted to it;
-- runs: a training step of the article's model, with as many images on each rank and with as many
-  in all, in turns with the same step of each rank for itself: what it would be without messages;
-- networks: how long one rank with all cores computes, and which messages it would send.
+- links: the time of a message between 2 and 4 ranks as a function of its size, with a fitted line;
+- runs: a training step of the article's model, with a fixed number of images per rank and in all,
+  in turns with the same step without messages, which each rank does by itself;
+- networks: the time that one rank with all cores computes, and the messages that it would send.
 
-The model of the cost (``scaling_model.py``) predicts the runs here, and those of clusters.
+The cost model (``scaling_model.py``) predicts the runs on this machine, and those on clusters.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ SIZES = {  # of messages, in bytes
     "allgather": [8 << (2 * i) for i in range(9)],  # to 512 kB
     "allreduce_sum": [4 << (2 * i) for i in range(2, 12)],  # 64 B to 16 MB
 }
-IMAGES = {"weak": 32, "strong": 64}  # on each rank, in all
-NETWORKS = {  # images of a rank: few and many; pixels; rows of the prediction
+IMAGES = {"weak": 32, "strong": 64}  # images on each rank, and in all
+NETWORKS = {  # images per rank: few and many; pixels; rows of the prediction
     "SimpleModel": ((8, 32), 32), "RedNet-26": ((2, 8), 224), "RedNet-50": ((2, 8), 224),
 }  # fmt: skip
 PATIENCE = 6.0  # seconds for a row, but never fewer than 3 rounds of it
@@ -50,7 +50,7 @@ BEGIN, END = "<!-- scaling: made by benchmarks/scaling.py --docs -->\n", "<!-- e
 
 
 class Recorder:
-    """A communicator that counts what goes through it."""
+    """A communicator that counts the messages through it."""
 
     def __init__(self, comm: Any) -> None:
         self.comm = comm
@@ -119,7 +119,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def fit_line(sizes: list[int], seconds: list[float]) -> dict[str, float]:
-    """Latency and bandwidth by the least sum of squared relative misfits."""
+    """The latency and bandwidth with the smallest sum of squared relative errors."""
     x, y = np.array(sizes, float), np.array(seconds)
     (latency, each), *_ = np.linalg.lstsq(np.stack([1 / y, x / y], axis=1), np.ones_like(y))
     latency = max(float(latency), float(y.min()) / 10)
@@ -128,7 +128,7 @@ def fit_line(sizes: list[int], seconds: list[float]) -> dict[str, float]:
 
 
 def measure_links(comm: Any) -> dict[str, Any]:
-    """Seconds of a message over its size; on all ranks."""
+    """Seconds of a message as a function of its size; all ranks call this."""
     found: dict[str, Any] = {}
     for kind, sizes in SIZES.items():
         seconds = []
@@ -147,7 +147,7 @@ def measure_links(comm: Any) -> dict[str, Any]:
             repeat = comm.exchange(max(1, min(200, int(0.02 / block(3)))))[0]
             seconds.append(float(np.median([block(repeat) for _ in range(9)])))
         fit = fit_line(sizes, seconds)
-        if kind == "allreduce_sum":  # as the model has it: 2 (n-1)/n m/B + 2 log2(n) L
+        if kind == "allreduce_sum":  # as in the model: 2 (n-1)/n m/B + 2 log2(n) L
             fit["latency"] /= 2 * np.log2(comm.size)
             fit["bandwidth"] *= 2 * (comm.size - 1) / comm.size
         else:
@@ -159,7 +159,7 @@ def measure_links(comm: Any) -> dict[str, Any]:
 
 
 def measure_run(comm: Any, images: int) -> dict[str, Any]:
-    """Steps together and alone, in turns."""
+    """Steps of all ranks together, and of each alone, in turns."""
     from invocupy.backends.cpu.threads import get_num_threads
     from invocupy.distributed import Single
 
@@ -177,7 +177,7 @@ def measure_run(comm: Any, images: int) -> dict[str, Any]:
             comm.exchange(0)
             start = time.perf_counter()
             step()
-            # Alone the slowest rank says how long it takes; together all end with it.
+            # Alone, the slowest rank counts; together, all end with it.
             seconds = max(comm.exchange(time.perf_counter() - start))
             if turn:  # the first one warms up
                 times[name].append(seconds)
@@ -215,7 +215,7 @@ def measure_network(name: str) -> dict[str, Any]:
 
 
 def entry(name: str, on: str, images: int, seconds: Any, messages: Any) -> dict[str, Any]:
-    """What the model knows of a network."""
+    """What the model needs to know of a network."""
     norms, gradients = messages["allgather"], messages["allreduce_sum"]
     return {
         "name": name, "on": on, "images": images, "seconds": seconds,
@@ -241,7 +241,7 @@ def measured_gpus(simple: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def work(task: str, out: Path) -> None:
-    """What a rank does that the first command has started."""
+    """The work of a rank that the first command has started."""
     from invocupy.distributed import start
 
     comm = start()
@@ -257,7 +257,7 @@ def work(task: str, out: Path) -> None:
 
 
 def launch(ranks: int, task: str) -> Any:
-    """Start ranks of this program, each with its share of the cores; what rank 0 found."""
+    """Start ranks of this program, each with its share of the cores; returns rank 0's results."""
     beside = Path(sys.executable).parent / "mpiexec"
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     if mpiexec is None:
@@ -294,9 +294,9 @@ def main() -> None:
     """Measure, or print what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, metavar="FILE")
-    parser.add_argument("--note", default="", help="what else ran on the machine")
+    parser.add_argument("--note", default="", help="what else runs on the machine meanwhile")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print results as Markdown")
-    parser.add_argument("--docs", type=Path, metavar="PAGE", help="with --table: into this page")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="with --table: write into a page")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

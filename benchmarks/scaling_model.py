@@ -1,14 +1,14 @@
-"""What a training step on many ranks costs, from measured times and the constants of a link.
+"""The cost of a training step on many ranks, from measured times and the constants of a link.
 
-A step computes, gives each norm two messages (:mod:`invocupy.ops.ranks`) and adds up the gradients
-in one. With n ranks, latency L and bandwidth B of a link, messages of m bytes take (Thakur,
-Rabenseifner and Gropp 2005)
+A step computes, sends two messages for each norm (:mod:`invocupy.ops.ranks`) and adds up the
+gradients in one. With n ranks, latency L and bandwidth B of a link, messages of m bytes take
+(Thakur, Rabenseifner and Gropp 2005)
 
-    allreduce   2 * (n - 1) / n * m / B + 2 * log2(n) * L       halves that travel there and back
-    allgather       (n - 1)     * m / B +     log2(n) * L       parts that double on their way
+    allreduce   2 * (n - 1) / n * m / B + 2 * log2(n) * L       recursive halving, then doubling
+    allgather       (n - 1)     * m / B +     log2(n) * L       recursive doubling
 
-and nothing hides behind the computation, as the trainer has it. What the model leaves out: ranks
-that wait for a slower one, and messages that share a link.
+and do not overlap with the computation, as in the trainer. The model leaves out ranks that wait for
+a slower one, and messages that share a link.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import math
 from typing import Any, NamedTuple
 
 RANKS = (8, 64, 512, 4096)
-TOGETHER = 4096  # images of a batch that stays as it is, however many ranks share it
+TOGETHER = 4096  # images of a batch of fixed size, for any number of ranks
 
 
 class Link(NamedTuple):
-    """Between any two ranks."""
+    """The link between any two ranks."""
 
     name: str
     latency: float  # seconds
-    bandwidth: float  # bytes a second
+    bandwidth: float  # bytes per second
 
 
-# Not measured: what such links usually give, the software's share included.
+# Not measured: typical values of such links, with the cost of the software.
 LINKS = (
     Link("10 GbE", 30e-6, 1.1e9), Link("100 Gb/s", 3e-6, 11e9), Link("NVLink", 10e-6, 200e9),
 )  # fmt: skip
@@ -39,12 +39,12 @@ class Step(NamedTuple):
 
     compute: float
     gradients: float
-    latency: float  # of the norms' messages
-    volume: float  # of the norms' bytes
+    latency: float  # for the latency of the norms' messages
+    volume: float  # for the bytes of the norms' messages
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The seconds of the whole step."""
         return sum(self)
 
 
@@ -54,7 +54,7 @@ def allreduce(size: float, ranks: int, link: Link) -> float:
 
 
 def compute(network: dict[str, Any], images: float) -> float:
-    """Seconds for a rank's images: a line through the two sizes that were measured, or one size."""
+    """Seconds for a rank's images: by a line through the two measured sizes, or the only one."""
     (few, fast), *more = sorted((int(n), t["median"]) for n, t in network["seconds"].items())
     if not more:
         return fast * images / few  # type: ignore[no-any-return]
@@ -77,23 +77,23 @@ def step(
 
 
 def efficiency(network: dict[str, Any], ranks: int, link: Link, group: int | None = None) -> float:
-    """The share of a step that computes, with as many images on each rank as on a single one."""
+    """The share of a step that computes, with as many images per rank as on a single rank."""
     taken = step(network, network["images"], ranks, link, group)
     return taken.compute / taken.total
 
 
 def networks(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that were measured here, and the article's on the GPU that was measured before."""
+    """The networks measured here, and the article's on a GPU, which was measured before."""
     return [*results["networks"], *results["gpu"]]
 
 
 def links_of(network: dict[str, Any]) -> list[Link]:
-    """Processors have no NVLink."""
+    """The links of a network's devices: CPUs have no NVLink."""
     return [link for link in LINKS if network["on"].startswith("GPU") or link.name != "NVLink"]
 
 
 def percent(share: float) -> str:
-    """Whole percents, but tenths where less than all would be 100 %."""
+    """Whole percents; tenths if less than all would be rounded to 100 %."""
     if share < 0.995 or share == 1:
         return f"{100 * share:.0f} %"
     return f"{math.floor(1000 * share) / 10:.1f} %"
@@ -130,7 +130,7 @@ def shared_memory(results: dict[str, Any]) -> Link:
 
 
 def expected(results: dict[str, Any], run: dict[str, Any]) -> float:
-    """What the model says of a run here, given how long its ranks compute beside each other."""
+    """The model's time of a run here, given how long its ranks compute side by side."""
     link = shared_memory(results)
     ranks, messages = run["ranks"], run["messages"]
     if ranks == 1:
@@ -145,7 +145,7 @@ def expected(results: dict[str, Any], run: dict[str, Any]) -> float:
 
 
 def table(results: dict[str, Any]) -> str:
-    """All of it as Markdown."""
+    """All tables as Markdown."""
     parts = _measured(results), _links(results), _predicted(results), _ways_out(results)
     return "\n\n".join("\n".join(part) for part in parts)
 
@@ -203,7 +203,7 @@ def _predicted(results: dict[str, Any]) -> list[str]:
             cells = [percent(efficiency(network, n, link)) for n in RANKS]
             largest = _largest(last._replace(compute=0))
             growing.append([f"{name}, {network['images']} images", link.name, *cells, largest])
-            if len(network["seconds"]) < 2:  # it is not known how long fewer images take
+            if len(network["seconds"]) < 2:  # the time of fewer images is unknown
                 continue
             steps = [step(network, TOGETHER / n, n, link) for n in RANKS]
             whole = compute(network, TOGETHER)
@@ -237,7 +237,7 @@ def _ways_out(results: dict[str, Any]) -> list[str]:
             tree = math.log2(ranks) * network["norm_bytes"] / link.bandwidth
             groups = step(network, network["images"], ranks, link, group=8)
             local = taken._replace(latency=0.0, volume=0.0)
-            # the last of eight parts has nothing to hide behind
+            # the last of eight parts overlaps with nothing
             rest = max(local.gradients - local.compute / 2, local.gradients / 8)
             hidden = local._replace(gradients=rest)
             ways = [taken, taken._replace(volume=tree), groups, local, hidden]

@@ -1,12 +1,12 @@
-"""Signals and volumes on the CPU against PyTorch, and against images of as many pixels and taps.
+"""Signals and volumes on the CPU, compared with PyTorch and with images of the same work.
 
     .bench/bin/python benchmarks/volumes.py --out benchmarks/results/volumes.json
     python benchmarks/cpu.py --table benchmarks/results/volumes.json --docs docs/benchmarks.md
 
-It measures like `benchmarks/cpu.py`. The image, *2-D*, is the same arrays with depths as more rows
-and K x K*K taps: the work is equal. With `--only` the other rows of the results file stay.
-`torch.compile` needs minutes for each shape, a quarter of an hour for K=5, and keeps what it has
-made; `--compile` names the forms that it gets, none leaves them out.
+It measures like `benchmarks/cpu.py`. The image, *2-D*, has the same arrays with the depth as more
+rows, and K x K*K taps: as many pixels and taps. `--only` keeps the other rows of the results file.
+`torch.compile` needs minutes for each shape, a quarter of an hour for K=5, and caches its results;
+`--compile` names the forms to compile, none skips compilation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ cpu.OPERATOR |= VOLUMES
 
 
 def memory(which: str, name: str, backward: bool, compiled: tuple[str, ...]) -> float:
-    """MB above the operands that forward, or both gradients, of one shape reach."""
+    """The peak memory of forward, or of both gradients, in MB above the operands."""
     from cpu_calls import operator_calls
 
     from invocupy import release_memory
@@ -45,7 +45,7 @@ def memory(which: str, name: str, backward: bool, compiled: tuple[str, ...]) -> 
 
 
 def memory_rows(name: str, number: int, compiled: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Peak memory, and that of the results; autograd's gradients use what its forward has kept."""
+    """Peak memory, and that of the results; autograd's gradients use what forward has kept."""
     shape, k, _ = VOLUMES[name]
     result = 4 * prod(shape) / 2**20
     grads = result * (1 + k ** (len(shape) - 2) / 16)
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", required=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.02, help="length of one sample")
+    parser.add_argument("--seconds", type=float, default=0.02, help="seconds per sample")
     parser.add_argument("--only", nargs="+", choices=VOLUMES, default=list(VOLUMES))
     parser.add_argument("--compile", nargs="*", choices=FORMS, default=list(FORMS))
     arguments = parser.parse_args()
