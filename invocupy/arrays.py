@@ -51,13 +51,9 @@ def check(**arrays: Any) -> None:
         return
     first_name, first = next(iter(arrays.items()))
     for name, array in arrays.items():
-        if not (isinstance(array, np.ndarray) or is_cupy(array)):
+        known = isinstance(array, np.ndarray) or is_cupy(array)
+        if not known or isinstance(array, np.ma.MaskedArray):
             raise no_array(name, array)
-        if isinstance(array, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, and the mask would be ignored: "
-                "fill it first, for example with .filled(0)"
-            )
         if array.dtype.name not in FLOATS:
             scaled = " / 255 if it holds images" if array.dtype == np.uint8 else ""
             raise TypeError(
@@ -82,7 +78,12 @@ def check(**arrays: Any) -> None:
 
 
 def no_array(name: str, value: Any) -> TypeError:
-    """The error for a ``value`` that is no NumPy or CuPy array; it names the adapter of others."""
+    """The error for a ``value`` that is masked or no array; it names the adapter of others."""
+    if isinstance(value, np.ma.MaskedArray):
+        return TypeError(
+            f"{name} is a masked array, and the mask would be ignored: "
+            "fill it first, for example with .filled(0)"
+        )
     library = type(value).__module__.partition(".")[0].replace("jaxlib", "jax")
     got, use = kind_of(value), "convert it with numpy.asarray or cupy.asarray"
     if library in ("torch", "jax", "dask"):

@@ -314,7 +314,8 @@ def _is_recorded(item: Any) -> bool:
 def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> Any:
     operand = operands[place]
     # NumPy would accept some of them in some operators, and Python would concatenate two by "+".
-    if not (operand is None or arrays.is_cupy(operand) or isinstance(operand, _PLAIN)):
+    known = operand is None or arrays.is_cupy(operand) or isinstance(operand, _PLAIN)
+    if not known or isinstance(operand, np.ma.MaskedArray):
         name, *others = inspect.signature(op).parameters.values()
         if name.kind is not name.VAR_POSITIONAL:
             name = (name, *others)[place]

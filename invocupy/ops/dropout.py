@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import Array, is_cupy, namespace, on_device
+from invocupy.arrays import Array, check, is_cupy, namespace, on_device
 from invocupy.geometry import number
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.reductions import masked
@@ -43,13 +43,14 @@ def dropout(
     Raises
     ------
     TypeError
-        For another ``rng``, such as a seed.
+        For arguments that are not floating-point arrays, or another ``rng``, such as a seed.
     ValueError
         For ``p`` outside of [0, 1].
 
     >>> F.dropout(np.ones(6), p=0.5, rng=np.random.default_rng(0))
     array([2., 0., 0., 2., 2., 0.])
     """
+    check(x=x)
     p = number("p", p, 0, 1)
     keys: Any = np.random.default_rng() if rng is None else rng
     if isinstance(keys, np.random.Generator):

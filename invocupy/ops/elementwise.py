@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import Array, namespace, wide
+from invocupy.arrays import Array, check, namespace, wide
 from invocupy.ops.declaration import Result, no_gradient, op
 from invocupy.ops.reductions import masked, total
 
@@ -294,11 +294,12 @@ def tanh(x: Array) -> Result:
 
 @op(methods="sigmoid", reads="")
 def sigmoid(x: Array) -> Result:
-    """``1 / (1 + exp(-x))``, by powers of e below 1 only, so that none overflows.
+    """``1 / (1 + exp(-x))`` of floats, by powers of e below 1 only, so that none overflows.
 
     >>> F.sigmoid(np.array([-1000.0, 0.0]))
     array([0. , 0.5])
     """
+    check(x=x)
     xp, exact = namespace(x), x.astype(wide(x.dtype) or x.dtype, copy=False)
     small = xp.exp(-xp.abs(exact))
     value = xp.where(exact < 0, small, exact.dtype.type(1)) / (1 + small)

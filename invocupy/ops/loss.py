@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from invocupy.arrays import FLOATS, Array, is_cupy, namespace, wide
+from invocupy.arrays import FLOATS, Array, check, is_cupy, namespace, wide
 from invocupy.geometry import number
 from invocupy.ops.declaration import Result, no_gradient, op
 from invocupy.ops.reductions import check_some, masked, total
@@ -35,6 +35,8 @@ def softmax(x: Array, axis: int = -1) -> Result:
 
     Raises
     ------
+    TypeError
+        For arguments that are not floating-point arrays.
     ValueError
         If ``x`` has no entries along ``axis``, or no such axis.
 
@@ -124,7 +126,8 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        For labels or a weight that are not an array of the library of ``logits``.
+        For logits that are not a floating-point array, and labels or a weight that are not an array
+        of its library.
     ValueError
         For shapes, labels, weights or options that do not fit, or an ``ignore_index`` from 0 on
         with soft labels.
@@ -214,9 +217,11 @@ def _check_loss(
     logits: Array, labels: Array, weight: Array | None, ignore_index: int | None, reduction: str
 ) -> None:
     """Refuse what :func:`cross_entropy` cannot take, but for the values of labels."""
+    check(logits=logits)
     library = "CuPy" if is_cupy(logits) else "NumPy"
     for name, array in (("labels", labels), ("weight", weight))[: 1 if weight is None else 2]:
-        if not isinstance(array, namespace(logits).ndarray):
+        known = isinstance(array, namespace(logits).ndarray)
+        if not known or isinstance(array, np.ma.MaskedArray):
             raise TypeError(
                 f"{name} must be a {library} array like logits, "
                 f"got {type(array).__name__}: convert them with asarray"
@@ -280,6 +285,7 @@ def _kept(labels: Array, shape: tuple[int, ...], classes: int, ignored: int | No
 
 def _shifted(x: Array, axis: int) -> Any:
     """``x - max(x)``, in float32 for half types."""
+    check(x=x)  # differences of integers would wrap around
     check_some(x, axis)
     x = x.astype(wide(x.dtype) or x.dtype, copy=False)
     with np.errstate(over="ignore"):  # further apart than a number can say: -inf, probability 0

@@ -75,6 +75,28 @@ def test_no_other_dtype_is_taken_for_floats(row: Row, dtype: str) -> None:
                 row.run_op(*wrong)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "dropout", "softmax", "log_softmax", "cross_entropy"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool", "complex64", "object"])
+def test_results_that_integers_cannot_hold(name: str, dtype: str) -> None:
+    arrays = next(row for row in ROWS if row.name == name).draw(0, np, "float32")
+    first = next(iter(inspect.signature(getattr(ops, name)).parameters))
+    arrays[0] = arrays[0].astype(dtype)
+    with pytest.raises(TypeError, match=f"{first} has dtype {dtype}"):
+        getattr(functional, name)(*arrays)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name != "getitem"], ids=lambda row: row.name
+)
+def test_no_mask_is_ignored(row: Row) -> None:
+    arrays = row.draw(0, np, "float32")
+    for place, array in enumerate(arrays):
+        if isinstance(array, np.ndarray):
+            masked = [*arrays[:place], np.ma.masked_array(array), *arrays[place + 1 :]]
+            with pytest.raises(TypeError, match="is a masked array, and the mask would be ignored"):
+                row.run(*masked)
+
+
 @rows
 def test_tape(row: Row, xp: ModuleType) -> None:
     gradcheck(row.run, *row.draw(2, xp, "float64"))
