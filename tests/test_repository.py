@@ -25,6 +25,17 @@ def test_the_tests_workflow_runs_every_part() -> None:
     assert set(listed.split(", ")) == parts()
 
 
+def test_links_of_pages_that_sphinx_does_not_build_exist() -> None:
+    pages = [ROOT / "CHANGELOG.md", *(ROOT / ".github").glob("*.md")]  # README has its own test
+    links = [
+        page.parent / link
+        for page in pages
+        for link in re.findall(r"\]\((?!\w+:)([^)#]+)", page.read_text("utf-8"))
+    ]
+    assert len(links) >= 4
+    assert [str(link) for link in links if not link.exists()] == []
+
+
 @pytest.mark.parametrize("name", ["nightly", "release"])
 def test_workflows_name_parts_that_exist(name: str) -> None:
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
