@@ -26,18 +26,19 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     totals, right = confusion.sum(axis=1).tolist(), confusion.diagonal().tolist()
     shares = [hits / total if total else None for hits, total in zip(right, totals, strict=True)]
+    names = about.names(len(confusion))
     result = {
         "run": arguments.run, "checkpoint": arguments.checkpoint, "epochs": len(history),
         "dataset": about.dataset, "images": len(images), "loss": loss, "accuracy": accuracy,
-        "classes": about.classes, "class_accuracy": shares, "confusion": confusion.tolist(),
+        "classes": names, "class_accuracy": shares, "confusion": confusion.tolist(),
     }  # fmt: skip
     lines = [
         f"test accuracy {accuracy:.2%}, loss {loss:.4g} on {len(images)} images of "
         f"{about.dataset}, {arguments.checkpoint} checkpoint (epoch {len(history)})",
         "confusion matrix; rows: true class and its accuracy; columns, same order: predicted class",
     ]
-    width = max(map(len, about.classes))
-    for name, share, counts in zip(about.classes, shares, confusion, strict=True):
+    width = max(map(len, names))
+    for name, share, counts in zip(names, shares, confusion, strict=True):
         text = "     -" if share is None else f"{share:6.1%}"
         lines.append(" ".join([f"{name:>{width}} {text}", *(f"{count:5}" for count in counts)]))
     return tell(arguments, result, *lines)

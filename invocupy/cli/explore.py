@@ -82,8 +82,9 @@ def _run(arguments: argparse.Namespace) -> int:
     model.to(pick_device(arguments.device))
     stack = np.stack(list(images.values()))
     answers = predict(model, stack, **about.style())
+    classes = about.names(answers.shape[1])
     titles = [
-        f"{Path(file).name} ({about.classes[row.argmax()]} {row.max():.0%})"
+        f"{Path(file).name} ({classes[row.argmax()]} {row.max():.0%})"
         for file, row in zip(images, answers, strict=True)
     ]
     explored = explore(model, stack, titles, names, convolutions=other, **about.style())

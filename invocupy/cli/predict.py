@@ -80,12 +80,13 @@ def _run(arguments: argparse.Namespace) -> int:
         model.to(pick_device(arguments.device))
         stack = np.stack(list(images.values()))
         found = predict(model, stack, **about.style())
+        names = about.names(found.shape[1])
         for path, probabilities in zip(images, found, strict=True):
             if not np.isfinite(probabilities).all():
                 fail(path, f"{path} has no class: the model's output for it is not finite")
                 continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
-            classes = [{"class": about.classes[i], "probability": probabilities[i]} for i in best]
+            classes = [{"class": names[i], "probability": probabilities[i]} for i in best]
             results[path] = {"image": path, "classes": classes}
     rows = [results[path] for path in arguments.images]
     result = {"run": arguments.run, "checkpoint": arguments.checkpoint, "images": rows}

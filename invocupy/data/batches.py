@@ -74,10 +74,10 @@ class Batches:
         drop_last: bool = False,
         rows: Callable[[int], Array] | None = None,
     ) -> None:
-        xp = namespace(images)
-        if not (isinstance(images, xp.ndarray) and isinstance(labels, xp.ndarray)):
+        xp, given = namespace(images), (images, labels)
+        if not all(type(a) is not np.ma.MaskedArray and isinstance(a, xp.ndarray) for a in given):
             raise TypeError(
-                "images and labels must be arrays of one library, NumPy or CuPy, got "
+                "images and labels must be plain arrays of one library, NumPy or CuPy, got "
                 f"{type(images).__name__} and {type(labels).__name__}"
             )
         if images.dtype != np.uint8 or labels.dtype.kind not in "iu":

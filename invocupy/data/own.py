@@ -38,13 +38,9 @@ def own_sets(data: Any) -> tuple[Images, Images]:
     >>> images = np.zeros((4, 1, 24, 24), np.uint8)
     >>> train, test = own_sets((images, [0, 1, 0, 1], images[:1], [2]))
     Traceback (most recent call last):
-    TypeError: train_labels must be an array of NumPy or CuPy, got list
+    TypeError: train_labels must be a plain array of NumPy or CuPy, got list
     """
-    names = "train_images", "train_labels", "test_images", "test_labels"
-    if not isinstance(data, tuple | list) or len(data) != len(names):
-        got = f"{len(data)} values" if isinstance(data, tuple | list) else kind_of(data)
-        raise TypeError(f"data must be ({', '.join(names)}), got {got}")
-    arrays = [_array(name, value) for name, value in zip(names, data, strict=True)]
+    arrays = _arrays(data, "train_images", "train_labels", "test_images", "test_labels")
     train = _pair("train", arrays[0], arrays[1], _MOST_CLASSES)
     largest = int(train[1].max())
     if not largest:
@@ -56,6 +52,12 @@ def own_sets(data: Any) -> tuple[Images, Images]:
             f"{train[0].shape} and {test[0].shape}"
         )
     return train, test
+
+
+def own_test_set(data: Any, classes: int) -> Images:
+    """Checked arrays ``(test_images, test_labels)`` of so many classes; errors as above."""
+    images, labels = _arrays(data, "test_images", "test_labels")
+    return _pair("test", images, labels, classes)
 
 
 def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> Images:
@@ -81,10 +83,15 @@ def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> I
     return images, labels.astype(np.int64)
 
 
-def _array(name: str, value: Any) -> NDArray[Any]:
-    if not isinstance(value, np.ndarray) and not is_cupy(value):
-        raise TypeError(f"{name} must be an array of NumPy or CuPy, got {kind_of(value)}")
-    return np.asarray(to_device(value, "cpu"))
+def _arrays(data: Any, *names: str) -> list[NDArray[Any]]:
+    if not isinstance(data, tuple | list) or len(data) != len(names):
+        got = f"{len(data)} values" if isinstance(data, tuple | list) else kind_of(data)
+        raise TypeError(f"data must be ({', '.join(names)}), got {got}")
+    for name, value in zip(names, data, strict=True):
+        known = isinstance(value, np.ndarray) or is_cupy(value)
+        if not known or isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"{name} must be a plain array of NumPy or CuPy, got {kind_of(value)}")
+    return [np.asarray(to_device(value, "cpu")) for value in data]
 
 
 @documented

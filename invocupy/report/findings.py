@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from invocupy import nn
 from invocupy.arrays import Array
 from invocupy.checkpoint import CheckpointError
-from invocupy.data.own import Images
+from invocupy.data.own import Images, own_test_set
 from invocupy.paths import AnyPath, existing, expand
 from invocupy.report.explorer import Explored, explore
 from invocupy.report.kernels import HeatMap, heat_maps, involution_layers
@@ -119,10 +119,13 @@ def gather(
     history = max(read(folder / "last.safetensors", model).state.history, history, key=len)
     _check(folder, history)
     machine = _machine(folder / "machine.json")
-    names, classes = involution_layers(model, involutions), len(about.classes)
+    names = involution_layers(model, involutions)
     model.to(pick_device(device))
-    images, labels = data or read_test_set(config, about, data_dir)
+    known = len(about.classes)
+    given = read_test_set(config, about, data_dir) if data is None else own_test_set(data, known)
+    images, labels = given
     probabilities = predict(model, images, **about.style(), progress=progress)
+    classes = about.names(max(known, probabilities.shape[1]))
     answers = probabilities.argmax(axis=1)
     shots = Shots(images, labels, probabilities)
     certainty = probabilities.max(axis=1)
@@ -134,18 +137,18 @@ def gather(
         titles = [about.classes[label] for label in mapped.labels[:1]]
         with suppress(CheckpointError):  # of a network whose numbers are not finite
             explored = explore(model, mapped.images[:1], titles, names, **about.style())
-    counts = np.bincount(labels * classes + answers, minlength=classes**2)
+    counts = np.bincount(labels * len(classes) + answers, minlength=len(classes) ** 2)
     return Findings(
         name=os.fsencode(folder.resolve().name).decode(errors="replace"),
         epoch=epoch,
         config=replace(config, device=device, data_dir=data_dir or config.data_dir),
         history=history,
         machine=machine,
-        classes=about.classes,
+        classes=classes,
         dataset=about.dataset,
         images=len(images),
         accuracy=float((answers == labels).mean()),
-        confusion=counts.reshape(-1, classes),
+        confusion=counts.reshape(-1, len(classes)),
         samples=shots.take(_of_many_classes(labels, _SHOWN)),
         mistakes=shots.take(worst),
         mapped=mapped,

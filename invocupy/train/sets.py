@@ -33,6 +33,10 @@ class About(NamedTuple):
         """The arguments ``mean`` and ``std`` of :func:`invocupy.train.evaluate` and others."""
         return {"mean": self.mean, "std": self.std}
 
+    def names(self, scores: int) -> tuple[str, ...]:
+        """The classes of so many scores; a model may give more than there are classes."""
+        return (*self.classes, *map(str, range(len(self.classes), scores)))[:scores]
+
     def measured(self, images: NDArray[np.uint8]) -> About:
         """A copy with the mean and standard deviation of these images, unless already known."""
         mean, std = (self.mean, self.std) if self.mean else data.moments(images)

@@ -13,7 +13,8 @@ from command import fails
 
 from invocupy import nn
 from invocupy.cli import main
-from invocupy.data import folder, grey
+from invocupy.cli.options import model_from
+from invocupy.data import SHAPES10_CLASSES, DataError, folder, grey, shapes10
 from invocupy.report import gather
 from invocupy.train import Config, fit, open_run, predict
 
@@ -115,6 +116,12 @@ def test_what_needs_the_arrays_says_so(capsys: pytest.CaptureFixture[str]) -> No
     found = gather("run", data=(data[2], data[3]), device="cpu")
     assert found.confusion.shape == (4, 4)
     assert found.images == 9
+    narrow = gather("run", data=(data[2], data[3].astype(np.uint8)), device="cpu")
+    np.testing.assert_array_equal(narrow.confusion, found.confusion)
+    with pytest.raises(DataError, match="test_labels must be from 0 to 3"):
+        gather("run", data=(data[2], data[3] + 1), device="cpu")
+    with pytest.raises(TypeError, match=r"data must be \(test_images, test_labels\), got 4 values"):
+        gather("run", data=data, device="cpu")
     fit(CONFIG, "wide", data=(*(data[0][..., :5], data[1]), *(data[2][..., :5], data[3])))
     assert "grey or colour squares" in fails(capsys, 2, "predict", "wide", "a.png")
 
@@ -134,6 +141,31 @@ def test_a_model_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
         ("mine:broken", "RuntimeError: two lines"),
     ):
         assert re.search(words, fails(capsys, 2, "evaluate", "run", "--model-from", given))
+
+
+def test_a_model_with_more_scores_than_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    text = (
+        "nn.Sequential(nn.Conv2d(3, 16, 3), nn.Involution(16), nn.GlobalAvgPool2d(), "
+        "nn.Linear(16, 12))"
+    )
+    Path("wide.py").write_text(f"from invocupy import nn\n\ndef make():\n    return {text}\n")
+    own = model_from("wide:make")
+    own[3].bias.data += 100 * (np.arange(12) == 11).astype(np.float32)
+    fit(CONFIG, "run", model=own)
+    flags = "run", "--model-from", "wide:make"
+    assert main(["evaluate", *flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["classes"] == [*SHAPES10_CLASSES, "10", "11"]
+    assert sum(row[11] for row in found["confusion"]) == found["images"]
+    assert main(["evaluate", *flags]) == 0
+    images, _ = shapes10(1, 0)
+    pytest.importorskip("PIL.Image").fromarray(images[0].transpose(1, 2, 0)).save("a.png")
+    assert main(["predict", *flags[:1], "a.png", *flags[1:]]) == 0
+    assert "a.png  11 100.0%" in capsys.readouterr().out
+    assert main(["explore", *flags[:1], "a.png", *flags[1:]]) == 0
+    assert "a.png (11 100%)" in Path("run/explorer.html").read_text()
+    assert main(["report", *flags]) == 0
 
 
 def test_a_report_of_a_model_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,7 @@ def test_drop_last() -> None:
     [
         (TypeError, "one library", {"images": [[1]]}),
         (TypeError, "one library", {"labels": [1]}),
+        (TypeError, "plain arrays", {"labels": np.ma.arange(10)}),
         (TypeError, "images must be uint8", {"images": np.zeros((10, 3, 8, 8), np.float32)}),
         (TypeError, "labels integers", {"labels": np.zeros(10)}),
         (ValueError, r"\(N, C, H, W\)", {"images": np.zeros((10, 8, 8), np.uint8)}),

@@ -137,7 +137,8 @@ def wrong(**changes: Any) -> Any:
     [
         (3, TypeError, "data must be .train_images, .*, got int"),
         (sets()[:3], TypeError, "got 3 values"),
-        (wrong(train_labels=[1, 2]), TypeError, "train_labels must be an array .*, got list"),
+        (wrong(train_labels=[1, 2]), TypeError, "train_labels must be a plain array .*, got list"),
+        (wrong(train_images=np.ma.array(sets()[0])), TypeError, "a plain array .* MaskedArray"),
         (wrong(test_images=sets()[2] / 255), TypeError, "test_images must be uint8, .* float64"),
         (wrong(train_labels=np.ones(60)), TypeError, "train_labels must be integers, got float64"),
         (wrong(train_labels=np.ones(60, bool)), TypeError, "must be integers, got bool"),
