@@ -76,17 +76,17 @@ def table(records: Records, names: Sequence[str]) -> list[str]:
     """One row per network."""
     if not records:
         return ["No run has been recorded yet."]
-    head = "parameters", "multiply-adds", "epochs", "CPU minutes", "seeds", "test accuracy", "range"
+    head = "test accuracy", "range", "parameters", "multiply-adds", "epochs", "CPU minutes", "seeds"
     lines = [f"| run | network | {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(head)}"]
     for name, found in seeds(records, names).items():
         record, (mean, low, high) = found[0], spread(found)
         spent = [run["cpu_seconds"] for run in found]
         each = None if None in spent else sum(spent) / len(spent)
         cells = (
-            f"`{name}`", network(record["config"]), f"{record['parameters']:,}",
-            f"{record['multiply_adds'] / 1e6:.1f} M", epochs(record), minutes(each),
-            f"{len(found)}", f"**{percent(mean, 2)}**",
+            f"`{name}`", network(record["config"]), f"**{percent(mean, 2)}**",
             f"{100 * low:.2f} to {percent(high, 2)}" if len(found) > 1 else "-",
+            f"{record['parameters']:,}", f"{record['multiply_adds'] / 1e6:.1f} M",
+            epochs(record), minutes(each), f"{len(found)}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return lines

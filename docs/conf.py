@@ -36,7 +36,7 @@ extensions = [
     "sphinx_copybutton",
 ]  # fmt: skip
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath", "attrs_inline", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 
 autosummary_generate = False
@@ -72,6 +72,17 @@ def trim_blocks(app: Sphinx, doctree: nodes.document) -> None:
         if block.rawsource == block.astext():
             block.rawsource = block.rawsource.rstrip()
             block.children = [nodes.Text(block.rawsource)]
+
+
+def pair_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    """A picture ``-light`` stands for itself on light pages, and for ``-dark`` on dark ones."""
+    for light in list(doctree.findall(nodes.image)):
+        if "-light." in light["uri"]:
+            dark = light.deepcopy()
+            dark["uri"] = light["uri"].replace("-light.", "-dark.")
+            light["classes"].append("only-light")
+            dark["classes"].append("only-dark")
+            light.parent.insert(light.parent.index(light) + 1, dark)
 
 
 def escape_axes(app: Sphinx, what: str, name: str, *rest: Any) -> None:
@@ -127,6 +138,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", escape_axes, priority=600)  # after napoleon
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("doctree-read", trim_blocks)
+    app.connect("doctree-read", pair_pictures, priority=400)  # before Sphinx copies pictures
     app.add_directive("overview", Overview)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     if not os.environ.get("DOCS_KEEP_PICTURES"):  # to build again without drawing again

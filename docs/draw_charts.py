@@ -86,7 +86,7 @@ def ratios(theme: Theme, rows: Sequence[tuple[str, dict[str, float]]]) -> Any:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # room for the marks of the first and last row
     axes.grid()
     axes.set_axisbelow(True)
     axes.set_xlabel("time, as a multiple of invocupy's")

@@ -138,7 +138,7 @@ def draw_by_hand() -> None:
         "convolution": invocupy.involution(padded, blur, padding="valid"),
         "involution": invocupy.involution(padded, kernel, padding="valid"),
     }
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(9.5, 2.6), layout="constrained")
     for (title, picture), place in zip(pictures.items(), axes, strict=False):
         show(place, as_picture(picture), title)
     drawn = axes[3].imshow(kernel[0, 0, 2, 2], cmap="viridis", vmin=0)
@@ -151,7 +151,7 @@ def draw_by_hand() -> None:
 def draw_learned() -> None:
     """The kernels that a layer makes, before and after a short training."""
     config = Config(layers=2, epochs=4, limit=3000, lr=0.03, device="cpu")
-    images, _ = shapes10(8, seed=0, train=False)
+    images, _ = shapes10(6, seed=0, train=False)
     heat = []
 
     def look(model: Any) -> None:
@@ -167,7 +167,7 @@ def draw_learned() -> None:
     look(model)
     fit(config, model=model)
     look(model)
-    figure, axes = plt.subplots(3, 8, figsize=(11, 4.4), layout="constrained")
+    figure, axes = plt.subplots(3, 6, figsize=(8.5, 4.4), layout="constrained")
     group = heat[1].std(axis=(2, 3)).mean(axis=0).argmax()  # the one with the most to show
     names = "image", "before training", "after training"
     for row, name in zip(axes, names, strict=True):
@@ -218,7 +218,7 @@ def draw_evidence() -> None:
     if not networks:
         return
     order = sorted(networks, key=lambda name: spread(networks[name])[0])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 4), layout="constrained")
     for i, name in enumerate(order):
         runs = networks[name]
         mean, low, high = (100 * share for share in spread(runs))
@@ -237,6 +237,7 @@ def draw_evidence() -> None:
             right.plot(range(1, len(accuracy) + 1), [100 * share for share in accuracy], **line)
     left.set_yticks(range(len(order)), order)
     left.set_ylim(-0.5, len(order) - 0.2)
+    left.margins(x=0.12)  # for the numbers of the first and last
     left.set_xlabel("test accuracy, %", color=INK)
     right.set_xlabel("epoch", color=INK)
     right.set_ylabel("accuracy after each epoch, %", color=INK)
@@ -251,7 +252,7 @@ def draw_scaling() -> None:
     """The predicted share of a step that computes, over the number of ranks, for each link."""
     results = json.loads(RESULTS.with_name("scaling.json").read_text())
     figure, panels = plt.subplots(
-        1, len(scaling_model.LINKS), figsize=(10, 4.2), sharey=True, layout="constrained"
+        1, len(scaling_model.LINKS), figsize=(8.5, 4.2), sharey=True, layout="constrained"
     )
     ranks = 2 ** np.arange(1, 13)
     for axes, link in zip(panels, scaling_model.LINKS, strict=True):

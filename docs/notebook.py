@@ -88,7 +88,7 @@ def _as_markdown(output: Output, metadata: dict[str, Any]) -> str:
             f'alt="{escape(metadata["alt"])}"></p>'
         )
     elif "text/html" in data:
-        html = f'<div style="overflow-x: auto">{data["text/html"]}</div>'
+        html = f'<div class="output">{data["text/html"]}</div>'
     else:
         return f"```text\n{data['text/plain']}\n```"
     return f"````{{raw}} html\n{html}\n````"

@@ -72,7 +72,7 @@ def test_a_notebook_as_a_page() -> None:
     page = tools.to_markdown(json.dumps(notebook))
     assert page.startswith("# Title\ntext\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n")
     assert "```text\n2\n```" in page
-    assert '````{raw} html\n<div style="overflow-x: auto"><b>b</b></div>\n````' in page
+    assert '````{raw} html\n<div class="output"><b>b</b></div>\n````' in page
     assert '<img src="data:image/png;base64,AAAA" alt="a &quot;b&quot;">' in page
 
 
