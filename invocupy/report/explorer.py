@@ -30,7 +30,11 @@ class Explored(dict[str, Any]):
 
         page = escape(explorer_page(self, "notebook"))
         style = "width: 100%; height: 46rem; border: 0"
-        return f'<iframe title="The kernel at each pixel" style="{style}" srcdoc="{page}"></iframe>'
+        whole = "this.style.height = this.contentDocument.documentElement.offsetHeight + 'px'"
+        return (
+            f'<iframe title="The kernel at each pixel" style="{style}" onload="{whole}" '
+            f'srcdoc="{page}"></iframe>'
+        )
 
 
 _LARGEST = 9999  # of the integers that stand for decimals; int16 holds them
