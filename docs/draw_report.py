@@ -1,4 +1,4 @@
-"""Photographs parts of a run's report into ``docs/_static/report.png``, which README shows.
+"""Photographs parts of a run's report into ``docs/_static``, in both themes: README shows them.
 
 ``python docs/draw_report.py REPORT.html``; it needs Chromium and Pillow.
 """
@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from browser import chromium
 
-WIDTH, GAP = 1160, 8
+WIDTH, MARGIN = 1160, 20
 SECTION = """(() => {
   const heads = [...document.querySelectorAll("h2")];
   const box = heads[%s].parentElement.getBoundingClientRect();
@@ -28,16 +28,21 @@ SECTION = """(() => {
 def main(report: Path) -> None:
     """The curves, and below them the explorer."""
     with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as browser:
-        browser.open(report.resolve(), width=WIDTH)
-        boxes = [browser.run(SECTION % f'heads.findIndex(h => h.textContent.includes("{word}"))')
-                 for word in (" on ", "kernel at each")]  # fmt: skip
-        whole = Image.open(BytesIO(browser.screenshot())).convert("RGB")
-    parts = [whole.crop(tuple(map(round, box))) for box in boxes]
-    width = max(part.width for part in parts)
-    picture = Image.new("RGB", (width, sum(part.height for part in parts) + GAP), "white")
-    picture.paste(parts[0], (0, 0))
-    picture.paste(parts[1], (0, parts[0].height + GAP))
-    picture.quantize(128).save(ROOT / "docs" / "_static" / "report.png", optimize=True)
+        for theme in "light", "dark":
+            browser.open(report.resolve(), width=WIDTH, dark=theme == "dark")
+            boxes = [
+                browser.run(SECTION % f'heads.findIndex(h => h.textContent.includes("{word}"))')
+                for word in (" on ", "kernel at each")
+            ]
+            whole = Image.open(BytesIO(browser.screenshot())).convert("RGB")
+            parts = [whole.crop(tuple(map(round, box))) for box in boxes]
+            width, height = max(p.width for p in parts), sum(p.height for p in parts)
+            size = width + 2 * MARGIN, height + MARGIN
+            picture = Image.new("RGB", size, whole.getpixel((0, 0)))
+            picture.paste(parts[0], (MARGIN, 0))
+            picture.paste(parts[1], (MARGIN, parts[0].height))
+            file = ROOT / "docs" / "_static" / f"report-{theme}.png"
+            picture.quantize(256, kmeans=2).save(file, optimize=True)
 
 
 if __name__ == "__main__":
