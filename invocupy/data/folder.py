@@ -148,7 +148,10 @@ def _decoded(place: Path, paths: list[Path], size: int) -> tuple[Any, dict[str, 
     with suppress(CheckpointError):
         arrays, info = load(kept)
         if info.get("listing") == listing:
-            return arrays["images"], info["broken"]
+            # Permissions may have changed since, or the formats that Pillow reads.
+            broken = _read([path for path in paths if str(path) in info["broken"]], size)[1]
+            if broken.keys() == info["broken"].keys():
+                return arrays["images"], broken
     images, broken = _read(paths, size)
     # Without a cache everything works, but more slowly.
     with suppress(OSError):

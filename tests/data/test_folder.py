@@ -107,6 +107,22 @@ def test_broken_files_are_named_and_refused_or_left_out(
     assert "7 x 40 pixels, smaller than 8 x 8" in lines[2]
 
 
+def test_a_file_that_can_be_read_now(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of its permissions, or with a Pillow that knows its format."""
+
+    def denied(path: Path, size: int) -> Any:
+        if path.name == "1.bmp":
+            raise DataError("Permission denied")
+        return read_image(path, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "read_image", denied)
+        assert len(image_folder(root, True, 8, skip_broken=True)[0]) == 6
+    images, labels = image_folder(root, True, 8)
+    assert labels.tolist() == [0, 1, 2] * 3
+    np.testing.assert_array_equal(images[4, :, 3, 3], COLOURS["green"])
+
+
 def test_a_class_of_broken_files_is_refused(root: Path) -> None:
     for file in (root / "train" / "red").iterdir():
         file.write_text("no image")
