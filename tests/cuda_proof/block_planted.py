@@ -43,12 +43,12 @@ def planted(bug: Bug) -> Iterator[None]:
 
 
 WRONG = {"results": "are wrong", "ptx": "are wrong"}
-_TURN = "}\n            __syncthreads();\n            // Lanes are pixels now"
+_TURN = "}\n            __syncthreads();\n            // Now each lane has a pixel"
 
 BUGS = {
     "taps are read before they are written": Bug(
         "grad_involve",
-        (("__syncthreads();\n            // What the tile gets", "// What the tile gets"),),
+        (("__syncthreads();\n            // The gradient of the shares", "//"),),
         {"trace": "race between threads|uninitialised read: shared", "results": "are wrong|is nan"},
     ),
     "sums of warps are read before they are written": Bug(
@@ -59,7 +59,7 @@ BUGS = {
     ),
     "lanes turn to pixels too early": Bug(
         "grad_perceive",
-        ((_TURN, "}\n            // Lanes are pixels now"),),
+        ((_TURN, "}\n            // Now each lane has a pixel"),),
         {"trace": "race between threads|uninitialised read: shared"},
     ),
     "a warp adds to sums that another still adds to": Bug(

@@ -1,24 +1,23 @@
-"""The CUDA launcher: the one module that turns ``.cu`` files into kernels and starts them.
+"""The CUDA launcher: the one module that compiles ``.cu`` files into kernels and launches them.
 
-The module of an op decides *what* to start in plain Python (which macros, how many threads), which
-works on NumPy arrays as well; :func:`launch` starts it. Two functions are the seam to the machine,
-and a test that runs the same source elsewhere replaces just these: :func:`compile` ``(kernel,
-macros)`` gives ``function(grid, block, args)``, :func:`address` that of an array's first element.
+The module of an op decides in plain Python what to launch (which macros, how many threads), which
+works on NumPy arrays too; :func:`launch` launches it. Tests that run the same source on the CPU
+replace two functions only: :func:`compile` ``(kernel, macros)``, which returns ``function(grid,
+block, args)``, and :func:`address`, which returns the address of an array's first element.
 
 A kernel is named by its file: ``involution/forward`` is the kernel ``forward`` in
 ``involution/forward.cu``, which includes the headers that it needs; ``batch_norm/channels:fold`` is
 the kernel ``fold`` in ``batch_norm/channels.cu``. Each specialisation of a file is one module,
-compiled when first used, cached on disk by CuPy and in memory for each device. Macros carry the
-element type, what the layer fixes (kernel size, stride, padding, dilation), how wide accesses are
-and how much one thread owns. They never carry a batch or an image size, so a new size compiles
-nothing. The text of all files goes into one string (:func:`source`), because CuPy's disk cache
-hashes that string but not what it includes.
+compiled when first used, cached on disk by CuPy and in memory for each device. Macros hold the
+element type, what the layer fixes (kernel size, stride, padding, dilation), the width of memory
+accesses and the work of one thread. They hold no batch or image size: a new size compiles nothing
+unless it changes these widths. The text of all files goes into one string (:func:`source`), because
+CuPy's disk cache hashes that string but not what it includes.
 
-Kernels start on CuPy's current stream and on the device of their arrays, and nothing here waits for
-them. So after the first call of a specialisation, all can be captured in a CUDA graph
-(:mod:`.graph`). With
-``INVOCUPY_CUDA_SYNC=1`` in the environment each launch is waited for: then a fault shows at the
-call that made it.
+Kernels run on CuPy's current stream and on the device of their arrays, and nothing here waits for
+them: after the first call of a specialisation a CUDA graph can capture them (:mod:`.graph`). With
+``INVOCUPY_CUDA_SYNC=1`` in the environment every launch waits until its kernel has finished, so
+that an error is raised at the call that caused it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Macros: TypeAlias = dict[str, str | int]
 Function: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]
 
 BLOCK = 128
-"""Threads in a block, of every kernel."""
+"""Threads per block, of every kernel."""
 
 OPTIONS = ("-std=c++17", "-lineinfo")
 """Compiler options of every kernel."""
@@ -54,24 +53,24 @@ _INCLUDE = re.compile(r'^#include "(.*)"$', re.MULTILINE)
 
 
 def element(dtype: Any) -> Macros:
-    """The macros of an element type: what is stored (SCALAR) and what is summed in (ACCUM)."""
+    """The macros of an element type: the type of the arrays (SCALAR) and that of sums (ACCUM)."""
     scalar, accum, _ = _TYPES[dtype.name]
     return {"SCALAR": scalar, "ACCUM": accum}
 
 
 def accumulator(array: Array) -> Any:
-    """The dtype that the elements of ``array`` are summed in."""
+    """The dtype of sums of elements of ``array``."""
     return np.float64 if array.itemsize == 8 else np.float32
 
 
 def workspace(like: Array, *shape: int) -> Array:
-    """A new array of sums, on the device of ``like``."""
+    """A new array for sums, not filled, on the device of ``like``."""
     with on_device(like):
         return namespace(like).empty(shape, accumulator(like))  # type: ignore[no-any-return]
 
 
 def stored(like: Array, *shape: int) -> Array:
-    """A new array of the dtype of ``like``, on its device."""
+    """A new array of the dtype of ``like``, not filled, on its device."""
     with on_device(like):
         return namespace(like).empty(shape, like.dtype)  # type: ignore[no-any-return]
 
@@ -82,14 +81,14 @@ def source(kernel: str, macros: Macros) -> str:
     lines = [f"#include <{include}>" for include in includes if include]
     lines += [f"#define {name} {value}" for name, value in macros.items()]
     for file, text in _texts(f"{kernel.partition(':')[0]}.cu").items():
-        # A name relative to the package: the text, and so the cache, is the same on every machine.
+        # A path relative to the package: the text, and so the cache key, is the same everywhere.
         lines += [f'#line 1 "invocupy/backends/cuda/{file}"', text]
     return "\n".join(lines)
 
 
 @cache
 def _texts(file: str) -> dict[str, str]:
-    """The text of a file (its path in this folder) after those that it includes, each once."""
+    """The texts of the files that a file includes, each once, then its own; paths are relative."""
     text = (Path(__file__).parent / file).read_text(encoding="utf-8")
     texts: dict[str, str] = {}
     for header in _INCLUDE.findall(text):
@@ -112,28 +111,28 @@ def compile(kernel: str, macros: Macros) -> Function:  # noqa: A001
 def _compile(kernel: str, macros: tuple[tuple[str, str | int], ...]) -> Function:
     import cupy
 
-    # Compiled at once on the current device; on others when first launched there.
+    # Compiled now for the current device, for others at the first launch there.
     module = cupy.RawModule(code=source(kernel, dict(macros)), options=OPTIONS)
     start = module.get_function(name_of(kernel))
 
     def function(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
-        # CuPy passes a structure by value if it comes as an array of one element.
+        # CuPy passes a struct by value if it is given an array of one element.
         start(grid, block, tuple(np.asarray(a) if isinstance(a, np.void) else a for a in args))
 
     return function
 
 
 def address(array: Any) -> int:
-    """Where the first element of ``array`` lies in device memory."""
+    """The address of the first element of ``array`` in device memory."""
     return int(array.data.ptr)
 
 
 def launch(kernel: str, macros: Macros, threads: int, *args: Any, over: int = 0) -> None:
-    """Start ``threads`` threads of a kernel on the device of its first argument; or none.
+    """Launch a kernel with ``threads`` threads on the device of its first argument; nothing if 0.
 
-    An int becomes an ``int`` of C, a float an ACCUM, ``None`` a null pointer, and a Geometry the
-    struct of its name; NumPy scalars and arrays go as they are. ``over`` is how many places the
-    threads together go over, where they count those.
+    An int becomes a C ``int``, a float an ACCUM, ``None`` a null pointer, and a Geometry the struct
+    of that name; NumPy scalars and arrays are passed as they are. ``over`` is the largest other
+    number that an index of the kernel counts to, if it may exceed ``threads``.
     """
     if not threads:
         return
@@ -162,7 +161,7 @@ def _argument(value: Any, real: Any) -> Any:
 
 @lru_cache(1024)
 def _record(g: Geometry) -> Any:
-    """Made once for each, as it takes longer than to launch."""
+    """Cached: making the record takes longer than a launch."""
     return g.record()
 
 
@@ -172,7 +171,7 @@ def ceil_div(value: int, unit: int) -> int:
 
 
 def vector(row: int, *arrays: Any) -> int:
-    """How many elements one access may move: 16 bytes, or what row length and addresses allow.
+    """The elements per memory access: 16 bytes, or fewer if row length or addresses require it.
 
     ``row`` is the number of elements after which each of the arrays starts its next row.
     """
@@ -185,8 +184,8 @@ def vector(row: int, *arrays: Any) -> int:
 
 
 def slices(warps: int, channels: int, vectors: int) -> int:
-    """In how many parts ``channels`` sums over so many vectors are cut, to make ``warps`` warps.
+    """The slices per sum that give ``warps`` warps for ``channels`` sums of ``vectors`` vectors.
 
-    No lane gets fewer than four vectors, unless there is one part.
+    A lane has at least four vectors, unless there is only one slice.
     """
     return max(1, min(ceil_div(warps, channels), vectors // 128))

@@ -1,12 +1,12 @@
 #include "cuda.cuh"
-// Passes over channels. Arrays are (N, C, H, W) with planes of H*W elements, read and written VECTOR
-// elements at a time, which divides H*W. Values per channel are ACCUM.
+// Passes over channels. Arrays are (N, C, H, W). Planes of H*W elements are read and written in
+// vectors of VECTOR elements, which divides H*W. Values per channel are ACCUM.
 //
-// Sums over a channel take two stages, so that they come out the same each time: a warp goes over
-// one of `slices` parts of a channel and writes partial[row][channel][slice]; then one warp for
-// each channel puts the slices together. Lanes are put together by shuffles in a fixed order.
+// A sum over a channel takes two stages, in an order that never changes: each warp sums one of
+// `slices` parts of a channel and writes partial[row][channel][slice]; then one warp per channel
+// combines the slices. Shuffles combine the lanes of a warp, also in a fixed order.
 
-// The vectors of one channel of all images, counted from 0 to batch * per_plane - 1.
+// The vectors of one channel in all images, numbered from 0 to batch * per_plane - 1.
 struct Channel {
     int channel, channels, per_plane;  // per_plane: vectors in a plane
 
@@ -18,7 +18,7 @@ struct Channel {
     }
 };
 
-// Which vectors of which channel a lane goes over: begin, begin + 32, ... below end.
+// The vectors of a channel that a lane sums: begin, begin + 32, ... below end.
 struct Slice {
     Channel of;
     int slice;

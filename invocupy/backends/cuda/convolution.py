@@ -1,8 +1,9 @@
-"""Convolution as products for blocks of outputs, by the 1x1 convolution of the arrays' machine.
+"""Convolutions larger than 1x1 by im2col, one block of outputs at a time.
 
-A larger convolution than 1x1 is a product of the weights with the patches that the outputs of a
-block see (im2col); no more than a block's patches are ever stored. A depthwise one is multiply-adds
-of the image's windows. Half types are accumulated in float32. Tests run it on NumPy arrays, too.
+The input pixels of each output (a patch) are copied into a matrix, which the backend's 1x1
+convolution multiplies by the weights; only the patches of one block are stored. Depthwise
+convolution adds one weighted view of the image per tap. Half types are accumulated in float32.
+Tests also run this module on NumPy arrays.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from invocupy.backends.far import bounded
 from invocupy.backends.memory import empty
 from invocupy.backends.windows import Window, pad, unpad, windows
 
-_BLOCK = 1 << 28  # bytes of patches that are made at a time
+_BLOCK = 1 << 28  # bytes of patches per block
 
 _Seen: TypeAlias = list[tuple[Any, Any]]
 
 
 @bounded
 def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Array) -> None:
-    """A product of the weights with the patches of each block."""
+    """One product of weights and patches per block."""
     padded, groups = pad(x, window[1], 0), x.shape[1] // weight.shape[1]
     if _is_depthwise(x, weight):
         work = wide(x.dtype) or x.dtype
@@ -48,7 +49,7 @@ def forward(x: Array, weight: Array, bias: Array | None, window: Window, out: Ar
 
 @bounded
 def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
-    """Each patch's gradient is added to where it was seen."""
+    """The gradient of each patch is added at the pixels from which the patch was copied."""
     xp, groups = namespace(grad), out.shape[1] // weight.shape[1]
     (top, left), (n, c, h, w) = window[1], out.shape
     work = wide(grad.dtype) or grad.dtype
@@ -73,7 +74,7 @@ def grad_x(grad: Array, weight: Array, window: Window, out: Array) -> None:
 
 @bounded
 def grad_weight(grad: Array, x: Array, window: Window, out: Array, grad_bias: Array | None) -> None:
-    """The blocks' products, summed."""
+    """The sum of the products of all blocks."""
     xp, padded, groups = namespace(x), pad(x, window[1], 0), x.shape[1] // out.shape[1]
     work = wide(x.dtype) or x.dtype
     if grad_bias is not None:
@@ -97,7 +98,7 @@ def _is_depthwise(x: Array, weight: Array) -> bool:
 
 
 def _windows(weight: Array, window: Window, out: Array) -> Any:
-    """Each tap with what the outputs see of the padded image."""
+    """Each tap, with the index of the pixels of the padded image that it multiplies."""
     stride, _, dilation = window
     return windows(weight.shape[2:], out.shape[2:], stride, dilation)
 
@@ -105,13 +106,13 @@ def _windows(weight: Array, window: Window, out: Array) -> Any:
 def _blocks(
     padded: Array, weight: Array, window: Window, out: Array
 ) -> Iterator[tuple[int, Any, _Seen]]:
-    """Some outputs of a group at a time: many images, or some of the rows of one.
+    """Blocks of outputs of a group: several images, or some of the rows of one.
 
-    The group, their part of ``out`` (O/g, images, rows, Wo), and what they see through each tap of
-    the padded image (C/g, images, rows, Wo).
+    Each is the group's number, the view of ``out`` (O/g, images, rows, Wo), and for each tap the
+    pixels of the padded image that it multiplies (C/g, images, rows, Wo).
     """
     (n, o, height, width), c = out.shape, weight.shape[1]
-    row = weight.size // len(weight) * width * out.itemsize  # bytes of patches
+    row = weight.size // len(weight) * width * out.itemsize  # bytes of patches per row
     budget = _BLOCK // row
     rows = max(min(budget, height), 1)
     images, groups = max(budget // rows, 1), padded.shape[1] // c
@@ -124,7 +125,7 @@ def _blocks(
 
 
 def _patches(weight: Array, some: Array, seen: _Seen) -> Any:
-    """All that they see, as one image: (1, C/g * Kh * Kw, images * rows * Wo)."""
+    """The patches of a block, as one image (1, C/g * Kh * Kw, images * rows * Wo)."""
     patches = empty((*weight.shape[1:], *some.shape[1:]), some.dtype, some)
     for tap, look in seen:
         patches[:, *tap] = look

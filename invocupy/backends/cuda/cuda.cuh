@@ -1,20 +1,20 @@
-// What all kernels share: element types, wide loads and stores, runs of a row.
+// What all kernels share: element types, vector loads and stores, and those of a part of a row.
 //
 // SCALAR is the type of the arrays, ACCUM the type of the arithmetic (float for the half types).
 
-typedef INDEX index_t;  // counts threads; 32 bits unless there are too many
+typedef INDEX index_t;  // of a thread or vector: 32 bits if they are enough, else 64
 
-// Arrays that a kernel is given, and that it fills; none overlaps another.
+// Arrays that a kernel reads (In...) and writes (Out...); none overlaps another.
 typedef const SCALAR* __restrict__ In;
 typedef SCALAR* __restrict__ Out;
 typedef const ACCUM* __restrict__ InAccum;
 typedef ACCUM* __restrict__ OutAccum;
 
-// A kernel: threads in a block, and blocks RESIDENT on a multiprocessor where more registers would
-// keep others out, so many that nothing spills (0: the compiler chooses).
+// KERNEL(threads per block, RESIDENT): at least RESIDENT blocks fit on a multiprocessor, which
+// limits the registers of a thread; as many as possible without spills (0: the compiler chooses).
 #define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 
-// A loop whose every turn is written out: its counter is known to the compiler.
+// A fully unrolled loop: its counter is a constant in each iteration.
 #define UNROLL(k, COUNT) _Pragma("unroll") for (int k = 0; k < (COUNT); ++k)
 
 __device__ __forceinline__ index_t thread_index()
@@ -29,7 +29,7 @@ __device__ __forceinline__ ACCUM warp_sum(ACCUM value)
     return value;
 }
 
-template <int BYTES> struct Raw;  // what one memory instruction moves
+template <int BYTES> struct Raw;  // the type that one memory instruction moves
 template <> struct Raw<2> { typedef unsigned short type; };
 template <> struct Raw<4> { typedef unsigned int type; };
 template <> struct Raw<8> { typedef uint2 type; };
@@ -43,8 +43,8 @@ template <int WIDTH> union Pack {
 __device__ __forceinline__ ACCUM widen(SCALAR value) { return static_cast<ACCUM>(value); }
 __device__ __forceinline__ SCALAR narrow(ACCUM value) { return static_cast<SCALAR>(value); }
 
-// WIDTH elements by one instruction; the address is a multiple of their size. What is read only
-// ONCE goes through the caches without pushing out what is read again.
+// Loads WIDTH elements with one instruction; the address is a multiple of their size. ONCE marks
+// data that is read only once: the caches evict it first, and keep what is read again.
 template <int WIDTH, bool ONCE = false>
 __device__ __forceinline__ void load(const SCALAR* from, ACCUM* to)
 {
@@ -67,9 +67,9 @@ __device__ __forceinline__ void store(SCALAR* to, const ACCUM* from)
     *reinterpret_cast<raw_t*>(to) = pack.raw;
 }
 
-// Whether the elements of an access that lies `away` from a position are in its row of `size`
-// elements. All three are multiples of its width. No position is negative, and with INSIDE none is
-// past the end: then one comparison is enough or, since `away` is known to the compiler, none.
+// Whether an access at position + away lies within a row of `size` elements. All three are
+// multiples of the width of the access. No position is negative, and with INSIDE none is past the
+// end: then at most one comparison remains, because `away` is a compile-time constant.
 template <bool INSIDE = true>
 __device__ __forceinline__ bool in_row(int position, int away, int size)
 {
@@ -77,8 +77,8 @@ __device__ __forceinline__ bool in_row(int position, int away, int size)
            ((INSIDE && away <= 0) || position + away < size);
 }
 
-// COUNT elements, of which the first lies `offset` from `at`, which is at `position` of a row; zero
-// where outside of the row. An access that the caller makes no use of is dropped by the compiler.
+// Loads COUNT elements of a row from at + offset on; `at` is the element `position` of the row.
+// Outside the row they are 0. The compiler drops accesses whose elements are not used.
 template <int WIDTH, int COUNT, bool ONCE = false, bool INSIDE = true>
 __device__ __forceinline__ void load_run(const SCALAR* at, int position, int offset, int size,
                                          ACCUM* to)
@@ -93,7 +93,8 @@ __device__ __forceinline__ void load_run(const SCALAR* at, int position, int off
     }
 }
 
-// COUNT elements from `at` on, which is at `position` of a row; what is past its end is left out.
+// Stores COUNT elements from `at` on, which is the element `position` of a row; those past the end
+// of the row are left out.
 template <int WIDTH, int COUNT>
 __device__ __forceinline__ void store_run(SCALAR* at, int position, int size, const ACCUM* from)
 {

@@ -1,9 +1,9 @@
-"""CUDA graphs: work that is recorded once, and then started by one call.
+"""CUDA graphs: work that is recorded once and then launched with one call.
 
-What is recorded must be in memory that stays: the arrays that it is given are its caller's, those
-that it makes come from a pool of its own. It may not wait for the device, nor copy from or to the
-host, nor call cuBLAS, which CuPy refuses during a capture (``pointwise`` has a kernel for the small
-products of a network's head).
+A graph uses the same memory at each launch: its caller keeps the arrays that the work is given, and
+the arrays that the work makes come from a pool of the recorder. The work must not wait for the
+device, copy to or from the host, or call cuBLAS, which CuPy refuses during a capture (``pointwise``
+has a kernel for the small products of a network's head).
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ T = TypeVar("T")
 
 
 class Recorder:
-    """A stream of its own on the current device, and the memory of all graphs recorded on it.
+    """A stream on the current device, and the memory of all graphs that are recorded on it.
 
-    They must be started one after another on that stream: each may use again what others have
-    let go of.
+    Launch the graphs one after another on that stream: they reuse memory that others have freed.
     """
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class Recorder:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """A context in which work goes to that stream; after what came before, before the rest."""
+        """A context for work on that stream: after all earlier work, before all later work."""
         import cupy
 
         self.stream.wait_event(cupy.cuda.get_current_stream().record())
@@ -43,14 +42,14 @@ class Recorder:
             cupy.cuda.get_current_stream().wait_event(self.stream.record())
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """What starts ``work`` from now on, and its result, which each start fills again.
+        """A function that launches ``work``, and its result, which each launch overwrites.
 
-        Nothing is computed yet. ``work`` must have run once before: kernels are compiled then. It
-        raises what ``work`` or CuPy raises, and MemoryError if operators had to be tried again.
+        Nothing is computed yet. ``work`` must have run once before, which compiles its kernels.
+        Raises what ``work`` or CuPy raises, and MemoryError if memory ran out within ``work``.
         """
         import cupy
 
-        # The memory of steps before lies there unused.
+        # It holds unused memory of earlier steps.
         cupy.get_default_memory_pool().free_all_blocks()
         released: list[bool] = []
         memory.others.append(again := lambda: released.append(True))
@@ -60,12 +59,12 @@ class Recorder:
                 try:
                     result = work()
                 except BaseException:
-                    with suppress(Exception):  # what it was invalidated by is being raised
+                    with suppress(Exception):  # the error that ended the capture is raised
                         self.stream.end_capture()
                     raise
                 graph: Any = self.stream.end_capture()
         finally:
             memory.others.remove(again)
         if released:
-            raise MemoryError("there is no memory for the graph besides that of steps without one")
+            raise MemoryError("the GPU has too little memory for the graph")
         return lambda: graph.launch(self.stream), result

@@ -1,6 +1,6 @@
 #include "cuda.cuh"
-// Mean and sum of squared distances from it, of a number of elements. Two of these combine without
-// cancellation, however far the mean is from zero (Chan, Golub and LeVeque 1979).
+// Count, mean, and sum of squared distances from the mean, of some elements. Two of these combine
+// without cancellation, however far the mean is from zero (Chan, Golub and LeVeque 1979).
 struct Moments {
     ACCUM count, mean, squares;
 
@@ -14,7 +14,7 @@ struct Moments {
         count = total;
     }
 
-    // All lanes in lane 0.
+    // Combines the lanes of a warp; lane 0 has the result.
     __device__ __forceinline__ void add_lanes()
     {
 #pragma unroll

@@ -1,6 +1,6 @@
-"""Batch normalisation: a thread a vector of elements, a warp a slice of a sum, a thread a channel.
+"""Batch normalisation: one thread per vector of elements, one warp per slice of a sum.
 
-Sums over a channel take two kernels: the second puts the slices of the first together.
+Sums over a channel take two kernels: the second combines the slices of the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from invocupy.backends.cuda import Macros, launch
 
 Sizes: TypeAlias = tuple[int, ...]
 
-_WARPS = 8192  # that keep a large GPU busy with sums
+_WARPS = 8192  # enough to keep a large GPU busy with sums
 
 
 def moments(x: Array, mean: Array, var: Array) -> None:
@@ -77,7 +77,7 @@ def running(
 
 
 def _each_channel(name: str, first: Array, *rest: Array | float) -> None:
-    """Start a kernel on arrays (C,) and numbers, all of one dtype."""
+    """Launch a kernel with one thread per channel, on arrays (C,) and numbers of one dtype."""
     macros = cuda.element(first.dtype)
     launch(f"batch_norm/channels:{name}", macros, first.size, first, *rest, first.size)
 
@@ -85,7 +85,7 @@ def _each_channel(name: str, first: Array, *rest: Array | float) -> None:
 def _sum(
     name: str, macros: Macros, rows: int, sizes: Sizes, x: Array, *others: Array | None
 ) -> tuple[Array, Sizes]:
-    """Start the first stage of a sum: ``rows`` values of each slice; sizes with their number."""
+    """Launch the first stage of a sum: ``rows`` values per slice, and ``sizes`` with the slices."""
     batch, channels, per_plane = sizes
     slices = cuda.slices(_WARPS, channels, batch * per_plane)
     partial, sizes = cuda.workspace(x, rows, channels, slices), (*sizes, slices)
@@ -95,7 +95,7 @@ def _sum(
 
 
 def _layout(x: Array, *others: Array | None) -> tuple[Macros, Sizes]:
-    """Macros, and (batch, channels, vectors in a plane)."""
+    """The macros, and (batch, channels, vectors per plane)."""
     batch, channels, *sizes = x.shape
     pixels = prod(sizes)
     vector = cuda.vector(pixels, x, *(array for array in others if array is not None))

@@ -1,5 +1,5 @@
 #include "cuda.cuh"
-// The arithmetic of batch norm between its passes: a thread a channel.
+// What batch norm computes per channel between its passes: one thread per channel.
 
 // inverse = 1 / sqrt(var + eps), scale = weight * inverse, shift = bias - mean * scale.
 KERNEL(BLOCK) fold(InAccum mean, InAccum var, InAccum weight, InAccum bias, OutAccum inverse,
@@ -12,7 +12,7 @@ KERNEL(BLOCK) fold(InAccum mean, InAccum var, InAccum weight, InAccum bias, OutA
     shift[c] = bias[c] - mean[c] * scale[c];
 }
 
-// The b and c of grad_x.cu for a norm by the batch's own moments, and the gradient of the weight.
+// For a norm by the moments of the batch: b and c of grad_x.cu, and the gradient of the weight.
 KERNEL(BLOCK) coefficients(InAccum scale, InAccum inverse, InAccum mean, InAccum sum_grad,
     InAccum sum_grad_x, OutAccum b, OutAccum c, OutAccum grad_weight, ACCUM count, int channels)
 {
@@ -24,8 +24,8 @@ KERNEL(BLOCK) coefficients(InAccum scale, InAccum inverse, InAccum mean, InAccum
     grad_weight[k] = sum_grad_x[k] * inverse[k];
 }
 
-// Running moments take a share `momentum` of the batch's, whose variance a factor makes unbiased.
-// The new ones may be the old ones.
+// new = (1 - momentum) * old + momentum * that of the batch; `unbiased` is the factor that makes
+// the variance of the batch unbiased. The new arrays may be the old ones.
 KERNEL(BLOCK) running(const ACCUM* old_mean, const ACCUM* old_var, InAccum mean, InAccum var,
     ACCUM* new_mean, ACCUM* new_var, ACCUM momentum, ACCUM unbiased, int channels)
 {

@@ -1,8 +1,8 @@
 #include "channel.cuh"
-// The sums over a channel that the gradients need: of h = grad, or 0 where MASKED and not out > 0, and
-// of h * (x - mean).
+// The two sums over each channel that the gradients need: of h and of h * (x - mean), where h is
+// grad, or 0 where MASKED and not out > 0.
 
-// Those of one slice.
+// The sums of one slice.
 KERNEL(BLOCK) grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, int batch,
     int channels, int per_plane, int slices)
 {
@@ -36,8 +36,7 @@ KERNEL(BLOCK) grad_sums(In grad, In x, In out, InAccum mean, OutAccum partial, i
     }
 }
 
-// A warp adds up the slices of one row of `partial`, of which the first `channels` belong to
-// `sum_grad` and the others to `sum_grad_x`.
+// One warp per row of `partial`: the first `channels` rows give sum_grad, the others sum_grad_x.
 KERNEL(BLOCK) merge_sums(InAccum partial, OutAccum sum_grad, OutAccum sum_grad_x, int channels,
     int slices)
 {

@@ -1,6 +1,6 @@
 #include "channel.cuh"
-// grad_x = a[c] * h + b[c] * x + c[c] with h = grad, or 0 where MASKED and not out > 0; and h itself
-// as the gradient of the residual if RESIDUAL.
+// grad_x = a[c] * h + b[c] * x + c[c], where h is grad, or 0 where MASKED and not out > 0. If
+// RESIDUAL, h is also stored as the gradient of the residual.
 
 KERNEL(BLOCK) grad_x(In grad, In x, In out, InAccum a, InAccum b, InAccum c, Out to,
     Out to_residual, int batch, int channels, int per_plane)

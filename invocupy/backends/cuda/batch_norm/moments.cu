@@ -1,13 +1,13 @@
 #include "channel.cuh"
 #include "moments.cuh"
-// Mean and variance of a channel. x is read once.
+// Mean and variance of each channel, from one pass over x.
 
-// All values are taken as distances from one of their own, the first: where the mean is far from
-// zero, that keeps the digits in which the values differ.
+// Sums are taken of the distances from the first value of the channel. If the mean is far from
+// zero, this keeps the digits in which the values differ.
 __device__ __forceinline__ ACCUM pivot_of(const SCALAR* x, int channel, int per_plane)
 {
     const ACCUM first = ACCUM(x[(long long)channel * per_plane * VECTOR]);
-    return first - first == 0 ? first : ACCUM(0);  // not an infinity, and not NaN
+    return first - first == 0 ? first : ACCUM(0);  // 0 for an infinity or NaN
 }
 
 // The moments of one slice.
@@ -38,7 +38,7 @@ KERNEL(BLOCK) moments(In x, OutAccum partial, int batch, int channels, int per_p
     }
 }
 
-// A warp puts the slices of a channel together.
+// One warp combines the slices of a channel.
 KERNEL(BLOCK) merge_moments(In x, InAccum partial, OutAccum mean, OutAccum var, int channels,
     int per_plane, int slices)
 {

@@ -13,14 +13,14 @@ from invocupy.backends.cuda import Macros, ceil_div, launch
 from invocupy.backends.far import bounded
 from invocupy.geometry import Geometry
 
-_FIXED = ("kernel", "stride", "padding", "dilation")  # by a layer, and so compiled in
+_FIXED = ("kernel", "stride", "padding", "dilation")  # by the layer, and so compiled in
 _SUMS = 64  # running sums of 4 bytes that a thread can hold in registers
-ENOUGH = 2**18  # threads that keep a large GPU busy; below it, each owns fewer channels
+ENOUGH = 2**18  # threads that keep a large GPU busy; if there are fewer, each has fewer channels
 
 
 @bounded
 def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
-    """A thread for each strip of columns and share of a group's channels."""
+    """One thread per strip of columns and share of a group's channels."""
     macros, strips = _strips(g, x, kernel, out, least=2)
     shares = _share_channels(macros, g, strips)
     launch("involution/forward", macros, strips * shares, x, kernel, out, g)
@@ -28,7 +28,7 @@ def forward(x: Array, kernel: Array, g: Geometry, out: Array) -> None:
 
 @bounded
 def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
-    """A thread for each strip of ``x`` and share of a group's channels."""
+    """One thread per strip of ``x`` and share of a group's channels."""
     macros, strips = _strips(g, out, grad, kernel, of_x=True)
     shares = _share_channels(macros, g, strips, most=8)
     launch("involution/grad_x", macros, strips * shares, grad, kernel, out, g)
@@ -36,7 +36,7 @@ def grad_x(grad: Array, kernel: Array, g: Geometry, out: Array) -> None:
 
 @bounded
 def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
-    """A thread for each strip of columns and tap row."""
+    """One thread per strip of columns and tap row."""
     macros, strips = _strips(g, x, grad, out)
     launch("involution/grad_kernel", macros, strips * prod(g.kernel[:-1]), grad, x, out, g)
 
@@ -45,7 +45,7 @@ def grad_kernel(grad: Array, x: Array, g: Geometry, out: Array) -> None:
 def fused_forward(
     x: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
 ) -> None:
-    """:func:`forward` with the kernel made in registers."""
+    """:func:`forward` with a kernel that is computed in registers."""
     macros, strips = _strips(g, x, features, out, widest=4)
     threads = strips * _share_channels(macros, g, strips, enough=0)
     args = x, features, weight, bias, out, g, weight.shape[1]
@@ -56,7 +56,7 @@ def fused_forward(
 def fused_grad_x(
     grad: Array, features: Array, weight: Array, bias: Array, g: Geometry, out: Array
 ) -> None:
-    """:func:`grad_x` with the kernel made in registers."""
+    """:func:`grad_x` with a kernel that is computed in registers."""
     macros, strips = _strips(g, out, grad, features, of_x=True, widest=4)
     threads = strips * _share_channels(macros, g, strips, enough=0)
     args = grad, features, weight, bias, out, g, weight.shape[1]
@@ -68,9 +68,9 @@ def fused_grad_span(
     grad: Array, x: Array, features: Array, weight: Array, g: Geometry,
     grad_features: Array, grad_weight: Array, grad_bias: Array,
 ) -> None:  # fmt: skip
-    """The gradient of the kernel stays in registers.
+    """The gradient of the involution kernel stays in registers.
 
-    Two kernels make it anew: one sums it over the taps of a position, one over the positions.
+    Two CUDA kernels compute it: one sums it over the taps of a position, one over the positions.
     """
     rows, count = weight.shape
     macros, strips = _strips(g, x, grad, features, grad_features, widest=4)
@@ -81,7 +81,7 @@ def fused_grad_span(
     launch("involution/grad_features", macros, threads, grad, x, weight, grad_features, g, count)
 
     warps = g.groups * prod(g.kernel[:-1]) * shares
-    # Enough slices to fill a GPU, but each long enough that adding up lanes costs little.
+    # Enough slices to fill a GPU, each long enough that the sum over lanes costs little.
     slices = max(1, min(2048 // warps, strips // 256))
     partial = cuda.workspace(x, slices, rows, count + 1)
     args = grad, x, features, partial, g, count, slices
@@ -93,11 +93,11 @@ def fused_grad_span(
 def _strips(
     g: Geometry, x: Array, *others: Array, of_x: bool = False, widest: int = 8, least: int = 4
 ) -> tuple[Macros, int]:
-    """Threads own strips of a row of the result, or of ``x``: macros, and the number of strips.
+    """The macros, and the number of strips: what a thread has of a row of the result, or of ``x``.
 
-    A strip is as wide as an access of 16 bytes where rows allow it, else ``least`` columns. One of
-    ``x`` holds a multiple of the stride, so that each tap serves the same columns of every strip;
-    and rows are taken in phases of the stride, all of the same length.
+    A strip is as wide as an access of 16 bytes if rows allow it, else ``least`` columns. In ``x``
+    its width is a multiple of the stride, so that a tap contributes to the same columns of every
+    strip; and rows are grouped by index modulo the stride, in groups of the same length.
     """
     vector_x = min(widest, cuda.vector(g.size[-1], x))
     vector_out = min(widest, cuda.vector(g.out[-1], *others))
@@ -123,10 +123,10 @@ def _strips(
 def _share_channels(
     macros: Macros, g: Geometry, strips: int, most: int = 16, enough: int | None = None
 ) -> int:
-    """Add to ``macros`` how many channels a thread owns; returns how many shares a group makes.
+    """Add the channels per thread to ``macros``; returns the number of shares of a group.
 
-    Each share reads (or makes) the kernel values again. Loads that are not repeated, but for one
-    other share, go past the first cache.
+    Each share reads (or computes) the kernel values again. KERNEL_ONCE: if there are at most two
+    shares, the caches evict kernel values first.
     """
     enough = ENOUGH if enough is None else enough
     per_group = g.channels_per_group
@@ -146,7 +146,7 @@ def _share_channels(
 
 
 def _feature_macros(weight: Array) -> Macros:
-    """How many features one access moves, and how many a thread owns where it sums over them."""
+    """The features per memory access, and per thread of :func:`fused_grad_span`."""
     count = weight.shape[1]
     width = min(4, cuda.vector(count, weight))
     most = 8 if weight.itemsize == 8 else 16

@@ -2,7 +2,7 @@
 // The involution itself: forward.cuh with a kernel that is read from memory.
 
 struct Stored {
-    // Worth its registers if there are several steps, and not too many values to a step.
+    // Loading ahead takes registers: it pays if there are several tap rows of not too many values.
     static constexpr bool AHEAD = TAP_ROWS > 3 && TAPS * COLUMNS * sizeof(ACCUM) <= 128;
 
     const SCALAR* kernel;  // the group's values at the thread's first column

@@ -2,10 +2,10 @@
 // out[n,c,i,j] = sum over (u,v) of kernel[n,g,u,v,i,j] * x[n,c,i*sh+u*dh-ph,j*sw+v*dw-pw]
 // In three dimensions (s,u,v) are taps and (d,i,j) positions, of which s and d count planes.
 //
-// A thread owns COLUMNS columns of one row of CHANNELS channels of a group. Tap row by tap row it
-// gets the kernel values once, and then for each channel the stretch of x that they see.
+// A thread computes COLUMNS columns of one row for CHANNELS channels of a group. For each tap row
+// it gets the kernel values once, then loads from each channel the stretch of x that they multiply.
 
-// The channels that a thread owns: `count` from `first` on, which counts (batch, channel).
+// The channels of a thread: `count` from `first` on, numbered through batch and channels.
 struct Share {
     long long first;
     int count;
@@ -22,13 +22,13 @@ __device__ __forceinline__ Share share_of(const Place& at, const Geometry& g)
     return {(long long)at.unit * per_group + begin, min(CHANNELS, per_group - begin)};
 }
 
-// Whether loads of one channel have to wait for the last. Where kernel values fill the registers,
-// the compiler would else keep half of the threads out for loads that it has started early.
+// Whether the loads of a channel wait for the channel before. If kernel values fill the registers,
+// early loads would leave room for only half as many threads.
 constexpr bool ONE_BY_ONE = RAGGED || KERNEL_W * COLUMNS > 32;
 
-// Taps: taps(r, part, tap) fills tap[t][e] with the kernel value of tap part + t of tap row r at
-// column e. With Taps::AHEAD that is called a step before the values are needed: a load from memory
-// then has the time of one step to arrive.
+// taps(r, part, tap) fills tap[t][e] with the kernel value of tap part + t of tap row r at column
+// e. With Taps::AHEAD it is called one step before the values are needed, so that a load from
+// memory has the time of one step to arrive.
 template <class Taps>
 __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps, SCALAR* out,
                                               const Geometry& g, const Place& at,
@@ -39,7 +39,7 @@ __device__ __forceinline__ void forward_strip(const SCALAR* x, const Taps& taps,
     const int top = at.row * STRIDE_H - PADDING_H;
     ACCUM sum[CHANNELS][COLUMNS] = {};
 
-    // The tap rows whose row of x is inside, and the tap planes.
+    // The tap rows, and the tap planes, that lie inside x.
     const int begin = top >= 0 ? 0 : (-top + DILATION_H - 1) / DILATION_H;
     const int end = min(KERNEL_H, (g.height - top + DILATION_H - 1) / DILATION_H);
     IN_3D(const int front = at.plane * STRIDE_D - PADDING_D;

@@ -1,5 +1,5 @@
 #include "involution/forward.cuh"
-// The involution with a kernel that is made where it is used: forward.cuh with
+// The involution with a kernel that is computed where it is used: forward.cuh with
 // kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
 
 struct Generated {

@@ -1,5 +1,5 @@
 #include "involution/grad_x.cuh"
-// The gradient of x with a kernel that is made where it is used: grad_x.cuh with
+// The gradient of x with a kernel that is computed where it is used: grad_x.cuh with
 // kernel[k,i,j] = bias[k] + sum over f of weight[k,f] * features[f,i,j], in ACCUM, never stored.
 
 struct Generated {
@@ -34,7 +34,7 @@ struct Generated {
                 }
             }
         }
-        // Nothing comes from outside of the result, where 0 times an infinite weight is NaN.
+        // Columns outside the result must give 0, but 0 times an infinite weight is NaN.
         UNROLL(t, TAPS)
             UNROLL(l, LIVE) {
                 const int away = window_x::floor_to(window_x::first(part + t) + l, VECTOR_OUT);

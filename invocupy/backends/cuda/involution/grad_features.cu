@@ -1,9 +1,9 @@
 #include "involution/grad_kernel.cuh"
-// The gradient of the features that the kernel is made of:
+// The gradient of the features from which the kernel is computed:
 // grad_features[n,f,i,j] = sum over all k = (g,u,v) of weight[k,f] * grad_kernel[n,k,i,j].
 //
-// A thread owns COLUMNS columns of one row of FEATURES features. The gradient of the kernel passes
-// through its registers tap row by tap row.
+// A thread computes COLUMNS columns of one row for FEATURES features. The gradient of the kernel
+// exists in its registers only, one tap row at a time.
 
 constexpr int RESIDENT = window::SPAN > 16 ? 3 : TAPS > 4 || DIMS == 3 ? 4 : 5;
 KERNEL(BLOCK, RESIDENT) grad_features(In grad, In x, In weight, Out out, Geometry g, int count)

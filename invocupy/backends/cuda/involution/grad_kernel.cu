@@ -1,10 +1,10 @@
 #include "involution/grad_kernel.cuh"
-// The gradient of the kernel, stored. A thread owns COLUMNS columns of one row of one tap row of a
-// group. To own several tap rows would save loads, but more threads at once are worth more.
+// The gradient of the kernel, in memory. A thread computes COLUMNS columns of one row of one tap
+// row of a group. Several tap rows per thread would save loads, but more threads save more time.
 
-// Whether the threads for the tap rows of one row are close to each other (then they read the same
-// row of the result's gradient, which saves a third of the sectors of narrow accesses), or go over
-// the whole plane apart. For 8 columns and for full accesses, what is faster was measured.
+// Whether the threads for the tap rows of one row are neighbours (then they read the same row of
+// `grad`, which saves a third of the sectors of narrow accesses), or a whole plane apart. For 8
+// columns, and for full-width accesses, measurements decided which is faster.
 constexpr bool TOGETHER = COLUMNS == 8 || VECTOR_OUT < COLUMNS;
 
 constexpr int RESIDENT = TAPS * COLUMNS > 32 ? 4 : sizeof(ACCUM) == 8 ? 7 : 8;

@@ -4,9 +4,9 @@
 // In three dimensions (s,u,v) are taps and (d,i,j) positions, of which s and d count planes.
 
 // One tap row (or a part of it) at COLUMNS columns: sum[t][e] becomes the gradient of the kernel
-// value of tap part + t of tap row r at column + e; past the end of the row it is of no use. `grad`
-// and `x` start at the group's first channel, `grad` at the row and column. AT_ONCE channels are
-// loaded together.
+// value of tap part + t of tap row r at column e of the thread; past the end of the row it has no
+// meaning. `x` starts at the first channel of the group, `grad` at the thread's row and column of
+// it. The loads of AT_ONCE channels overlap.
 template <int AT_ONCE>
 __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, const Geometry& g,
                                           int channels, const Place& at, int r, int part,
@@ -16,7 +16,7 @@ __device__ __forceinline__ void grad_taps(const SCALAR* grad, const SCALAR* x, c
         UNROLL(e, COLUMNS) sum[t][e] = ACCUM(0);
     const int y = at.row * STRIDE_H - PADDING_H + (r IN_3D(% KERNEL_H)) * DILATION_H;
     IN_3D(const int z = at.plane * STRIDE_D - PADDING_D + r / KERNEL_H * DILATION_D;)
-    // No branch: of a row outside of x nothing is read, as if there were no channels.
+    // No branch: for a row outside x the loop over the channels is empty.
     if (IN_3D(z < 0 || z >= g.depth ||) y < 0 || y >= g.height) channels = 0;
     const long long x_step = g.x_step(), out_step = g.out_step();
     x += g.x_row(IN_3D(z,) y) + at.column * STRIDE_W;

@@ -1,12 +1,12 @@
 #include "involution/grad_kernel.cuh"
-// The gradients of the weight and bias that make the kernel:
+// The gradients of the weight and bias from which the kernel is computed:
 // grad_weight[k,f] = sum over n,i,j of grad_kernel[n,k,i,j] * features[n,f,i,j], and grad_bias[k]
 // the same with 1 for the features.
 //
-// Two stages, so that the sums come out the same each time. In the first a warp owns one tap row
-// of a group, FEATURES features and a slice of all strips of COLUMNS columns; it adds up in
-// registers, then from lane to lane, and writes partial[slice][k][f], with the bias at f = count.
-// The second adds the slices up in order.
+// Two stages, so that the sums are the same each time. In the first, a warp has one tap row of a
+// group, FEATURES features and a slice of all strips of COLUMNS columns; it sums in registers, then
+// over its lanes, and writes partial[slice][k][f], with the bias at f = count. The second,
+// sum_slices.cu, adds up the slices in order.
 
 constexpr int RESIDENT = TAPS <= 4 ? 4 : sizeof(ACCUM) == 8 ? 2 : 3;
 KERNEL(BLOCK, RESIDENT) grad_weight(In grad, In x, In features, OutAccum partial, Geometry g,
@@ -42,7 +42,7 @@ KERNEL(BLOCK, RESIDENT) grad_weight(In grad, In x, In features, OutAccum partial
                          at, r, part, slope);
             UNROLL(t, TAPS)
                 UNROLL(e, COLUMNS) {
-                    // Past the end of the row `slope` is 0 times something, which may be infinite.
+                    // Past the end of the row, slope is 0 times a value that may be infinite.
                     if (e >= VECTOR_OUT && at.column + e >= g.out_w) slope[t][e] = 0;
                     bias_sum[t] += slope[t][e];
                 }
@@ -50,8 +50,8 @@ KERNEL(BLOCK, RESIDENT) grad_weight(In grad, In x, In features, OutAccum partial
             UNROLL(f, FEATURES) {
                 ACCUM feature[COLUMNS];
                 load_run<VECTOR_OUT, COLUMNS>(from, at.column, 0, g.out_w, feature);
-                // No branch, so that the loads of several features are under way together: the
-                // last one is read again and again, for sums that nobody asks for.
+                // No branch, so that the loads of several features overlap. Past the last feature
+                // it is read again, for sums that are not stored.
                 from += begin + f + 1 < count ? step : 0;
                 UNROLL(t, TAPS)
                     UNROLL(e, COLUMNS) sum[t][f] += slope[t][e] * feature[e];

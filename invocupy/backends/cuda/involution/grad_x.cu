@@ -14,7 +14,7 @@ struct Stored {
 #pragma unroll
         for (int t = 0; t < TAPS; ++t, from += step) {
             if (part + t >= KERNEL_W) continue;
-            // The columns wanted start anywhere: load the aligned stretch around them.
+            // The columns needed start at any offset: load the aligned stretch around them.
             constexpr int AROUND = round_up(LIVE + VECTOR_OUT - 1, VECTOR_OUT);
             const int first = window_x::first(part + t);
             const int begin = window_x::floor_to(first, VECTOR_OUT);

@@ -1,29 +1,29 @@
 #include "involution/forward.cuh"
-// grad_x[n,c,y,x] = sum over (u,v) of kernel[n,g,u,v,i,j] * grad[n,c,i,j], over the (i,j) that saw
-// (y,x) through tap (u,v): i*sh = y + ph - u*dh and j*sw = x + pw - v*dw. In three dimensions there
-// is d*sd = z + pd - s*dd, too.
+// grad_x[n,c,y,x] = sum over (u,v) of kernel[n,g,u,v,i,j] * grad[n,c,i,j], where (i,j) is the
+// position of the result that reads (y,x) through tap (u,v), if there is one: i*sh = y + ph - u*dh
+// and j*sw = x + pw - v*dw. In three dimensions also d*sd = z + pd - s*dd.
 //
-// A thread owns COLUMNS columns of one row of CHANNELS channels of a group, as in forward.cuh, but
-// of x. COLUMNS is a multiple of the horizontal stride: then it is known to the compiler which LIVE
-// of the columns a tap serves, and no lane idles. Rows of x are taken phase by phase of the
-// vertical stride, so that neighbouring threads need the same tap rows.
+// A thread computes COLUMNS columns of one row for CHANNELS channels of a group, as in forward.cuh,
+// but of x. COLUMNS is a multiple of the horizontal stride: so the compiler knows to which LIVE of
+// the columns a tap contributes, and no lane idles. Rows of x are ordered by their phase, the index
+// modulo the vertical stride, so that neighbouring threads need the same tap rows.
 
 constexpr int LIVE = COLUMNS / STRIDE_W;
 
-// Columns of the result are counted from that of the thread's first column, column / STRIDE_W.
+// Columns of the result are counted from column / STRIDE_W, for the thread's first column of x.
 namespace window_x {
 __host__ __device__ constexpr int floor_to(int value, int unit)
 {
     return value >= 0 ? value / unit * unit : -round_up(-value, unit);
 }
 
-// The first column of the result that sees one of the thread's columns through tap v, ...
+// The first column of the result that reads one of the thread's columns through tap v, ...
 __host__ __device__ constexpr int first(int v)
 {
     return -floor_to(v * DILATION_W - PADDING_W, STRIDE_W) / STRIDE_W;
 }
 
-// ... and which of the thread's columns that is. The others follow at steps of one and STRIDE_W.
+// ... and which of the thread's columns it reads. The others follow in steps of 1 and STRIDE_W.
 __host__ __device__ constexpr int live(int v)
 {
     return first(v) * STRIDE_W + v * DILATION_W - PADDING_W;
@@ -33,19 +33,19 @@ __host__ __device__ constexpr int live(int v)
 constexpr int BEGIN = floor_to(first(KERNEL_W - 1), VECTOR_OUT);
 constexpr int SPAN = round_up(first(0) + LIVE - BEGIN, VECTOR_OUT);
 
-// Whether that first column is in the row for every column of x: else the result is too narrow.
+// Whether column / STRIDE_W is in the row for every column of x: else the result is too narrow.
 constexpr bool INSIDE = 2 * PADDING_W >= (KERNEL_W - 1) * DILATION_W;
 }  // namespace window_x
 
-// Row r of x when rows are taken phase by phase; past the end for a few r.
+// Row r of x if rows are ordered by phase; past the end for a few r.
 __device__ __forceinline__ int phased_row(int r, int height)
 {
     const int per_phase = (height - 1) / STRIDE_H + 1;
     return r % per_phase * STRIDE_H + r / per_phase;
 }
 
-// Taps: taps(r, i, part, tap) fills tap[t][l] with the values of tap part + t of tap row r in row i
-// (of plane d) of the result, at the columns first(part + t) + l.
+// taps(r, i, part, tap) fills tap[t][l] with the values of tap part + t of tap row r in row i (of
+// plane d) of the result, at the columns first(part + t) + l.
 template <class Taps>
 __device__ __forceinline__ void grad_x_strip(const SCALAR* grad, const Taps& taps, SCALAR* out,
                                              const Geometry& g, const Place& at, int y,

@@ -1,5 +1,5 @@
 #include "cuda.cuh"
-// The second stage of grad_weight.cu: a thread adds up one element over all slices, in order.
+// The second stage of grad_weight.cu: one thread per element adds up its slices in order.
 
 KERNEL(BLOCK) sum_slices(InAccum partial, Out grad_weight, Out grad_bias, int rows, int count,
     int slices)

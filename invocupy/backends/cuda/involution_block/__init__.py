@@ -1,4 +1,4 @@
-"""An involution block of the article's network: what is wide stays in registers.
+"""An involution block of the article's network: its hidden layer stays in registers.
 
 Forward takes five launches in training and two in evaluation, backward six. The grids depend on the
 sizes of the arrays alone, so a step can be captured in a CUDA graph.
@@ -21,15 +21,15 @@ from invocupy.geometry import Geometry
 
 Eps = tuple[float, float, float]
 
-_ROWS = 256  # of partial sums of x: each block of `perceive` merges them
+_ROWS = 256  # of partial sums of x: each block of `perceive` adds them up
 _BLOCKS = 396  # of `grad_perceive`: three on each multiprocessor of a large GPU
-_SHARED = 48 << 10  # bytes that a block may have
+_SHARED = 48 << 10  # bytes of shared memory per block
 _WARPS = BLOCK // 32
-_TILES = (4, 32), (8, 16), (16, 8)  # a pixel for each thread
+_TILES = (4, 32), (8, 16), (16, 8)  # one pixel per thread
 
 
 class Sizes(NamedTuple):
-    """The numbers of channels and the window of a block."""
+    """The numbers of channels and the window of an involution block."""
 
     channels: int
     hidden: int
@@ -47,13 +47,13 @@ class Sizes(NamedTuple):
 
     @property
     def each(self) -> int:
-        """Hidden channels of a lane in `grad_perceive`."""
+        """Hidden channels per lane in `grad_perceive`."""
         most = 2 if self.reduced <= 16 and self.itemsize == 4 else 1
         return min(ceil_div(self.hidden, 32), most)
 
     @property
     def widest(self) -> int:
-        """Pixels of a thread that has all reduced channels of them in registers."""
+        """The most pixels per thread if it has all their reduced channels in registers."""
         return 4 if self.reduced <= 16 else 2 if self.reduced <= 32 else 1
 
     def tile(self) -> tuple[int, int]:
@@ -70,7 +70,7 @@ class Sizes(NamedTuple):
         return 0, 0
 
     def pixels(self) -> int:
-        """The pixels that a warp of `grad_perceive` fetches at a time, 0 if none fit."""
+        """The pixels that a warp of `grad_perceive` fetches at a time, 0 if 16 do not fit."""
         c, f, width = self.channels, self.reduced, 32 * self.each
         for pixels in (32, 16):
             size = (f + self.groups * c + c) | 1
@@ -80,11 +80,11 @@ class Sizes(NamedTuple):
         return 0
 
     def fit(self) -> bool:
-        """Whether the kernels take a block of these sizes."""
+        """Whether the kernels support these sizes; otherwise the reference computes the block."""
         return _fit(self)
 
     def macros(self, x: Array, *arrays: Array, row: int, widest: int = 4) -> dict[str, str | int]:
-        """What is compiled in; rows of the arrays have ``row`` elements."""
+        """The macros; rows of the arrays have ``row`` elements."""
         fixed = cuda.element(x.dtype) | {
             "CHANNELS": self.channels, "HIDDEN": self.hidden, "REDUCED": self.reduced,
             "GROUPS": self.groups, "VECTOR": min(widest, cuda.vector(row, x, *arrays)),
@@ -94,7 +94,7 @@ class Sizes(NamedTuple):
         return fixed
 
 
-@lru_cache(256)  # asked three times for each block of each step
+@lru_cache(256)  # called several times for each block in each step
 def _fit(sizes: Sizes) -> bool:
     row = ceil_div(2 * sizes.channels + 1 + sizes.reduced, 4) * 4
     weights = sizes.hidden * row + _WARPS * sizes.reduced
@@ -111,7 +111,7 @@ def forward(
     x: Array, parameters: Sequence[Array], moments: Sequence[Array], eps: Eps, relu: bool,
     g: Geometry, out: Array,
 ) -> None:  # fmt: skip
-    """Evaluation: all norms are known beforehand."""
+    """Evaluation: the moments of all norms are given."""
     sizes = Sizes.of(x, parameters, g)
     if not sizes.fit():
         reference.forward(x, parameters, moments, eps, relu, g, out)
@@ -127,7 +127,7 @@ def forward(
 def train(
     x: Array, parameters: Sequence[Array], eps: Eps, relu: bool, g: Geometry, out: Array, kept: Kept
 ) -> None:  # fmt: skip
-    """Forward with the moments of the batch, which end in ``kept.stats``."""
+    """Forward with the moments of the batch, which are written to ``kept.stats``."""
     sizes, (batch, plane) = Sizes.of(x, parameters, g), (len(x), prod(g.size))
     c, f = sizes.channels, sizes.reduced
     if not sizes.fit():
@@ -251,7 +251,7 @@ def _perceive(
     partial: Array | None, rows: int, eps: float, reduced: Array, shares: Array,
     stats: Array | None,
 ) -> tuple[Any, int]:  # fmt: skip
-    """The hidden layer; the partial moments of ``reduced``, and of how many values each is."""
+    """The hidden layer; returns partial moments of ``reduced``, and how many values each is of."""
     batch, plane, f = len(x), prod(x.shape[2:]), sizes.reduced
     macros = sizes.macros(x, reduced, shares, row=plane, widest=sizes.widest)
     vector = int(macros["VECTOR"])
@@ -271,7 +271,7 @@ def _involve(
     sizes: Sizes, x: Array, parameters: Sequence[Array], given: Sequence[Array | None],
     reduced: Array, shares: Array, eps: Eps, relu: bool, out: Array, stats: Array | None,
 ) -> tuple[Any, int]:  # fmt: skip
-    """The involution; in training the partial moments of its result."""
+    """The involution; returns, in training, partial moments of its result, as ``_perceive``."""
     batch, (height, width) = len(x), x.shape[2:]
     last = stats is None
     macros = sizes.macros(x, reduced, shares, out, row=width, widest=sizes.widest)

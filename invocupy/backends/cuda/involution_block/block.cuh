@@ -1,19 +1,19 @@
 #include "moments.cuh"
 // What the kernels of an involution block share. The algebra is in invocupy/ops/block.py.
 //
-// CHANNELS is the width of the stream x, HIDDEN that of the hidden layer, which exists in registers
-// only, REDUCED that of what the kernel is made from. Arrays are (N, channels, H, W); VECTOR divides
-// W. Sums over all pixels take two stages: each block writes a row of partial sums, and those that
-// need the sum add up the rows, in their order.
+// CHANNELS, HIDDEN and REDUCED are the channels of x, of the hidden layer (which exists in
+// registers only) and of `reduced`, from which the kernel is computed. Arrays are (N, channels, H,
+// W); VECTOR divides H*W, and W in involve.cu. Sums over all pixels take two stages: each block
+// writes a row of partial sums, and the kernels that need the sum add up the rows in order.
 
 constexpr int WARPS = BLOCK / 32;
 constexpr int GROUP = HIDDEN / GROUPS;         // hidden channels of a group
 constexpr int WINDOW = KERNEL_H * KERNEL_W;    // taps
-constexpr int SHARES = GROUPS * CHANNELS;      // what project sees, group by group
+constexpr int SHARES = GROUPS * CHANNELS;      // of `shares`: CHANNELS per group
 constexpr int PAIRS = CHANNELS * CHANNELS;
 constexpr int REACH_H = KERNEL_H / 2 * DILATION_H, REACH_W = KERNEL_W / 2 * DILATION_W;
 
-// Where the statistics of a block are: moments of x, and mean and variance of the three norms.
+// Offsets in `stats`: mean and covariance of x, then mean and variance of each of the three norms.
 constexpr int CENTER = 0, COVARIANCE = CHANNELS;
 constexpr int MEAN_1 = COVARIANCE + PAIRS, VAR_1 = MEAN_1 + HIDDEN;
 constexpr int MEAN_2 = VAR_1 + HIDDEN, VAR_2 = MEAN_2 + REDUCED;
@@ -21,7 +21,7 @@ constexpr int MEAN_3 = VAR_2 + REDUCED, VAR_3 = MEAN_3 + CHANNELS;
 
 __device__ __forceinline__ ACCUM inverse_of(ACCUM var, ACCUM eps) { return 1 / sqrt(var + eps); }
 
-// Sums over the threads of a block; all of them find the totals in sum[0 .. COUNT).
+// Sums over the threads of a block; all of them can read the totals in sum[0 .. COUNT).
 template <int COUNT>
 __device__ __forceinline__ void block_sum(const ACCUM (&value)[COUNT], ACCUM (&sum)[WARPS * COUNT])
 {
@@ -36,7 +36,7 @@ __device__ __forceinline__ void block_sum(const ACCUM (&value)[COUNT], ACCUM (&s
     __syncthreads();
 }
 
-// The sum of a column of partial sums, for all lanes of a warp.
+// The sum of a column of partial sums, in all lanes of the warp.
 __device__ __forceinline__ ACCUM column_sum(const ACCUM* column, int rows)
 {
     ACCUM sum = 0;
@@ -44,8 +44,8 @@ __device__ __forceinline__ ACCUM column_sum(const ACCUM* column, int rows)
     return warp_sum(sum);
 }
 
-// Mean and variance of a channel from partial[mean, squares][row]; each row is of `full` values,
-// but for the last, and all are of `count`. The result is lane 0's.
+// The moments of a channel, from partial[mean, squares][row]. Each row is of `full` values (the
+// last may be of fewer), all rows together of `count`. Lane 0 has the result.
 __device__ __forceinline__ Moments column_moments(const ACCUM* mean, const ACCUM* squares, int rows,
                                                   int full, long long count)
 {
@@ -56,7 +56,7 @@ __device__ __forceinline__ Moments column_moments(const ACCUM* mean, const ACCUM
     return sum;
 }
 
-// Count, means and products of distances from them, of some pixels; they combine as Moments do.
+// Count, means, and sums of products of distances from the means; they combine as Moments do.
 struct Spread {
     ACCUM count, mean[CHANNELS], product[PAIRS];
 
@@ -74,7 +74,7 @@ struct Spread {
         count = total;
     }
 
-    // Of all lanes, for all lanes.
+    // Combines the lanes of a warp; all lanes have the result.
     __device__ __forceinline__ void add_lanes()
     {
 #pragma unroll
@@ -91,11 +91,11 @@ struct Spread {
     }
 };
 
-// The first norm, folded into expand: first @ (x - center) + offset.
+// The first norm: norm(expand(x)) = first @ (x - center) + offset, with first = scale * expand.
 struct First {
     ACCUM inverse, scale, mean, var;
 
-    // With the moments of the batch, which follow from those of x.
+    // By the moments of the batch, which follow from those of x.
     __device__ __forceinline__ First(const ACCUM (&weight)[CHANNELS], ACCUM bias, ACCUM gamma,
                                      const ACCUM* center, const ACCUM* covariance, ACCUM eps)
     {

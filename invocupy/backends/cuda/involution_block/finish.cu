@@ -1,6 +1,6 @@
 #include "involution_block/block.cuh"
-// out = x + norm(projected), with a ReLU if RELU. Each block merges the partial moments of projected
-// for itself, and block 0 writes them to stats. A thread has VECTOR pixels.
+// out = x + norm(projected), or x + relu(norm(projected)) if RELU. Each block combines the partial
+// moments of `projected` by itself; block 0 also writes them to stats. A thread has VECTOR pixels.
 
 extern "C" __global__ void __launch_bounds__(BLOCK, 8)
 finish(In x, In projected, InAccum moments, In gamma, In beta, Out out, OutAccum stats, ACCUM eps,

@@ -1,27 +1,28 @@
 #include "involution_block/block.cuh"
-// Gradients through the involution and both norms around it, up to that of norm(reduced).
+// Gradients from the result back through the last norm and the involution to norm(reduced).
 //
-// A block has a tile of TILE_H x TILE_W pixels of an image. In shared memory it holds, for the tile
-// and all pixels that the kernel reaches from it, the features f = relu(norm(reduced)) and the
-// gradient of projected. Tap row by tap row of each group it makes, of the kernel of the pixels that
-// see the tile, KERNEL_W taps, and the gradient of the kernel of its own pixels. The first give the
-// gradient of the shares (a gather), the second those of the features, of span and of its bias.
+// A block has a tile of TILE_H x TILE_W pixels of an image. Shared memory holds, for the tile and a
+// margin as wide as the kernel reaches, the features f = relu(norm(reduced)) and the gradient of
+// `projected`. For each tap row of each group, the block computes KERNEL_W taps of the kernel, at
+// the pixels that read from the tile, and the gradient of the kernel, at the pixels of the tile.
+// The taps give the gradient of the shares (a gather), that of the kernel those of features, span
+// and its bias.
 //
-// Each block writes a row of partial: for each tap the gradient of its row of span and of its bias,
-// then for each feature the sums of h and h * (reduced - mean) for the norm, h the gradient here.
-// Block 0 writes the gradients of the last norm's parameters.
+// Each block writes a row of `partial`: for each tap the gradients of its row of span and of its
+// bias, for each feature the sums of h and h * (reduced - mean), where h is the gradient of
+// norm(reduced). Block 0 also writes the gradients of the last norm's parameters.
 
 constexpr int AREA = TILE_H * TILE_W, EACH = AREA / BLOCK;  // pixels of the tile, and of a thread
 constexpr int SPAN_H = TILE_H + 2 * REACH_H, SPAN_W = TILE_W + 2 * REACH_W;
 constexpr int SPAN_AREA = SPAN_H * SPAN_W;
-constexpr int PLANE = round_up(SPAN_AREA - 2, 8) + 2;  // spreads four planes over the banks
+constexpr int PLANE = round_up(SPAN_AREA - 2, 8) + 2;  // four planes start in different banks
 constexpr int SEEN = TILE_H * SPAN_W, SEEN_EACH = (SEEN + BLOCK - 1) / BLOCK;
 constexpr int QUADS = (REDUCED + 3) / 4;  // of features
 constexpr int QUAD_LANES = QUADS <= 1 ? 1 : QUADS <= 2 ? 2 : QUADS <= 4 ? 4 : QUADS <= 8 ? 8 : 16;
-constexpr int SPLITS = BLOCK / QUAD_LANES;  // parts of the tile that a sum over pixels is cut in
+constexpr int SPLITS = BLOCK / QUAD_LANES;  // parts of a sum over the tile
 constexpr int SUMS = 4 * QUADS + 1;         // of a tap: features, and the bias
 constexpr int COLUMNS = REDUCED + 1;
-// Blocks on a multiprocessor, so many that nothing spills.
+// Blocks that must fit on a multiprocessor at a time: as many as is possible without spills.
 constexpr int RESIDENT = KERNEL_W > 3 || REDUCED > 16 ? 3 : 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
@@ -58,7 +59,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
         if (blockIdx.x == 0) {
             grad_gamma_3[c] = narrow(sum_z * inverse);
             grad_beta_3[c] = narrow(sum);
-            grad_project_bias[c] = narrow(0);  // the norm takes it out again
+            grad_project_bias[c] = narrow(0);  // the norm subtracts the bias
         }
     }
     __syncthreads();
@@ -84,7 +85,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
     }
     __syncthreads();
 
-    // Where the pixels of this thread are in what is shared, and in the image.
+    // Where the pixels of this thread are: in what is shared (own), and in the tile.
     int own[EACH], row_of[EACH], column_of[EACH];
     bool inside[EACH];
     UNROLL(k, EACH) {
@@ -116,7 +117,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
                         grad_tap[k][v] += grad_out[c][own[k]] * widen(from[c * plane]);
                 }
             }
-            // The kernel where it sees the tile, and the gradient of the features.
+            // The kernel at the pixels that read from the tile, and the gradient of the features.
             ACCUM value[SEEN_EACH][KERNEL_W];
             UNROLL(j, SEEN_EACH) UNROLL(v, KERNEL_W) value[j][v] = 0;
 #pragma unroll
@@ -133,7 +134,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
                         UNROLL(v, KERNEL_W) grad_feature[k][f + i] += w[v][i] * grad_tap[k][v];
                 }
             }
-            // Nobody reads the last taps any more: the sums of span came after them.
+            // All threads have read the last taps: they did so before the last __syncthreads().
             UNROLL(j, SEEN_EACH) {
                 const int seen = thread + j * BLOCK;
                 if (seen < SEEN)
@@ -141,7 +142,7 @@ grad_involve(In grad, In projected, In shares, In reduced, In span, In span_bias
             }
             UNROLL(k, EACH) UNROLL(v, KERNEL_W) grad_taps[v][thread + k * BLOCK] = grad_tap[k][v];
             __syncthreads();
-            // What the tile gets from the pixels that see it.
+            // The gradient of the shares: what the tile gets from the pixels that read from it.
             UNROLL(k, EACH) {
                 UNROLL(v, KERNEL_W) {
                     const int back = v * DILATION_W - REACH_W;

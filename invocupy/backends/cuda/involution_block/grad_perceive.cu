@@ -1,14 +1,14 @@
 #include "involution_block/block.cuh"
-// Gradients through the hidden layer, which is made again, up to that of norm(expand(x)).
+// Gradients back through the hidden layer, which is computed again, to norm(expand(x)).
 //
-// Lanes own hidden channels, EACH a lane, with all weights and all sums of a channel in registers; a
-// block has the channels of one slice. Its warps fetch PIXELS pixels each into shared memory, and go
-// over them one by one; then lanes are pixels, and sum up the gradient of x. What the slices give of
-// that is added up by grad_x. Each block writes a row of partial: for each of its channels, the sums
-// over its pixels for reduce, project, first and offset.
+// A block has the hidden channels of one slice, EACH per lane; a lane has all weights and all sums
+// of its channels in registers. Each warp fetches PIXELS pixels into shared memory and goes over
+// them one by one. Then each lane has one pixel, and sums up its gradient of x over the channels of
+// the slice; grad_x adds up the slices. Each block writes a row of `partial`: for each of its
+// channels, the sums over its pixels for the gradients of reduce, project, first and offset.
 
 constexpr int SLICE = 32 * EACH, SLICES = (HIDDEN + SLICE - 1) / SLICE;
-constexpr int SIZE = (REDUCED + SHARES + CHANNELS) | 1;  // of a pixel; odd, for the banks
+constexpr int SIZE = (REDUCED + SHARES + CHANNELS) | 1;  // of a pixel; odd: no bank conflicts
 constexpr int TURN = 16;                                 // pixels at a time
 constexpr int SUMS = REDUCED + 2 * CHANNELS + 1;
 
@@ -108,7 +108,7 @@ grad_perceive(In x, In reduced, In grad_normed, In grad_shares, In expand, In ex
                 }
             }
             __syncthreads();
-            // Lanes are pixels now; each half of the warp sums over half of the channels.
+            // Now each lane has a pixel; each half of the warp sums over half of the channels.
             const int q = lane % TURN, half = lane / TURN;
             ACCUM out[CHANNELS] = {};
             for (int d = half * (SLICE / 2); d < (half + 1) * (SLICE / 2); ++d) {
@@ -126,7 +126,7 @@ grad_perceive(In x, In reduced, In grad_normed, In grad_shares, In expand, In ex
             __syncthreads();
         }
     }
-    // The warps of the block, one after the other.
+    // The warps of the block add their sums one after the other.
     for (int w = 0; w < WARPS; ++w) {
         if (w == warp)
             UNROLL(r, EACH) {

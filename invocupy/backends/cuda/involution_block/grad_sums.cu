@@ -1,6 +1,6 @@
 #include "involution_block/block.cuh"
-// First stage of the sums that the last norm's gradient needs. With h = grad where the ReLU let
-// through: the sums of h and of h * (projected - mean), a row of partial[value][block] a block.
+// First stage of the sums for the gradient of the last norm: of h and h * (projected - mean), where
+// h is grad, or 0 where the ReLU gave 0. Each block writes a row of partial[value][block].
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 grad_sums(In grad, In projected, In gamma, In beta, InAccum stats, OutAccum partial, ACCUM eps,

@@ -1,6 +1,6 @@
 #include "involution_block/block.cuh"
-// The gradient of x: that of the sum, that through the hidden layer (in SLICES parts), and that
-// through the first norm's moments, matrix @ (x - center) + constant. A thread has VECTOR pixels.
+// The gradient of x: of the residual path, through the hidden layer (SLICES parts), and through the
+// moments of the first norm, matrix @ (x - center) + constant. A thread has VECTOR pixels.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 grad_x(In grad, In x, In parts, In expand, InAccum stats, InAccum more, Out out, int batch,

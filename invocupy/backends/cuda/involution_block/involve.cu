@@ -1,12 +1,12 @@
 #include "involution_block/block.cuh"
-// projected = bias + the sum over the groups of the involution of their shares, by a kernel that is
-// made from f = relu(norm(reduced)). A thread has VECTOR columns of one row.
+// projected = bias + the sum over the groups of the involution of their shares, with a kernel that
+// is computed from f = relu(norm(reduced)). A thread has VECTOR columns of one row.
 //
-// GIVEN: the last norm's moments are known: the result is x + norm(projected), with a ReLU if RELU.
-// Else each block writes mean and sum of squared distances of its projected to moments[value][block].
+// GIVEN: the last norm's moments are known, and out is that of finish.cu. Otherwise each block
+// writes mean and sum of squared distances of its part of `projected` to moments[value][block].
 
 constexpr int AWAY = round_up(REACH_W, VECTOR), STRETCH = VECTOR + 2 * AWAY;
-// Blocks on a multiprocessor, so many that nothing spills.
+// Blocks that must fit on a multiprocessor at a time: as many as is possible without spills.
 constexpr int RESIDENT =
     KERNEL_W > 5 ? 2 : KERNEL_W > 3 || REDUCED > 16 || sizeof(ACCUM) > 4 || GIVEN ? 3 : 4;
 

@@ -1,5 +1,5 @@
 #include "involution_block/block.cuh"
-// Second stage of the moments of reduced: a warp a channel.
+// Second stage of the moments of `reduced`: one warp per channel.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 merge(InAccum moments, OutAccum stats, int rows, int full, int batch, int plane)

@@ -1,7 +1,7 @@
 #include "involution_block/block.cuh"
-// Second stage of the sums of grad_perceive, a block a hidden channel: gradients of reduce, project,
-// expand and the first norm's parameters. What the norm adds to the gradient of x needs two numbers
-// of the channel, which go to more.
+// Second stage of the sums of grad_perceive, one block per hidden channel: gradients of reduce,
+// project, expand and the parameters of the first norm. `more` gets the two numbers per channel
+// from which grad_x computes the gradient through the moments of that norm.
 
 constexpr int SUMS = REDUCED + 2 * CHANNELS + 1;
 
@@ -41,7 +41,7 @@ merge_hidden(InAccum partial, In expand, In expand_bias, In gamma, InAccum stats
         UNROLL(j, CHANNELS) row += w[j] * stats[COVARIANCE + i * CHANNELS + j];
         grad_expand[d * CHANNELS + i] = narrow(norm.scale * first[i] + slope * count * row);
     }
-    grad_expand_bias[d] = narrow(0);  // the norm takes it out again
+    grad_expand_bias[d] = narrow(0);  // the norm subtracts the bias
     grad_gamma[d] = narrow(total_x * norm.inverse);
     grad_beta[d] = narrow(total);
     more[d] = slope;

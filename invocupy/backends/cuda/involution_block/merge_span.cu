@@ -1,6 +1,6 @@
 #include "involution_block/block.cuh"
-// Second stage of the sums of grad_involve: a block has 32 columns of partial, a warp each WARPS-th
-// row. Gradients of span, of its bias and of the norm's parameters; the norm's sums go to sums.
+// Second stage of the sums of grad_involve: a block has 32 columns of `partial`, a warp every
+// WARPS-th row. It gives the gradients of span, its bias and the norm; grad_perceive reads `sums`.
 
 constexpr int COLUMNS = REDUCED + 1, TAPS = GROUPS * WINDOW, ALL = TAPS * COLUMNS + 2 * REDUCED;
 
@@ -29,7 +29,7 @@ merge_span(InAccum partial, InAccum stats, Out grad_span, Out grad_span_bias, Ou
     sums[k] = sum;
     if (k < REDUCED) {
         grad_beta[k] = narrow(sum);
-        grad_reduce_bias[k] = narrow(0);  // the norm takes it out again
+        grad_reduce_bias[k] = narrow(0);  // the norm subtracts the bias
     } else {
         grad_gamma[k - REDUCED] = narrow(sum * inverse_of(stats[VAR_2 + k - REDUCED], eps));
     }

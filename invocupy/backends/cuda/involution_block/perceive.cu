@@ -1,12 +1,12 @@
 #include "involution_block/block.cuh"
-// reduced = reduce @ h + bias and, for each group, shares = its columns of project @ its h, where
-// h = relu(norm(expand(x))) stays in registers. A thread has VECTOR pixels.
+// reduced = reduce @ h + bias, and for each group shares = (its columns of project) @ (its part of
+// h), where h = relu(norm(expand(x))) stays in registers. A thread has VECTOR pixels.
 //
-// GIVEN: the norm's moments are known. Else they follow from partial (rows of `spread`), block 0
-// writes them to stats, and each block writes mean and sum of squared distances of its reduced to
-// moments[value][block].
+// GIVEN: the moments of the norm are known. Otherwise they follow from `partial` (the rows of
+// spread.cu), and block 0 writes them to stats; each block writes the mean and the sum of squared
+// distances of its part of `reduced` to moments[value][block].
 
-constexpr int ROW = round_up(2 * CHANNELS + 1 + REDUCED, 4);  // of weights of a hidden channel
+constexpr int ROW = round_up(2 * CHANNELS + 1 + REDUCED, 4);  // weights per hidden channel
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, InAccum mean,

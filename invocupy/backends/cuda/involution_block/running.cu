@@ -1,7 +1,7 @@
 #include "involution_block/block.cuh"
-// New running statistics of the three norms, (1 - momentum) * old + momentum * that of the batch with
-// the unbiased variance, and the numbers of batches that they have seen: a thread a channel. The new
-// ones may be the old ones.
+// New running statistics of the three norms: (1 - momentum) * old + momentum * that of the batch,
+// with the unbiased variance; and the number of batches so far. One thread per channel. The new
+// arrays may be the old ones.
 
 __device__ __forceinline__ void run(int k, int size, const ACCUM* old_mean, const ACCUM* old_var,
                                     const long long* old_count, ACCUM* mean, ACCUM* var,

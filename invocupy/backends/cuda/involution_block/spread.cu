@@ -1,6 +1,6 @@
 #include "involution_block/block.cuh"
-// First stage of the mean and covariance of x: a warp a row of partial[value][row], with the count,
-// the means and the products of distances of its pixels.
+// First stage of the mean and covariance of x: each warp writes one row of partial[value][row] with
+// the count, the means, and the sums of products of distances from the means, of its pixels.
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 spread(In x, OutAccum partial, int batch, int per_plane, int rows)

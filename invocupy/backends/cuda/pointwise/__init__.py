@@ -1,9 +1,9 @@
-"""The 1x1 convolution on CuPy arrays: a strided batch of cuBLAS products, and sums of our own.
+"""The 1x1 convolution on CuPy arrays: a batch of cuBLAS products, and kernels of our own for sums.
 
-cuBLAS is called directly: CuPy's ``matmul`` copies what is transposed, and makes lists of pointers,
-in launches of their own, for a weight that all images share. The bias of a product that widens is
-the weight of one more channel, which is 1. A single product that is small, as
-dense layers have them, is a kernel of our own: CuPy refuses cuBLAS within a CUDA graph.
+cuBLAS is called directly: CuPy's ``matmul`` copies transposed matrices, and launches kernels that
+list pointers if all images share a weight. If there are more output than input channels, the bias
+is the weight of one more input channel, of ones. Small single products, as in dense layers, are a
+kernel of our own, because CuPy refuses cuBLAS in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from invocupy.arrays import Array, namespace, on_device
 from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div, launch
 
-_WARPS = 4096  # that keep a large GPU busy with sums
-_BLOCKS = 512  # that keep it busy with a product
-_TILE, _DEPTH = 64, 32  # of a block, as product.cu has them
-SMALL = 1 << 31  # multiply-adds of a product that is not left to cuBLAS
+_WARPS = 4096  # enough to keep a large GPU busy with sums
+_BLOCKS = 512  # enough to keep it busy with a product
+_TILE, _DEPTH = 64, 32  # of a block, as in product.cu
+SMALL = 1 << 31  # the most multiply-adds of a product that is not left to cuBLAS
 
 
 def forward(x: Array, weight: Array, bias: Array | None, out: Array) -> None:
@@ -41,7 +41,7 @@ def grad_x(grad: Array, weight: Array, base: Array | None, out: Array) -> None:
 
 
 def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> None:
-    """One product for each image, then a sum over the images; for the bias over the pixels too."""
+    """One product for each image, summed over the images; for the bias also over the pixels."""
     batch, channels, pixels = grad.shape
     together = grad_bias is not None and _widens(x, channels)
     seen = _with_ones(x) if together else x
@@ -62,7 +62,7 @@ def grad_weight(grad: Array, x: Array, out: Array, grad_bias: Array | None) -> N
 
 
 def _small(x: Array, weight: Array, out: Array) -> None:
-    """The product of one image: in slices, if there are few tiles to keep the GPU busy."""
+    """The product of one image, summed in slices if there are too few tiles for a GPU."""
     (rows, inside), columns = weight.shape, x.shape[2]
     tiles = ceil_div(rows, _TILE) * ceil_div(columns, _TILE)
     slices = max(1, min(ceil_div(_BLOCKS, tiles), inside // (4 * _DEPTH)))
@@ -78,16 +78,16 @@ def _small(x: Array, weight: Array, out: Array) -> None:
 
 
 def _widens(x: Array, channels: int) -> bool:
-    """Whether a bias is cheaper as the weight of one more channel, which is 1.
+    """Whether a bias is cheaper as the weight of one more channel, of ones.
 
-    That copies ``x`` once, in place of going over the result again.
+    That copies ``x``, but saves another pass over the result.
     """
     inside: int = x.shape[1]
     return channels > inside + 1
 
 
 def _with_ones(x: Array) -> Array:
-    """``x`` and a channel of ones."""
+    """``x`` with a channel of ones added."""
     batch, channels, pixels = x.shape
     out = cuda.stored(x, batch, channels + 1, pixels)
     vector = cuda.vector(pixels, x, out)
@@ -98,7 +98,7 @@ def _with_ones(x: Array) -> Array:
 
 
 def _sum_rows(rows: Array, out: Array, last: Array | None = None) -> None:
-    """``out`` = the sum of ``rows`` over the first axis; with ``last``, that of its last column."""
+    """``out`` = ``rows`` summed over the first axis; with ``last``, that gets their last column."""
     columns = out.size + (0 if last is None else last.size)
     width = rows.shape[-1]
     threads = ceil_div(columns, 8) * 32
@@ -109,10 +109,10 @@ def _sum_rows(rows: Array, out: Array, last: Array | None = None) -> None:
 def _product(
     a: Array, turn_a: bool, b: Array, turn_b: bool, out: Array, added: bool = False
 ) -> None:
-    """``out[n] = a[n] @ b[n]``, each transposed if asked; an ``a`` of two axes is of all n.
+    """``out[n] = a[n] @ b[n]``, ``turn_*`` transposes; an ``a`` of two axes is the same for all n.
 
-    ``added`` to what ``out`` holds, in the same pass.
-    Sums are float32, or float64 for float64; never TF32.
+    ``added``: the product is added to ``out`` in the same pass. Sums are float32, or float64 for
+    float64; never TF32.
     """
     from cupy.cuda import cublas, get_cublas_handle, runtime
 
@@ -124,7 +124,7 @@ def _product(
     }
     batch, rows, columns = out.shape
     one, beta = np.array([[1], [added]], cuda.accumulator(out))
-    # cuBLAS counts along columns: to it each matrix is its transpose, and b comes first.
+    # cuBLAS is column-major: it sees each matrix transposed, so b comes first.
     first, second, third = (
         (
             cuda.address(array), kinds[array.dtype.name], array.shape[-1],

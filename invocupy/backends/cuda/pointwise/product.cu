@@ -1,16 +1,16 @@
 #include "cuda.cuh"
-// out = weight (rows, inside) @ x (inside, columns): the dense layers of a network's head, where
-// cuBLAS could not be captured in a graph.
+// out = weight (rows, inside) @ x (inside, columns): for the dense layers of a network's head,
+// because CuPy refuses cuBLAS in a CUDA graph.
 //
-// A block makes TILE * TILE results from one slice of `inside`. It copies DEPTH columns of `weight`
-// and DEPTH rows of `x` at a time into shared memory; a thread has DOWN * ACROSS results in
-// registers. With one slice `to` is out, else each slice's sums go to `partial`.
+// A block computes TILE * TILE results from one slice of `inside`. It copies DEPTH columns of
+// `weight` and DEPTH rows of `x` at a time into shared memory; a thread has DOWN * ACROSS results
+// in registers. With one slice they go to `to`, otherwise the sums of each slice to `partial`.
 
 #define TILE 64
 #define DEPTH 32
 #define ACROSS 4
 #define DOWN (TILE * TILE / BLOCK / ACROSS)
-#define PITCH (TILE + 2)  // the writers of a transposed tile meet different banks
+#define PITCH (TILE + 2)  // few bank conflicts where a tile is written transposed
 
 KERNEL(BLOCK) product(In x, In weight, Out to, OutAccum partial, int rows, int inside, int columns,
                       int slices, int share)
@@ -25,7 +25,7 @@ KERNEL(BLOCK) product(In x, In weight, Out to, OutAccum partial, int rows, int i
     const bool has_some = top + row < rows && begin + column < columns;
     ACCUM sum[DOWN][ACROSS] = {};
     for (int depth = first; depth < last; depth += DEPTH) {
-#pragma unroll 4  // all of them at once take 100 registers more
+#pragma unroll 4  // full unrolling takes 100 registers more
         for (int k = 0; k < TILE * DEPTH / BLOCK; ++k) {
             const int i = k * BLOCK + threadIdx.x;
             const int r = top + i / DEPTH, d = depth + i % DEPTH;

@@ -1,6 +1,6 @@
 #include "channel.cuh"
 // First stage of the gradient of the bias: partial[slice][channel], the sum of one slice of a
-// channel's elements in all images. A warp a slice; lanes are added up in a fixed order.
+// channel's elements in all images. One warp per sum; its lanes are added up in a fixed order.
 
 KERNEL(BLOCK) sum_planes(In grad, OutAccum partial, int batch, int channels, int per_plane,
     int slices)

@@ -1,8 +1,8 @@
 #include "cuda.cuh"
-// out[column] = sum over rows of from[row][column]: the products of all images, or all slices, of
-// which the order of summing never changes. A warp owns eight columns (a sector of memory) and four
-// lanes each of them, so that a few columns make many loads at once. With `last`, every width-th
-// column goes there.
+// out[column] = sum over rows of from[row][column]: a row is the product of an image, or the sums
+// of a slice. The order of summation never changes. A warp has eight columns (a sector of memory),
+// four lanes for each, so that even a few columns have many loads at once. With `last`, every
+// width-th column is written there instead.
 
 KERNEL(BLOCK) sum_rows(InAccum from, Out out, Out last, int rows, int columns, int width)
 {

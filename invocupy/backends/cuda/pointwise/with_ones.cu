@@ -1,5 +1,5 @@
 #include "cuda.cuh"
-// out (N, C + 1, P) = x (N, C, P), and ones as the last channel: a thread a vector.
+// out (N, C + 1, P) = x (N, C, P), with ones as the last channel: one thread per vector.
 
 KERNEL(BLOCK) with_ones(In x, Out out, int batch, int channels, int per_plane)
 {

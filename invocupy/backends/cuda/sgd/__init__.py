@@ -1,4 +1,4 @@
-"""The SGD update on CuPy arrays: one launch for sixteen of one dtype and device."""
+"""The SGD update on CuPy arrays: one launch for up to sixteen of the same dtype and device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from invocupy.arrays import Array, device_of, namespace, on_device
 from invocupy.backends import cuda
 from invocupy.backends.cuda import ceil_div
 
-_TOGETHER = 16  # arrays in a launch, as update.cu has it
-_EACH = 4  # elements of a thread
+_TOGETHER = 16  # arrays per launch, as in update.cu
+_EACH = 4  # elements per thread
 _NOTHING = (*(None,) * 5, 0.0, np.int64(0))
 
 
@@ -20,9 +20,9 @@ def update(
     params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None],
     decays: Sequence[float], *, lr: float | Array, momentum: float, nesterov: bool,
 ) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
-    """With ``lr`` an array (1,) of float64 on the device, results are written into what was given.
+    """If ``lr`` is an array (1,) of float64 on the device, results overwrite the given arrays.
 
-    Parameters, and velocities where there are some, must then be contiguous.
+    Parameters and given velocities must then be contiguous.
     """
     fixed = not isinstance(lr, (int, float))
     rate = (lr, 0.0) if fixed else (None, float(lr))

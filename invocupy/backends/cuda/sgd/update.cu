@@ -1,13 +1,13 @@
 #include "cuda.cuh"
-// One step of stochastic gradient descent on up to sixteen arrays in one launch. `to` may be `p`, and
-// `velocity` may be `old`.
+// One step of stochastic gradient descent on up to sixteen arrays. `to` may be `p`, and `velocity`
+// may be `old`.
 //
 //     move = grad + decay * p,  velocity = momentum * old + move,
 //     to = p - lr * (move + momentum * velocity if NESTEROV, else velocity)
 //
-// Without MOMENTUM velocity is move, and not kept. Where there is no `old` velocity is move. A
-// block works on one array: the first BLOCK * EACH elements, the next, ... The rate is *rate, if there
-// is one: a graph that was captured reads it at each launch.
+// Without MOMENTUM, velocity is move and is not stored; without `old` (the first step) it is move.
+// A block updates BLOCK * EACH consecutive elements of one array. With `rate`, lr is *rate, which a
+// CUDA graph reads anew at each launch.
 
 struct Array {
     const SCALAR *p, *grad, *old;
