@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from invocupy import backends
-from invocupy.arrays import contiguous
+from invocupy.arrays import FLOATS, contiguous
 from invocupy.geometry import Geometry, IntOrTuple, Padding
 
 __all__ = ["involution"]
@@ -63,15 +63,23 @@ def involution(
             raise TypeError(
                 f"{name} must be a JAX array, got {type(array).__name__}: use jax.numpy.asarray"
             )
-        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        if array.dtype.name not in FLOATS:
             raise TypeError(
-                f"{name} has dtype {jnp.result_type(array)}, but only floating dtypes work: "
-                "convert it with .astype('float32')"
+                f"{name} has dtype {array.dtype}, but only floating dtypes work "
+                f"({', '.join(FLOATS)}): convert it with .astype('float32')"
             )
     geometry = Geometry.of(jnp.shape(x), jnp.shape(kernel), stride, padding, dilation)
-    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    first, second = (_native(array) for array in (x, kernel))
+    dtype = jnp.promote_types(first.dtype, second.dtype)
     work = jnp.promote_types(dtype, jnp.float32)
-    return _forward.bind(x.astype(work), kernel.astype(work), sizes=geometry).astype(dtype)
+    return _forward.bind(first.astype(work), second.astype(work), sizes=geometry).astype(dtype)
+
+
+def _native(array: Any) -> jax.Array:
+    """A JAX array, which JAX makes of NumPy's in the byte order of the machine only."""
+    if isinstance(array, np.ndarray):
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return jnp.asarray(array)
 
 
 def _shape(name: str, g: Geometry) -> tuple[int, ...]:

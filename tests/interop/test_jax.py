@@ -5,6 +5,7 @@ Skipped where JAX is not installed; it is no dependency.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,10 +137,25 @@ def test_empty_batch() -> None:
     assert plain(x[:0], kernel[:0]).shape == (0, 4, 4, 6)
 
 
+def test_arrays_of_numpy() -> None:
+    x, kernel = (np.asarray(a) for a in operands())
+    wanted = plain(jnp.asarray(x), jnp.asarray(kernel))
+    np.testing.assert_array_equal(plain(x.astype(">f8"), kernel.astype(">f8")), wanted)
+    jax.config.update("jax_enable_x64", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as jnp.asarray, float64 becomes float32 without a word
+        mixed = plain(jnp.asarray(x), kernel)
+    assert mixed.dtype == np.float32
+    np.testing.assert_allclose(mixed, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_what_does_not_work_says_so() -> None:
     x, kernel = operands()
     with pytest.raises(TypeError, match="x has dtype int64, but only floating dtypes work"):
         plain(x.astype(int), kernel)
+    for kind in ("longdouble", object):
+        with pytest.raises(TypeError, match=r"^kernel has dtype .* floating dtypes work .*$"):
+            plain(x, np.asarray(kernel).astype(kind))
     with pytest.raises(ValueError, match="kernel has 4x6 positions, but x of 7x6"):
         interop.involution(x, kernel)
     for wrong in (None, [1.0], 1.0):
