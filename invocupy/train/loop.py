@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -110,8 +111,10 @@ def fit(
     Raises
     ------
     TypeError
-        If ``config`` is not a Config, ``model`` not a module, a hook not a function, or ``data``
-        not arrays of these dtypes.
+        If ``config`` is not a Config, ``model`` not a module, a hook not a function, ``data`` not
+        arrays of these dtypes, or an entry that ``after_epoch`` adds neither number nor string.
+    ValueError
+        If ``after_epoch`` takes a number from the epoch's line.
     ConfigError
         If ``out`` already holds a run or another process trains there, ``config`` contradicts the
         run to resume (checked before data is downloaded), the device is missing, a step would not
@@ -246,9 +249,10 @@ def _train(
                 with run.average.used_by(model):
                     row = run.row(measured(*sets[0]))
                     if hooks.after_epoch is not None:
+                        own = [name for name, value in row.items() if value is not None]
                         answer = hooks.after_epoch(model, row)
                         stop = isinstance(answer, (bool, np.bool_)) and bool(answer)
-                        row = checkpoint.strict(row)
+                        row = _noted(row, own)
                 row, stop, pause = replica.same(model, row, stop, asked())
                 if pause:
                     raise _Pause
@@ -270,6 +274,22 @@ def _train(
         end = Interrupted(f"interrupted in epoch {epoch} after step {run.done}")
         end.signal = asked.signal or end.signal
         raise end from None
+
+
+def _noted(row: Row, own: Sequence[str]) -> Row:
+    """An epoch's line as it is saved, after ``after_epoch``, which must keep these numbers."""
+    try:
+        saved: Row = json.loads(json.dumps(checkpoint.strict(row)))
+    except TypeError as error:
+        raise TypeError(f"after_epoch must add numbers and strings only ({error})") from error
+    for name in own:
+        value = saved.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(
+                f"after_epoch must keep {name} of the epoch's line a finite number, got {value!r}: "
+                "add entries of other names"
+            )
+    return saved
 
 
 _Step = tuple[int, tuple[Any, ...]]

@@ -124,6 +124,20 @@ def test_after_epoch_adds_to_the_line_and_stops_the_run(tmp_path: Path) -> None:
     assert all(row["largest_weight"] > 0 for row in lines)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row.update(model=object()), "^after_epoch must add numbers and .*object"),
+        (lambda row: row.clear(), "^after_epoch must keep epoch .* finite number, got None: add"),
+        (lambda row: row.update(lr="low"), "^after_epoch must keep lr of .* got 'low'"),
+        (lambda row: row.update(test_accuracy=np.nan), "^after_epoch must keep test_accuracy"),
+    ],
+)
+def test_after_epoch_keeps_the_line(change: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        fit(replace(PLAIN, epochs=1), after_epoch=lambda model, row: change(row))
+
+
 def test_overfit_trains_and_tests_on_the_same_images() -> None:
     config = Config(dataset="shapes10", overfit=16, layers=0, epochs=40, batch_size=8, device="cpu")
     for one, other in zip(load_data(config, True), load_data(config, False), strict=True):
