@@ -5,6 +5,7 @@ The PTX of every shipped kernel is run too, and its result checked. See ``cuda_p
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def test_every_kernel_is_compiled_for_every_type() -> None:
 def test_resources() -> None:
     """Registers, spills, shared memory and 16-byte loads, against the committed table.
 
-    Every kernel is compiled for sm_80 and sm_90; for all architectures where its source is not the
-    one that the table was made of.
+    A kernel whose source is not the one that the table was made of is compiled for all
+    architectures. Of the others, from which the pinned compiler makes the same code again, one in
+    four is compiled for sm_80 and sm_90, or all with ALL_TESTS=1: the table is what it says.
     """
     committed, kernels = table.load(), table.specialisations()
     assert sorted(committed) == sorted(kernels), AGAIN
@@ -48,9 +50,14 @@ def test_resources() -> None:
         key: committed[key]["source"] == table.digest(source)
         for key, (_, source, _) in kernels.items()
     }
+    sample = 1 if os.environ.get("ALL_TESTS") else 4
+    sampled = [
+        key for key in kernels if same[key] and int(committed[key]["source"], 16) % sample == 0
+    ]
+    assert len(sampled) > len(kernels) // 8 or not all(same.values())
     found = []
     for archs, keys in (
-        (table.TUNED, [key for key in kernels if same[key]]),
+        (table.TUNED, sampled),
         (nvrtc.ARCHITECTURES, [key for key in kernels if not same[key]]),
     ):
         rows = table.measure([kernels[key] for key in keys], archs)
