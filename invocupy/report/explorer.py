@@ -62,7 +62,8 @@ def explore(
     titles
         Of the images.
     names
-        Of the involution layers, as ``model.named_modules()`` has them.
+        Of involution layers, as ``model.named_modules()`` has them; those that ``model(x)`` does
+        not call are left out.
     mean, std
         As in :class:`invocupy.data.Batches`.
     convolutions
@@ -77,7 +78,7 @@ def explore(
     Raises
     ------
     invocupy.checkpoint.CheckpointError
-        If a number is not finite.
+        If a number is not finite, or the network calls none of the layers.
 
     Examples
     --------
@@ -95,8 +96,10 @@ def explore(
         return layer, kernel.transpose(0, 1, 4, 5, 2, 3), seen, result  # (n, G, Ho, Wo, Kh, Kw)
 
     found = watch(model, images, names, note, mean=mean, std=std)
+    if not found:
+        raise CheckpointError(f"{', '.join(names)} cannot be explored: model(x) calls none of them")
     layers = []
-    for name in names:
+    for name in filter(found.__contains__, names):
         layer, kernel, seen, result = found[name]
         channels = _largest(result, layer.groups)
         fixed = _fixed(others.get(name), channels)

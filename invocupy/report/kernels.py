@@ -30,8 +30,9 @@ class HeatMap(NamedTuple):
 def involution_layers(
     model: nn.Module, numbers: Sequence[int] | None = None, most: int | None = _LAYERS
 ) -> list[str]:
-    """Names of a model's involution layers: the given ones, or ``most`` evenly over the depth."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Involution)]
+    """Names of a model's layers for images: the given ones, or ``most`` evenly over the depth."""
+    every = ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Involution))
+    names = [name for name, module in every if module.dims == 2]  # others have no image to show
     if numbers is None:
         count = len(names) if most is None else min(most, len(names))
         return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
@@ -68,7 +69,7 @@ def heat_maps(
     Returns
     -------
     list of HeatMap
-        In the order of ``names``.
+        In the order of ``names``, of those that ``model(x)`` calls.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def heat_maps(
         return np.asarray(to_device(over_taps, "cpu"), np.float64)
 
     seen = watch(model, images, names, sums, mean=mean, std=std)
-    return [HeatMap(name, seen[name]) for name in names]
+    return [HeatMap(name, seen[name]) for name in names if name in seen]
 
 
 def watch(
@@ -97,7 +98,7 @@ def watch(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> dict[str, Noted]:
-    """Run a model on images; results of ``note(layer, x, out)`` for its involutions, by name."""
+    """Run a model on images; results of ``note(layer, x, out)`` of its involutions, by name."""
     seen = {}
 
     def noting(name: str, layer: nn.Involution) -> Callable[[Any], Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from invocupy import checkpoint, nn
+from invocupy import functional as F  # noqa: N812
 from invocupy.checkpoint import CheckpointError
 from invocupy.data import SHAPES10_MEAN, SHAPES10_STD
 from invocupy.models import SimpleModel
@@ -78,6 +79,33 @@ def test_layers_to_map() -> None:
     assert involution_layers(nn.Sequential(nn.ReLU())) == []
     with pytest.raises(ConfigError, match="involutions must be numbers below 9"):
         involution_layers(model, [9])
+
+
+class Mixed(nn.Module):
+    """Involutions of signals and of images, and one that is never called."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.start = nn.Conv2d(3, 16, 1, rng=rng)
+        self.signal = nn.Involution1d(16, rng=rng)
+        self.spare, self.image = (nn.Involution(16, rng=rng) for _ in range(2))
+        self.end = nn.Linear(16, 10, rng=rng)
+
+    def forward(self, x: Any) -> Any:
+        x = self.start(x)
+        x = F.reshape(self.signal(F.flatten(x, 2)), x.shape)
+        return self.end(F.mean(self.image(x), axis=(2, 3)))
+
+
+def test_layers_without_a_picture_are_left_out(found: Findings, tmp_path: Path) -> None:
+    fit(replace(found.config, epochs=1, limit=20), tmp_path, model=Mixed())
+    mixed = gather(tmp_path, device="cpu", model=Mixed())
+    assert [heat.layer for heat in mixed.maps] == ["image"]
+    assert mixed.explored is not None
+    assert [layer["name"] for layer in mixed.explored["layers"]] == ["image"]
+    spare = gather(tmp_path, device="cpu", model=Mixed(), involutions=[0])
+    assert spare.maps == []
+    assert spare.explored is None
 
 
 def test_settings_of_the_machine_do_not_matter_for_a_look(found: Findings, tmp_path: Path) -> None:
