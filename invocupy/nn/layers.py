@@ -342,7 +342,10 @@ class BatchNorm2d(Module):
     def observe(self, mean: Array, var: Array, count: int | Array) -> None:
         """Update the running moments by those (C,) of a batch with ``count`` values per channel."""
         if not is_cupy(count) and count == 1:
-            raise ValueError("x must have more than one value per channel in training, got one")
+            raise ValueError(
+                "x must have more than one value per channel, whose variance is taken, got one: "
+                "give larger batches, also as the last of an epoch (eval() uses running statistics)"
+            )
         if self.running_mean is None:
             return
         running = self.running_mean.data, self.running_var.data

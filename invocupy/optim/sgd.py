@@ -59,11 +59,7 @@ class Group:
         self.nesterov, self.decay_biases = nesterov, decay_biases
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if value is not None and name in _NUMBERS:
-            value = number(name, value, 0)
-        if name in _FLAGS and not isinstance(value, (bool, np.bool_, type(None))):
-            raise ValueError(f"{name} of a group must be True, False or None, got {value!r}")
-        super().__setattr__(name, value)
+        super().__setattr__(name, value if value is None else _checked(name, value))
 
 
 class SGD:
@@ -100,8 +96,8 @@ class SGD:
         For one Tensor or a module in place of an iterable of Tensors, or groups among Tensors.
     ValueError
         For no parameters, one that is given twice or was computed by an operator, options that are
-        not finite numbers >= 0 (also when they are assigned), Nesterov without momentum, a group
-        without params or with an unknown key, or a group with an lr if ``lr`` is 0.
+        not finite numbers >= 0 or flags (also when they are assigned), Nesterov without momentum, a
+        group without params or with an unknown key, or a group with an lr if ``lr`` is 0.
 
     Examples
     --------
@@ -146,9 +142,7 @@ class SGD:
         return group.lr * (self.lr / self._first_lr)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _NUMBERS:
-            value = number(name, value, 0)
-        super().__setattr__(name, value)
+        super().__setattr__(name, _checked(name, value))
 
     def zero_grad(self) -> None:
         """Set the gradients of all parameters to None."""
@@ -270,6 +264,13 @@ class SGD:
         self.velocities = list(found.values())
         for group, loaded in zip(self.groups, groups, strict=False):
             vars(group).update(vars(loaded))
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of an attribute, if it is no option or a valid one."""
+    if name in _FLAGS and not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return number(name, value, 0) if name in _NUMBERS else value
 
 
 def _groups(params: Any) -> tuple[list[Group], bool]:

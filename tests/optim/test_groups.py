@@ -76,7 +76,7 @@ def test_options_of_a_group_may_be_set() -> None:
     for name in ("lr", "momentum", "weight_decay"):
         with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got -1"):
             setattr(sgd.groups[0], name, -1)
-    with pytest.raises(ValueError, match="nesterov of a group must be True, False or None, got 1"):
+    with pytest.raises(ValueError, match="nesterov must be True or False, got 1"):
         sgd.groups[0].nesterov = 1  # type: ignore[assignment]
 
 

@@ -75,6 +75,9 @@ def test_sgd_refuses() -> None:
         optim.SGD([], 0.1)
     with pytest.raises(ValueError, match="lr must be a finite number >= 0"):
         optim.SGD([p], -1)
+    for name in ("nesterov", "decay_biases"):
+        with pytest.raises(ValueError, match=f"{name} must be True or False, got 'false'"):
+            optim.SGD([p], 0.1, 0.9, **{name: "false"})
     with pytest.raises(ValueError, match="nesterov needs a momentum"):
         optim.SGD([p], 0.1, nesterov=True)
     for grad in (np.ones(3, np.float32), np.ones((2, 3))):
