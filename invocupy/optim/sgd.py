@@ -59,6 +59,8 @@ class Group:
         self.nesterov, self.decay_biases = nesterov, decay_biases
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "params" and hasattr(self, name):
+            raise AttributeError("params of a group cannot be replaced: create another SGD")
         super().__setattr__(name, value if value is None else _checked(name, value))
 
 
@@ -74,7 +76,7 @@ class SGD:
     params : iterable of Parameter, or of dict
         Any Tensors that no operator computed; those without a gradient are skipped. Or groups:
         dicts with ``"params"`` and, optionally, values of their own for the options below. The
-        attribute ``groups`` is a list of :class:`Group`.
+        attribute ``groups`` is a tuple of :class:`Group`.
     lr, momentum, weight_decay : float
         Attributes that may be changed between steps. They are stored as Python floats, so that
         parameters keep their dtype. Setting ``lr`` changes the rates of all groups by the same
@@ -114,12 +116,13 @@ class SGD:
         self, params: Iterable[Tensor], lr: float, momentum: float = 0.0,
         weight_decay: float = 0.0, nesterov: bool = False, decay_biases: bool = True,
     ) -> None:  # fmt: skip
-        self.groups, self._grouped = _groups(params)
-        self.params = [parameter for group in self.groups for parameter in group.params]
+        groups, self._grouped = _groups(params)
+        self.groups = tuple(groups)  # each parameter has its velocity by its place
+        self.params = tuple(parameter for group in groups for parameter in group.params)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
         self.nesterov, self.decay_biases = nesterov, decay_biases
         self._first_lr = self.lr
-        for group in self.groups:
+        for group in groups:
             self.rate(group)
             if self._of(group, "nesterov") and not self._of(group, "momentum"):
                 raise ValueError("nesterov needs a momentum > 0")

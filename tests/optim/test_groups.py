@@ -76,6 +76,10 @@ def test_options_of_a_group_may_be_set() -> None:
     for name in ("lr", "momentum", "weight_decay"):
         with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got -1"):
             setattr(sgd.groups[0], name, -1)
+    with pytest.raises(AttributeError, match="params of a group cannot be replaced: create"):
+        sgd.groups[0].params = ()  # it would go on with the others
+    with pytest.raises(TypeError, match="tuple"):
+        sgd.groups[0] = sgd.groups[1]  # type: ignore[index]
     with pytest.raises(ValueError, match="nesterov must be True or False, got 1"):
         sgd.groups[0].nesterov = 1  # type: ignore[assignment]
 
