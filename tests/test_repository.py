@@ -47,7 +47,7 @@ def test_workflows_name_parts_that_exist(name: str) -> None:
 def test_an_unknown_part_is_refused() -> None:
     done = subprocess.run([ROOT / ".ci" / "run", "tets"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "no part tets; there are train test lint" in done.stderr
+    assert "no part tets; there are train test gpu" in done.stderr
 
 
 def test_the_address_of_the_repository_is_not_filled_in() -> None:
