@@ -44,6 +44,8 @@ _GROUPS = 8  # shown of a layer
 _COLUMNS = 8  # of images
 _TILE = 0.92  # side of an image in units of its place
 _LONGEST = 20  # characters of a name
+_CONFUSION = 20  # inches of a confusion matrix at most: memory grows with the square
+_NAMED = 150  # classes of one with names and counts; for more they would be too small to read
 
 
 class Picture(NamedTuple):
@@ -196,21 +198,26 @@ def _confusion(found: Findings) -> Picture:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [_short(name) for name in found.classes]
     right = [f"{name}  {share:.0%}" for name, share in zip(names, shares.diagonal(), strict=True)]
-    side = 2.2 + 0.5 * len(names)
+    cell = min(0.5, _CONFUSION / len(names))  # in inches, as the side
+    side, scale = 2.2 + cell * len(names), cell / 0.5
     figure = _figure(side + 0.6, side)
     axes = figure.subplots()
     axes.grid(visible=False)
     # from transparent, so that it is right on light and dark
     blues = LinearSegmentedColormap.from_list("blues", [BLUE + "08", BLUE])
     axes.imshow(shares, cmap=blues, vmin=0, vmax=1)
-    for i, j in np.argwhere(counts):
-        colour = "white" if shares[i, j] > 0.85 else INK
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), right)
-    axes.set(xlabel="the model's answer", ylabel="true class, and the share of it that is right")
+    axis = "true class"
+    if len(names) <= _NAMED:
+        axis += ", and the share of it that is right"
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9 * scale}
+        for i, j in np.argwhere(counts):
+            colour = "white" if shares[i, j] > 0.85 else INK
+            axes.text(j, i, str(counts[i, j]), color=colour, **middle)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), right)
+    axes.set(xlabel="the model's answer", ylabel=axis)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=10 * scale)
     return Picture(
         "confusion",
         f"{found.accuracy:.2%} of {found.images:,} test images are right",

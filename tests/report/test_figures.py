@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from invocupy.cli import main
@@ -66,6 +67,16 @@ def test_the_backend_of_a_notebook_is_not_needed(tmp_path: Path, backend: str) -
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").exists()
     assert (done.stdout == "agg\n") or backend != "agg"
+
+
+@pytest.mark.parametrize("classes", [40, 400])
+def test_many_classes_have_a_place(bare: Findings, tmp_path: Path, classes: int) -> None:
+    """The memory of a picture does not grow with the classes."""
+    counts = np.arange(classes**2).reshape(classes, classes) % 997 == 0
+    names = tuple(f"number {i}" for i in range(classes))
+    files = draw(bare._replace(classes=names, confusion=counts.astype(int)), tmp_path)
+    with Image.open(files[1]) as image:
+        assert 1000 < max(image.size) < 3000
 
 
 def test_pictures_of_a_bare_run(bare: Findings, tmp_path: Path) -> None:
