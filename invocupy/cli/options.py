@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -97,15 +97,17 @@ def add_run(parser: Parser, data: bool = True) -> None:
 def model_from(given: str | None) -> Any:
     """The model that ``MODULE:FUNCTION`` creates; None if none is given."""
     from invocupy.train import ConfigError
+    from invocupy.train.evaluation import check_model
 
     if given is None:
         return None
     module, _, name = given.partition(":")
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  (as python -m does, and import compares texts)
     try:
-        make = getattr(import_module(module), name)
-        model = make()
-    except Exception as error:
+        with redirect_stdout(sys.stderr):  # what they print is no result
+            model = getattr(import_module(module), name)()
+        check_model(model)
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"model-from must be MODULE:FUNCTION, a function that creates the model, got {given} "
             f"({type(error).__name__}: {one_line(error)})"

@@ -163,9 +163,11 @@ def _read(
 def data_path(path: AnyPath) -> Path:
     """A path from settings or the environment, with ``~`` expanded."""
     try:
-        return expand(path)
+        found = expand(path)
+        found.exists()  # as pathlib's other questions, it may fail for a name that is too long
     except OSError as error:
         raise DataError(f"{os.fspath(path)} {error.strerror}") from error
+    return found
 
 
 def data_folder() -> Path:

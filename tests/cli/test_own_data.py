@@ -24,7 +24,11 @@ MODEL = """
 from invocupy import nn
 
 def make():
+    print("no JSON")
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GlobalAvgPool2d(), nn.Linear(4, 10))
+
+def leave():
+    raise SystemExit(0)
 
 def broken():
     raise RuntimeError("two\\nlines")
@@ -139,6 +143,8 @@ def test_a_model_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
         ("mine:other", "AttributeError: .* has no attribute 'other'"),
         ("nobody:make", "ModuleNotFoundError"),
         ("mine:broken", "RuntimeError: two lines"),
+        ("mine:leave", "SystemExit: 0"),
+        ("builtins:dict", "TypeError: model must be a module such as .* got dict"),
     ):
         assert re.search(words, fails(capsys, 2, "evaluate", "run", "--model-from", given))
 

@@ -233,3 +233,10 @@ def test_the_archive_of_the_python_version_is_told(tmp_path: Path) -> None:
     members = [plain("cifar-10-batches-py/data_batch_1", b"pickle")]
     path = make_archive(tmp_path / "cifar-10-python.tar.gz", members)
     refuse(path, "the Python version: download the binary version", "cifar-10-binary.tar.gz")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, ""])
+def test_a_path_that_no_folder_can_have(name: str) -> None:
+    for read in (data.cifar10, lambda root: data.image_folder(root, True, 8)):
+        with pytest.raises(DataError, match=r"too long|cannot be empty"):
+            read(name)
