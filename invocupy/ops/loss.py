@@ -171,6 +171,8 @@ def cross_entropy(
             counts: Any = kept if own is None else own if kept is None else own * kept
             divisor = counts.sum(dtype=exact)
     with np.errstate(invalid="ignore"):
+        if counted and own is not None:  # labels of weight 0 do not count, smoothed or not
+            each = each * (divisor != 0)
         value = each.sum() / divisor if reduction != "none" else each.reshape(_labelled(logits))
 
     def scaled(grad: Array, result: Any) -> Any:
@@ -179,7 +181,7 @@ def cross_entropy(
         grad = grad.reshape(len(log_p), 1, log_p.shape[2]) if reduction == "none" else grad
         if kept is not None:
             result = masked(result, kept[:, None])
-        result *= grad / (xp.where(divisor == 0, 1, divisor) if counted else divisor)
+        result *= grad / (xp.where(divisor == 0, np.inf, divisor) if counted else divisor)
         return result.reshape(logits.shape)
 
     def vjp(grad: Array) -> Any:

@@ -112,15 +112,16 @@ def test_one_hot_floats_are_labels() -> None:
 
 def test_where_no_label_counts(xp: ModuleType) -> None:
     """NaN without a warning, and no gradient, as in PyTorch; whatever the logits are."""
-    for data, options in (
-        ([[np.nan, np.inf], [1.0, 2.0]], {}), ([[1.0, 2.0], [3.0, 1.0]], {"weight": [1.0, 0.0]}),
+    weighed = [[1.0, 2.0], [3.0, 1.0]], {"weight": [1.0, 0.0]}
+    for data, options, smoothing in (
+        ([[np.nan, np.inf], [1.0, 2.0]], {}, 0.0), (*weighed, 0.0), (*weighed, 0.1),
     ):  # fmt: skip
         labels = xp.asarray([1, 1] if options else [-100, -100])
         given = {name: xp.asarray(value) for name, value in options.items()}
         x = Tensor(xp.asarray(data), requires_grad=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "invalid value", RuntimeWarning, "invocupy.ops.loss")
-            loss = F.cross_entropy(x, labels, **given)
+            loss = F.cross_entropy(x, labels, smoothing, **given)
             loss.backward()
         assert np.isnan(loss.item())
         assert host(x.grad).tolist() == [[0, 0], [0, 0]]
