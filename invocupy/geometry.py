@@ -10,7 +10,6 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -169,8 +168,7 @@ def _explained(
     return error
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """All sizes of one involution in 1, 2 or 3 spatial dimensions, checked.
 
     Build it with :meth:`of`, which raises ``ValueError`` for shapes and options that do not fit
@@ -322,8 +320,8 @@ _RECORDS = {dims: np.dtype([("", np.int32)] * (3 + 6 * dims)) for dims in (2, 3)
 @lru_cache(maxsize=512)
 def _lifted(g: Geometry, dims: int) -> Geometry:
     one, zero = ((number,) * (dims - g.dims) for number in (1, 0))
-    return replace(
-        g, size=one + g.size, kernel=one + g.kernel, out=one + g.out, stride=one + g.stride,
+    return g._replace(
+        size=one + g.size, kernel=one + g.kernel, out=one + g.out, stride=one + g.stride,
         padding=zero + g.padding, dilation=one + g.dilation,
     )  # fmt: skip
 

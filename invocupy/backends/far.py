@@ -11,7 +11,6 @@ the sizes of the arrays, for any options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple, TypeAlias
 
@@ -200,8 +199,8 @@ def _near(g: Geometry, same: bool = False) -> Near | None:
             padding[i] = (kernel[i] - 1) // 2 * dilation[i]
         else:
             size[i], stride[i], padding[i], dilation[i] = len(axis.places), kernel[i], 0, 1
-    near = replace(
-        g, size=tuple(size), kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
+    near = g._replace(
+        size=tuple(size), kernel=tuple(kernel), stride=tuple(stride), padding=tuple(padding),
         dilation=tuple(dilation),
     )  # fmt: skip
     return Near(g, near, axes)

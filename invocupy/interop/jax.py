@@ -8,7 +8,6 @@ nesting. ``vmap`` makes one call for all mapped images together.
 # ruff: noqa: E402 (the library is asked for before it is imported)
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -102,7 +101,7 @@ def _primitive(name: str) -> Any:
             for x, axis in zip(operands, axes, strict=True)
         ]
         flat = [x.reshape(count * sizes.batch, *x.shape[2:]) for x in whole]
-        out = primitive.bind(*flat, sizes=replace(sizes, batch=count * sizes.batch))
+        out = primitive.bind(*flat, sizes=sizes._replace(batch=count * sizes.batch))
         return out.reshape(count, *_shape(name, sizes)), 0
 
     primitive.def_impl(call)
