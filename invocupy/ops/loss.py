@@ -170,9 +170,12 @@ def cross_entropy(
         if counted := bool(reduction == "mean" and count and not (own is kept is None)):
             counts: Any = kept if own is None else own if kept is None else own * kept
             divisor = counts.sum(dtype=exact)
-    with np.errstate(invalid="ignore"):
-        if counted and own is not None:  # labels of weight 0 do not count, smoothed or not
-            each = each * (divisor != 0)
+    if counted:
+        with np.errstate(invalid="ignore"):
+            if own is not None:  # labels of weight 0 do not count, smoothed or not
+                each = each * (divisor != 0)
+            value = each.sum() / divisor
+    else:
         value = each.sum() / divisor if reduction != "none" else each.reshape(_labelled(logits))
 
     def scaled(grad: Array, result: Any) -> Any:
@@ -263,13 +266,13 @@ def _kept(labels: Array, shape: tuple[int, ...], classes: int, ignored: int | No
 
     On the GPU the look at the labels would wait for the device in every step.
     """
+    on_host, outside = not is_cupy(labels), ignored is None or not 0 <= ignored < classes
+    if on_host and outside and (not labels.size or 0 <= labels.min() <= labels.max() < classes):
+        return None  # nearly always, so the rest is not even looked at
     limits = np.iinfo(labels.dtype)
     if ignored is not None and not limits.min <= ignored <= limits.max:
         ignored = None
-    if not is_cupy(labels):
-        inside = not labels.size or (labels.min() >= 0 and labels.max() < classes)
-        if inside and not (ignored is not None and 0 <= ignored < classes):
-            return None
+    if on_host:
         wrong = (labels < 0) | (labels >= classes)
         if ignored is not None:
             wrong &= labels != ignored
