@@ -31,9 +31,8 @@ Noted: TypeAlias = tuple[ref[Any], Callable[..., Any], int, bytes]
 def detect_in_place(on: bool = True) -> None:
     """Switch on or off the check in ``backward`` for arrays that were edited in place.
 
-    It takes some microseconds for each operator: less than one percent of the training step of a
-    convolutional network, and up to 5 percent of a step that takes less than a millisecond. CuPy
-    arrays are not checked; of a NumPy array with more than 256 elements, about 16 elements are.
+    It takes less than one percent of a training step, up to 5 of one that is shorter than 1 ms.
+    CuPy arrays are not checked; of a NumPy array with more than 256 elements, about 16 are.
 
     Parameters
     ----------
