@@ -282,7 +282,13 @@ def run(op: Callable[..., Result], operands: Any, options: dict[str, Any]) -> An
         plain.append(operand)
     if on_tape and options.get("out") is not None:
         raise TypeError("out works with plain arrays only: the tape may still need its old content")
-    value, vjps = memory.patiently(op, *plain, **options)
+    try:
+        value, vjps = memory.patiently(op, *plain, **options)
+    except AttributeError:  # a number, or None, has no shape
+        for place, operand in enumerate(plain):
+            if operand is None or isinstance(operand, Number):
+                raise arrays.no_array(_name(op, place), operand) from None
+        raise
     if not on_tape:
         return value
     result = Tensor(value)
@@ -316,15 +322,17 @@ def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> 
     # NumPy would accept some of them in some operators, and Python would concatenate two by "+".
     known = operand is None or arrays.is_cupy(operand) or isinstance(operand, _PLAIN)
     if not known or isinstance(operand, np.ma.MaskedArray):
-        name, *others = inspect.signature(op).parameters.values()
-        if name.kind is not name.VAR_POSITIONAL:
-            name = (name, *others)[place]
-        raise arrays.no_array(name.name, operand)
+        raise arrays.no_array(_name(op, place), operand)
     if not isinstance(operand, np.generic):  # a matrix would multiply as one
         return Tensor(operand).data if isinstance(operand, np.matrix) else operand
     # NumPy's own scalars would promote an array of float32 to float64; Python's do not.
     beside = any(hasattr(item, "dtype") and not isinstance(item, np.generic) for item in operands)
     return operand.item() if beside else np.asarray(operand)
+
+
+def _name(op: Callable[..., Result], place: int) -> str:
+    name, *others = inspect.signature(op).parameters.values()
+    return (name if name.kind is name.VAR_POSITIONAL else (name, *others)[place]).name
 
 
 def _plain_index(index: Any, x: Any) -> Any:

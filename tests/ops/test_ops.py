@@ -147,3 +147,24 @@ def test_empty_batch(name: str, shapes: Any, options: Any, xp: ModuleType) -> No
         grad = partial(xp.ones_like(value))
         assert grad.shape == array.shape
         assert not grad.any()
+
+
+@pytest.mark.parametrize("given", [2.5, True, None])
+@pytest.mark.parametrize("name", sorted({row.name for row in ROWS} & set(functional.__all__)))
+def test_what_is_no_array_is_refused(name: str, given: Any) -> None:
+    """Or is a number where operators compute with numbers, as in ``add(1, 2)``."""
+    for others in ((), (given,), (np.ones(2),)):
+        try:
+            value = getattr(functional, name)(given, *others)
+        except (TypeError, ValueError):
+            continue
+        assert given is not None
+        assert np.ndim(value) <= 1
+
+
+def test_a_number_in_the_place_of_an_array_is_named() -> None:
+    for call in (functional.mean, functional.transpose, functional.flatten, functional.max):
+        with pytest.raises(TypeError, match=r"^x must be a NumPy or CuPy array, got float"):
+            call(2.5)
+    with pytest.raises(TypeError, match=r"^b must be a NumPy or CuPy array, got NoneType"):
+        functional.matmul(Tensor([[1.0]]), None)
