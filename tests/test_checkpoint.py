@@ -362,7 +362,9 @@ def test_kill_9_while_writing_never_harms(tmp_path: Path) -> None:
         ) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline()  # it is in its loop
-            time.sleep(rng.uniform(0, 0.03))
+            start = time.perf_counter()
+            assert writer.stdout.readline()
+            time.sleep(rng.uniform(0, time.perf_counter() - start))  # as long as one save takes
             writer.kill()
             told = [int(line) for line in writer.stdout.read().split()[:-1]]
         arrays, info = checkpoint.load(path)
