@@ -22,6 +22,15 @@ def one_line(error: BaseException) -> str:
     """
     text = getattr(error, "strerror", None) or str(error)
     text = " ".join(text.split())[:_LONGEST] or type(error).__name__
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text with ``?`` in the place of control characters and lone surrogates.
+
+    >>> printable("a\\tb\\x1b[2J")
+    'a?b?[2J'
+    """
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

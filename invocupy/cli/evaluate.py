@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from invocupy.cli.options import Commands, add_run, bar, command, model_from, tell
+from invocupy.messages import printable
 
 
 def add(commands: Commands) -> None:
@@ -37,8 +38,8 @@ def _run(arguments: argparse.Namespace) -> int:
         f"{about.dataset}, {arguments.checkpoint} checkpoint (epoch {len(history)})",
         "confusion matrix; rows: true class and its accuracy; columns, same order: predicted class",
     ]
+    shown = [map(printable, names), ["     -" if s is None else f"{s:6.1%}" for s in shares]]
     width = max(map(len, names))
-    for name, share, counts in zip(names, shares, confusion, strict=True):
-        text = "     -" if share is None else f"{share:6.1%}"
-        lines.append(" ".join([f"{name:>{width}} {text}", *(f"{count:5}" for count in counts)]))
+    for name, share, counts in zip(*shown, confusion, strict=True):
+        lines.append(" ".join([f"{name:>{width}} {share}", *(f"{count:5}" for count in counts)]))
     return tell(arguments, result, *lines)

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from invocupy.messages import did_you_mean, one_line
+from invocupy.messages import did_you_mean, one_line, printable
 from invocupy.paths import expand
 
 
@@ -170,10 +170,13 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def table(rows: Sequence[Sequence[str]], align: str) -> str:
     """Rows of text as lines with aligned columns; ``align`` has ``<`` or ``>`` for each column.
 
+    Names of classes and files may hold anything: what a terminal would obey is not printed.
+
     >>> print(table([("a", "1"), ("bcd", "23")], "<>"))
     a     1
     bcd  23
     """
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(align, widths, strict=True))
     return "\n".join(line.format(*row).rstrip() for row in rows)

@@ -18,6 +18,7 @@ import numpy as np
 from invocupy.arrays import Array
 from invocupy.atomic import write_atomically
 from invocupy.extras import require
+from invocupy.messages import printable
 from invocupy.paths import AnyPath, expand
 from invocupy.report.explorer import coloured
 from invocupy.report.findings import Findings, Shots
@@ -289,4 +290,4 @@ def _tile(
 def _short(name: str) -> str:
     """A short name for a caption, without control characters and surrogates."""
     name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    return printable(name)

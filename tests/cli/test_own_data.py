@@ -59,6 +59,25 @@ def colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("colours")
 
 
+def test_names_that_a_terminal_would_obey(
+    colours: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stay in the run and in JSON, and are printed without what they command."""
+    name = "sky\x1b[2J\tblue\n"
+    for part in ("train", "test"):
+        (colours / part / "sky").rename(colours / part / name)
+    assert main([*FOLDER, "--out", "run", "--json"]) == 0
+    capsys.readouterr()
+    image = str(next((colours / "test" / name).iterdir()))
+    for command in (["evaluate", "run"], ["predict", "run", image]):
+        assert main(command) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any("sky?[2J?blue?" in line for line in lines)
+        assert all(line.isprintable() for line in lines)
+        assert main([*command, "--json"]) == 0
+        assert json.dumps(name) in capsys.readouterr().out
+
+
 def test_three_coloured_folders(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*FOLDER, "--validation", "0.2", "--out", "run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
