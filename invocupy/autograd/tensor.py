@@ -286,8 +286,9 @@ def run(op: Callable[..., Result], operands: Any, options: dict[str, Any]) -> An
         value, vjps = memory.patiently(op, *plain, **options)
     except AttributeError:  # a number, or None, has no shape
         for place, operand in enumerate(plain):
-            if operand is None or isinstance(operand, Number):
-                raise arrays.no_array(_name(op, place), operand) from None
+            missing = operand is None and _parameter(op, place).default is not None
+            if missing or isinstance(operand, Number):
+                raise arrays.no_array(_parameter(op, place).name, operand) from None
         raise
     if not on_tape:
         return value
@@ -322,7 +323,7 @@ def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> 
     # NumPy would accept some of them in some operators, and Python would concatenate two by "+".
     known = operand is None or arrays.is_cupy(operand) or isinstance(operand, _PLAIN)
     if not known or isinstance(operand, np.ma.MaskedArray):
-        raise arrays.no_array(_name(op, place), operand)
+        raise arrays.no_array(_parameter(op, place).name, operand)
     if not isinstance(operand, np.generic):  # a matrix would multiply as one
         return Tensor(operand).data if isinstance(operand, np.matrix) else operand
     # NumPy's own scalars would promote an array of float32 to float64; Python's do not.
@@ -330,9 +331,9 @@ def _plain(op: Callable[..., Result], operands: tuple[Any, ...], place: int) -> 
     return operand.item() if beside else np.asarray(operand)
 
 
-def _name(op: Callable[..., Result], place: int) -> str:
-    name, *others = inspect.signature(op).parameters.values()
-    return (name if name.kind is name.VAR_POSITIONAL else (name, *others)[place]).name
+def _parameter(op: Callable[..., Result], place: int) -> inspect.Parameter:
+    first, *others = inspect.signature(op).parameters.values()
+    return first if first.kind is first.VAR_POSITIONAL else (first, *others)[place]
 
 
 def _plain_index(index: Any, x: Any) -> Any:
