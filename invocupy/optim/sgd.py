@@ -69,7 +69,7 @@ class SGD:
 
     ``d = grad + weight_decay * p``; with momentum ``v = momentum * v + d`` (``v = d`` at the first
     step) and ``d = d + momentum * v`` (Nesterov) or ``d = v``; then ``p = p - lr * d``. New arrays
-    replace the old ones, which are not modified (but see ``rates``).
+    replace the old ones, which are not modified (but see ``numbers``).
 
     Parameters
     ----------
@@ -88,9 +88,10 @@ class SGD:
 
     Attributes
     ----------
-    rates : CuPy array (groups,) of float64, optional
-        For steps that a CUDA graph replays: if it is set, a step reads the rate of each group from
-        it instead of ``lr``, and updates the arrays of parameters and velocities in place.
+    numbers : CuPy array (groups, 3) of float64, optional
+        For steps that a CUDA graph replays: if it is set, a step reads rate, momentum and weight
+        decay of each group from it, and updates the arrays of parameters and velocities in place.
+        They are the first part of :meth:`options`; a graph depends on the second.
 
     Raises
     ------
@@ -127,7 +128,7 @@ class SGD:
             if self._of(group, "nesterov") and not self._of(group, "momentum"):
                 raise ValueError("nesterov needs a momentum > 0")
         self.velocities: list[Array | None] = [None] * len(self.params)
-        self.rates: Array | None = None
+        self.numbers: Array | None = None
 
     def _of(self, group: Group, option: str) -> Any:
         own = getattr(group, option)
@@ -143,6 +144,16 @@ class SGD:
                 "and all rates by the same factor"
             )
         return group.lr * (self.lr / self._first_lr)
+
+    def options(self, group: Group) -> tuple[tuple[float, float, float], tuple[bool, bool, bool]]:
+        """Rate, momentum and weight decay of a group now; and which steps it takes.
+
+        The latter are whether there is a momentum, ``nesterov`` and ``decay_biases``.
+        """
+        momentum, decay, nesterov, biases = (
+            self._of(group, name) for name in ("momentum", "weight_decay", *_FLAGS)
+        )
+        return (self.rate(group), momentum, decay), (momentum != 0, bool(nesterov), bool(biases))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, _checked(name, value))
@@ -172,10 +183,11 @@ class SGD:
                         f"{kind} of parameter {i} must have its shape and dtype, "
                         f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
                     )
-            decays = parameter.ndim > 1 or self._of(group, "decay_biases")
-            decay = self._of(group, "weight_decay") if decays else 0.0
+            decay = 0.0
+            if parameter.ndim > 1 or self._of(group, "decay_biases"):
+                decay = self._of(group, "weight_decay") if self.numbers is None else 1.0
             options = self._of(group, "momentum"), bool(self._of(group, "nesterov"))
-            rate = self.rate(group) if self.rates is None else place
+            rate = self.rate(group) if self.numbers is None else place
             together = backends.of("sgd", data), rate, *options
             moving.setdefault(together, []).append((i, decay))
         for (backend, rate, momentum, nesterov), chosen in moving.items():
@@ -186,7 +198,7 @@ class SGD:
                 [p.grad for p in params],
                 [self.velocities[i] for i in numbers],
                 decays,
-                lr=rate if self.rates is None else self.rates[rate : rate + 1],
+                lr=rate if self.numbers is None else self.numbers[rate],
                 momentum=momentum,
                 nesterov=nesterov,
             )

@@ -19,7 +19,6 @@ from invocupy.settings import flag
 from invocupy.train.evaluation import logits_of
 from invocupy.train.run import Run
 
-_OPTIONS = "momentum", "weight_decay", "nesterov", "decay_biases"
 _CHANGES = 3  # of options that graphs depend on; after more, steps run without graphs
 
 
@@ -89,10 +88,10 @@ class _Shape:
 class GraphSteps(Steps):
     """Each part of a step is recorded at the second batch of a shape; later steps only launch it.
 
-    Parameters, velocities, running statistics and averages keep their memory; learning rates and
-    the share of the averages are numbers on the device. An array that replaces one of them between
-    two parts of a step is copied into it. If something cannot be recorded, one warning says why,
-    and the run continues without graphs.
+    Parameters, velocities, running statistics and averages keep their memory; learning rates,
+    momenta, weight decay and the share of the averages are numbers on the device. An array that
+    replaces one of them between two parts of a step is copied into it. If something cannot be
+    recorded, one warning says why, and the run continues without graphs.
     """
 
     def __init__(self, run: Run, batches: Batches) -> None:
@@ -123,15 +122,15 @@ class GraphSteps(Steps):
                 holder.fixed = True
             holder.data = holder.data.copy()
             self.holders[id(holder)] = holder, holder.data
-        self.written = [0.0] * len(run.optimiser.groups)
-        run.optimiser.rates = xp.zeros(len(self.written), np.float64)
+        self.written = np.zeros((len(run.optimiser.groups), 3))
+        run.optimiser.numbers = xp.zeros(self.written.shape, np.float64)
         kinds = {a.dtype for a in run.average.arrays.values() if a.dtype.kind == "f"}
         self.shares = {kind: xp.zeros((), kind) for kind in kinds}
         self.share = 0.0
 
     def loosen(self) -> None:
         """Undo :meth:`fix`."""
-        self.run.optimiser.rates = None
+        self.run.optimiser.numbers = None
         for holder, _ in self.holders.values():
             if isinstance(holder, nn.Buffer):
                 holder.fixed = False
@@ -153,7 +152,7 @@ class GraphSteps(Steps):
     def look(self) -> None:
         optimiser = self.run.optimiser
         found = [
-            *([getattr(one, name) for name in _OPTIONS] for one in (optimiser, *optimiser.groups)),
+            *(optimiser.options(group)[1] for group in optimiser.groups),
             [parameter.requires_grad for parameter in optimiser.params],
             *map(_plain, self.run.model.modules()),
         ]
@@ -185,11 +184,10 @@ class GraphSteps(Steps):
     def update(self) -> None:
         self.settle()
         optimiser, average = self.run.optimiser, self.run.average
-        for i, group in enumerate(optimiser.groups):
-            rate = optimiser.rate(group)
-            if rate != self.written[i]:
-                optimiser.rates[i : i + 1].fill(rate)  # type: ignore[index]
-                self.written[i] = rate
+        now = np.array([optimiser.options(group)[0] for group in optimiser.groups])
+        for place in np.argwhere(now != self.written).tolist():
+            optimiser.numbers[*place, None].fill(now[*place])  # type: ignore[index]
+        self.written = now
         share = average.share(self.run.done)
         if share != self.share:
             for array in self.shares.values():

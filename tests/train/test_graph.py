@@ -192,6 +192,22 @@ def test_hooks(change: Any, tmp_path: Path) -> None:
     assert differences(tmp_path, config, before_update=hook(change)) == []
 
 
+def numbers(count: int, model: Any, sgd: Any) -> None:
+    body, head = sgd, sgd.groups[0]
+    body.momentum, body.weight_decay, head.lr = 0.9 / (1 + count % 3), 0.01 * count, 0.02 / count
+    head.weight_decay = None if count % 2 else 0.5
+
+
+def test_numbers_of_the_optimiser_that_change_in_each_step(
+    cp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The graphs read them: none is recorded again."""
+    sizes = launches(cp, monkeypatch)
+    assert differences(tmp_path, HEAD, before_update=hook(numbers), model=layers) == []
+    assert len(sizes) == 2 * 7
+    assert not recwarn.list
+
+
 def test_layers_that_change_between_epochs(tmp_path: Path) -> None:
     def make() -> Any:
         def after_epoch(model: Any, row: Any) -> None:
@@ -307,15 +323,13 @@ def test_where_there_is_no_graph(
 # Mistakes: each must be seen, by the name of what is wrong.
 
 
-def test_a_learning_rate_of_the_host_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_of_the_host_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = optim.SGD.step
 
     def by_value(self: Any) -> None:
-        self.rates, before = None, self.rates
+        self.numbers, before = None, self.numbers
         step(self)
-        self.rates = before
+        self.numbers = before
 
     monkeypatch.setattr(optim.SGD, "step", by_value)
     assert "model.head.0.weight" in differences(tmp_path, HEAD)

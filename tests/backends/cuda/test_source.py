@@ -184,21 +184,35 @@ def test_mistakes_in_a_product(bug: tuple[str, str], found: str) -> None:
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, True)])
 def test_sgd_in_place(dtype: str, momentum: float, nesterov: bool) -> None:
-    """With a rate on the device: the same bits, in the arrays that were given."""
+    """With its numbers on the device: the same bits, in the arrays that were given."""
+    assert step_in_place(host.Machine(), dtype, momentum, nesterov)
+
+
+def step_in_place(machine: host.Machine, dtype: str, momentum: float, nesterov: bool) -> bool:
+    """Whether a step with numbers on the device has the bits of one with those of the host."""
     sizes = ((3, 5), (), (0, 2), (33, 50), (513,)) * 4
     inputs = cases.sgd(dtype, sizes, momentum=momentum).inputs
     params, grads, velocities = (inputs[i * len(sizes) : (i + 1) * len(sizes)] for i in range(3))
-    decays, options = [0.01] * len(sizes), {"momentum": momentum, "nesterov": nesterov}
-    update = cases.sgd_device.update
-    with host.installed(host.Machine().compile):
-        wanted = update(params, grads, velocities, decays, lr=0.1, **options)
-        found = update(params, grads, velocities, decays, lr=np.array([0.1]), **options)
+    arrays, factors = (params, grads, velocities), [float(i % 3 > 0) for i in range(len(sizes))]
+    numbers, update = np.array([0.1, momentum, 0.02]), cases.sgd_device.update
+    with host.installed(machine.compile):
+        decays = [0.02 * factor for factor in factors]
+        wanted = update(*arrays, decays, lr=0.1, momentum=momentum, nesterov=nesterov)
+        any_momentum = 0.25 * (momentum > 0)
+        found = update(*arrays, factors, lr=numbers, momentum=any_momentum, nesterov=nesterov)
     assert all(new is old for new, old in zip(found[0], params, strict=True))
     for new, old, right in zip(found[1], velocities, wanted[1], strict=True):
         assert old is None or new is old
         assert (new is None) == (right is None)
-    for new, right in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
-        assert right is None or new.tobytes() == right.tobytes()
+    pairs = zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True)
+    return all(right is None or new.tobytes() == right.tobytes() for new, right in pairs)
+
+
+@pytest.mark.parametrize("number", ["lr", "momentum", "factor"])
+def test_a_number_that_is_not_read_from_the_device_is_found(number: str) -> None:
+    place = ["lr", "momentum", "factor"].index(number)
+    bug = f"{number} = ACCUM(numbers[{place}]);", f"{number} *= 2;"
+    assert not step_in_place(host.Machine(replacements=(bug,)), "float32", 0.9, nesterov=True)
 
 
 def test_running_statistics_in_place() -> None:

@@ -20,12 +20,13 @@ def update(
     params: Sequence[Array], grads: Sequence[Array], velocities: Sequence[Array | None],
     decays: Sequence[float], *, lr: float | Array, momentum: float, nesterov: bool,
 ) -> tuple[list[Array], list[Array | None]]:  # fmt: skip
-    """If ``lr`` is an array (1,) of float64 on the device, results overwrite the given arrays.
+    """If ``lr`` is an array (3,) of float64 on the device, results overwrite the given arrays.
 
-    Parameters and given velocities must then be contiguous.
+    It holds the rate, the momentum and the decay; ``decays`` are then factors of that, and
+    ``momentum`` only says whether there is one. Parameters and given velocities must be contiguous.
     """
     fixed = not isinstance(lr, (int, float))
-    rate = (lr, 0.0) if fixed else (None, float(lr))
+    numbers = (lr, 0.0, 0.0) if fixed else (None, float(lr), float(momentum))
     new_params: list[Array] = []
     new_velocities: list[Array | None] = []
     kinds: dict[Any, list[tuple[Any, ...]]] = {}
@@ -56,5 +57,5 @@ def update(
             few += [_NOTHING] * (_TOGETHER - len(few))
             args = (argument for one in few for argument in one)
             threads = blocks * cuda.BLOCK
-            cuda.launch("sgd/update", macros, threads, *args, *rate, float(momentum))
+            cuda.launch("sgd/update", macros, threads, *args, *numbers)
     return new_params, new_velocities

@@ -6,8 +6,9 @@
 //     to = p - lr * (move + momentum * velocity if NESTEROV, else velocity)
 //
 // Without MOMENTUM, velocity is move and is not stored; without `old` (the first step) it is move.
-// A block updates BLOCK * EACH consecutive elements of one array. With `rate`, lr is *rate, which a
-// CUDA graph reads anew at each launch.
+// A block updates BLOCK * EACH consecutive elements of one array. With `numbers`, those are lr,
+// momentum and decay, which a CUDA graph reads anew at each launch; the `decay` of an array is then
+// the factor of the last.
 
 struct Array {
     const SCALAR *p, *grad, *old;
@@ -38,14 +39,20 @@ __device__ __forceinline__ void update_one(const Array& a, long long begin, ACCU
     const SCALAR *p##k, const SCALAR *grad##k, const SCALAR *old##k, SCALAR *to##k,                  \
         SCALAR *velocity##k, ACCUM decay##k, long long size##k,
 
-KERNEL(BLOCK) update(EVERY(PARAMETERS) const double* rate, ACCUM given, ACCUM momentum)
+KERNEL(BLOCK) update(EVERY(PARAMETERS) const double* numbers, ACCUM lr, ACCUM momentum)
 {
-    const ACCUM lr = rate ? ACCUM(*rate) : given;
+    ACCUM factor = 1;
+    if (numbers) {
+        lr = ACCUM(numbers[0]);
+        momentum = ACCUM(numbers[1]);
+        factor = ACCUM(numbers[2]);
+    }
     long long begin = (long long)blockIdx.x * (BLOCK * EACH);
 #define TURN(k)                                                                                \
     if (begin < size##k)                                                                       \
-        return update_one({p##k, grad##k, old##k, to##k, velocity##k, decay##k, size##k},      \
-                          begin, lr, momentum);                                                \
+        return update_one(                                                                     \
+            {p##k, grad##k, old##k, to##k, velocity##k, decay##k * factor, size##k}, begin,    \
+            lr, momentum);                                                                     \
     begin -= (size##k + BLOCK * EACH - 1) / (BLOCK * EACH) * (BLOCK * EACH);
     EVERY(TURN)
 }
