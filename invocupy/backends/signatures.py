@@ -114,10 +114,12 @@ involution_block  a block of the article's network, see invocupy.ops.block: para
     many batches), of which the first two become (1 - momentum) * old + momentum * that of the
     batch, with unbiased * variance
 
-sgd             lists of arrays, whose dtypes may differ; the results are new ones
+sgd             lists of arrays, whose dtypes may differ
   update(params, grads, velocities, decays, *, lr, momentum, nesterov -> )
-    (new params, new velocities). decays are the weight decays, numbers; a velocity is None at the
-    first step, and stays so without momentum
+    (new params, new velocities), new arrays. decays are the weight decays, numbers; a velocity is
+    None at the first step, and stays so without momentum
+  average(averages, arrays, share -> )
+    averages += share * (arrays - averages), in place; those of half types are float32
 """
 
 _OP = r"(?m)^(\w+) .*\n((?: .*\n)+)"

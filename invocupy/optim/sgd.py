@@ -146,13 +146,9 @@ class SGD:
         return group.lr * (self.lr / self._first_lr)
 
     def options(self, group: Group) -> tuple[tuple[float, float, float], tuple[bool, bool, bool]]:
-        """Rate, momentum and weight decay of a group now; and which steps it takes.
-
-        The latter are whether there is a momentum, ``nesterov`` and ``decay_biases``.
-        """
-        momentum, decay, nesterov, biases = (
-            self._of(group, name) for name in ("momentum", "weight_decay", *_FLAGS)
-        )
+        """(rate, momentum, decay) of a group, and (has it momentum, nesterov, decay_biases)."""
+        names = "momentum", "weight_decay", *_FLAGS
+        momentum, decay, nesterov, biases = (self._of(group, name) for name in names)
         return (self.rate(group), momentum, decay), (momentum != 0, bool(nesterov), bool(biases))
 
     def __setattr__(self, name: str, value: Any) -> None:

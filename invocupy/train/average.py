@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from invocupy import nn
+from invocupy import backends, nn
 from invocupy.arrays import Array, on_device, wide
 from invocupy.geometry import number
 
@@ -21,7 +21,7 @@ class Average:
         self.decay = number("ema", decay, 0, 1)
         # In half types small steps would be lost in rounding.
         self.arrays = {
-            name: holder.data.astype(wide(holder.data.dtype) or holder.data.dtype)
+            name: holder.data.astype(wide(holder.data.dtype) or holder.data.dtype, order="C")
             for name, holder in model.named_state()
             if self.decay
         }
@@ -30,22 +30,23 @@ class Average:
         """The share that the weights after the update number ``steps`` (from 1) have."""
         return 1 - min(self.decay, (1 + steps) / (10 + steps))
 
-    def update(
-        self, model: nn.Module, steps: int, shares: Mapping[Any, Array] | None = None
-    ) -> None:
+    def update(self, model: nn.Module, steps: int, share: Array | None = None) -> None:
         """Take in the weights after that update, in place; nothing is read back.
 
-        With ``shares`` the share is read there, in an array () for each dtype.
+        A ``share`` is an array (1,) of float64 on the device from which the share is read.
         """
-        share: Any = self.share(steps)
+        kinds: dict[Any, list[tuple[Array, Array]]] = {}
         for name, holder in model.named_state() if self.arrays else ():
             mine = self.arrays[name]
-            with on_device(mine):
-                if mine.dtype.kind == "f":
-                    own = share if shares is None else shares[mine.dtype]
-                    mine += own * (holder.data - mine)
-                else:
+            if mine.dtype.kind == "f":
+                kinds.setdefault(backends.of("sgd", mine), []).append((mine, holder.data))
+            else:
+                with on_device(mine):
                     mine[...] = holder.data
+        for backend, pairs in kinds.items():
+            backend.average(
+                *zip(*pairs, strict=True), self.share(steps) if share is None else share
+            )
 
     @contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:

@@ -124,9 +124,7 @@ class GraphSteps(Steps):
             self.holders[id(holder)] = holder, holder.data
         self.written = np.zeros((len(run.optimiser.groups), 3))
         run.optimiser.numbers = xp.zeros(self.written.shape, np.float64)
-        kinds = {a.dtype for a in run.average.arrays.values() if a.dtype.kind == "f"}
-        self.shares = {kind: xp.zeros((), kind) for kind in kinds}
-        self.share = 0.0
+        self.share_written, self.share = 0.0, xp.zeros(1, np.float64)
 
     def loosen(self) -> None:
         """Undo :meth:`fix`."""
@@ -189,14 +187,13 @@ class GraphSteps(Steps):
             optimiser.numbers[*place, None].fill(now[*place])  # type: ignore[index]
         self.written = now
         share = average.share(self.run.done)
-        if share != self.share:
-            for array in self.shares.values():
-                array.fill(share)
-            self.share = share
+        if average.arrays and share != self.share_written:
+            self.share.fill(share)
+            self.share_written = share
 
         def work() -> None:
             optimiser.step()
-            average.update(self.run.model, self.run.done, self.shares)
+            average.update(self.run.model, self.run.done, self.share)
 
         if self._has_state():
             self._do("update", work)

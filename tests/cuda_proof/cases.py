@@ -1,6 +1,6 @@
 """What the proof runs: every function of the CUDA backends, on NumPy arrays, with a checked result.
 
-:func:`involution`, :func:`batch_norm`, :func:`channels`, :func:`pointwise` and :func:`sgd` make a
+:func:`involution`, :func:`batch_norm`, :func:`channels` and :func:`pointwise` make a
 :class:`Problem` of one call; :func:`run` calls the library's CUDA backend with poisoned results;
 :func:`check` compares with the reference in float64 under a derived bound: ``terms`` roundings of
 the accumulator for what is summed, in magnitude, and one rounding of the result.
@@ -18,11 +18,9 @@ from unittest import mock
 import ml_dtypes
 import numpy as np
 
-from invocupy.backends.cpu import sgd as sgd_reference
 from invocupy.backends.cuda import batch_norm as batch_norm_device
 from invocupy.backends.cuda import involution as involution_device
 from invocupy.backends.cuda import pointwise as pointwise_device
-from invocupy.backends.cuda import sgd as sgd_device
 from invocupy.backends.reference import batch_norm as batch_norm_reference
 from invocupy.backends.reference import involution as involution_reference
 from invocupy.backends.reference import pointwise as pointwise_reference
@@ -330,49 +328,6 @@ def pointwise(
         results=results,
         magnitudes=magnitudes,
         terms=4 + {"forward": inside, "grad_x": outside}.get(function, batch * pixels),
-    )
-
-
-def sgd(
-    dtype: str, sizes: tuple[tuple[int, ...], ...], *, momentum: float = 0.9,
-    nesterov: bool = False, seed: int = 0,
-) -> Problem:  # fmt: skip
-    """A step on parameters of these shapes; each third has no velocity yet, each second decays."""
-    kind, count = DTYPES[dtype], len(sizes)
-    random = np.random.default_rng(seed)
-    decays = [0.01 * (i % 2) for i in range(count)]
-    options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov}
-    inputs = [aligned(random.standard_normal(s).astype(kind)) for s in sizes * 3]
-    for i in range(2 * count, 3 * count):
-        if i % 3 == 0 or not momentum:
-            inputs[i] = None
-
-    def call(function: Any, inputs: list[Any], results: list[Any], **options: Any) -> None:
-        given = (inputs[:count], inputs[count : 2 * count], inputs[2 * count :])
-        made = function(*given, decays, **options)
-        for result, array in zip(results, (*made[0], *made[1]), strict=True):
-            assert (result is None) == (array is None)
-            if result is not None:
-                result[...] = array
-
-    def magnitudes(inputs: list[Any]) -> list[Any]:
-        sizes = [None if r is None else np.empty(r.shape) for r in results()]
-        sized = [None if a is None else np.abs(a) for a in inputs]
-        call(sgd_reference.update, sized, sizes, **options | {"lr": -0.1})
-        return sizes
-
-    def results() -> list[Any]:
-        arrays = [poisoned(shape, kind, 0) for shape in sizes * 2]
-        return arrays if momentum else arrays[:count] + [None] * count
-
-    return Problem(
-        name=f"sgd {dtype} {count} arrays, momentum {momentum}, nesterov={nesterov}",
-        device=lambda i, r: call(sgd_device.update, i, r, **options),
-        reference=lambda i, r: call(sgd_reference.update, i, r, **options),
-        inputs=inputs,
-        results=results,
-        magnitudes=magnitudes,
-        terms=10,
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import block_cases, cases, host, nvrtc, ptx
+from cuda_proof import block_cases, cases, host, nvrtc, ptx, sgd_cases
 from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
@@ -61,13 +61,14 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
         yield f"dense {dtype}", cases.pointwise("forward", dtype, 1, 64, 70, 66, bias=False)
         for nesterov in (False, True):
             name = f"sgd{' nesterov' if nesterov else ''} {dtype}"
-            yield name, cases.sgd(dtype, ((64, 64), (64,)) * 9, nesterov=nesterov)
+            yield name, sgd_cases.sgd(dtype, ((64, 64), (64,)) * 9, nesterov=nesterov)
         for function in block_cases.FUNCTIONS:  # "forward" is perceive and involve with GIVEN
             key = f"block{' given' if function == 'forward' else ''} {dtype}"
             yield key, block_cases.block(function, "article", dtype, height=8, width=32)
         if dtype in ("float32", "float64"):
             yield f"block {dtype}", block_cases.running(dtype, 64, 16)
-        yield f"sgd plain {dtype}", cases.sgd(dtype, ((64, 64), (64,)) * 9, momentum=0.0)
+        yield f"sgd {dtype}", sgd_cases.average(dtype, ((64, 64), (64,)) * 9)
+        yield f"sgd plain {dtype}", sgd_cases.sgd(dtype, ((64, 64), (64,)) * 9, momentum=0.0)
 
 
 def specialisations() -> dict[str, tuple[str, str, cases.Problem]]:

@@ -123,6 +123,15 @@ def test_a_step_waits_for_nothing_and_takes_few_calls(cp: Any) -> None:
     assert waits[:-1] == [0] * 4
 
 
+def test_averages_take_few_launches(cp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = launches(cp, monkeypatch)
+    fit(replace(RICH, epochs=2), data=images(30), model=layers())
+    with_averages = sizes[-1]  # the update of the last step
+    fit(replace(RICH, epochs=2, ema=0.0), data=images(30), model=layers())
+    # of all floating arrays together, and copies of a number of batches and a seed
+    assert with_averages - sizes[-1] <= 3
+
+
 def test_resumed(tmp_path: Path) -> None:
     config, data = replace(RICH, schedule="constant", validation=0.0), images(24)
     fit(config, tmp_path / "whole", data=data, model=layers())
@@ -338,7 +347,7 @@ def test_numbers_of_the_host_are_found(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_share_of_the_host_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = Average.update
     monkeypatch.setattr(
-        Average, "update", lambda self, model, steps, shares=None: update(self, model, steps)
+        Average, "update", lambda self, model, steps, share=None: update(self, model, steps)
     )
     found = differences(tmp_path, replace(HEAD, ema=0.9))
     assert "average.head.0.weight" in found

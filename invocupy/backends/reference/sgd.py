@@ -1,4 +1,4 @@
-"""One step of stochastic gradient descent, parameter by parameter."""
+"""One step of stochastic gradient descent, and moving averages, array by array."""
 
 from __future__ import annotations
 
@@ -35,3 +35,9 @@ def update(
         new_params.append(new.astype(param.dtype) if half else new)
         new_velocities.append(None if velocity is None else np.asarray(velocity, half))
     return new_params, new_velocities
+
+
+def average(averages: Sequence[Array], arrays: Sequence[Array], share: float) -> None:
+    """``average += share * (array - average)`` in place; the averages of half types are float32."""
+    for mine, array in zip(averages, arrays, strict=True):
+        mine += share * (array - mine)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_proof import cases, host, sanitize
+from cuda_proof import cases, host, sanitize, sgd_cases
 from cuda_proof.checks import trace, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -152,8 +152,8 @@ def test_sgd(dtype: str, momentum: float, nesterov: bool) -> None:
     shapes = ((3, 5), (1,), (), (0, 2), (33, 50), (512,), (513,)) * 3
     for sizes in (shapes[:1], shapes):
         options = {"momentum": momentum, "nesterov": nesterov}
-        verify(cases.sgd(dtype, sizes, **options))
-    trace(cases.sgd(dtype, shapes[3:], **options))
+        verify(sgd_cases.sgd(dtype, sizes, **options))
+    trace(sgd_cases.sgd(dtype, shapes[3:], **options))
 
 
 @pytest.mark.parametrize(
@@ -166,19 +166,24 @@ def test_sgd(dtype: str, momentum: float, nesterov: bool) -> None:
 )
 def test_mistakes_in_a_product(bug: tuple[str, str], found: str) -> None:
     problem = cases.pointwise("forward", "float32", 1, 260, 66, 3)
+    assert re.search(found, said_of(problem, "pointwise/product", bug))
+
+
+def said_of(problem: cases.Problem, bugged: str, bug: tuple[str, str]) -> str:
+    """What is found in a traced call and in its results, if there is this bug in that kernel."""
     machine, sound = host.Machine("trace", replacements=(bug,)), host.Machine("trace")
 
     def compile_(kernel: str, macros: Any) -> Any:
-        return (machine if kernel == "pointwise/product" else sound).compile(kernel, macros)
+        return (machine if kernel == bugged else sound).compile(kernel, macros)
 
     with host.installed(compile_):
         results = cases.run(problem)
-    said = "\n".join(machine.findings)
+    said = "\n".join(machine.findings + machine.unwritten())
     try:
         cases.check(problem, results)
     except AssertionError as error:
         said += str(error)
-    assert re.search(found, said), said
+    return said
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)
@@ -191,10 +196,10 @@ def test_sgd_in_place(dtype: str, momentum: float, nesterov: bool) -> None:
 def step_in_place(machine: host.Machine, dtype: str, momentum: float, nesterov: bool) -> bool:
     """Whether a step with numbers on the device has the bits of one with those of the host."""
     sizes = ((3, 5), (), (0, 2), (33, 50), (513,)) * 4
-    inputs = cases.sgd(dtype, sizes, momentum=momentum).inputs
+    inputs = sgd_cases.sgd(dtype, sizes, momentum=momentum).inputs
     params, grads, velocities = (inputs[i * len(sizes) : (i + 1) * len(sizes)] for i in range(3))
     arrays, factors = (params, grads, velocities), [float(i % 3 > 0) for i in range(len(sizes))]
-    numbers, update = np.array([0.1, momentum, 0.02]), cases.sgd_device.update
+    numbers, update = np.array([0.1, momentum, 0.02]), sgd_cases.device.update
     with host.installed(machine.compile):
         decays = [0.02 * factor for factor in factors]
         wanted = update(*arrays, decays, lr=0.1, momentum=momentum, nesterov=nesterov)
@@ -206,6 +211,33 @@ def step_in_place(machine: host.Machine, dtype: str, momentum: float, nesterov: 
         assert (new is None) == (right is None)
     pairs = zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True)
     return all(right is None or new.tobytes() == right.tobytes() for new, right in pairs)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_average(dtype: str) -> None:
+    """As for SGD; a share on the device gives the same bits."""
+    shapes = ((3, 5), (1,), (), (0, 2), (33, 50), (512,), (513,)) * 3
+    for sizes in (shapes[:1], shapes):
+        verify(sgd_cases.average(dtype, sizes))
+    trace(sgd_cases.average(dtype, shapes[3:]))
+    arrays = [[one.copy() for one in sgd_cases.average(dtype, shapes).inputs] for _ in range(2)]
+    with host.installed(host.Machine().compile):
+        for both, share in zip(arrays, (0.3, np.array([0.3])), strict=True):
+            sgd_cases.device.average(both[len(shapes) :], both[: len(shapes)], share)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*arrays, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("bug", "found"),
+    [
+        (("i >= a.size", "i > a.size"), "out of bounds"),
+        (("(widen(a.p[i]) - a.old[i])", "widen(a.p[i])"), "are wrong"),
+        (("- 1) / (BLOCK * EACH)", "- 1) / BLOCK"), "bytes never written|are wrong"),
+    ],
+)
+def test_mistakes_in_averages(bug: tuple[str, str], found: str) -> None:
+    problem = sgd_cases.average("float32", ((3000,), (5,), (700,)))
+    assert re.search(found, said_of(problem, "sgd/average", bug))
 
 
 @pytest.mark.parametrize("number", ["lr", "momentum", "factor"])
@@ -228,7 +260,7 @@ def test_running_statistics_in_place() -> None:
 def test_parameters_of_two_dtypes_in_one_step() -> None:
     one, two = np.ones(3, np.float32), np.ones(4)
     with host.installed(host.Machine().compile):
-        new, velocities = cases.sgd_device.update(
+        new, velocities = sgd_cases.device.update(
             [one, two], [one, two], [None, None], [0, 0], lr=0.5, momentum=0.0, nesterov=False
         )
     assert [(a.dtype, a.tolist()) for a in new] == [("float32", [0.5] * 3), ("float64", [0.5] * 4)]

@@ -1,4 +1,4 @@
-"""The SGD update on CuPy arrays: one launch for up to sixteen of the same dtype and device."""
+"""SGD and moving averages on CuPy arrays: one launch for up to sixteen of a dtype and device."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 
 from invocupy.arrays import Array, device_of, namespace, on_device
 from invocupy.backends import cuda
-from invocupy.backends.cuda import ceil_div
+from invocupy.backends.cuda import Macros, ceil_div
 
-_TOGETHER = 16  # arrays per launch, as in update.cu
+_TOGETHER = 16  # arrays per launch, as in sixteen.cuh
 _EACH = 4  # elements per thread
-_NOTHING = (*(None,) * 5, 0.0, np.int64(0))
 
 
 def update(
@@ -45,17 +44,32 @@ def update(
         if p.size:
             one = (*given, to, velocity, float(decay), np.int64(p.size))
             kinds.setdefault((p.dtype, device_of(p)), []).append(one)
+    macros: Macros = {"MOMENTUM": int(momentum != 0), "NESTEROV": int(nesterov)}
+    _launch("sgd/update", macros, kinds, (*(None,) * 5, 0.0, np.int64(0)), *numbers)
+    return new_params, new_velocities
+
+
+def average(averages: Sequence[Array], arrays: Sequence[Array], share: float | Array) -> None:
+    """If ``share`` is an array (1,) of float64 on the device, it is read there."""
+    number = (None, float(share)) if isinstance(share, (int, float)) else (share, 0.0)
+    kinds: dict[Any, list[tuple[Any, ...]]] = {}
+    for mine, array in zip(averages, arrays, strict=True):
+        if mine.size:
+            with on_device(array):
+                one = namespace(array).ascontiguousarray(array), mine, mine, np.int64(mine.size)
+            kinds.setdefault((array.dtype, device_of(array)), []).append(one)
+    _launch("sgd/average", {}, kinds, (None, None, None, np.int64(0)), *number)
+
+
+def _launch(
+    kernel: str, macros: Macros, kinds: dict[Any, list[Any]], nothing: Any, *numbers: Any
+) -> None:
+    """Launch a kernel on the arrays of each dtype and device; ``nothing`` takes free places."""
     for (dtype, _), arrays in kinds.items():
-        macros = cuda.element(dtype) | {
-            "EACH": _EACH,
-            "MOMENTUM": int(momentum != 0),
-            "NESTEROV": int(nesterov),
-        }
         for first in range(0, len(arrays), _TOGETHER):
             few = arrays[first : first + _TOGETHER]
             blocks = sum(ceil_div(int(size), cuda.BLOCK * _EACH) for *_, size in few)
-            few += [_NOTHING] * (_TOGETHER - len(few))
+            few += [nothing] * (_TOGETHER - len(few))
             args = (argument for one in few for argument in one)
-            threads = blocks * cuda.BLOCK
-            cuda.launch("sgd/update", macros, threads, *args, *numbers)
-    return new_params, new_velocities
+            fixed = cuda.element(dtype) | {"EACH": _EACH, **macros}
+            cuda.launch(kernel, fixed, blocks * cuda.BLOCK, *args, *numbers)
