@@ -306,7 +306,7 @@ def _train_epoch(run: Run, steps: Steps, hooks: _Hooks, asked: Asked) -> None:
         optimiser.lr = rate(config, run.done, config.epochs * run.steps)
         images = min(batches.batch_size, len(batches.images) - state.step * batches.batch_size)
         numbers = steps.gradients(sheet, images)
-        numbers = run.replica.reduce(optimiser.params, numbers, asked())
+        numbers = steps.reduce(numbers, asked())
         unread.append((images, numbers))
         state.step += 1
         # Read before the update: then parameters and gradients are those of the loss.

@@ -123,6 +123,12 @@ class Replica:
         """Whether to stop at once; several ranks stop together, by the sum of :meth:`reduce`."""
         return asked and self.alone
 
+    def joins(self, model: nn.Module) -> bool:
+        """Whether batch norms of a model exchange messages in each step."""
+        if self.alone or self._norms is None:
+            return False
+        return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
     @contextmanager
     def norms(self, model: nn.Module, apart: bool = False) -> Iterator[None]:
         """A context in which batch norms use the batches of all ranks, if so configured.
@@ -145,8 +151,8 @@ class Replica:
         for name, holder in model.named_state():
             if isinstance(holder, nn.Buffer) and holder.data.dtype.kind == "f":
                 holder.data = self._mean(holder.data)
-                if name in averages:
-                    averages[name] = self._mean(averages[name])
+                if name in averages:  # in place: CUDA graphs know where they are
+                    averages[name][...] = self._mean(averages[name])
 
     def _mean(self, array: Any) -> Any:
         with on_device(array):
@@ -195,6 +201,9 @@ class Message:
         first = params[0].data
         with on_device(first):
             self.buffer = namespace(first).zeros(end, dtype)
+        # The same arrays in each step: CUDA graphs read them.
+        places = zip(params, self.places, strict=True)
+        self.sums = [self.buffer[place].reshape(p.shape) for p, place in places]
 
     def sum(self, *numbers: Any) -> Any:
         """Make each gradient its sum over the ranks; the sums of the numbers, as an array."""
@@ -211,8 +220,7 @@ class Message:
             # Only a rank that lacks a gradient has to know who has one; on a GPU it waits for that.
             counts = to_device(self.buffer[self.counts], "cpu") if missing else ()
             nowhere = {i for i in missing if not counts[i]}
-            for i, (parameter, place) in enumerate(zip(self.params, self.places, strict=True)):
+            for i, (parameter, total) in enumerate(zip(self.params, self.sums, strict=True)):
                 if i not in nowhere:
-                    total = self.buffer[place].reshape(parameter.shape)
                     parameter.grad = total.astype(parameter.dtype, copy=False)
             return self.buffer[: len(numbers)].copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -23,7 +23,7 @@ _CHANGES = 3  # of options that graphs depend on; after more, steps run without 
 
 
 class Steps:
-    """A step is :meth:`gradients`, then :meth:`clip`, then :meth:`update`."""
+    """A step is :meth:`gradients`, :meth:`reduce`, :meth:`clip`, and then :meth:`update`."""
 
     def __init__(self, run: Run, batches: Batches) -> None:
         self.run, self.batches = run, batches
@@ -63,6 +63,10 @@ class Steps:
             start = end
         return loss_sum, correct_sum
 
+    def reduce(self, numbers: tuple[Any, ...], asked: bool) -> tuple[Any, ...]:
+        """Sum numbers and gradients over the ranks, as :meth:`Replica.reduce`."""
+        return self.run.replica.reduce(self.run.optimiser.params, numbers, asked)
+
     def clip(self) -> None:
         """Clip the gradients, if the settings say so."""
         if self.run.config.clip_norm is not None:
@@ -81,7 +85,7 @@ class _Shape:
         self.sheet = sheet.copy()  # the sheet of each step is copied here
         self.warm = False  # whether a step has run, which compiles everything
         self.starts: dict[str, tuple[Callable[[], None], Any]] = {}
-        self.grads: dict[str, list[Any]] = {}  # as they are after each part of a step
+        self.grads: dict[str, list[Any]] = {}  # as they are after each part, of its own memory
         self.velocities: list[Any] = []  # that the recorded update changes
 
 
@@ -175,6 +179,18 @@ class GraphSteps(Steps):
         loss, correct = self._do("gradients", work)
         return loss.copy(), correct.copy()
 
+    def reduce(self, numbers: tuple[Any, ...], asked: bool) -> tuple[Any, ...]:
+        """Ranks exchange their message between two graphs; the next ones read what it leaves."""
+        numbers = super().reduce(numbers, asked)
+        grads, params = self.shape.grads, self.run.optimiser.params
+        if not self.run.replica.alone and "gradients" in grads:
+            mine = [p.grad for p in params]
+            if _refilled(kept := grads.setdefault("reduced", mine), mine):
+                _give(params, kept)
+            else:
+                self.forget()
+        return numbers
+
     def clip(self) -> None:
         if self.run.config.clip_norm is not None:
             self._do("clip", super().clip)
@@ -226,15 +242,13 @@ class GraphSteps(Steps):
             except Exception as error:
                 for holder, array in self.holders.values():
                     holder.data = array
-                for parameter, grad in zip(params, grads, strict=True):
-                    parameter.grad = grad
+                _give(params, grads)
                 self.give_up(one_line(error))
                 return work()
             shape.grads[name] = [p.grad for p in params]
         start, result = shape.starts[name]
         start()
-        for parameter, grad in zip(params, shape.grads[name], strict=True):
-            parameter.grad = grad
+        _give(params, shape.grads[name])
         return result
 
     def _has_state(self) -> bool:
@@ -243,7 +257,8 @@ class GraphSteps(Steps):
         Those that have replaced the recorded arrays are copied into these.
         """
         shape, optimiser = self.shape, self.run.optimiser
-        grads = shape.grads.get("gradients" if self.run.config.clip_norm is None else "clip")
+        last = "gradients" if self.run.replica.alone else "reduced"
+        grads = shape.grads.get(last if self.run.config.clip_norm is None else "clip")
         if grads is None:  # this step uses no graphs
             return True
         velocities = optimiser.velocities
@@ -254,16 +269,26 @@ class GraphSteps(Steps):
                 return False  # the first velocity is computed by another formula
             shape.velocities = [*velocities]
         mine = [p.grad for p in optimiser.params]
-        for new, old in zip((*mine, *velocities), (*grads, *shape.velocities), strict=True):
-            if new is old:
-                continue
-            if new is None or old is None or (new.shape, new.dtype) != (old.shape, old.dtype):
-                return False
-            old[...] = new
+        if not _refilled([*grads, *shape.velocities], [*mine, *velocities]):
+            return False
         optimiser.velocities = [*shape.velocities]
-        for parameter, grad in zip(optimiser.params, grads, strict=True):
-            parameter.grad = grad
+        _give(optimiser.params, grads)
         return True
+
+
+def _refilled(kept: Sequence[Any], arrays: Sequence[Any]) -> bool:
+    """Copy arrays that have replaced those of a graph into these; False if one does not fit."""
+    new = [(old, one) for old, one in zip(kept, arrays, strict=True) if one is not old]
+    if any(a is None or b is None or (a.shape, a.dtype) != (b.shape, b.dtype) for a, b in new):
+        return False
+    for old, one in new:
+        old[...] = one
+    return True
+
+
+def _give(params: Sequence[Tensor], grads: Sequence[Any]) -> None:
+    for parameter, grad in zip(params, grads, strict=True):
+        parameter.grad = grad
 
 
 def steps_of(run: Run, batches: Batches) -> Steps:
@@ -273,8 +298,11 @@ def steps_of(run: Run, batches: Batches) -> Steps:
     reason = ""
     if not on_gpu:
         reason = "the run computes on the CPU" if graph is True else ""
-    elif not run.replica.alone:
-        reason = "ranks exchange messages within a step"
+    elif run.replica.joins(run.model):
+        reason = (
+            "batch norms of several ranks exchange messages within it; with sync_norm=False each "
+            "rank normalises its own share"
+        )
     elif flag("INVOCUPY_CUDA_SYNC"):
         reason = "INVOCUPY_CUDA_SYNC=1 waits after each launch"
     elif graph == "auto" and (module := next(own, None)) is not None:

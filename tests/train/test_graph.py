@@ -14,78 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from graph_runs import BLOCK, HEAD, RICH, differences, images, launches, layers
 from small_runs import content
 
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn, optim
 from invocupy.arrays import require_cupy
 from invocupy.backends.cuda import graph, pointwise
-from invocupy.data import shapes10
 from invocupy.train import Config, fit, steps
 from invocupy.train.average import Average
 
 pytestmark = pytest.mark.gpu
 
-# 3 epochs of 3 steps, the last one of 4 images: recorded in the first and in the second epoch.
-HEAD = Config(layers=0, epochs=3, batch_size=10, device="cuda", graph=True, nesterov=False)
-RICH = replace(
-    HEAD, accumulate=3, clip_norm=1.0, ema=0.9, cutout=3, augment="crop_flip", warmup=2,
-    schedule="cosine", decay_biases=False, label_smoothing=0.1, nesterov=True, validation=0.2,
-)  # fmt: skip
-BLOCK = replace(RICH, layers=1, epochs=2, batch_size=12, accumulate=2)  # 2 steps an epoch
 LINE = "the steps run without a CUDA graph: "
 
 
 @pytest.fixture(scope="module")
 def cp() -> Any:
     return require_cupy()
-
-
-def images(count: int) -> Any:
-    """Two sets of small images."""
-    pixels, labels = shapes10(count + 6, 0)
-    pixels = np.ascontiguousarray(pixels[..., ::8, ::8])
-    return pixels[:count], labels[:count], pixels[count:], labels[count:]
-
-
-def differences(folder: Path, config: Config, **given: Any) -> list[str]:
-    """What a run with graphs has otherwise than one without: names of arrays and numbers."""
-    found = []
-    for name in ("graph", "eager"):
-        changed = {key: make() for key, make in given.items()}
-        fit(
-            replace(config, graph=config.graph if name == "graph" else False), folder / name,
-            data=images(30 if config.validation else 24), **changed,
-        )  # fmt: skip
-        found.append(content(folder / name))
-    (pieces, *others), (wanted, *numbers) = found
-    assert pieces.keys() == wanted.keys()
-    apart = [name for name in wanted if pieces[name] != wanted[name]]
-    return apart + ["numbers"] * (others != numbers)
-
-
-def launches(cp: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the graphs that are launched from here on; only the stand-in tells."""
-    if not hasattr(cp.cuda, "calls"):
-        pytest.skip("only the stand-in tells which graphs are launched")
-    found: list[int] = []
-    launch = cp.cuda.Graph.launch
-
-    def noted(self: Any, stream: Any = None) -> None:
-        found.append(len(self.nodes))
-        launch(self, stream)
-
-    monkeypatch.setattr(cp.cuda.Graph, "launch", noted)
-    return found
-
-
-def layers() -> nn.Module:
-    """All that keeps something from step to step."""
-    rng = np.random.default_rng(0)
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(48, 8, rng=rng), nn.BatchNorm1d(8), nn.ReLU(),
-        nn.Dropout(0.3, rng), nn.Linear(8, 10, rng=rng),
-    )  # fmt: skip
 
 
 # In graphs are all steps but the first of each shape.
@@ -308,7 +254,7 @@ def test_options_that_keep_changing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"alone": False}, "ranks"),
+        ({"joins": True}, "several ranks exchange messages within it; with sync_norm=False"),
         ({"sync": "1"}, "INVOCUPY_CUDA_SYNC"),
         ({"device": "cpu"}, "on the CPU"),
     ],
@@ -320,7 +266,7 @@ def test_where_there_is_no_graph(
     monkeypatch.setenv("INVOCUPY_CUDA_SYNC", change.get("sync", "0"))
     run: Any = SimpleNamespace(
         config=HEAD, model=nn.Linear(2, 2),
-        replica=SimpleNamespace(alone=change.get("alone", True)),
+        replica=SimpleNamespace(joins=lambda model: change.get("joins", False)),
     )  # fmt: skip
     batches: Any = SimpleNamespace(images=library.zeros(1))
     with pytest.warns(RuntimeWarning, match=f"^{LINE}.*{line}"):
