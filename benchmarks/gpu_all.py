@@ -161,7 +161,8 @@ def benchmark(program: str, *options: str) -> Callable[[float], Record]:
     return part
 
 
-BLOCK = "block float32", "block given float32"  # rows of the table: all kernels of a block
+# Rows of the table: all kernels of a block, as one operator or layer by layer.
+BLOCK = "block float32", "block given float32", "expand float32"
 FLOAT32 = "--dtype", "float32"
 PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # with the seconds that each may take
     "tests": (tests, 180),

@@ -29,7 +29,9 @@ import numpy as np
 
 from invocupy.backends.notice import note
 
-ON_GPU = ("involution", "involution_block", "convolution", "pointwise", "batch_norm", "sgd")
+ON_GPU = (
+    "involution", "involution_block", "expansion", "convolution", "pointwise", "batch_norm", "sgd",
+)  # fmt: skip
 """The ops of the CUDA wing; for others, CuPy arrays use the reference."""
 
 on_compile: Callable[[str, bool], object] | None = note

@@ -114,6 +114,15 @@ involution_block  a block of the article's network, see invocupy.ops.block: para
     many batches), of which the first two become (1 - momentum) * old + momentum * that of the
     batch, with unbiased * variance
 
+expansion       y = gamma * (weight @ x + bias - mean) / sqrt(var + eps) + beta, by moments of the
+                batch, then max(y, 0) if relu
+  forward(x[N,C,P], weight[O,C], bias?[O], gamma[O], beta[O], eps, relu
+          -> out[N,O,P], mean[O], var[O], kept[C+C*C+O*C+O])
+    kept are mean and covariance of x, and for each o the weights of y = w @ (x - its mean) + w[C]
+  backward(grad[N,O,P], x[N,C,P], weight[O,C], gamma[O], kept[C+C*C+O*C+O], eps, relu
+           -> grad_x[N,C,P], grad_weight[O,C], grad_bias[O], grad_gamma[O], grad_beta[O])
+    grad_bias is 0
+
 sgd             lists of arrays, whose dtypes may differ
   update(params, grads, velocities, decays, *, lr, momentum, nesterov -> )
     (new params, new velocities), new arrays. decays are the weight decays, numbers; a velocity is

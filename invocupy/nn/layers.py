@@ -22,6 +22,7 @@ from invocupy.geometry import (
 from invocupy.nn.misfit import Takes, misfit
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
+from invocupy.ops.expansion import expansion, runs_expanded
 from invocupy.ops.normalization import merged_moments, running_moments, without_bias
 from invocupy.ops.ranks import Comm
 
@@ -305,13 +306,33 @@ class BatchNorm2d(Module):
         """The norm of ``conv(x)``, optionally with ReLU.
 
         On a GPU the bias of ``conv`` is left out, because a norm subtracts it again: that saves a
-        pass over the result, and one over its gradient.
+        pass over the result, and one over its gradient. A 1x1 convolution from at most 8 channels
+        to more is trained as one operator with norm and ReLU: the moments follow from those of x,
+        so that the result is written once, and its gradient read once.
         """
-        on_gpu = is_cupy(x.data if isinstance(x, Tensor) else x)
-        if conv.bias is None or not on_gpu or (not self.training and is_recording()):
+        array = x.data if isinstance(x, Tensor) else x
+        if self._has_in_one(conv, array):
+            options = {"eps": self.eps, "relu": relu, "observe": self.observe}
+            given = conv.weight, conv.bias, self.weight, self.bias
+            return cast("Tensor", apply(expansion, x, *given, **options))
+        if conv.bias is None or not is_cupy(array) or (not self.training and is_recording()):
             return self(conv(x), relu=relu)
         y = apply(without_bias, conv(x, biased=False), conv.bias)
         return self(y, relu=relu, offset=conv.bias.data)
+
+    def _has_in_one(self, conv: Conv2d, x: Array) -> bool:
+        """Whether an operator has ``conv``, the norm by the batch and a ReLU in one."""
+        given = conv.weight, conv.bias, self.weight, self.bias
+        return (
+            is_cupy(x)
+            and self.training and self.comm is None and self.weight is not None
+            and type(conv).forward is Conv2d.forward and conv.groups == 1
+            and x.ndim - 2 in self.dims
+            and conv.weight.shape == (self.num_features, x.shape[1], *[1] * (x.ndim - 2))
+            and set(conv.stride) == {1} and not np.any(conv.padding)
+            and all(p is None or p.data.dtype == x.dtype for p in given)
+            and runs_expanded(x, self.num_features)
+        )  # fmt: skip
 
     def forward(
         self, x: Input, residual: Input | None = None, relu: bool = False,

@@ -171,6 +171,52 @@ BUGS = {
         {"sanitizers": "signed integer overflow"},
         function="norm_sums",
     ),
+    "lanes without pixels count": Bug(
+        "expansion/grad_expand", (("!inside || (RELU", "(RELU"),), WRONG, function="backward"
+    ),
+    "no mask": Bug(
+        "expansion/grad_expand", (("(RELU && !(", "(0 && !("),), WRONG, function="backward"
+    ),
+    "half a warp sends its own sums": Bug(
+        "expansion/grad_expand",
+        (("upper ? value[k] : value[k + left]", "upper ? value[k + left] : value[k]"),),
+        WRONG,
+        function="backward",
+    ),
+    "sums of warps are added before they are all there": Bug(
+        "expansion/grad_expand",
+        (("    __syncthreads();\n    for (int k = threadIdx.x; k < HIDDEN * SUMS",
+          "    for (int k = threadIdx.x; k < HIDDEN * SUMS"),),
+        {"trace": "race between threads"},
+        function="backward",
+    ),
+    "hidden channels past the last": Bug(
+        "expansion/grad_expand",
+        (("min(begin + i, HIDDEN - 1)", "(begin + i)"),),
+        {"trace": "out of bounds read", "ptx": "out of bounds"},
+        function="backward",
+    ),
+    "folded weights are read before they are written": Bug(
+        "expansion/expand",
+        (("__syncthreads();", ""),),
+        {"trace": "race between threads|uninitialised read: shared"},
+        function="forward",
+    ),
+    "a row of sums is left out": Bug(
+        "expansion/merge_expand", (("row < rows", "row < rows - 1"),), WRONG, function="backward"
+    ),
+    "32-bit offsets of an expansion": Bug(
+        "expansion/expand",
+        (("long long image, plane, at;", "int image, plane, at;"),),
+        {"sanitizers": "signed integer overflow"},
+        function="expanding",
+    ),
+    "32-bit offsets of the gradients of an expansion": Bug(
+        "expansion/grad_expand",
+        (("long long image, plane, at;", "int image, plane, at;"),),
+        {"sanitizers": "signed integer overflow"},
+        function="expanding",
+    ),
     "32-bit offsets of the channel of ones": Bug(
         "pointwise/with_ones",
         (("out + (long long)vector * VECTOR", "out + int(vector) * VECTOR"),),

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 
 from invocupy.backends import cuda
-from invocupy.backends.cuda import batch_norm, involution, pointwise
+from invocupy.backends.cuda import batch_norm, expansion, involution, pointwise
 from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
 
@@ -81,6 +81,25 @@ def bias_sum(virtual: Virtual) -> tuple[Any, Any]:
     return seen[-1, 1, few], np.ones(LAST * WIDTH)
 
 
+def expanding(virtual: Virtual) -> tuple[Any, Any]:
+    """To three channels: by moments of the blocks that run, so it counts that all is written."""
+    x, grad_x = (array.reshape(BATCH, 1, -1) for array in drawn(virtual, 2))
+    out, grad = (virtual((BATCH, 3, HEIGHT * WIDTH), np.float16) for _ in range(2))
+    few, half = slice(-LAST * WIDTH, None), _HALF.astype(np.float16).repeat(3)
+    out[-1, :, few] = np.nan
+    kept, grads = np.zeros(8, np.float32), [half.copy() for _ in range(4)]
+    with (
+        mock.patch.object(cuda, "stored", lambda like, *shape: virtual(shape, like.dtype)),
+        mock.patch.object(cuda, "workspace", lambda like, *shape: virtual(shape, np.float32)),
+        mock.patch.object(expansion, "_BLOCKS", 1 << 31),
+    ):
+        mean_and_var = np.zeros((2, 3), np.float32)
+        expansion.forward(x, half[:, None], half, half, half, 1.0, True, out, *mean_and_var, kept)
+        kept[1:] = 0.5  # which the first block writes
+        expansion.backward(grad, x, half[:, None], half, kept, 1.0, True, grad_x, *grads)
+    return 0 * np.concatenate([out[-1, :, few], grad_x[-1, :, few]]), 0
+
+
 def fused(function: str, virtual: Virtual) -> tuple[Any, Any]:
     x, features, out = drawn(virtual, 3)
     random = np.random.default_rng(0)
@@ -100,6 +119,7 @@ CALLS: dict[str, Callable[[Virtual], tuple[Any, Any]]] = {
     "norm_grad_x": norm_grad_x,
     "norm_sums": norm_sums,
     "bias_sum": bias_sum,
+    "expanding": expanding,
     "fused_forward": lambda virtual: fused("fused_forward", virtual),
     "fused_grad_x": lambda virtual: fused("fused_grad_x", virtual),
 }

@@ -20,7 +20,16 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import block_cases, block_huge, block_planted, cases, host, layer_huge, planted
+from cuda_proof import (
+    block_cases,
+    block_huge,
+    block_planted,
+    cases,
+    expansion_cases,
+    host,
+    layer_huge,
+    planted,
+)
 from invocupy.backends.cuda import involution as device
 from invocupy.backends.reference import involution as reference
 from invocupy.geometry import Geometry
@@ -108,6 +117,9 @@ def main(bug: str = "") -> None:
                 cases.check(problem, cases.run(problem))
         for function in block_cases.FUNCTIONS if not plant else ():
             problem = block_cases.block(function, "slices", height=5)
+            cases.check(problem, cases.run(problem))
+        for function in expansion_cases.FUNCTIONS if not plant else ():
+            problem = expansion_cases.expansion(function, "float16")
             cases.check(problem, cases.run(problem))
     machine.blocks = slice(-4, None)
     if not plant:

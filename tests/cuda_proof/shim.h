@@ -35,7 +35,7 @@ extern "C" uint64_t shim_exchange(uint64_t value, int source_lane, unsigned mask
 #define gridDim shim.grid_size
 #define warpSize 32
 
-using std::isnan, std::max, std::min;
+using std::fma, std::isnan, std::max, std::min;
 
 #define __syncwarp(...) shim_exchange(0, 0, 0xffffffffu, __LINE__)
 #define __syncthreads() shim_barrier(__LINE__)

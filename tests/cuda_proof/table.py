@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cuda_proof import block_cases, cases, host, nvrtc, ptx, sgd_cases
+from cuda_proof import block_cases, cases, expansion_cases, host, nvrtc, ptx, sgd_cases
 from invocupy.backends import cuda
 
 FILE = Path(__file__).with_name("table.json")
@@ -65,6 +65,9 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
         for function in block_cases.FUNCTIONS:  # "forward" is perceive and involve with GIVEN
             key = f"block{' given' if function == 'forward' else ''} {dtype}"
             yield key, block_cases.block(function, "article", dtype, height=8, width=32)
+        for function in expansion_cases.FUNCTIONS:
+            problem = expansion_cases.expansion(function, dtype, hidden=64, pixels=256)
+            yield f"expand {dtype}", problem
         if dtype in ("float32", "float64"):
             yield f"block {dtype}", block_cases.running(dtype, 64, 16)
         yield f"sgd {dtype}", sgd_cases.average(dtype, ((64, 64), (64,)) * 9)

@@ -13,14 +13,14 @@ from invocupy.arrays import require_cupy
 
 def layers(xp: Any) -> tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]:
     rng = np.random.default_rng(0)
-    conv, norm = nn.Conv2d(3, 5, 1, rng=rng), nn.BatchNorm2d(5)
-    norm.running_mean.data += rng.standard_normal(5).astype(np.float32)
+    conv, norm = nn.Conv2d(5, 3, 1, rng=rng), nn.BatchNorm2d(3)
+    norm.running_mean.data += rng.standard_normal(3).astype(np.float32)
     model = nn.Sequential(conv, norm).to("cpu" if xp is np else "cuda")
     for parameter in model.parameters():
         parameter.data = parameter.data.astype(np.float64)
     for buffer in (norm.running_mean, norm.running_var):
         buffer.data = buffer.data.astype(np.float64)
-    return conv, norm, Tensor(xp.asarray(rng.standard_normal((2, 3, 4, 6))), requires_grad=True)
+    return conv, norm, Tensor(xp.asarray(rng.standard_normal((2, 5, 4, 6))), requires_grad=True)
 
 
 def results(xp: Any, training: bool, recording: bool, whole: bool) -> list[Any]:

@@ -6,7 +6,16 @@ import re
 
 import numpy as np
 import pytest
-from cuda_proof import block_cases, block_planted, cases, host, ptx, sanitize, table
+from cuda_proof import (
+    block_cases,
+    block_planted,
+    cases,
+    expansion_cases,
+    host,
+    ptx,
+    sanitize,
+    table,
+)
 from cuda_proof.block_planted import BUGS, Bug
 from cuda_proof.checks import trace, verify
 
@@ -73,6 +82,8 @@ def test_a_wide_stream_uses_16_bytes() -> None:
 
 
 def problem_of(bug: Bug) -> cases.Problem:
+    if bug.kernel.startswith("expansion/"):
+        return expansion_cases.expansion(bug.function)
     return block_cases.block(bug.function, bug.family)
 
 

@@ -134,13 +134,7 @@ def train(
         reference.train(x, parameters, eps, relu, g, out, kept)
         return
     macros = sizes.macros(x, row=plane)
-    vectors = batch * plane // int(macros["VECTOR"])
-    rows = max(1, min(_ROWS, vectors // 128))
-    partial = cuda.workspace(x, 1 + c + c * c, rows)
-    per_plane = plane // int(macros["VECTOR"])
-    launch("involution_block/spread", macros, rows * 32, x, partial, batch, per_plane, rows,
-           over=vectors)  # fmt: skip
-
+    partial, rows = _spread(macros, x, batch, plane // int(macros["VECTOR"]))
     moments, full = _perceive(
         sizes, x, parameters, None, partial, rows, eps[0], kept.reduced, kept.shares, kept.stats
     )
@@ -220,7 +214,7 @@ def gradients(
     more = cuda.workspace(x, 2, d)
     launch(
         "involution_block/merge_hidden", macros, d * BLOCK,
-        partial, expand, expand_bias, gamma_1, stats, *grads[:5], grads[10], more, eps[0], batch,
+        partial, expand, gamma_1, stats, *grads[:5], grads[10], more, eps[0], batch,
         plane, blocks,
     )  # fmt: skip
     macros = sizes.macros(x, grad, parts, grad_x, row=plane) | {"SLICES": slices}
@@ -244,6 +238,16 @@ def running(
     arrays = *chain(*old), *chain(*new)
     launch("involution_block/running", macros, max(hidden, reduced, channels), stats, *arrays,
            *map(float, momenta), float(unbiased))  # fmt: skip
+
+
+def _spread(macros: cuda.Macros, x: Array, batch: int, per_plane: int) -> tuple[Array, int]:
+    """Partial mean and covariance of x, and how many rows of them there are."""
+    c, vectors = x.shape[1], batch * per_plane
+    rows = max(1, min(_ROWS, vectors // 128))
+    partial = cuda.workspace(x, 1 + c + c * c, rows)
+    launch("involution_block/spread", macros, rows * 32, x, partial, batch, per_plane, rows,
+           over=vectors)  # fmt: skip
+    return partial, rows
 
 
 def _perceive(

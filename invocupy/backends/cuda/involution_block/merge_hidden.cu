@@ -1,12 +1,11 @@
 #include "involution_block/block.cuh"
 // Second stage of the sums of grad_perceive, one block per hidden channel: gradients of reduce,
-// project, expand and the parameters of the first norm. `more` gets the two numbers per channel
-// from which grad_x computes the gradient through the moments of that norm.
+// project, expand and the parameters of the first norm.
 
 constexpr int SUMS = REDUCED + 2 * CHANNELS + 1;
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-merge_hidden(InAccum partial, In expand, In expand_bias, In gamma, InAccum stats, Out grad_expand,
+merge_hidden(InAccum partial, In expand, In gamma, InAccum stats, Out grad_expand,
              Out grad_expand_bias, Out grad_gamma, Out grad_beta, Out grad_reduce, Out grad_project,
              OutAccum more, ACCUM eps, int batch, int plane, int rows)
 {
@@ -25,25 +24,7 @@ merge_hidden(InAccum partial, In expand, In expand_bias, In gamma, InAccum stats
     for (int f = threadIdx.x; f < REDUCED; f += BLOCK)
         grad_reduce[f * HIDDEN + d] = narrow(part[0][f]);
     if (threadIdx.x != 0) return;
-    const ACCUM* const first = &part[0][REDUCED + CHANNELS];
-    const ACCUM total = part[0][SUMS - 1], count = ACCUM(plane) * batch;
-    ACCUM w[CHANNELS], total_x = 0;
-    UNROLL(c, CHANNELS) {
-        w[c] = widen(expand[d * CHANNELS + c]);
-        total_x += w[c] * first[c];
-        grad_project[c * HIDDEN + d] = narrow(part[0][REDUCED + c]);
-    }
-    const First norm(w, widen(expand_bias[d]), widen(gamma[d]), stats + CENTER, stats + COVARIANCE,
-                     eps);
-    const ACCUM slope = -norm.scale * norm.inverse * norm.inverse * total_x / count;
-    UNROLL(i, CHANNELS) {
-        ACCUM row = 0;
-        UNROLL(j, CHANNELS) row += w[j] * stats[COVARIANCE + i * CHANNELS + j];
-        grad_expand[d * CHANNELS + i] = narrow(norm.scale * first[i] + slope * count * row);
-    }
-    grad_expand_bias[d] = narrow(0);  // the norm subtracts the bias
-    grad_gamma[d] = narrow(total_x * norm.inverse);
-    grad_beta[d] = narrow(total);
-    more[d] = slope;
-    more[HIDDEN + d] = -norm.scale * total / count;
+    UNROLL(c, CHANNELS) grad_project[c * HIDDEN + d] = narrow(part[0][REDUCED + c]);
+    back(d, &part[0][REDUCED + CHANNELS], part[0][SUMS - 1], ACCUM(plane) * batch, expand, gamma, stats,
+         eps, grad_expand, grad_expand_bias, grad_gamma, grad_beta, more);
 }

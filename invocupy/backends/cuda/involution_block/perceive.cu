@@ -16,23 +16,7 @@ perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, In
     __shared__ __align__(16) ACCUM weights[HIDDEN][ROW];
     __shared__ ACCUM sum[WARPS * REDUCED];
     ACCUM center[CHANNELS] = {}, covariance[PAIRS] = {};
-    if (!GIVEN) {
-        Spread all = {};
-        for (int row = threadIdx.x % 32; row < rows; row += 32) {
-            Spread one;
-            one.count = partial[row];
-            UNROLL(c, CHANNELS) one.mean[c] = partial[(1 + c) * rows + row];
-            UNROLL(k, PAIRS) one.product[k] = partial[(1 + CHANNELS + k) * rows + row];
-            all.add(one);
-        }
-        all.add_lanes();
-        UNROLL(c, CHANNELS) center[c] = all.mean[c];
-        UNROLL(k, PAIRS) covariance[k] = all.product[k] / all.count;
-        if (blockIdx.x == 0 && threadIdx.x == 0) {
-            UNROLL(c, CHANNELS) stats[CENTER + c] = center[c];
-            UNROLL(k, PAIRS) stats[COVARIANCE + k] = covariance[k];
-        }
-    }
+    if (!GIVEN) collect(partial, rows, center, covariance, stats);
     for (int d = threadIdx.x; d < HIDDEN; d += BLOCK) {
         ACCUM w[CHANNELS];
         UNROLL(c, CHANNELS) w[c] = widen(expand[d * CHANNELS + c]);
