@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from invocupy.checkpoint import CheckpointError, load, save
 from invocupy.data.cifar import DataError, data_path
-from invocupy.data.images import image_size, read_image
+from invocupy.data.images import sized_image
 from invocupy.data.own import Images
 from invocupy.docstrings import documented
 from invocupy.messages import one_line
@@ -115,6 +115,9 @@ def _files(root: AnyPath, part: str) -> dict[str, list[Path]]:
             for path in folders
             if path.name[0] != "."
         }
+        for path in (place / which).iterdir():  # such as one on a disk that is not mounted
+            if path.is_symlink() and not path.exists() and path.name[0] != ".":
+                raise DataError(f"{path} is a link to nothing: mend it, or remove it")
         for name, files in found[which].items():
             if not files:
                 raise DataError(f"{place / which / name} is empty: a class needs an image")
@@ -169,8 +172,7 @@ def _read(paths: list[Path], size: int) -> tuple[NDArray[np.uint8], dict[str, st
     # disable=None: no bar where standard error is not a terminal
     for path in tqdm(paths, desc="reading images", leave=False, disable=None):
         try:
-            images[count] = read_image(path, size)
-            shape = image_size(path)
+            images[count], shape = sized_image(path, size)
         except DataError as error:
             broken[str(path)] = one_line(error.__cause__ or error)
             continue

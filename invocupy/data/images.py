@@ -56,6 +56,11 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
     ...
     invocupy.data.cifar.DataError: no/such/file.png cannot be read as an image (...): ...
     """
+    return sized_image(path, size)[0]
+
+
+def sized_image(path: AnyPath, size: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As :func:`read_image`, and width and height of the file's image in pixels."""
     size = integer("size", size, 1)
     pillow, ops = (require(f"PIL.{name}", "Pillow", "plots") for name in ("Image", "ImageOps"))
     try:
@@ -64,8 +69,9 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             with pillow.open(existing(path)) as file:
                 image = ops.exif_transpose(file)
-                side = min(image.size)
-                left, top = ((length - side) // 2 for length in image.size)
+                whole = image.size
+                side = min(whole)
+                left, top = ((length - side) // 2 for length in whole)
                 image = image.crop((left, top, left + side, top + side))
                 image = _eight_bits(pillow, image, file.format, getattr(file, "tag_v2", {}))
             if image.mode == "RGBA":
@@ -80,29 +86,7 @@ def read_image(path: AnyPath, size: int = 32) -> NDArray[np.uint8]:
             f"{os.fspath(path)} cannot be read as an image ({one_line(error)})"
             f"{way_out if isinstance(error, OSError) else ''}"
         ) from error
-    return np.ascontiguousarray(small.transpose(2, 0, 1))
-
-
-def image_size(path: AnyPath) -> tuple[int, int]:
-    """Width and height of an image file that :func:`read_image` can read, in pixels.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    tuple of int
-
-    Examples
-    --------
-    >>> image_size.__name__  # needs the extra plots
-    'image_size'
-    """
-    with require("PIL.Image", "Pillow", "plots").open(existing(path)) as file:
-        width, height = file.size
-    return width, height
+    return np.ascontiguousarray(small.transpose(2, 0, 1)), whole
 
 
 def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from invocupy.data import DataError, folder, folder_listing, image_folder, read_image
+from invocupy.data.images import sized_image
 
 Image = pytest.importorskip("PIL.Image", reason="needs the extra plots")
 
@@ -60,8 +62,8 @@ def test_decoded_images_are_kept_until_files_change(
 ) -> None:
     images, _ = image_folder(root, True, 8)
     read: list[Any] = []
-    right = read_image
-    monkeypatch.setattr(folder, "read_image", lambda *a: read.append(a) or right(*a))
+    right = sized_image
+    monkeypatch.setattr(folder, "sized_image", lambda *a: read.append(a) or right(*a))
     np.testing.assert_array_equal(image_folder(root, True, 8)[0], images)
     assert not read
     (kept,) = cache.iterdir()
@@ -113,14 +115,30 @@ def test_a_file_that_can_be_read_now(root: Path, monkeypatch: pytest.MonkeyPatch
     def denied(path: Path, size: int) -> Any:
         if path.name == "1.bmp":
             raise DataError("Permission denied")
-        return read_image(path, size)
+        return sized_image(path, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "read_image", denied)
+        patch.setattr(folder, "sized_image", denied)
         assert len(image_folder(root, True, 8, skip_broken=True)[0]) == 6
     images, labels = image_folder(root, True, 8)
     assert labels.tolist() == [0, 1, 2] * 3
     np.testing.assert_array_equal(images[4, :, 3, 3], COLOURS["green"])
+
+
+def test_each_file_is_opened_once_and_what_pillow_warns_of_is_not_shown(
+    root: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """So a file that vanishes while the folder is read does no harm."""
+    place, right, names = root / "train" / "red" / "2.tiff", Image.open, []
+    plain = place.read_bytes()
+    start = int.from_bytes(plain[4:8], "little")
+    count = int.from_bytes(plain[start : start + 2], "little")
+    copyright_ = struct.pack("<HHII", 33432, 2, 100, 10**6)  # past the end of the file
+    tags = struct.pack("<H", count + 1) + plain[start + 2 : start + 2 + 12 * count] + copyright_
+    place.write_bytes(plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + tags + bytes(4))
+    monkeypatch.setattr(Image, "open", lambda path, *a: names.append(path) or right(path, *a))
+    assert len(image_folder(root, True, 8)[0]) == len(names) == 9
+    assert not recwarn.list
 
 
 def test_a_class_of_broken_files_is_refused(root: Path) -> None:
@@ -139,6 +157,7 @@ def test_a_class_of_broken_files_is_refused(root: Path) -> None:
         (lambda root: (root / "test").rename(root / "tests"), "has no folder test"),
         (lambda root: (root / "test" / "pink").mkdir(), "pink is empty"),
         (lambda root: (root / "train" / "pink").mkdir(), "pink is empty"),
+        (lambda root: (root / "train" / "pink").symlink_to("gone"), "pink is a link to nothing"),
         (
             lambda root: (root / "train" / "red").rename(root / "train" / "rot"),
             "test has the class red, which .*train lacks",
