@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,9 @@ def own_sets(data: Any) -> tuple[Images, Images]:
     """
     arrays = _arrays(data, "train_images", "train_labels", "test_images", "test_labels")
     train = _pair("train", arrays[0], arrays[1], _MOST_CLASSES)
-    largest = int(train[1].max())
-    if not largest:
-        raise DataError("train_labels must name at least two classes, got 0 alone")
+    lowest, largest = int(train[1].min()), int(train[1].max())
+    if lowest == largest:
+        raise DataError(f"train_labels must name at least two classes, got {lowest} alone")
     test = _pair("test", arrays[2], arrays[3], largest + 1)
     if train[0].shape[1:] != test[0].shape[1:]:
         raise DataError(
@@ -92,6 +94,16 @@ def _arrays(data: Any, *names: str) -> list[NDArray[Any]]:
         if not known or isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{name} must be a plain array of NumPy or CuPy, got {kind_of(value)}")
     return [np.asarray(to_device(value, "cpu")) for value in data]
+
+
+def digest(sets: Iterable[Images]) -> str:
+    """The SHA-256 of labels and pixels, in their order."""
+    found = hashlib.sha256()
+    for images, labels in sets:
+        found.update(labels.tobytes())
+        for start in range(0, len(images), _BLOCK):
+            found.update(images[start : start + _BLOCK].tobytes())
+    return found.hexdigest()
 
 
 @documented

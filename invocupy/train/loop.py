@@ -164,7 +164,7 @@ def fit(
         if folder is not None:
             check_folder(config, folder, resume, about, model if own else None)
     sets = replica.root_first(lambda: load_sets(config, arrays))
-    about = about.measured(sets[0][0])
+    about = about.measured(sets)
     (images, labels), *measured = (tuple(to_device(a, device) for a in pair) for pair in sets)
     batches = Batches(
         images, labels, config.batch_size, seed=config.seed, augment=augmentation(config, about),

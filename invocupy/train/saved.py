@@ -192,7 +192,9 @@ def to_resume(
         if mine != its[name] and name not in _FREE_AT_RESUME
     ]
     if not about.like(saved.about):
-        wrong.append("its images are others: of other classes, another shape, or other pixels")
+        wrong.append(
+            "its images are others: of other classes, another shape, or other pixels or labels"
+        )
     begun = state.epoch + (state.step > 0)
     if config.epochs < begun:
         wrong.append(f"epochs must be at least {begun}, which has begun there")

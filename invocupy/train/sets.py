@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from invocupy import data
-from invocupy.data.own import Images
+from invocupy.data.own import Images, digest
 from invocupy.docstrings import documented
 from invocupy.train.choices import DATASETS
 from invocupy.train.config import Config, ConfigError
@@ -28,6 +28,7 @@ class About(NamedTuple):
     counts: tuple[int, int]  # images to train on, validation included, and to test on
     mean: tuple[float, ...] = ()  # of the training images, a channel; empty until they are measured
     std: tuple[float, ...] = ()
+    digest: str = ""  # of images and labels that the settings do not determine
 
     def style(self) -> dict[str, Any]:
         """The arguments ``mean`` and ``std`` of :func:`invocupy.train.evaluate` and others."""
@@ -37,15 +38,19 @@ class About(NamedTuple):
         """The classes of so many scores; a model may give more than there are classes."""
         return (*self.classes, *map(str, range(len(self.classes), scores)))[:scores]
 
-    def measured(self, images: NDArray[np.uint8]) -> About:
-        """A copy with the mean and standard deviation of these images, unless already known."""
-        mean, std = (self.mean, self.std) if self.mean else data.moments(images)
-        return self._replace(mean=mean, std=std)
+    def measured(self, sets: list[Images]) -> About:
+        """A copy with what only the images tell; :func:`load_sets` has read them."""
+        *trained, tested = (len(labels) for _, labels in sets)
+        about = self._replace(counts=(sum(trained), tested))
+        if self.mean:
+            return about
+        mean, std = data.moments(sets[0][0])
+        return about._replace(mean=mean, std=std, digest=digest(sets))
 
     def like(self, other: About) -> bool:
         """Whether a run on these images may continue with others: they must be the same."""
-        measured = not (self.mean and other.mean) or self[4:] == other[4:]
-        return self[:3] == other[:3] and measured
+        pairs = zip(self[4:], other[4:], strict=True)  # empty ones are not known, or not yet
+        return self[:3] == other[:3] and all(a == b for a, b in pairs if a and b)
 
     @staticmethod
     def of(saved: Any) -> About:
@@ -57,6 +62,7 @@ class About(NamedTuple):
         numbers = (*found.mean, *found.std)
         if not (
             isinstance(found.dataset, str)
+            and isinstance(found.digest, str)
             and all(isinstance(name, str) for name in found.classes)
             and len(found.shape) == 3
             and all(type(n) is int and n > 0 for n in (len(found.classes), *found.shape))

@@ -105,7 +105,12 @@ def test_a_damaged_image_among_good_ones(colours: Path, capsys: pytest.CaptureFi
     assert "leaf/3.png" in fails(capsys, 65, *FOLDER, "--out", "run")
     assert not Path("run").exists()
     assert main([*FOLDER, "--skip-broken", "--out", "run"]) == 0
-    assert "left out colours/train/leaf/3.png" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "left out colours/train/leaf/3.png" in told
+    assert "folder (29 + 12 images, 3 classes)" in told
+    (colours / "train" / "leaf" / "4.png").rename(colours / "train" / "sky" / "x.png")
+    assert main(["train", "--resume", "run", "--epochs", "4", "--no-plots"]) == 2
+    assert "its images are others" in capsys.readouterr().err
     assert "data_dir must be given" in fails(capsys, 2, "train", "--dataset", "folder")
 
 

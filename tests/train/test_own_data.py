@@ -115,7 +115,12 @@ def test_a_run_on_arrays_goes_on_with_the_same_arrays(tmp_path: Path) -> None:
     data, config = sets(), replace(HEAD, limit=None, validation=0.2)
     with pytest.raises(Interrupted):
         fit(config, tmp_path / "run", data=data, progress=at(2, 1, interrupt))
-    for other in (sets(channels=1), (255 - data[0], *data[1:]), None):
+    x, labels, tests, answers = data
+    for other in (
+        sets(channels=1), (255 - x, *data[1:]), (x, labels[::-1], tests, answers), None,
+        (x, labels, tests, answers[::-1]), (x, labels, 255 - tests, answers),
+        (x, labels, tests[4:], answers[4:]),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="its images are others"):
             fit(config, tmp_path / "run", resume=True, data=other)
     fit(config, tmp_path / "run", resume=True, data=data)
@@ -148,7 +153,8 @@ def wrong(**changes: Any) -> Any:
         (wrong(train_labels=sets()[1] - 1), DataError, "train_labels must be from 0 .* got -1"),
         (wrong(test_labels=sets()[3] + 1), DataError, "test_labels must be from 0 to 3.* got 4"),
         (wrong(train_labels=np.full(60, 2**40)), DataError, "to 65535, got 1099511627776"),
-        (wrong(train_labels=np.zeros(60, int)), DataError, "at least two classes"),
+        (wrong(train_labels=np.zeros(60, int)), DataError, "at least two classes, got 0 alone"),
+        (wrong(train_labels=np.ones(60, int)), DataError, "at least two classes, got 1 alone"),
         (wrong(test_images=images(24, channels=1)[0]), DataError, "same channels and size"),
     ],
 )
@@ -195,7 +201,7 @@ def test_a_run_of_a_version_without_these_facts_opens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"classes": []}, {"shape": [3, 32]}, {"shape": [3, -1, 32]}, {"mean": [0.5]},
-     {"std": [0.0] * 3}, {"more": 1}, {"dataset": 3}],
+     {"std": [0.0] * 3}, {"more": 1}, {"dataset": 3}, {"digest": 3}],
 )  # fmt: skip
 def test_facts_that_describe_no_images_are_refused(tmp_path: Path, change: Any) -> None:
     fit(HEAD, tmp_path)
