@@ -20,6 +20,7 @@ from invocupy.cli import bench, evaluate, explore, import_, info, look, predict,
 from invocupy.cli.notice import compiling_is_told
 from invocupy.cli.options import Parser
 from invocupy.distributed import PeerError, abort_all, is_root
+from invocupy.messages import printable
 
 _CODES = {  # of errors with a plain cause, by the names of their classes, which load with commands
     "ConfigError": 2, "LaunchError": 2, "SettingError": 2,
@@ -77,7 +78,7 @@ def _told(error: BaseException) -> int:
     text = " ".join(str(error).splitlines()) or "interrupted"
     if isinstance(error, OSError) and error.filename:  # not all errors of the system name a file
         text = f"{error.filename}: {error.strerror}"
-    text = f"invocupy: {text}"
+    text = printable(f"invocupy: {text}")
     # The reader (head, a pager) has closed the pipe: exit silently, as programs in C do.
     text = "" if isinstance(error, BrokenPipeError) else text
     # Interrupted, which has a signal, is raised on all ranks; other errors may be on one only.

@@ -17,6 +17,7 @@ from invocupy.cli.options import (
     tell,
 )
 from invocupy.cli.predict import read_images
+from invocupy.messages import printable
 
 
 def add(commands: Commands) -> None:
@@ -73,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     bad = []
 
     def fail(_: str, reason: str) -> None:
-        print(f"invocupy: {reason}", file=sys.stderr)
+        print(f"invocupy: {printable(reason)}", file=sys.stderr)
         bad.append(reason)
 
     images = read_images(arguments.images, about.shape, fail)

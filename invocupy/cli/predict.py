@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.options import Commands, add_run, command, model_from, table, tell
+from invocupy.messages import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     results: dict[str, dict[str, Any]] = {}
 
     def fail(path: str, reason: str) -> None:
-        print(f"invocupy: {reason}", file=sys.stderr)
+        print(f"invocupy: {printable(reason)}", file=sys.stderr)
         results[path] = {"image": path, "error": reason}
 
     if images := read_images(arguments.images, about.shape, fail):

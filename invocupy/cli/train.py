@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from invocupy.cli.look import findings
 from invocupy.cli.options import Commands, command, path, tell
 from invocupy.cli.settings import add_settings, given_settings
+from invocupy.messages import printable
 
 if TYPE_CHECKING:
     from invocupy import nn
@@ -179,7 +180,7 @@ def _reporter(folder: str) -> _Reporter:
     def say(line: str) -> None:
         nonlocal last
         last = time.monotonic()
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
     def started(model: nn.Module, about: About) -> None:
         train, test = about.counts

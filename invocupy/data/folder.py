@@ -17,7 +17,7 @@ from invocupy.data.cifar import DataError, data_path
 from invocupy.data.images import sized_image
 from invocupy.data.own import Images
 from invocupy.docstrings import documented
-from invocupy.messages import one_line
+from invocupy.messages import one_line, printable
 from invocupy.paths import AnyPath
 from invocupy.settings import cache_root
 
@@ -91,7 +91,7 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
                 f"({reason}): mend or remove them, or leave them out with --skip-broken"
             )
         for name, reason in broken.items():
-            tqdm.write(f"invocupy: left out {name} ({reason})", file=sys.stderr)
+            tqdm.write(printable(f"invocupy: left out {name} ({reason})"), file=sys.stderr)
     labels = np.array([names.index(path.parent.name) for path in good], np.int64)
     empty = {path.parent.name for path in paths} - {path.parent.name for path in good}
     if empty:

@@ -73,11 +73,11 @@ def test_some_layers_beside_those_of_another_run(
 def test_bad_files_are_one_line_and_the_others_are_shown(
     runs: dict[str, str], images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad, out = tmp_path / "bad.png", tmp_path / "a.html"
+    bad, out = tmp_path / "b\nad.png", tmp_path / "a.html"
     bad.write_bytes(b"no image")
     flags = ["--out", str(out)]
     assert main(["explore", runs["involution"], str(bad), *images, *flags]) == 65
-    assert capsys.readouterr().err.count("bad.png cannot be read") == 1
+    assert capsys.readouterr().err.count("b?ad.png cannot be read") == 1
     assert len(inside(out)["images"]) == 2
     out.unlink()
     assert "cannot be read" in fails(capsys, 65, "explore", runs["involution"], str(bad), *flags)

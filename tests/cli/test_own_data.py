@@ -76,6 +76,14 @@ def test_names_that_a_terminal_would_obey(
         assert all(line.isprintable() for line in lines)
         assert main([*command, "--json"]) == 0
         assert json.dumps(name) in capsys.readouterr().out
+    bad = colours / "train" / "leaf" / "no\x1b[2J\nimage\udcff.png"
+    bad.write_bytes(b"")
+    assert fails(capsys, 65, *FOLDER, "--out", "other")[:-1].isprintable()
+    assert main([*FOLDER, "--out", "other", "--skip-broken"]) == 0
+    assert main(["predict", "run", str(bad)]) == 65
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("no?[2J?image?.png" in line for line in lines) == 2
+    assert all(line.isprintable() for line in lines)
 
 
 def test_three_coloured_folders(colours: Path, capsys: pytest.CaptureFixture[str]) -> None:
