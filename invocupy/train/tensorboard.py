@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 
+from invocupy.checkpoint import strict
 from invocupy.extras import require
 from invocupy.paths import AnyPath, expand
 from invocupy.train.saved import Row
@@ -44,7 +45,7 @@ def tensorboard(folder: AnyPath) -> Callable[[object, Row], None]:
 
     def write(_: object, row: Row) -> None:
         new = {}
-        for name, value in row.items():
+        for name, value in strict(row).items():  # NumPy's numbers, too; no NaN
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if number and name not in ("epoch", "step") and (name, row["step"]) not in written:
                 written.add((name, row["step"]))

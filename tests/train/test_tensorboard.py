@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_runs import HEAD
 
@@ -36,7 +37,7 @@ def test_the_numbers_of_each_epoch(tmp_path: Path) -> None:
     write = tensorboard(tmp_path / "logs")
 
     def after_epoch(model: Any, row: dict[str, Any]) -> None:
-        row |= {"norm": 2.5, "note": "a text", "flag": True}
+        row |= {"norm": np.float32(2.5), "note": "a text", "flag": True, "none": float("nan")}
         write(model, row)
 
     history = fit(replace(HEAD, validation=0.2), after_epoch=after_epoch)
@@ -55,7 +56,7 @@ def test_the_numbers_of_each_epoch(tmp_path: Path) -> None:
     for key, value in wanted.items():
         assert len(found[key]) == 1
         assert math.isclose(found[key][0], value, rel_tol=1e-6)
-    assert {tag for tag, _ in found}.isdisjoint({"note", "flag", "epoch", "step"})
+    assert {tag for tag, _ in found}.isdisjoint({"note", "flag", "none", "epoch", "step"})
 
 
 def test_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
