@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from invocupy.messages import layout_hint
+from invocupy.messages import layout_hint, shown
 
 Shape: TypeAlias = tuple[int, ...]
 IntOrTuple: TypeAlias = int | Shape
@@ -52,7 +52,7 @@ def number(name: str, value: Any, low: float, high: float = math.inf) -> float:
         found = math.inf
     if not low <= found <= high or math.isinf(found):
         rule = f"in [{low}, {high}]" if high < math.inf else f"a finite number >= {low}"
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
+        raise ValueError(f"{name} must be {rule}, got {shown(value)}")
     return found
 
 
@@ -60,7 +60,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
     """Read an integer option, of Python or NumPy."""
     numbers = _integers(value)
     if not numbers or numbers[0] < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {shown(value)}")
     return numbers[0]
 
 
@@ -80,10 +80,11 @@ def per_axis(name: str, value: Any, minimum: int, dims: int = 2) -> Shape:
     numbers = _integers(*items)
     if len(numbers) != dims or min(numbers) < minimum:
         raise ValueError(
-            f"{name} must be an integer >= {minimum} or {NAMES[dims].option} of them, got {value!r}"
+            f"{name} must be an integer >= {minimum} or {NAMES[dims].option} of them, "
+            f"got {shown(value)}"
         )
     if max(numbers) >= 1 << 31:
-        raise ValueError(f"{name} must be below 2**31, got {value!r}")
+        raise ValueError(f"{name} must be below 2**31, got {shown(value)}")
     return numbers
 
 
@@ -96,7 +97,9 @@ def padding_per_axis(value: Any, kernel_size: Shape, dilation: Shape) -> Shape:
         return (0,) * dims
     option = NAMES[dims].option
     if value != "same":
-        raise ValueError(f"padding must be 'same', 'valid', an integer or {option}, got {value!r}")
+        raise ValueError(
+            f"padding must be 'same', 'valid', an integer or {option}, got {shown(value)}"
+        )
     if not all(k % 2 for k in kernel_size):
         raise ValueError(
             f"padding='same' needs an odd kernel size, got {by(kernel_size)}: "

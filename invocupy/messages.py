@@ -34,6 +34,19 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def shown(value: Any) -> str:
+    """A value as text for a message: one line, shortened.
+
+    >>> shown("a" * 99)
+    "'aaa..."
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def kind_of(value: Any) -> str:
     """The name of a value's class, or for a class ``the class ...``.
 

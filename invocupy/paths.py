@@ -19,6 +19,8 @@ def expand(path: AnyPath) -> Path:
     >>> expand("~/run") == Path.home() / "run"
     True
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"a path must be text or a pathlib.Path, got {type(path).__name__}")
     text = os.fspath(path)
     if not text:
         raise OSError(errno.EINVAL, "a path cannot be empty: write . for this folder", text)

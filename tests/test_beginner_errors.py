@@ -39,6 +39,23 @@ NHWC = r"which looks like NHWC: transpose with x\.transpose\(0, 3, 1, 2\)"
 NO_BATCH = r"without a batch axis: add it with x\[None\]"
 
 ARRAYS: list[Mistake] = [
+    # arrays of many lines where a number or an option belongs
+    *((code, kind, r"^[\w ]+ must .*, got array\(.*\.\.\.") for code, kind in (
+        ("F.conv2d(zeros(2, 3, 8, 8), zeros(4, 3, 3, 3), padding=zeros(9, 9))", ValueError),
+        ("F.conv2d(zeros(2, 3, 8, 8), zeros(4, 3, 3, 3), stride=zeros(9, 9))", ValueError),
+        ("F.conv2d(zeros(2, 3, 8, 8), zeros(4, 3, 3, 3), groups=zeros(9, 9))", ValueError),
+        ("nn.BatchNorm2d(3, momentum=zeros(9, 9))", ValueError),
+        ("nn.Linear(3, 2, rng=zeros(9, 9))", TypeError),
+        ("nn.Dropout(rng=zeros(9, 9))", TypeError),
+        ("F.dropout(zeros(2), rng=zeros(9, 9))", TypeError),
+        ("optim.SGD(nn.Linear(2, 2).parameters(), 0.1, nesterov=zeros(9, 9))", ValueError),
+        ("F.cross_entropy(zeros(2, 99), np.array([0, 1]), weight=zeros(99) - 1)", ValueError),
+        ("F.cross_entropy(zeros(2, 3), np.array([0, 1]), ignore_index=zeros(9, 9))", ValueError),
+        ("data.Batches(np.zeros((2, 99, 1, 1), np.uint8), np.zeros(2, int), 1, mean=zeros(99),"
+         " std=zeros(99))", ValueError),
+    )),
+    *((f"data.{call}", TypeError, r"a path must be text or a pathlib\.Path, got (int|bytes|list)$")
+      for call in ("cifar10(3)", "cifar100(b'c')", "image_folder(['a'], True, 8)")),
     # channels last
     ("involution(zeros(2, 8, 8, 3), kernel)", ValueError,
      r"^x must be \(N, C, H, W\), got shape \(2, 8, 8, 3\), " + NHWC),

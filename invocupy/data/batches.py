@@ -13,6 +13,7 @@ import numpy as np
 
 from invocupy.arrays import Array, namespace, on_device
 from invocupy.geometry import integer
+from invocupy.messages import shown
 
 Augment = Callable[[Array, Array], Array]
 
@@ -100,7 +101,7 @@ class Batches:
         ):
             raise ValueError(
                 f"mean and std must have {channels} finite numbers, one per channel, and std "
-                f"positive ones, got {mean!r} and {std!r}"
+                f"positive ones, got {shown(mean)} and {shown(std)}"
             )
         self.images, self.labels = images, labels
         self.batch_size = integer("batch_size", batch_size, 1)

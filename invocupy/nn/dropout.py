@@ -9,6 +9,7 @@ import numpy as np
 from invocupy import functional as F  # noqa: N812
 from invocupy.autograd import Tensor
 from invocupy.geometry import number
+from invocupy.messages import shown
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer
 
@@ -57,7 +58,7 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5, rng: np.random.Generator | None = None) -> None:
         if not (rng is None or isinstance(rng, np.random.Generator)):
             raise TypeError(
-                f"rng must be a numpy.random.Generator, got {rng!r}: use default_rng(seed)"
+                f"rng must be a numpy.random.Generator, got {shown(rng)}: use default_rng(seed)"
             )
         self.p, self.rank = p, 0
         self.keys = Buffer(np.random.default_rng(rng).integers(0, 1 << 32, 2, np.uint32))

@@ -19,6 +19,7 @@ from invocupy.geometry import (
     padding_per_axis,
     per_axis,
 )
+from invocupy.messages import shown
 from invocupy.nn.misfit import Takes, misfit
 from invocupy.nn.module import Input, Module
 from invocupy.nn.parameter import Buffer, Parameter
@@ -96,7 +97,9 @@ class CrossEntropyLoss(Module):
 def _uniform(rng: np.random.Generator | None, shape: tuple[int, ...], fan_in: int) -> Parameter:
     """PyTorch's default for weights and biases: uniform in +-1/sqrt(fan_in), float32."""
     if not (rng is None or isinstance(rng, np.random.Generator)):
-        raise TypeError(f"rng must be a numpy.random.Generator, got {rng!r}: use default_rng(seed)")
+        raise TypeError(
+            f"rng must be a numpy.random.Generator, got {shown(rng)}: use default_rng(seed)"
+        )
     bound = 1 / math.sqrt(fan_in)
     drawn = np.random.default_rng(rng).uniform(-bound, bound, shape)
     return Parameter(drawn.astype(np.float32))

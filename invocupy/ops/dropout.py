@@ -11,6 +11,7 @@ import numpy as np
 
 from invocupy.arrays import Array, check, is_cupy, namespace, on_device
 from invocupy.geometry import number
+from invocupy.messages import shown
 from invocupy.ops.declaration import Result, op
 from invocupy.ops.reductions import masked
 
@@ -57,7 +58,7 @@ def dropout(
         keys = keys.integers(0, 1 << 32, 2, np.uint32)
     if getattr(keys, "dtype", None) != np.uint32 or keys.shape != (2,):
         raise TypeError(
-            f"rng must be a numpy.random.Generator or a uint32 array (2,), got {rng!r}: "
+            f"rng must be a numpy.random.Generator or a uint32 array (2,), got {shown(rng)}: "
             "use numpy.random.default_rng(seed)"
         )
     if not training or not p:

@@ -12,6 +12,7 @@ import numpy as np
 
 from invocupy.arrays import FLOATS, Array, check, is_cupy, namespace, wide
 from invocupy.geometry import number
+from invocupy.messages import shown
 from invocupy.ops.declaration import Result, no_gradient, op
 from invocupy.ops.reductions import check_some, masked, total
 
@@ -242,14 +243,14 @@ def _check_loss(
         )
     if ignore_index is not None:
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
-            raise ValueError(f"ignore_index must be an integer or None, got {ignore_index!r}")
+            raise ValueError(f"ignore_index must be an integer or None, got {shown(ignore_index)}")
         if soft and ignore_index >= 0:
             raise ValueError(
                 f"ignore_index must be below 0 or None for soft labels, got {ignore_index}: "
                 "labels of shares 0 do not count"
             )
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {shown(reduction)}")
     if weight is None:
         return
     if weight.shape != logits.shape[1:2] or weight.dtype.name not in FLOATS:
@@ -258,7 +259,7 @@ def _check_loss(
             f"got {weight.shape} of {weight.dtype}"
         )
     if not is_cupy(weight) and not ((weight >= 0) & np.isfinite(weight)).all():
-        raise ValueError(f"weight must be finite numbers >= 0, got {weight}")
+        raise ValueError(f"weight must be finite numbers >= 0, got {shown(weight)}")
 
 
 def _kept(labels: Array, shape: tuple[int, ...], classes: int, ignored: int | None) -> Any:

@@ -12,7 +12,7 @@ from invocupy.arrays import Array, converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.docstrings import documented
 from invocupy.geometry import number
-from invocupy.messages import did_you_mean
+from invocupy.messages import did_you_mean, shown
 
 _NUMBERS = "lr", "momentum", "weight_decay"
 _FLAGS = "nesterov", "decay_biases"
@@ -280,7 +280,7 @@ class SGD:
 def _checked(name: str, value: Any) -> Any:
     """The value of an attribute, if it is no option or a valid one."""
     if name in _FLAGS and not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return number(name, value, 0) if name in _NUMBERS else value
 
 

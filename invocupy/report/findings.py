@@ -18,6 +18,7 @@ from invocupy import nn
 from invocupy.arrays import Array
 from invocupy.checkpoint import CheckpointError
 from invocupy.data.own import Images, own_test_set
+from invocupy.messages import shown
 from invocupy.paths import AnyPath, existing, expand
 from invocupy.report.explorer import Explored, explore
 from invocupy.report.kernels import HeatMap, heat_maps, involution_layers
@@ -167,7 +168,8 @@ def _check(folder: Path, history: list[dict[str, Any]]) -> None:
             finite = isinstance(value, int | float) and math.isfinite(value)
             if not finite and (name, value) != (f"{measured}_loss", None):
                 raise CheckpointError(
-                    f"{folder} cannot be shown: {name} of an epoch must be a number, got {value!r}"
+                    f"{folder} cannot be shown: {name} of an epoch must be a number, "
+                    f"got {shown(value)}"
                 )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from invocupy.docstrings import documented
-from invocupy.messages import did_you_mean, one_line
+from invocupy.messages import did_you_mean, one_line, shown
 from invocupy.models import SPATIAL
 from invocupy.paths import expand
 from invocupy.train.choices import AUGMENT, DATASETS, MODELS, SCHEDULES
@@ -28,7 +28,6 @@ from invocupy.train.fields import (
     plain,
     problem,
     setting,
-    shown,
     within,
 )
 

@@ -113,15 +113,6 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def shown(value: Any) -> str:
-    """A value as text for a message: one line, shortened."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # an integer of more digits than Python writes
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _accepts(annotation: str, value: Any) -> bool:
     """Whether a value has the type of a setting; an int is also a float, a bool is neither."""
     if annotation == "tuple[float, ...]":

@@ -14,6 +14,7 @@ from invocupy import checkpoint, nn, optim
 from invocupy.arrays import Array, is_cupy, namespace, on_device, to_device
 from invocupy.data import Batches, own_sets
 from invocupy.distributed import Comm
+from invocupy.messages import shown
 from invocupy.paths import AnyPath, expand
 from invocupy.train.average import Average
 from invocupy.train.config import Config, ConfigError
@@ -286,8 +287,8 @@ def _noted(row: Row, own: Sequence[str]) -> Row:
         value = saved.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(
-                f"after_epoch must keep {name} of the epoch's line a finite number, got {value!r}: "
-                "add entries of other names"
+                f"after_epoch must keep {name} of the epoch's line a finite number, "
+                f"got {shown(value)}: add entries of other names"
             )
     return saved
 
