@@ -215,6 +215,29 @@ def evaluation_memory(model: nn.Module, shape: Shape = (3, 32, 32)) -> StepMemor
     return step.plus(sum(array.nbytes for array in model.state_dict().values()))
 
 
+def dry_forward(model: nn.Module, shape: Shape, images: int) -> None:
+    """Raise what a forward pass in training raises for so many images, without computing.
+
+    Parameters
+    ----------
+    model, shape
+        As in :func:`training_memory`.
+    images : int
+        The size of the batch.
+
+    Examples
+    --------
+    >>> from invocupy.models import SmallNet
+    >>> from invocupy.summary import dry_forward
+    >>> dry_forward(SmallNet(width=32), (3, 8, 8), 1)
+    Traceback (most recent call last):
+    ValueError: layer ...bn2 (BatchNorm2d): x must have more than one value per channel, ...
+    """
+    x = to_device(np.zeros((images, *shape), np.float32), device_of(_like(model)))
+    with _dry(model, training=True):
+        _logits(model, Tensor(x))
+
+
 def _macs(module: nn.Module, result: Shape) -> int:
     """Multiply-adds of a module without its submodules."""
     if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -21,7 +21,7 @@ from invocupy.train.config import Config, ConfigError
 from invocupy.train.evaluation import Evaluation, check_model, evaluate
 from invocupy.train.interrupts import Asked, Interrupted, interrupts
 from invocupy.train.lock import locked
-from invocupy.train.needs import EVALUATION_BATCH, check_memory, estimate, free_memory
+from invocupy.train.needs import EVALUATION_BATCH, check_memory, check_norms, estimate, free_memory
 from invocupy.train.replica import Replica
 from invocupy.train.run import Run
 from invocupy.train.saved import Row, check_folder
@@ -119,8 +119,8 @@ def fit(
     ConfigError
         If ``out`` already holds a run or another process trains there, ``config`` contradicts the
         run to resume (checked before data is downloaded), the device is missing, a step would not
-        fit into its memory (not checked for a ``model`` of your own), or there is patience without
-        validation.
+        fit into its memory or would leave batch norm a single value (neither is checked for a
+        ``model`` of your own), or there is patience without validation.
     invocupy.checkpoint.CheckpointError, invocupy.data.DataError, invocupy.data.DownloadError
         If there is no whole checkpoint to resume from, or no data; if the shapes or labels of
         ``data`` do not fit.
@@ -179,6 +179,8 @@ def fit(
         needs = estimate(config, model, about)._replace(data=0)
         sharing = replica.comm.local_size if device == "cpu" else 1
         check_memory(config, needs, free_memory(device) // sharing, replica.comm.size)
+        with replica.together():
+            check_norms(config, model, about.shape, replica.smallest(len(images)))
     average = Average(model, config.ema)
     run = Run(config, folder, model, optimiser, len(batches), average, replica, about)
     # The checks of the loss are the guard; NumPy's warnings would only double them.

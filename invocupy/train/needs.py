@@ -14,7 +14,7 @@ import psutil
 from invocupy import nn
 from invocupy.arrays import require_cupy
 from invocupy.docstrings import documented
-from invocupy.summary import StepMemory, evaluation_memory, training_memory
+from invocupy.summary import StepMemory, dry_forward, evaluation_memory, training_memory
 from invocupy.train.config import Config, ConfigError
 from invocupy.train.sets import About, describe
 
@@ -111,6 +111,20 @@ def check_memory(config: Config, needs: Needs, available: int, ranks: int = 1) -
             f"model {config.model} needs about {size(needs.evaluation_peak())} of memory in the "
             f"evaluation, but {size(available)} are free: {smaller}"
         )
+
+
+def check_norms(config: Config, model: nn.Module, shape: tuple[int, ...], smallest: int) -> None:
+    """ConfigError if ``smallest``, the images of the smallest part of a batch, are too few."""
+    try:
+        if smallest == 1:
+            dry_forward(model, shape, 1)
+    except ValueError as error:
+        names = ["batch_size", "accumulate"][: 1 + (config.accumulate > 1)]
+        raise ConfigError(
+            f"{' and '.join(f'{name} {getattr(config, name)}' for name in names)} leave one "
+            f"training image alone, of which {str(error).partition(':')[0]} cannot take a "
+            f"variance: give another {' or '.join(names)}, or larger images"
+        ) from error
 
 
 @documented

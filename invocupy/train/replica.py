@@ -109,6 +109,12 @@ class Replica:
             found.append(Part(start + first, start + last, shared, self.is_root or not shared))
         return found
 
+    def smallest(self, images: int) -> int:
+        """The fewest images that a norm may see, in an epoch of so many."""
+        batch, alone = self.config.batch_size, self.alone or not self.config.sync_norm
+        parts = (p for n in {min(batch, images), images % batch} for p in self.split(n))
+        return min((p.last - p.first for p in parts if alone or p.shared), default=2)
+
     def reduce(
         self, params: Sequence[Tensor], numbers: tuple[Any, ...], asked: bool
     ) -> tuple[Any, ...]:

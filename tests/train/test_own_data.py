@@ -59,6 +59,38 @@ def test_any_size_and_number_of_channels(tmp_path: Path, model: str, shape: Any)
     assert found.confusion.shape == (4, 4)
 
 
+@pytest.mark.parametrize(
+    ("count", "change", "words"),
+    [
+        (
+            41,
+            {},
+            "^batch_size 20 leave.* layer .*bn2 .BatchNorm2d. cannot .* another batch_size, or",
+        ),
+        (60, {"validation": 0.32}, "^batch_size 20 "),
+        (60, {"limit": 1}, "^batch_size 20 "),
+        (40, {"batch_size": 1}, "^batch_size 1 "),
+        (
+            40,
+            {"batch_size": 4, "accumulate": 4},
+            "^batch_size 4 and accumulate 4 .* or accumulate,",
+        ),
+    ],
+)
+def test_a_single_value_for_batch_norm_is_refused_before_the_training(
+    tmp_path: Path, count: int, change: Any, words: str
+) -> None:
+    config = replace(CONFIG, model="small", spatial="depthwise", width=8, **change)
+    data = *images(count, height=8, width=8), *images(24, height=8, width=8)
+    with pytest.raises(ConfigError, match=words) as told:
+        fit(config, tmp_path / "run", data=data)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+    if not change:
+        fit(replace(config, epochs=1), data=(*images(41), *images(24)))
+        fit(replace(config, epochs=1, batch_size=13), data=data)
+
+
 def test_it_learns() -> None:
     config = replace(CONFIG, epochs=8, model="small", spatial="depthwise", width=8)
     assert fit(config, data=sets())[-1]["test_accuracy"] == 1.0

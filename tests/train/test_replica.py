@@ -29,6 +29,19 @@ from invocupy.train import (
 from invocupy.train.replica import Message, Replica
 
 
+def test_the_smallest_number_of_images_that_a_norm_sees() -> None:
+    """Of one process that of a part; of several a share, where norms are not of all ranks."""
+    for ranks, sync, accumulate, images, wanted in (
+        (1, True, 1, 40, [20]), (1, True, 1, 41, [1]), (1, True, 1, 7, [7]), (1, True, 3, 40, [6]),
+        (2, True, 1, 41, [1, 1]), (2, True, 1, 42, [2, 2]), (3, True, 1, 42, [2, 2, 2]),
+        (2, False, 1, 43, [1, 2]), (2, False, 1, 40, [10, 10]),
+    ):  # fmt: skip
+        config = Config(batch_size=20, accumulate=accumulate, sync_norm=sync)
+        for rank in range(ranks):
+            comm: Any = SimpleNamespace(rank=rank, size=ranks, device="cpu")
+            assert Replica(comm, config).smallest(images) == wanted[rank], (ranks, sync, images)
+
+
 def test_shares_of_a_batch() -> None:
     """Each row belongs to one rank, or all of them to each where there are too few."""
     for ranks in (2, 3, 5):
