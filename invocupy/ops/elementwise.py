@@ -191,7 +191,7 @@ def clip(
     )
 
 
-@op(np.where)
+@op(np.where, reads="condition")
 def where(condition: Array, x: Array, y: Array) -> Result:
     """``x`` where ``condition`` is true, else ``y``, broadcast.
 

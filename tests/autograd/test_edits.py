@@ -118,6 +118,20 @@ def test_indices_may_be_edited() -> None:
         np.testing.assert_array_equal(x.grad, [3, 0, 3])
 
 
+def test_operands_of_where_may_be_edited_but_not_its_condition() -> None:
+    x, y, condition = leaf(3), leaf(3), np.array([True, False, True])
+    chosen = F.where(condition, x, y)
+    x.data += 1
+    y.data += 1
+    chosen.backward(np.ones(3))
+    np.testing.assert_array_equal(x.grad, condition)
+    np.testing.assert_array_equal(y.grad, ~condition)
+    chosen = F.where(condition, x, y)
+    condition[0] = False
+    with pytest.raises(RuntimeError, match="operand condition of where"):
+        chosen.backward(np.ones(3))
+
+
 def test_what_is_not_of_the_tape_may_be_edited() -> None:
     x, image = leaf(2, 3, 8, 8), np.ones((2, 3, 8, 8))
     with no_grad():
