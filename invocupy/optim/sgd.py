@@ -124,11 +124,15 @@ class SGD:
         self.nesterov, self.decay_biases = nesterov, decay_biases
         self._first_lr = self.lr
         for group in groups:
-            self.rate(group)
-            if self._of(group, "nesterov") and not self._of(group, "momentum"):
-                raise ValueError("nesterov needs a momentum > 0")
+            self._check(group)
         self.velocities: list[Array | None] = [None] * len(self.params)
         self.numbers: Array | None = None
+
+    def _check(self, group: Group) -> None:
+        """ValueError if the options of a group contradict each other or those of the SGD."""
+        self.rate(group)
+        if self._of(group, "nesterov") and not self._of(group, "momentum"):
+            raise ValueError("nesterov needs a momentum > 0")
 
     def _of(self, group: Group, option: str) -> Any:
         own = getattr(group, option)
@@ -267,6 +271,7 @@ class SGD:
                 try:
                     plain = {n: v.item() if hasattr(v, "item") else v for n, v in options.items()}
                     groups.append(Group(group.params, **plain))
+                    self._check(groups[-1])
                 except ValueError as error:
                     problems.append(f"groups.{i}: {error}")
         problems += [f"{name}: left over" for name in left]

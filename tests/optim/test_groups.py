@@ -118,11 +118,15 @@ def test_the_state_has_the_groups() -> None:
         ({"groups.2.params": np.array(1)}, "groups.2.params: left over"),
         ({"groups.0.lr": np.array(-1.0)}, "groups.0: lr must be a finite number"),
         ({"groups.0.lr": np.ones(2)}, "groups.0: "),
+        ({"groups.1.nesterov": True, "groups.1.momentum": 0.0}, "groups.1: nesterov needs a mom"),
         ({"groups.0.speed": np.array(1.0)}, "groups.0.speed: left over"),
     ):
         with pytest.raises(ValueError, match=words):
             three.load_state_dict({**state, **change})
         assert three.groups[0].lr == 0.3
+    still = optim.SGD([{"params": three.groups[0].params}, {"params": three.groups[1].params}], 0)
+    with pytest.raises(ValueError, match=r"groups\.0: lr must be above 0 if a group has its own"):
+        still.load_state_dict(state)
     plain = optim.SGD(three.params, lr=0.1)
     assert plain.state_dict() == {}
     with pytest.raises(ValueError, match=r"groups\.0\.params: left over"):
