@@ -38,10 +38,9 @@ def involution_layers(
         return [names[i] for i in np.linspace(0, len(names) - 1, count).round().astype(int)]
     wrong = [number for number in numbers if not 0 <= number < len(names)]
     if wrong:
-        raise ConfigError(
-            f"involutions must be numbers below {len(names)}, the layers of this model, "
-            f"got {', '.join(map(str, wrong))}"
-        )
+        rule = f"numbers below {len(names)}, the layers of this model"
+        rule = rule if names else "left out, as this model has none that can be shown"
+        raise ConfigError(f"involutions must be {rule}, got {', '.join(map(str, wrong))}")
     return [names[number] for number in dict.fromkeys(numbers)]
 
 

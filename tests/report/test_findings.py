@@ -79,6 +79,8 @@ def test_layers_to_map() -> None:
     assert involution_layers(nn.Sequential(nn.ReLU())) == []
     with pytest.raises(ConfigError, match="involutions must be numbers below 9"):
         involution_layers(model, [9])
+    with pytest.raises(ConfigError, match=r"involutions must be left out, as .*, got 0"):
+        involution_layers(nn.Sequential(nn.ReLU()), [0])
 
 
 class Mixed(nn.Module):
