@@ -177,6 +177,8 @@ def to_device(array: Any, device: str) -> Any:
 
     Raises
     ------
+    TypeError
+        For a masked array.
     ValueError
         For another device name.
     RuntimeError
@@ -190,6 +192,8 @@ def to_device(array: Any, device: str) -> Any:
     >>> invocupy.to_device(x, "cpu") is x
     True
     """
+    if isinstance(array, np.ma.MaskedArray):
+        raise no_array("array", array)
     kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if kind == "cpu" and not number:
         return array.get() if is_cupy(array) else np.asarray(array)

@@ -80,6 +80,11 @@ def test_devices_that_are_none(device: Any) -> None:
         to_device(np.ones(1), device)
 
 
+def test_a_mask_is_not_left_behind() -> None:
+    with pytest.raises(TypeError, match=r"array is a masked array, and the mask would be ignored"):
+        to_device(np.ma.array([1.0], mask=[True]), "cpu")
+
+
 @pytest.mark.parametrize(
     ("array", "error", "message"),
     [

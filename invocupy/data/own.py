@@ -85,14 +85,19 @@ def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> I
     return images, labels.astype(np.int64)
 
 
+def check_plain(name: str, value: Any) -> None:
+    """TypeError for a list, and for a masked array, whose mask would be ignored."""
+    known = isinstance(value, np.ndarray) or is_cupy(value)
+    if not known or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array of NumPy or CuPy, got {kind_of(value)}")
+
+
 def _arrays(data: Any, *names: str) -> list[NDArray[Any]]:
     if not isinstance(data, tuple | list) or len(data) != len(names):
         got = f"{len(data)} values" if isinstance(data, tuple | list) else kind_of(data)
         raise TypeError(f"data must be ({', '.join(names)}), got {got}")
     for name, value in zip(names, data, strict=True):
-        known = isinstance(value, np.ndarray) or is_cupy(value)
-        if not known or isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"{name} must be a plain array of NumPy or CuPy, got {kind_of(value)}")
+        check_plain(name, value)
     return [np.asarray(to_device(value, "cpu")) for value in data]
 
 

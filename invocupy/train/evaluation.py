@@ -12,6 +12,7 @@ from invocupy import data, nn
 from invocupy import functional as F  # noqa: N812
 from invocupy.arrays import Array, device_of, namespace, on_device, to_device
 from invocupy.autograd import Tensor, no_grad
+from invocupy.data.own import check_plain
 from invocupy.distributed import Comm, Single, share
 from invocupy.docstrings import documented
 from invocupy.messages import kind_of
@@ -118,6 +119,7 @@ def predict(
     """
     found: list[Array] = []
     options = {"mean": mean, "std": std, "batch_size": batch_size}
+    check_plain("images", images)
     _forward(
         model, images, np.zeros(len(images), np.int64), Single(),
         lambda scores, _: found.append(scores.data), progress, **options,
@@ -139,6 +141,8 @@ def _forward(
 ) -> Array:  # fmt: skip
     """Call ``take(scores, labels)`` for each batch of this rank's share; return the labels."""
     check_model(model)
+    check_plain("images", images)
+    check_plain("labels", labels)
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
     device = device_of(next((p.data for p in model.parameters()), images))

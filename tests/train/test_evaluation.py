@@ -70,3 +70,15 @@ def test_evaluation_changes_nothing() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     with pytest.raises(ValueError, match="at least one image"):
         evaluate(model, *data.shapes10(0, 0), **style)
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+@pytest.mark.parametrize("wrong", [None, [[[[1]]]], np.ma.array(np.ones((1, 3, 2, 2), np.uint8))])
+def test_what_is_no_plain_array_is_named(name: str, wrong: Any) -> None:
+    given = {"images": np.ones((1, 3, 2, 2), np.uint8), "labels": np.ones(1, int), name: wrong}
+    style = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    with pytest.raises(TypeError, match=f"^{name} must be a plain array of NumPy or CuPy, got "):
+        evaluate(nn.GlobalAvgPool2d(), **given, **style)
+    if name == "images":
+        with pytest.raises(TypeError, match=r"^images must be a plain array"):
+            predict(nn.GlobalAvgPool2d(), wrong, **style)
