@@ -51,9 +51,7 @@ def check(**arrays: Any) -> None:
         return
     first_name, first = next(iter(arrays.items()))
     for name, array in arrays.items():
-        known = isinstance(array, np.ndarray) or is_cupy(array)
-        if not known or isinstance(array, np.ma.MaskedArray):
-            raise no_array(name, array)
+        check_array(name, array)
         if array.dtype.name not in FLOATS:
             scaled = " / 255 if it holds images" if array.dtype == np.uint8 else ""
             raise TypeError(
@@ -75,6 +73,13 @@ def check(**arrays: Any) -> None:
                 f"{first_name} is on {first.device} and {name} on {array.device}: "
                 "move one of them to the other's device"
             )
+
+
+def check_array(name: str, value: Any) -> None:
+    """Raise :func:`no_array` for what is masked or no array."""
+    known = isinstance(value, np.ndarray) or is_cupy(value)
+    if not known or isinstance(value, np.ma.MaskedArray):
+        raise no_array(name, value)
 
 
 def no_array(name: str, value: Any) -> TypeError:

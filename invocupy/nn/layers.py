@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from invocupy import functional as F  # noqa: N812
-from invocupy.arrays import Array, is_cupy
+from invocupy.arrays import Array, check_array, is_cupy
 from invocupy.autograd import Tensor, apply, is_recording
 from invocupy.geometry import (
     IntOrTuple,
@@ -84,7 +84,9 @@ class CrossEntropyLoss(Module):
     ) -> None:  # fmt: skip
         self.label_smoothing = number("label_smoothing", label_smoothing, 0, 1)
         self.ignore_index, self.reduction = ignore_index, reduction
-        self.weight = None if weight is None else Buffer(weight)
+        if weight is not None:
+            check_array("weight", weight)
+        self.weight = None if weight is None else Buffer(weight, least=0)
 
     def forward(self, logits: Input, labels: Input) -> Tensor:
         """Logits (N, K, *S) and labels (N, *S) to a scalar; an array for plain arrays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from invocupy.arrays import Array
+from invocupy.arrays import Array, check_array
 from invocupy.autograd import Tensor
 from invocupy.backends.memory import empty
 
@@ -41,7 +41,6 @@ class Buffer:
     least : float, optional
         The smallest value that ``load_state_dict`` accepts; then NaN is an error, too.
 
-
     Attributes
     ----------
     fixed : bool
@@ -52,6 +51,7 @@ class Buffer:
     __slots__ = ("data", "fixed", "least")
 
     def __init__(self, data: Array, least: float | None = None) -> None:
+        check_array("data", data)
         self.data, self.least, self.fixed = data, least, False
 
     def room(self) -> Array:

@@ -86,6 +86,12 @@ def test_registered_attributes_take_their_own_kind() -> None:
     assert list(plain.state_dict()) == ["weight", "bias"]
 
 
+@pytest.mark.parametrize("wrong", [[1.0, 2.0], 3.0, None, np.ma.array([1.0])])
+def test_a_buffer_holds_an_array(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"data (must be a NumPy or CuPy array|is a masked array)"):
+        nn.Buffer(wrong)
+
+
 def test_a_module_of_a_class_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Shared.layer holds .*: assign it to self in __init__"):
 

@@ -148,6 +148,11 @@ def test_the_layer_has_the_options() -> None:
     )
     assert list(layer.state_dict()) == ["weight"]
     assert list(nn.CrossEntropyLoss().state_dict()) == []
+    with pytest.raises(TypeError, match="weight must be a NumPy or CuPy array, got list"):
+        nn.CrossEntropyLoss(weight=[1.0, 2.0])  # type: ignore[arg-type]
+    for wrong in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="weight: NaN or values below 0"):
+            layer.load_state_dict({"weight": np.full(3, wrong, np.float32)})
 
 
 LOGITS = np.zeros((2, 3, 2))
