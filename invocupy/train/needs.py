@@ -120,10 +120,11 @@ def check_norms(config: Config, model: nn.Module, shape: tuple[int, ...], smalle
             dry_forward(model, shape, 1)
     except ValueError as error:
         names = ["batch_size", "accumulate"][: 1 + (config.accumulate > 1)]
+        given = " and ".join(f"{name} {getattr(config, name)}" for name in names)
         raise ConfigError(
-            f"{' and '.join(f'{name} {getattr(config, name)}' for name in names)} leave one "
-            f"training image alone, of which {str(error).partition(':')[0]} cannot take a "
-            f"variance: give another {' or '.join(names)}, or larger images"
+            f"{given} leave{'s' * (len(names) == 1)} one training image alone, of which "
+            f"{str(error).partition(':')[0]} cannot take a variance: give another "
+            f"{' or '.join(names)}, or larger images"
         ) from error
 
 
