@@ -56,6 +56,26 @@ ARRAYS: list[Mistake] = [
     )),
     *((f"data.{call}", TypeError, r"a path must be text or a pathlib\.Path, got (int|bytes|list)$")
       for call in ("cifar10(3)", "cifar100(b'c')", "image_folder(['a'], True, 8)")),
+    # images in [0, 1] where bytes belong: their mean would be that of the few pixels that are 1
+    *((f"data.moments({x})", kind, f"^images must {words}") for x, kind, words in (
+        ("zeros(2, 3, 4, 4)", TypeError, "be uint8, from 0 to 255, got float32"),
+        ("[[1]]", TypeError, "be a plain array"),
+        ("np.zeros((0, 3, 4, 4), np.uint8)", data.DataError, r"have shape .* got \(0, 3, 4, 4\)"),
+        ("np.zeros((2, 3, 4), np.uint8)", data.DataError, r"have shape .* got \(2, 3, 4\)"),
+    )),
+    ("data.grey(zeros(3, 4, 4))", ValueError, r"image must be uint8 \(3, H, W\), got float32"),
+    ("data.grey(np.zeros((1, 4, 4), np.uint8))", ValueError, r"got uint8 \(1, 4, 4\)$"),
+    *((f"data.{call}", ValueError, f"^{words}, got ") for call, words in (
+        ("image_folder('.', True, 2.5)", "size must be an integer >= 1"),
+        ("random_crop(zeros(2, 3, 4, 4), zeros(2, 8), pad=-1)", "pad must be an integer >= 0"),
+        ("cutout(zeros(2, 3, 4, 4), zeros(2, 8), size=2.5)", "size must be an integer >= 0"),
+        ("cutout(zeros(2, 3, 4, 4), zeros(2, 8), fill=-1)", "fill must be an integer >= 0"),
+        ("cutout(zeros(2, 3, 4, 4), zeros(2, 8), fill=256)", "fill must be at most 255"),
+    )),
+    *(("data.Batches(np.zeros((2, 1, 4, 4), np.uint8), np.zeros(2, int), 1, mean=[0.5], std=[1.0],"
+       f" augment={wrong})", TypeError, "augment must be a list of functions, got ")
+      for wrong in ("data.random_flip", "'crop_flip'", "None", "[3]")),
+    ("data.read_image(3)", data.DataError, r"^3 cannot be .*a path must be text .* got int"),
     # channels last
     ("involution(zeros(2, 8, 8, 3), kernel)", ValueError,
      r"^x must be \(N, C, H, W\), got shape \(2, 8, 8, 3\), " + NHWC),

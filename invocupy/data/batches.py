@@ -111,6 +111,8 @@ class Batches:
                 f"batch_size {self.batch_size} with drop_last leaves nothing of {len(images)} "
                 "images: give a smaller one"
             )
+        if not isinstance(augment, Sequence) or not all(map(callable, augment)):
+            raise TypeError(f"augment must be a list of functions, got {shown(augment)}")
         self.shuffle, self.augment = shuffle, tuple(augment)
         self.drop_last, self.rows = drop_last, rows
         # x = (pixel / 255 - mean) / std = pixel * scale + shift
@@ -221,7 +223,7 @@ def random_crop(images: Array, random: Array, *, pad: int = 4) -> Array:
            [6, 7, 8],
            [0, 0, 0]], dtype=uint8)
     """
-    xp = namespace(images)
+    xp, pad = namespace(images), integer("pad", pad, 0)
     n, channels, height, width = images.shape
     padded: Array = xp.zeros((n, channels, height + 2 * pad, width + 2 * pad), images.dtype)
     padded[:, :, pad : pad + height, pad : pad + width] = images
@@ -287,7 +289,9 @@ def cutout(images: Array, random: Array, *, size: int = 8, fill: int = 127) -> A
            [0, 0, 9, 9],
            [0, 0, 0, 0]], dtype=uint8)
     """
-    xp = namespace(images)
+    xp, size, fill = namespace(images), integer("size", size, 0), integer("fill", fill, 0)
+    if fill > 255:
+        raise ValueError(f"fill must be at most 255, got {fill}")
     inside = []  # (B, H) and (B, W)
     for axis, length in enumerate(images.shape[2:]):
         first = (random[:, 3 + axis] * length).astype(np.int64)[:, None] - size // 2

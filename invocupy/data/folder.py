@@ -17,6 +17,7 @@ from invocupy.data.cifar import DataError, data_path
 from invocupy.data.images import sized_image
 from invocupy.data.own import Images
 from invocupy.docstrings import documented
+from invocupy.geometry import integer
 from invocupy.messages import one_line, printable
 from invocupy.paths import AnyPath
 from invocupy.settings import cache_root
@@ -73,7 +74,7 @@ def image_folder(root: AnyPath, train: bool, size: int, skip_broken: bool = Fals
     """
     from tqdm import tqdm
 
-    part = "train" if train else "test"
+    size, part = integer("size", size, 1), "train" if train else "test"
     names = [*_files(root, "train")]
     turns = [
         (turn, names.index(name), path)

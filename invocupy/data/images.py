@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -83,7 +82,7 @@ def sized_image(path: AnyPath, size: int) -> tuple[NDArray[np.uint8], tuple[int,
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         way_out = ": give a whole file of a format that Pillow reads, such as PNG or JPEG"
         raise DataError(
-            f"{os.fspath(path)} cannot be read as an image ({one_line(error)})"
+            f"{path} cannot be read as an image ({one_line(error)})"
             f"{way_out if isinstance(error, OSError) else ''}"
         ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1)), whole
@@ -106,6 +105,8 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     >>> grey(np.array([200, 100, 50], np.uint8).reshape(3, 1, 1)).item()
     124
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or len(image) != 3:
+        raise ValueError(f"image must be uint8 (3, H, W), got {image.dtype} {image.shape}")
     weighted = np.tensordot((0.299, 0.587, 0.114), image, 1)
     return np.asarray(weighted + 0.5, np.uint8)[None]
 

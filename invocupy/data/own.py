@@ -64,14 +64,9 @@ def own_test_set(data: Any, classes: int) -> Images:
 
 def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> Images:
     """Images and labels of one set, whose labels are to be below ``most``."""
-    if images.dtype != np.uint8:
-        raise TypeError(f"{part}_images must be uint8, from 0 to 255, got {images.dtype}")
+    _check_images(f"{part}_images", images)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{part}_labels must be integers, got {labels.dtype}")
-    if images.ndim != 4 or not images.size:
-        raise DataError(
-            f"{part}_images must have shape (N, C, H, W), none of them 0, got {images.shape}"
-        )
     if labels.shape != images.shape[:1]:
         raise DataError(
             f"{part}_labels must have shape ({len(images)},), one for each image, "
@@ -83,6 +78,13 @@ def _pair(part: str, images: NDArray[Any], labels: NDArray[Any], most: int) -> I
         wrong = low if low < 0 else high
         raise DataError(f"{part}_labels must be from 0 to {most - 1}{why}, got {wrong}")
     return images, labels.astype(np.int64)
+
+
+def _check_images(name: str, images: NDArray[Any]) -> None:
+    if images.dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8, from 0 to 255, got {images.dtype}")
+    if images.ndim != 4 or not images.size:
+        raise DataError(f"{name} must have shape (N, C, H, W), none of them 0, got {images.shape}")
 
 
 def check_plain(name: str, value: Any) -> None:
@@ -118,9 +120,16 @@ def moments(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, 
     The sums are of integers, and exact. A channel of one value has the deviation 1, by which
     :class:`Batches` can divide.
 
+    Raises
+    ------
+    TypeError, DataError
+        For images that are not uint8 (N, C, H, W), or none.
+
     >>> moments(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
     ((0.5,), (0.5,))
     """
+    check_plain("images", images)
+    _check_images("images", images)
     count = images.size // images.shape[1]
     totals, squares = np.zeros((2, images.shape[1]), np.int64)
     for start in range(0, len(images), _BLOCK):
