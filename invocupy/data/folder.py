@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from invocupy.checkpoint import CheckpointError, load, save
+from invocupy.checkpoint import CheckpointError, load, save, sweep
 from invocupy.data.cifar import DataError, data_path
 from invocupy.data.images import sized_image
 from invocupy.data.own import Images
@@ -160,6 +160,7 @@ def _decoded(place: Path, paths: list[Path], size: int) -> tuple[Any, dict[str, 
     # Without a cache everything works, but more slowly.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
+        sweep(kept.parent, [kept.name])  # of a killed process; it may be as large as the images
         save(kept, {"images": images}, {"listing": listing, "broken": broken})
     return images, broken
 

@@ -72,9 +72,10 @@ def test_decoded_images_are_kept_until_files_change(
     kept.write_bytes(content)
     np.testing.assert_array_equal(image_folder(root, True, 8)[0], images)
     assert len(read) == 9  # damaged: made anew
-    kept.unlink()
+    kept.rename(kept.with_name(f".{kept.name}.0123456789abcdef.tmp"))  # of a killed process
     np.testing.assert_array_equal(image_folder(root, True, 8)[0], images)
     assert len(read) == 18
+    assert [*cache.iterdir()] == [kept]
     image_folder(root, True, 9)
     assert len(read) == 27  # of another size
     os.utime(root / "train" / "red" / "0.png", ns=(1, 1))
