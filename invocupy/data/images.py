@@ -80,10 +80,12 @@ def sized_image(path: AnyPath, size: int) -> tuple[NDArray[np.uint8], tuple[int,
             filter_ = pillow.Resampling.BOX if side > size else pillow.Resampling.BICUBIC
             small = np.asarray(image.resize((size, size), filter_), np.uint8)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
+        bomb = pillow.DecompressionBombWarning, pillow.DecompressionBombError, MemoryError
         way_out = ": give a whole file of a format that Pillow reads, such as PNG or JPEG"
+        way_out = ": give a smaller image" if isinstance(error, bomb) else way_out
+        way_out = "" if isinstance(error, DataError) else way_out  # it says so itself
         raise DataError(
-            f"{path} cannot be read as an image ({one_line(error)})"
-            f"{way_out if isinstance(error, OSError) else ''}"
+            f"{path} cannot be read as an image ({one_line(error)}){way_out}"
         ) from error
     return np.ascontiguousarray(small.transpose(2, 0, 1)), whole
 
@@ -122,14 +124,14 @@ def _eight_bits(pillow: Any, image: Any, kind: str, tags: Any) -> Any:
     elif kind in _SIXTEEN_BITS and (image.mode != "I" or kind in ("PPM", "PNG")):
         white = 2.0 ** min(np.atleast_1d(tags.get(_TIFF_BITS, 16))[0], 16) - 1
     else:
-        raise ValueError(
+        raise DataError(
             f"nothing says which value is white in {kind} with pixels of Pillow's mode "
             f"{image.mode}: save it with 8 or 16 bits a channel"
         )
     values = np.asarray(image, np.float32)
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # so that NaN is refused, too
-        raise ValueError(
+        raise DataError(
             f"its pixels are numbers from {low:g} to {high:g} and must be from 0 (black) to "
             f"{white:g} (white): scale them, or save it with 8 or 16 bits a channel"
         )
