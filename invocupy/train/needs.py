@@ -124,7 +124,7 @@ def check_norms(config: Config, model: nn.Module, shape: tuple[int, ...], smalle
         raise ConfigError(
             f"{given} leave{'s' * (len(names) == 1)} one training image alone, of which "
             f"{str(error).partition(':')[0]} cannot take a variance: give another "
-            f"{' or '.join(names)}, or larger images"
+            f"{' or '.join(names)}, more images, or larger ones"
         ) from error
 
 

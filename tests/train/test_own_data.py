@@ -65,7 +65,7 @@ def test_any_size_and_number_of_channels(tmp_path: Path, model: str, shape: Any)
         (
             41,
             {},
-            "^batch_size 20 leaves one .*bn2 .BatchNorm2d. cannot .* another batch_size, or",
+            "^batch_size 20 leaves one .*bn2 .BatchNorm2d. cannot .* another batch_size, more",
         ),
         (60, {"validation": 0.32}, "^batch_size 20 "),
         (60, {"limit": 1}, "^batch_size 20 "),
@@ -73,7 +73,7 @@ def test_any_size_and_number_of_channels(tmp_path: Path, model: str, shape: Any)
         (
             40,
             {"batch_size": 4, "accumulate": 4},
-            "^batch_size 4 and accumulate 4 leave .* or accumulate,",
+            "^batch_size 4 and accumulate 4 leave .* or accumulate, more",
         ),
     ],
 )
