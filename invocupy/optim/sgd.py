@@ -12,7 +12,7 @@ from invocupy.arrays import Array, converted, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.docstrings import documented
 from invocupy.geometry import number
-from invocupy.messages import did_you_mean, shown
+from invocupy.messages import did_you_mean, kind_of, shown
 
 _NUMBERS = "lr", "momentum", "weight_decay"
 _FLAGS = "nesterov", "decay_biases"
@@ -129,7 +129,6 @@ class SGD:
         self.numbers: Array | None = None
 
     def _check(self, group: Group) -> None:
-        """ValueError if the options of a group contradict each other or those of the SGD."""
         self.rate(group)
         if self._of(group, "nesterov") and not self._of(group, "momentum"):
             raise ValueError("nesterov needs a momentum > 0")
@@ -247,9 +246,7 @@ class SGD:
             not finite, every option that is wrong, and groups of other sizes.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(
-                f"state must be a mapping of names to arrays, got {type(state).__name__}"
-            )
+            raise TypeError(f"state must be a mapping of names to arrays, got {kind_of(state)}")
         own = {f"velocities.{i}": parameter.data for i, parameter in enumerate(self.params)}
         found = dict.fromkeys(own)
         problems, groups = [], []
