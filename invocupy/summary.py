@@ -231,7 +231,7 @@ def dry_forward(model: nn.Module, shape: Shape, images: int) -> None:
     >>> from invocupy.summary import dry_forward
     >>> dry_forward(SmallNet(width=32), (3, 8, 8), 1)
     Traceback (most recent call last):
-    ValueError: layer ...bn2 (BatchNorm2d): x must have more than one value per channel, ...
+    ValueError: layer blocks.4... (BatchNorm2d): x must have more than one value per channel, ...
     """
     x = to_device(np.zeros((images, *shape), np.float32), device_of(_like(model)))
     with _dry(model, training=True):
