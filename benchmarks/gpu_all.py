@@ -162,7 +162,7 @@ def benchmark(program: str, *options: str) -> Callable[[float], Record]:
 
 
 # Rows of the table: all kernels of a block, as one operator or layer by layer.
-BLOCK = "block float32", "block given float32", "expand float32"
+BLOCK = "block float32", "expand float32"
 FLOAT32 = "--dtype", "float32"
 PARTS: dict[str, tuple[Callable[[float], Record], float]] = {  # with the seconds that each may take
     "tests": (tests, 180),

@@ -96,13 +96,56 @@ BUGS = {
         "involve",
         (("if (row + away < 0 || row + away >= height) continue;", ""),),
         {"results": "are wrong", "trace": "out of bounds read", "ptx": "out of bounds|are wrong"},
-        function="forward",
+        function="train",
     ),
     "the last pixels of a tile past the image": Bug(
         "grad_involve",
         (("            if (!inside[k]) continue;\n            const long long at = (long long)(top",
           "            const long long at = (long long)(top"),),
         {"trace": "race between|out of bounds write", "ptx": "out of bounds|are wrong"},
+    ),
+    "the last rows of the margin are left out": Bug(
+        "evaluate",
+        (("i < PLANE; i += BLOCK", "i < TILE_H * SPAN_W; i += BLOCK"),),
+        {"trace": "uninitialised read: shared"},
+        function="forward",
+    ),
+    "a margin that starts one column too late": Bug(
+        "evaluate", (("TILE_W - REACH_W;", "TILE_W - REACH_W + 1;"),), WRONG, function="forward"
+    ),
+    "shares outside the image": Bug(
+        "evaluate", (("there ? share", "true ? share"),), WRONG, function="forward"
+    ),
+    "a column of the kernel for a row": Bug(
+        "evaluate",
+        (("tap_at<VECTOR_F>((g * KERNEL_H + u) * KERNEL_W + v",
+          "tap_at<VECTOR_F>((g * KERNEL_H + v) * KERNEL_W + u"),),
+        WRONG,
+        function="forward",
+    ),
+    "shares are read before they are written": Bug(
+        "evaluate",
+        (("__syncthreads();\n#pragma unroll 1\n        for (int v", "for (int v"),),
+        {"trace": "race between threads|uninitialised read: shared"},
+        function="forward",
+    ),
+    "shares of the next group are written too early": Bug(
+        "evaluate",
+        (("if (g > 0) __syncthreads();", ""),),
+        {"trace": "race between threads"},
+        function="forward",
+    ),
+    "pixels of a tile past the image": Bug(
+        "evaluate",
+        (("if (!inside[i]) continue;", ""),),
+        {"trace": "race between|out of bounds write", "ptx": "out of bounds|are wrong"},
+        function="forward",
+    ),
+    "32-bit offsets of evaluation": Bug(
+        "evaluate",
+        (("const long long row = ((long long)image", "const int row = ((long long)image"),),
+        {"sanitizers": "signed integer overflow"},
+        function="forward",
     ),
     "sums over the wrong rows": Bug(
         "merge",
@@ -144,13 +187,11 @@ BUGS = {
         (("const long long image = strip / per_row / height, plane = (long long)height * width;",
           "const int image = strip / per_row / height, plane = height * width;"),),
         {"sanitizers": "signed integer overflow"},
-        function="forward",
     ),
     "threads of a block counted in 32 bits": Bug(
         "involve",
         (("#define INDEX unsigned long long", "#define INDEX unsigned int"),),
         {"sanitizers": "huge involution_block.*nan in the last rows"},
-        function="forward",
     ),
     "32-bit offsets of a block's gradients": Bug(
         "grad_x",

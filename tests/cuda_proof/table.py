@@ -62,9 +62,10 @@ def problems() -> Iterator[tuple[str, cases.Problem]]:
         for nesterov in (False, True):
             name = f"sgd{' nesterov' if nesterov else ''} {dtype}"
             yield name, sgd_cases.sgd(dtype, ((64, 64), (64,)) * 9, nesterov=nesterov)
-        for function in block_cases.FUNCTIONS:  # "forward" is perceive and involve with GIVEN
-            key = f"block{' given' if function == 'forward' else ''} {dtype}"
-            yield key, block_cases.block(function, "article", dtype, height=8, width=32)
+        for function in block_cases.FUNCTIONS:
+            height = 32 if function == "forward" else 8  # two of its tiles
+            problem = block_cases.block(function, "article", dtype, height=height, width=32)
+            yield f"block {dtype}", problem
         for function in expansion_cases.FUNCTIONS:
             problem = expansion_cases.expansion(function, dtype, hidden=64, pixels=256)
             yield f"expand {dtype}", problem

@@ -20,6 +20,7 @@ from cuda_proof.block_planted import BUGS, Bug
 from cuda_proof.checks import trace, verify
 
 from invocupy.backends import cuda
+from invocupy.backends.cuda import involution_block as block
 
 # Every family in float32; the other types where the code differs by type: vectors, and lanes.
 COMBINATIONS = [
@@ -38,6 +39,8 @@ def test_block(function: str, family: str, dtype: str) -> None:
     """Ragged tiles and slices; images smaller than the kernel reaches; one image."""
     verify(block_cases.block(function, family, dtype, batch=2, height=10))
     verify(block_cases.block(function, family, dtype, batch=1, height=2, seed=1))
+    if function == "forward":  # with the largest tiles
+        verify(block_cases.block(function, family, dtype, batch=2, height=31, width=63))
 
 
 @functions
@@ -67,6 +70,18 @@ def test_nan_stays_nan(function: str) -> None:
         assert not wrong[1, :, 7:].any()
 
 
+def test_a_margin_too_large_for_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing is launched, and the reference evaluates the block."""
+    sizes = block.Sizes(8, 64, 2, 1, (5, 5), (3, 3), 4)
+    assert sizes.fit()
+    none = block.evaluation(sizes, 32, 32)
+    assert none == (0, 0, 0)
+    problem = block_cases.block("forward", "odd")
+    monkeypatch.setattr(block, "evaluation", lambda *sizes: none)
+    with host.installed(lambda *kernel: pytest.fail("a launch")):
+        cases.check(problem, cases.run(problem))
+
+
 def test_a_wide_stream_uses_16_bytes() -> None:
     """And a row of 33 single elements."""
     for family, vector in (("article", 4), ("odd", 1)):
@@ -77,8 +92,8 @@ def test_a_wide_stream_uses_16_bytes() -> None:
             return lambda *launch: None
 
         with host.installed(record):
-            cases.run(block_cases.block("forward", family))
-        assert found == [vector, vector]
+            cases.run(block_cases.block("train", family))
+        assert found == [vector] * 5
 
 
 def problem_of(bug: Bug) -> cases.Problem:
@@ -130,14 +145,11 @@ def test_planted_bug_is_caught(name: str, check: str) -> None:
     assert re.search(bug.found[check], said), said[-3000:]
 
 
-@pytest.mark.parametrize("function", ["train", "forward"])
-def test_vectors_on_unaligned_arrays_are_caught(
-    function: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_on_unaligned_arrays_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the tracer too; arrays of a problem start at different offsets."""
     monkeypatch.setattr(cuda, "vector", lambda row, *arrays: 2)
     machine = host.Machine("trace")
     with host.installed(machine.compile):
-        cases.run(block_cases.block(function, "slices"))
+        cases.run(block_cases.block("train", "slices"))
     assert "misaligned read8" in "\n".join(machine.findings)
     assert "misaligned write8" in "\n".join(machine.findings)

@@ -1,6 +1,6 @@
 """An involution block of the article's network: its hidden layer stays in registers.
 
-Forward takes five launches in training and two in evaluation, backward six. The grids depend on the
+Forward takes five launches in training and one in evaluation, backward six. The grids depend on the
 sizes of the arrays alone, so a step can be captured in a CUDA graph.
 """
 
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, product
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from invocupy.arrays import Array
 from invocupy.backends import cuda
@@ -56,10 +56,20 @@ class Sizes(NamedTuple):
         """The most pixels per thread if it has all their reduced channels in registers."""
         return 4 if self.reduced <= 16 else 2 if self.reduced <= 32 else 1
 
+    @property
+    def reach(self) -> list[int]:
+        """How many pixels away the window reads, along each axis."""
+        return [k // 2 * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+
+    @property
+    def weights(self) -> int:
+        """Numbers per hidden channel that forward has in shared memory."""
+        return ceil_div(2 * self.channels + 1 + self.reduced, 4) * 4
+
     def tile(self) -> tuple[int, int]:
         """The tile of `grad_involve`: the first that fits into shared memory, (0, 0) if none."""
         c, f, kernel_w = self.channels, self.reduced, self.kernel[1]
-        reach = [k // 2 * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+        reach = self.reach
         for high, wide in _TILES:
             span = (high + 2 * reach[0]) * (wide + 2 * reach[1])
             plane = ceil_div(span - 2, 8) * 8 + 2
@@ -80,7 +90,7 @@ class Sizes(NamedTuple):
         return 0
 
     def fit(self) -> bool:
-        """Whether the kernels support these sizes; otherwise the reference computes the block."""
+        """Whether training has kernels for these sizes; otherwise the reference computes it."""
         return _fit(self)
 
     def macros(self, x: Array, *arrays: Array, row: int, widest: int = 4) -> dict[str, str | int]:
@@ -96,8 +106,7 @@ class Sizes(NamedTuple):
 
 @lru_cache(256)  # called several times for each block in each step
 def _fit(sizes: Sizes) -> bool:
-    row = ceil_div(2 * sizes.channels + 1 + sizes.reduced, 4) * 4
-    weights = sizes.hidden * row + _WARPS * sizes.reduced
+    weights = sizes.hidden * sizes.weights + _WARPS * sizes.reduced
     return (
         sizes.channels <= 8
         and sizes.reduced <= 64
@@ -107,21 +116,45 @@ def _fit(sizes: Sizes) -> bool:
     )
 
 
+@lru_cache(256)
+def evaluation(sizes: Sizes, height: int, width: int) -> tuple[int, int, int]:
+    """The tile of `evaluate` and how many pixels a thread has at a time; zeros if it cannot run.
+
+    Of the tiles that fit into shared memory: the one with the least work, counted in multiply-adds,
+    where each time a thread reads the weights costs as much as half a pixel.
+    """
+    c, f, d, taps = sizes.channels, sizes.reduced, sizes.hidden, sizes.groups * prod(sizes.kernel)
+    found = []
+    for each, wide in product((4, 2, 1), (32, 16, 8)):
+        high = each * BLOCK // wide
+        pixels = ceil_div((high + 2 * sizes.reach[0]) * (wide + 2 * sizes.reach[1]), BLOCK)
+        turns = ceil_div(pixels, max(2, 16 // c))
+        step = ceil_div(pixels, turns)
+        plane = turns * step * BLOCK
+        memory = (d * sizes.weights + 2 * c * plane + 2 * (f + c)) * sizes.itemsize + plane
+        if each <= max(1, sizes.widest * 4 // sizes.itemsize) and memory <= _SHARED:
+            work = (2 * each + 1) * (d + taps) * (c + f) + turns * (2 * step + 1) * d * 2 * c
+            found.append((work * ceil_div(height, high) * ceil_div(width, wide), high, wide, step))
+    return min(found)[1:] if found and c <= 8 and f <= 64 else (0, 0, 0)
+
+
 def forward(
     x: Array, parameters: Sequence[Array], moments: Sequence[Array], eps: Eps, relu: bool,
     g: Geometry, out: Array,
 ) -> None:  # fmt: skip
     """Evaluation: the moments of all norms are given."""
     sizes = Sizes.of(x, parameters, g)
-    if not sizes.fit():
+    high, wide, step = evaluation(sizes, *g.size)
+    if not high:
         reference.forward(x, parameters, moments, eps, relu, g, out)
         return
-    reduced, shares = (
-        cuda.stored(x, len(x), channels, *g.size)
-        for channels in (sizes.reduced, sizes.groups * sizes.channels)
-    )
-    _perceive(sizes, x, parameters, moments, None, 0, eps[0], reduced, shares, None)
-    _involve(sizes, x, parameters, moments, reduced, shares, eps, relu, out, None)
+    macros = sizes.macros(x, row=1) | {
+        "TILE_H": high, "TILE_W": wide, "STEP": step, "RELU": int(relu),
+        "VECTOR_F": min(4, cuda.vector(sizes.reduced, parameters[8])),
+    }  # fmt: skip
+    tiles = len(x) * ceil_div(g.size[0], high) * ceil_div(g.size[1], wide)
+    launch("involution_block/evaluate", macros, tiles * BLOCK, x, *parameters, *moments, out, *eps,
+           *g.size)  # fmt: skip
 
 
 def train(
@@ -135,24 +168,36 @@ def train(
         return
     macros = sizes.macros(x, row=plane)
     partial, rows = _spread(macros, x, batch, plane // int(macros["VECTOR"]))
-    moments, full = _perceive(
-        sizes, x, parameters, None, partial, rows, eps[0], kept.reduced, kept.shares, kept.stats
-    )
+    between = kept.reduced, kept.shares
+    macros = sizes.macros(x, *between, row=plane, widest=sizes.widest)
+    per_plane = plane // int(macros["VECTOR"])
+    blocks = ceil_div(batch * per_plane, BLOCK)
+    moments, full = cuda.workspace(x, 2 * f, blocks), BLOCK * int(macros["VECTOR"])
     launch(
-        "involution_block/merge", macros, f * 32,
-        moments, kept.stats, moments.shape[1], full, batch, plane,
+        "involution_block/perceive", macros, batch * per_plane,
+        x, partial, *parameters[:6], parameters[10], *between, kept.stats, moments, eps[0], batch,
+        per_plane, rows,
     )  # fmt: skip
+    launch(
+        "involution_block/merge", macros, f * 32, moments, kept.stats, blocks, full, batch, plane
+    )
     mean, var = (kept.stats[part] for part in Kept.statistics(c, sizes.hidden, f)[4:6])
-    moments, full = _involve(
-        sizes, x, parameters, (None, None, mean, var, None, None), kept.reduced, kept.shares, eps,
-        relu, kept.projected, kept.stats,
+    macros = sizes.macros(x, *between, kept.projected, row=g.size[1], widest=sizes.widest)
+    macros["VECTOR_F"] = min(4, cuda.vector(f, parameters[8]))
+    strips = batch * plane // int(macros["VECTOR"])
+    blocks = ceil_div(strips, BLOCK)
+    moments, full = cuda.workspace(x, 2 * c, blocks), BLOCK * int(macros["VECTOR"])
+    launch(
+        "involution_block/involve", macros, strips,
+        kept.shares, kept.reduced, *parameters[6:8], mean, var, *parameters[8:10], parameters[11],
+        kept.projected, moments, eps[1], batch, *g.size,
     )  # fmt: skip
     macros = sizes.macros(x, kept.projected, out, row=plane) | {"RELU": int(relu)}
     per_plane = plane // int(macros["VECTOR"])
     launch(
         "involution_block/finish", macros, batch * per_plane,
         x, kept.projected, moments, *parameters[12:], out, kept.stats, eps[2], batch, per_plane,
-        moments.shape[1], full,
+        blocks, full,
     )  # fmt: skip
 
 
@@ -248,45 +293,3 @@ def _spread(macros: cuda.Macros, x: Array, batch: int, per_plane: int) -> tuple[
     launch("involution_block/spread", macros, rows * 32, x, partial, batch, per_plane, rows,
            over=vectors)  # fmt: skip
     return partial, rows
-
-
-def _perceive(
-    sizes: Sizes, x: Array, parameters: Sequence[Array], given: Sequence[Array] | None,
-    partial: Array | None, rows: int, eps: float, reduced: Array, shares: Array,
-    stats: Array | None,
-) -> tuple[Any, int]:  # fmt: skip
-    """The hidden layer; returns partial moments of ``reduced``, and how many values each is of."""
-    batch, plane, f = len(x), prod(x.shape[2:]), sizes.reduced
-    macros = sizes.macros(x, reduced, shares, row=plane, widest=sizes.widest)
-    vector = int(macros["VECTOR"])
-    moments = None if given else cuda.workspace(x, 2 * f, ceil_div(batch * plane // vector, BLOCK))
-    expand, expand_bias, gamma, beta, reduce, reduce_bias = parameters[:6]
-    launch(
-        "involution_block/perceive", macros | {"GIVEN": int(given is not None)},
-        batch * plane // vector,
-        x, partial, expand, expand_bias, gamma, beta, *(given or (None, None))[:2], reduce,
-        reduce_bias, parameters[10], reduced, shares, stats, moments, eps, batch, plane // vector,
-        rows,
-    )  # fmt: skip
-    return moments, BLOCK * vector
-
-
-def _involve(
-    sizes: Sizes, x: Array, parameters: Sequence[Array], given: Sequence[Array | None],
-    reduced: Array, shares: Array, eps: Eps, relu: bool, out: Array, stats: Array | None,
-) -> tuple[Any, int]:  # fmt: skip
-    """The involution; returns, in training, partial moments of its result, as ``_perceive``."""
-    batch, (height, width) = len(x), x.shape[2:]
-    last = stats is None
-    macros = sizes.macros(x, reduced, shares, out, row=width, widest=sizes.widest)
-    macros |= {"GIVEN": int(last), "RELU": int(relu)}
-    macros["VECTOR_F"] = min(4, cuda.vector(sizes.reduced, parameters[8]))
-    vector = int(macros["VECTOR"])
-    strips = batch * height * width // vector
-    moments = None if last else cuda.workspace(x, 2 * sizes.channels, ceil_div(strips, BLOCK))
-    launch(
-        "involution_block/involve", macros, strips,
-        shares, reduced, *parameters[6:8], *given[2:4], *parameters[8:10], parameters[11], x,
-        *parameters[12:], *given[4:], out, moments, eps[1], eps[2], batch, height, width,
-    )  # fmt: skip
-    return moments, BLOCK * vector

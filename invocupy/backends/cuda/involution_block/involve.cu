@@ -1,25 +1,21 @@
-#include "involution_block/block.cuh"
+#include "involution_block/forward.cuh"
 // projected = bias + the sum over the groups of the involution of their shares, with a kernel that
 // is computed from f = relu(norm(reduced)). A thread has VECTOR columns of one row.
 //
-// GIVEN: the last norm's moments are known, and out is that of finish.cu. Otherwise each block
-// writes mean and sum of squared distances of its part of `projected` to moments[value][block].
+// Each block writes mean and sum of squared distances of its part of `projected` to
+// moments[value][block].
 
 constexpr int AWAY = round_up(REACH_W, VECTOR), STRETCH = VECTOR + 2 * AWAY;
 // Blocks that must fit on a multiprocessor at a time: as many as is possible without spills.
 constexpr int RESIDENT =
-    KERNEL_W > 5 ? 2 : KERNEL_W > 3 || REDUCED > 16 || sizeof(ACCUM) > 4 || GIVEN ? 3 : 4;
+    KERNEL_W > 5 ? 2 : KERNEL_W > 3 || REDUCED > 16 || sizeof(ACCUM) > 4 ? 3 : 4;
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 involve(In shares, In reduced, In gamma, In beta, InAccum mean, InAccum var, In span, In span_bias,
-        In project_bias, In x, In gamma_3, In beta_3, InAccum mean_3, InAccum var_3, Out out,
-        OutAccum moments, ACCUM eps, ACCUM eps_3, int batch, int height, int width)
+        In project_bias, Out out, OutAccum moments, ACCUM eps, int batch, int height, int width)
 {
     __shared__ ACCUM scale[REDUCED], shift[REDUCED], sum[WARPS * CHANNELS];
-    for (int f = threadIdx.x; f < REDUCED; f += BLOCK) {
-        scale[f] = widen(gamma[f]) * inverse_of(var[f], eps);
-        shift[f] = widen(beta[f]) - mean[f] * scale[f];
-    }
+    fold(gamma, beta, mean, var, eps, scale, shift);
     __syncthreads();
     const int per_row = width / VECTOR;
     const index_t strip = thread_index(), strips = index_t(batch) * height * per_row;
@@ -33,10 +29,7 @@ involve(In shares, In reduced, In gamma, In beta, InAccum mean, InAccum var, In 
         ACCUM feature[REDUCED][VECTOR];
         UNROLL(f, REDUCED) {
             load<VECTOR>(reduced + (image * REDUCED + f) * plane + at, feature[f]);
-            UNROLL(k, VECTOR) {
-                const ACCUM normed = scale[f] * feature[f][k] + shift[f];
-                feature[f][k] = normed < 0 ? ACCUM(0) : normed;
-            }
+            to_feature(scale[f], shift[f], feature[f]);
         }
 #pragma unroll 1
         for (int tap_row = 0; tap_row < GROUPS * KERNEL_H; ++tap_row) {
@@ -49,36 +42,13 @@ involve(In shares, In reduced, In gamma, In beta, InAccum mean, InAccum var, In 
                         (long long)away * width,
                     column, -AWAY, width, stretch[c]);
             UNROLL(v, KERNEL_W) {
-                const int tap = tap_row * KERNEL_W + v;
                 ACCUM k[VECTOR];
-                UNROLL(e, VECTOR) k[e] = widen(span_bias[tap]);
-#pragma unroll
-                for (int f = 0; f < REDUCED; f += VECTOR_F) {
-                    ACCUM w[VECTOR_F];
-                    load<VECTOR_F>(span + tap * REDUCED + f, w);
-                    UNROLL(i, VECTOR_F) UNROLL(e, VECTOR) k[e] += w[i] * feature[f + i][e];
-                }
+                tap_at<VECTOR_F>(tap_row * KERNEL_W + v, span, span_bias, feature, k);
                 UNROLL(c, CHANNELS)
                     UNROLL(e, VECTOR)
                         value[c][e] += k[e] * stretch[c][AWAY - REACH_W + v * DILATION_W + e];
             }
         }
-    }
-    if (GIVEN) {
-        if (!inside) return;
-        UNROLL(c, CHANNELS) {
-            const long long to = (image * CHANNELS + c) * plane + at;
-            const ACCUM factor = widen(gamma_3[c]) * inverse_of(var_3[c], eps_3);
-            const ACCUM offset = widen(beta_3[c]) - mean_3[c] * factor;
-            ACCUM old[VECTOR];
-            load<VECTOR>(x + to, old);
-            UNROLL(k, VECTOR) {
-                const ACCUM normed = factor * value[c][k] + offset;
-                value[c][k] = old[k] + (RELU && normed < 0 ? ACCUM(0) : normed);
-            }
-            store<VECTOR>(out + to, value[c]);
-        }
-        return;
     }
     const index_t first = index_t(blockIdx.x) * BLOCK;
     const ACCUM count = ACCUM(min(index_t(BLOCK), strips - first)) * VECTOR;

@@ -1,46 +1,29 @@
-#include "involution_block/block.cuh"
+#include "involution_block/forward.cuh"
 // reduced = reduce @ h + bias, and for each group shares = (its columns of project) @ (its part of
 // h), where h = relu(norm(expand(x))) stays in registers. A thread has VECTOR pixels.
 //
-// GIVEN: the moments of the norm are known. Otherwise they follow from `partial` (the rows of
-// spread.cu), and block 0 writes them to stats; each block writes the mean and the sum of squared
-// distances of its part of `reduced` to moments[value][block].
-
-constexpr int ROW = round_up(2 * CHANNELS + 1 + REDUCED, 4);  // weights per hidden channel
+// The moments of the norm follow from `partial` (the rows of spread.cu), and block 0 writes them to
+// stats. Each block writes the mean and the sum of squared distances of its part of `reduced` to
+// moments[value][block].
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
-perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, InAccum mean,
-         InAccum var, In reduce, In reduce_bias, In project, Out reduced, Out shares,
-         OutAccum stats, OutAccum moments, ACCUM eps, int batch, int per_plane, int rows)
+perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, In reduce,
+         In reduce_bias, In project, Out reduced, Out shares, OutAccum stats, OutAccum moments,
+         ACCUM eps, int batch, int per_plane, int rows)
 {
     __shared__ __align__(16) ACCUM weights[HIDDEN][ROW];
     __shared__ ACCUM sum[WARPS * REDUCED];
     ACCUM center[CHANNELS] = {}, covariance[PAIRS] = {};
-    if (!GIVEN) collect(partial, rows, center, covariance, stats);
-    for (int d = threadIdx.x; d < HIDDEN; d += BLOCK) {
-        ACCUM w[CHANNELS];
-        UNROLL(c, CHANNELS) w[c] = widen(expand[d * CHANNELS + c]);
-        ACCUM scale, offset = widen(beta[d]);
-        if (GIVEN) {
-            scale = widen(gamma[d]) * inverse_of(var[d], eps);
-            offset += scale * (widen(expand_bias[d]) - mean[d]);
-        } else {
-            const First norm(w, widen(expand_bias[d]), widen(gamma[d]), center, covariance, eps);
-            scale = norm.scale;
-            if (blockIdx.x == 0) {
-                stats[MEAN_1 + d] = norm.mean;
-                stats[VAR_1 + d] = norm.var;
-            }
-        }
-        UNROLL(c, CHANNELS) {
-            weights[d][c] = scale * w[c];
-            weights[d][CHANNELS + 1 + REDUCED + c] = widen(project[c * HIDDEN + d]);
-        }
-        weights[d][CHANNELS] = offset;
-        for (int i = 2 * CHANNELS + 1 + REDUCED; i < ROW; ++i) weights[d][i] = 0;
-    }
-    for (int k = threadIdx.x; k < REDUCED * HIDDEN; k += BLOCK)
-        weights[k % HIDDEN][CHANNELS + 1 + k / HIDDEN] = widen(reduce[k]);
+    collect(partial, rows, center, covariance, stats);
+    fill(weights, expand, beta, reduce, project,
+         [&](int d, const ACCUM (&w)[CHANNELS], ACCUM&) {
+             const First norm(w, widen(expand_bias[d]), widen(gamma[d]), center, covariance, eps);
+             if (blockIdx.x == 0) {
+                 stats[MEAN_1 + d] = norm.mean;
+                 stats[VAR_1 + d] = norm.var;
+             }
+             return norm.scale;
+         });
     __syncthreads();
 
     const index_t vector = thread_index();
@@ -59,10 +42,8 @@ perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, In
         for (int d = g * GROUP; d < (g + 1) * GROUP; ++d) {
             ACCUM w[ROW], h[VECTOR];
             UNROLL(i, ROW) w[i] = weights[d][i];
+            activate(w, in, h);
             UNROLL(k, VECTOR) {
-                h[k] = w[CHANNELS];
-                UNROLL(c, CHANNELS) h[k] += w[c] * in[c][k];
-                h[k] = h[k] < 0 ? ACCUM(0) : h[k];  // NaN stays NaN
                 UNROLL(f, REDUCED) out[f][k] += w[CHANNELS + 1 + f] * h[k];
                 UNROLL(c, CHANNELS) share[c][k] += w[CHANNELS + 1 + REDUCED + c] * h[k];
             }
@@ -73,7 +54,6 @@ perceive(In x, InAccum partial, In expand, In expand_bias, In gamma, In beta, In
     }
     if (inside)
         UNROLL(f, REDUCED) store<VECTOR>(reduced + (image * REDUCED + f) * plane + at, out[f]);
-    if (GIVEN) return;
 
     const index_t first = index_t(blockIdx.x) * BLOCK, vectors = index_t(batch) * per_plane;
     const ACCUM count = ACCUM(min(index_t(BLOCK), vectors - first)) * VECTOR;
