@@ -20,7 +20,9 @@ from small_runs import content
 from invocupy import functional as F  # noqa: N812
 from invocupy import nn, optim
 from invocupy.arrays import require_cupy
+from invocupy.autograd import no_grad
 from invocupy.backends.cuda import graph, pointwise
+from invocupy.models import SimpleModel
 from invocupy.train import Config, fit, steps
 from invocupy.train.average import Average
 
@@ -161,6 +163,20 @@ def test_numbers_of_the_optimiser_that_change_in_each_step(
     assert differences(tmp_path, HEAD, before_update=hook(numbers), model=layers) == []
     assert len(sizes) == 2 * 7
     assert not recwarn.list
+
+
+def test_evaluation_can_be_recorded(cp: Any) -> None:
+    model = SimpleModel(9, 7, num_layers=2, rng=0).to("cuda").eval()
+    x = cp.asarray(np.random.default_rng(0).random((2, 3, 9, 7), np.float32))
+    recorder = graph.Recorder()
+    with no_grad(), recorder.current():
+        wanted = model.logits(x)
+        start, result = recorder.record(lambda: model.logits(x))
+        start()
+        assert (result == wanted).all()
+        x *= 2
+        start()
+        assert (result == model.logits(x)).all()
 
 
 def test_layers_that_change_between_epochs(tmp_path: Path) -> None:
