@@ -35,9 +35,13 @@ def expansion(
     x is (N, C, *S), with more than one value per channel, the weight (O, C, 1, ...).
     ``observe`` gets mean and variance (O,) of the convolution, and the number of values.
     """
-    given = {"x": x, "weight": weight, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    check(**given, **({} if bias is None else {"bias": bias}))
-    (n, c, *size), wide = x.shape, len(weight)
+    wide, (n, c, *size) = len(weight), x.shape
+    vectors = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    vectors |= {} if bias is None else {"bias": bias}
+    check(x=x, weight=weight, **vectors)
+    for name, array in vectors.items():  # kernels would read past its end
+        if array.shape != (wide,):
+            raise ValueError(f"{name} must have shape ({wide},), got {array.shape}")
     sums = np.float64 if x.itemsize == 8 else np.float32
     backend, value = backends.of("expansion", x), empty((n, wide, *size), x.dtype, x)
     with on_device(x):

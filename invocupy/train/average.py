@@ -38,6 +38,11 @@ class Average:
         kinds: dict[Any, list[tuple[Array, Array]]] = {}
         for name, holder in model.named_state() if self.arrays else ():
             mine = self.arrays[name]
+            if holder.data.shape != mine.shape:  # kernels would read past its end
+                raise ValueError(
+                    f"{name} must keep the shape of its average, {mine.shape}, got "
+                    f"{holder.data.shape}"
+                )
             if mine.dtype.kind == "f":
                 kinds.setdefault(backends.of("sgd", mine), []).append((mine, holder.data))
             else:

@@ -138,3 +138,12 @@ def test_one_value_per_channel_is_refused(xp: Any) -> None:
     conv, norm, _ = layers(xp, (1, 3, 1, 1), 5)
     with pytest.raises(ValueError, match="more than one value per channel"):
         norm.of(conv, xp.zeros((1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("name", ["bias", "norm_weight", "norm_bias"])
+def test_parameters_of_another_length_are_refused(name: str) -> None:
+    wide = {"bias": 5, "norm_weight": 5, "norm_bias": 5} | {name: 4}
+    bias, *norm = (np.ones(size) for size in wide.values())
+    options: Any = {"eps": 0.0, "relu": True, "observe": print}
+    with pytest.raises(ValueError, match=rf"^{name} must have shape \(5,\), got \(4,\)$"):
+        expansion(np.ones((2, 3, 4)), np.ones((5, 3, 1)), bias, *norm, **options)

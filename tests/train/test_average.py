@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from small_runs import PLAIN
 
-from invocupy import checkpoint
+from invocupy import checkpoint, nn
 from invocupy.train import (
     DATASETS,
     build,
@@ -17,6 +18,7 @@ from invocupy.train import (
     load_data,
     load_run,
 )
+from invocupy.train.average import Average
 
 
 def test_averages_follow_the_formula_and_are_what_is_used(tmp_path: Path) -> None:
@@ -62,3 +64,24 @@ def test_averaging_does_not_change_the_training(tmp_path: Path) -> None:
     )
     for name, array in plain.items():
         np.testing.assert_array_equal(averaged[name], array)
+
+
+def test_an_array_of_another_shape_is_refused() -> None:
+    model = nn.Linear(2, 3)
+    average = Average(model, 0.5)
+    model.bias.data = np.zeros(1, np.float32)  # would be broadcast, or read past its end
+    with pytest.raises(ValueError, match=r"^bias must keep .* average, \(3,\), got \(1,\)$"):
+        average.update(model, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("before", "after"), [("f4", "f8"), ("f8", "f4"), ("f4", "f2")])
+def test_an_array_of_another_dtype_is_converted(before: str, after: str) -> None:
+    model = nn.Linear(2, 3).to("cuda")
+    model.bias.data = model.bias.data.astype(before)
+    average = Average(model, 0.5)
+    model.bias.data = (average.arrays["bias"] + 1).astype(after)
+    average.update(model, 100)
+    found, wanted = average.arrays["bias"], (model.bias.data - 0.5).astype(before)
+    assert found.dtype == before
+    np.testing.assert_allclose(found.get(), wanted.get(), atol=2**-11)

@@ -55,8 +55,10 @@ def average(averages: Sequence[Array], arrays: Sequence[Array], share: float | A
     kinds: dict[Any, list[tuple[Any, ...]]] = {}
     for mine, array in zip(averages, arrays, strict=True):
         if mine.size:
+            dtype = array.dtype if cuda.accumulator(array) == mine.dtype else mine.dtype
             with on_device(array):
-                one = namespace(array).ascontiguousarray(array), mine, mine, np.int64(mine.size)
+                array = namespace(array).ascontiguousarray(array, dtype)
+            one = array, mine, mine, np.int64(mine.size)
             kinds.setdefault((array.dtype, device_of(array)), []).append(one)
     _launch("sgd/average", {}, kinds, (None, None, None, np.int64(0)), *number)
 
