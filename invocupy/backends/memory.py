@@ -6,8 +6,9 @@ next result of about its size. Blocks start at a cache line, so that no vector o
 CuPy has its own pool.
 
 Idle memory has a limit; blocks beyond it are returned to the system. Training steps raise the limit
-by the memory in use at the start of the backward pass, if as much was in use in the step before.
-The first request without a block of its size then empties the pool and resets the limit.
+by one and a half times the memory in use at the start of the backward pass (backward has results of
+other sizes than forward), if as much was in use in the step before. Once a whole step has found its
+blocks, the first request without a block of its size empties the pool and resets the limit.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class _Pool:
         self.more = 0  # what training steps may leave idle beyond
         self.used = 0  # by blocks given out
         self.last = 0  # when the last backward pass began
+        self.missing = 0  # requests since then without a block of their size
+        self.settled = False  # no request of the step before was without one
 
     def count(self) -> int:
         """The exact number of idle bytes."""
@@ -49,6 +52,7 @@ class _Pool:
     def clear(self) -> None:
         self.idle.clear()
         self.held = self.more = self.last = 0
+        self.settled = False
 
 
 _pool = _Pool()
@@ -118,7 +122,8 @@ release = release_memory  # its name within the backends
 
 def backward_begins() -> None:
     """Record the start of a backward pass; memory used by two steps may be idle for the third."""
-    _pool.more, _pool.last = min(_pool.last, _pool.used), _pool.used
+    _pool.more, _pool.last = min(_pool.last, _pool.used) * 3 // 2, _pool.used
+    _pool.settled, _pool.missing = not _pool.missing, 0
 
 
 def _block(size: int) -> Any:
@@ -128,7 +133,11 @@ def _block(size: int) -> Any:
         memory = pool.idle[size].pop()
         pool.held -= size
     except IndexError:
-        if pool.held > pool.limit and pool.count() > pool.limit:
+        pool.missing += 1
+        limit = pool.limit
+        if pool.more and not pool.settled:  # while the pool grows to what a step needs
+            limit += pool.more - size
+        if pool.held > limit and pool.count() > limit:
             pool.clear()
         fresh = patiently(np.empty, size, np.uint8)
         memory = fresh, -(-fresh.ctypes.data // _LINE) * _LINE

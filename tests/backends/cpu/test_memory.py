@@ -57,29 +57,56 @@ def test_a_request_that_finds_nothing_empties_a_pool_beyond_its_limit(pool: Any)
     assert alive() is None
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_training_steps_find_their_memory_again(
-    pool: Any, training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What two steps had in use when their backward passes began is kept for the third."""
-    fresh: list[int] = []
+@pytest.fixture
+def fresh(pool: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The blocks that the pool did not have, counted in the last element."""
+    counts: list[int] = []
     make = memory.patiently
 
     def count(*arguments: Any) -> Any:
-        fresh[-1] += 1
+        counts[-1] += 1
         return make(*arguments)
 
     monkeypatch.setattr(memory, "patiently", count)
-    for _ in range(5):
+    return counts
+
+
+def step(sizes: tuple[float, ...], grads: tuple[float, ...], training: bool = True) -> None:
+    """Arrays of so many MB, which backward frees one by one, with two gradients at a time."""
+    arrays = [memory.empty((int(size * MB),), np.uint8, LIKE) for size in sizes]
+    if training:
+        memory.backward_begins()
+    grad = None
+    for size in grads:
+        grad = memory.empty((int(size * MB),), np.uint8, LIKE), grad and grad[0]
+        arrays.pop()
+
+
+@pytest.mark.parametrize("grads", [(), (2.3, 1.2, 4.7, 0.6, 3.3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_training_steps_find_their_memory_again(
+    pool: Any, fresh: list[int], training: bool, grads: tuple[float, ...]
+) -> None:
+    """What two steps had in use when their backward passes began is kept for the third."""
+    for _ in range(7):
         fresh.append(0)
-        arrays = [memory.empty((size * MB,), np.uint8, LIKE) for size in (1, 2, 3, 4, 5)]
-        if training:
-            memory.backward_begins()
-        arrays.clear()
-    assert fresh[0] == 5
-    assert (fresh[2:] == [0, 0, 0]) == training
+        step((1, 2, 3, 4, 5), grads, training)
+    assert fresh[0] >= 5
+    assert (fresh[3:] == [0, 0, 0, 0]) == training
     memory.empty((MB // 2,), np.uint8, LIKE)  # of another size: the training is over
     assert pool.count() <= 4 * MB
+
+
+def test_memory_of_steps_of_ever_new_sizes_is_not_kept(pool: Any, fresh: list[int]) -> None:
+    for number in range(8, 40):
+        fresh.append(0)
+        step((number / 8,) * 4, ())
+        assert pool.count() <= 4 * MB + number / 8 * MB * 4 * 1.5 * 9 / 8
+    for _ in range(5):
+        fresh.append(0)
+        step((1.1,) * 4, ())
+    assert fresh[-1] == 0
+    assert pool.count() <= 4 * MB + 1.1 * MB * 4 * 1.5 * 9 / 8
 
 
 def test_a_single_backward_pass_keeps_no_more_than_the_limit(pool: Any) -> None:
