@@ -26,7 +26,7 @@ NETWORKS = {  # the record of each, and its name
     "simple-50-repaired": "the article's, with blocks that can also subtract",
     "involution-small": "`SmallNet`, involution",
     "depthwise-small": "`SmallNet`, depthwise convolution",
-    "involution-60min": "`SmallNet`, involution, 20 epochs",
+    "involution-60min": "`SmallNet`, involution, width 96, 20 epochs",
 }
 
 
