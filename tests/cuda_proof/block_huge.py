@@ -9,6 +9,7 @@ import numpy as np
 
 from invocupy.backends import cuda
 from invocupy.backends.cuda import involution_block as device
+from invocupy.backends.cuda import spread
 from invocupy.backends.reference import involution_block as reference
 from invocupy.backends.signatures import Kept
 from invocupy.geometry import Geometry
@@ -36,12 +37,13 @@ def run(
     def sums(array: Any, *shape: int) -> np.ndarray:
         return virtual(shape, np.float32)
 
-    more = {"_ROWS": 1 << 16, "_BLOCKS": 1 << 31}  # so that a block has few of the pixels
     with (
         host.installed(machine.compile),
         mock.patch.object(cuda, "stored", like),
         mock.patch.object(cuda, "workspace", sums),
-        mock.patch.multiple(device, **more),
+        # so that a block has few of the pixels
+        mock.patch.object(spread, "_ROWS", 1 << 16),
+        mock.patch.object(device, "_BLOCKS", 1 << 31),
     ):
         if "forward" in functions:
             evaluate(virtual)

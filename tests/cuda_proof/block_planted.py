@@ -34,8 +34,7 @@ def planted(bug: Bug) -> Iterator[None]:
 
     def source(kernel: str, macros: Any) -> str:
         text = whole(kernel, macros)
-        own = bug.kernel if "/" in bug.kernel else f"involution_block/{bug.kernel}"
-        mine = kernel == own
+        mine = kernel in {bug.kernel, f"involution_block/{bug.kernel}", f"spread/{bug.kernel}"}
         return host.substituted(text, bug.replacements) if mine else text
 
     with mock.patch.object(cuda, "source", source):

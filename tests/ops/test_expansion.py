@@ -76,10 +76,10 @@ def test_what_a_device_is_asked_for() -> None:
     conv, norm, x = layers(require_cupy(), (2, 3, 4, 6), 5)
     y: list[Any] = []
     assert names_of(lambda: y.append(norm.of(conv, x, relu=True))) == [
-        "involution_block/spread", "expansion/expand", "cupy.add", "batch_norm/channels",
+        "spread/spread", "expansion/expand", "cupy.add", "batch_norm/channels",
     ]  # fmt: skip
     assert names_of(lambda: y[0].backward(y[0].data)) == [
-        "expansion/grad_expand", "expansion/merge_expand", "involution_block/grad_x",
+        "expansion/grad_expand", "expansion/merge_expand", "spread/grad_x",
     ]  # fmt: skip
 
 

@@ -40,6 +40,12 @@ Function: TypeAlias = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...
 BLOCK = 128
 """Threads per block, of every kernel."""
 
+WARPS = BLOCK // 32
+"""Warps per block."""
+
+SHARED = 48 << 10
+"""Bytes of shared memory that a block may use."""
+
 OPTIONS = ("-std=c++17", "-lineinfo")
 """Compiler options of every kernel."""
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from invocupy.arrays import Array
 from invocupy.backends import cuda
-from invocupy.backends.cuda import BLOCK, ceil_div, launch
-from invocupy.backends.cuda.involution_block import _SHARED, _WARPS, _spread
+from invocupy.backends.cuda import BLOCK, SHARED, WARPS, ceil_div, launch
+from invocupy.backends.cuda.spread import spread
 
 _BLOCKS = 792  # of `grad_expand`: six on each multiprocessor of a large GPU
 
@@ -29,9 +29,9 @@ class Sizes(NamedTuple):
 
     def fit(self) -> bool:
         """Whether the kernels support these sizes: covariances are in registers."""
-        row = ceil_div(self.channels + 1, 4) * 4 + _WARPS * (self.channels + 1)
+        row = ceil_div(self.channels + 1, 4) * 4 + WARPS * (self.channels + 1)
         most = 8 if self.itemsize == 4 else 6
-        return self.channels <= most and self.hidden * row * self.itemsize <= _SHARED
+        return self.channels <= most and self.hidden * row * self.itemsize <= SHARED
 
     def macros(self, x: Array, *arrays: Array) -> tuple[cuda.Macros, tuple[int, int]]:
         """The macros for arrays (N, channels, P), and the sizes (batch, vectors per plane)."""
@@ -47,7 +47,7 @@ def forward(
 ) -> None:  # fmt: skip
     sizes = Sizes.of(x, len(weight))
     macros, (batch, per_plane) = sizes.macros(x)
-    partial, rows = _spread(macros, x, batch, per_plane)
+    partial, rows = spread(macros, x, batch, per_plane)
     macros, (batch, per_plane) = sizes.macros(x, out)
     launch(
         "expansion/expand", macros | {"RELU": int(relu)}, batch * per_plane,
@@ -76,6 +76,6 @@ def backward(
     )  # fmt: skip
     macros, (batch, per_plane) = sizes.macros(x, product, grad_x)
     launch(
-        "involution_block/grad_x", macros | {"SLICES": 0}, batch * per_plane,
+        "spread/grad_x", macros | {"SLICES": 0}, batch * per_plane,
         product, x, None, weight, kept, more, grad_x, batch, per_plane,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-#include "spread.cuh"
+#include "spread/spread.cuh"
 // What the passes over the hidden channels share. A thread has the CHANNELS of VECTOR pixels in
 // registers. In `stats`, behind the moments of x, are the folded weights (HIDDEN, SUMS): those of
 // x - center and, as the last one, the offset.

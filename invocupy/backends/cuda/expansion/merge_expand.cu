@@ -1,4 +1,4 @@
-#include "spread.cuh"
+#include "spread/spread.cuh"
 // Second stage of the sums of grad_expand, one block per hidden channel: gradients of expand and of
 // the parameters of its norm. AT_ONCE rows of `partial` are read at a time.
 

@@ -14,17 +14,15 @@ from typing import NamedTuple
 
 from invocupy.arrays import Array
 from invocupy.backends import cuda
-from invocupy.backends.cuda import BLOCK, ceil_div, launch
+from invocupy.backends.cuda import BLOCK, SHARED, WARPS, ceil_div, launch
+from invocupy.backends.cuda.spread import spread
 from invocupy.backends.reference import involution_block as reference
 from invocupy.backends.signatures import Kept
 from invocupy.geometry import Geometry
 
 Eps = tuple[float, float, float]
 
-_ROWS = 256  # of partial sums of x: each block of `perceive` adds them up
 _BLOCKS = 396  # of `grad_perceive`: three on each multiprocessor of a large GPU
-_SHARED = 48 << 10  # bytes of shared memory per block
-_WARPS = BLOCK // 32
 _TILES = (4, 32), (8, 16), (16, 8)  # one pixel per thread
 
 
@@ -73,9 +71,9 @@ class Sizes(NamedTuple):
         for high, wide in _TILES:
             span = (high + 2 * reach[0]) * (wide + 2 * reach[1])
             plane = ceil_div(span - 2, 8) * 8 + 2
-            taps = high * (wide + 2 * reach[1]) + high * wide + _WARPS * (ceil_div(f, 4) * 4 + 1)
-            numbers = f * plane + c * span + kernel_w * taps + (2 + 2 * _WARPS) * f + 4 * c
-            if numbers * self.itemsize <= _SHARED:
+            taps = high * (wide + 2 * reach[1]) + high * wide + WARPS * (ceil_div(f, 4) * 4 + 1)
+            numbers = f * plane + c * span + kernel_w * taps + (2 + 2 * WARPS) * f + 4 * c
+            if numbers * self.itemsize <= SHARED:
                 return high, wide
         return 0, 0
 
@@ -84,8 +82,8 @@ class Sizes(NamedTuple):
         c, f, width = self.channels, self.reduced, 32 * self.each
         for pixels in (32, 16):
             size = (f + self.groups * c + c) | 1
-            numbers = _WARPS * (pixels * size + 16 * (width + 1)) + width * (f + 3 * c + 1) + 3 * f
-            if numbers * self.itemsize <= _SHARED:
+            numbers = WARPS * (pixels * size + 16 * (width + 1)) + width * (f + 3 * c + 1) + 3 * f
+            if numbers * self.itemsize <= SHARED:
                 return pixels
         return 0
 
@@ -106,11 +104,11 @@ class Sizes(NamedTuple):
 
 @lru_cache(256)  # called several times for each block in each step
 def _fit(sizes: Sizes) -> bool:
-    weights = sizes.hidden * sizes.weights + _WARPS * sizes.reduced
+    weights = sizes.hidden * sizes.weights + WARPS * sizes.reduced
     return (
         sizes.channels <= 8
         and sizes.reduced <= 64
-        and weights * sizes.itemsize <= _SHARED
+        and weights * sizes.itemsize <= SHARED
         and sizes.tile()[0] > 0
         and sizes.pixels() > 0
     )
@@ -132,7 +130,7 @@ def evaluation(sizes: Sizes, height: int, width: int) -> tuple[int, int, int]:
         step = ceil_div(pixels, turns)
         plane = turns * step * BLOCK
         memory = (d * sizes.weights + 2 * c * plane + 2 * (f + c)) * sizes.itemsize + plane
-        if each <= max(1, sizes.widest * 4 // sizes.itemsize) and memory <= _SHARED:
+        if each <= max(1, sizes.widest * 4 // sizes.itemsize) and memory <= SHARED:
             work = (2 * each + 1) * (d + taps) * (c + f) + turns * (2 * step + 1) * d * 2 * c
             found.append((work * ceil_div(height, high) * ceil_div(width, wide), high, wide, step))
     return min(found)[1:] if found and c <= 8 and f <= 64 else (0, 0, 0)
@@ -167,7 +165,7 @@ def train(
         reference.train(x, parameters, eps, relu, g, out, kept)
         return
     macros = sizes.macros(x, row=plane)
-    partial, rows = _spread(macros, x, batch, plane // int(macros["VECTOR"]))
+    partial, rows = spread(macros, x, batch, plane // int(macros["VECTOR"]))
     between = kept.reduced, kept.shares
     macros = sizes.macros(x, *between, row=plane, widest=sizes.widest)
     per_plane = plane // int(macros["VECTOR"])
@@ -247,7 +245,7 @@ def gradients(
 
     each = sizes.each
     slices = ceil_div(d, 32 * each)
-    blocks = min(max(1, _BLOCKS // slices), ceil_div(batch * plane, _WARPS * pixels))
+    blocks = min(max(1, _BLOCKS // slices), ceil_div(batch * plane, WARPS * pixels))
     parts = cuda.stored(x, slices, *x.shape)
     partial = cuda.workspace(x, blocks, d, f + 2 * c + 1)
     launch(
@@ -265,7 +263,7 @@ def gradients(
     macros = sizes.macros(x, grad, parts, grad_x, row=plane) | {"SLICES": slices}
     per_plane = plane // int(macros["VECTOR"])
     launch(
-        "involution_block/grad_x", macros, batch * per_plane,
+        "spread/grad_x", macros, batch * per_plane,
         grad, x, parts, expand, stats, more, grad_x, batch, per_plane,
     )  # fmt: skip
 
@@ -283,13 +281,3 @@ def running(
     arrays = *chain(*old), *chain(*new)
     launch("involution_block/running", macros, max(hidden, reduced, channels), stats, *arrays,
            *map(float, momenta), float(unbiased))  # fmt: skip
-
-
-def _spread(macros: cuda.Macros, x: Array, batch: int, per_plane: int) -> tuple[Array, int]:
-    """Partial mean and covariance of x, and how many rows of them there are."""
-    c, vectors = x.shape[1], batch * per_plane
-    rows = max(1, min(_ROWS, vectors // 128))
-    partial = cuda.workspace(x, 1 + c + c * c, rows)
-    launch("involution_block/spread", macros, rows * 32, x, partial, batch, per_plane, rows,
-           over=vectors)  # fmt: skip
-    return partial, rows

@@ -1,5 +1,5 @@
 #include "moments.cuh"
-#include "spread.cuh"
+#include "spread/spread.cuh"
 // What the kernels of an involution block share. The algebra is in invocupy/ops/block.py.
 //
 // CHANNELS, HIDDEN and REDUCED are the channels of x, of the hidden layer (which exists in

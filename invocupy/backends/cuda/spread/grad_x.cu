@@ -1,4 +1,4 @@
-#include "spread.cuh"
+#include "spread/spread.cuh"
 // The gradient of x: of the residual path, through the hidden layer (SLICES parts), and through the
 // moments of the first norm, matrix @ (x - center) + constant. A thread has VECTOR pixels.
 

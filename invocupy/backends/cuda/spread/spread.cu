@@ -1,4 +1,4 @@
-#include "spread.cuh"
+#include "spread/spread.cuh"
 // First stage of the mean and covariance of x: each warp writes one row of partial[value][row] with
 // the count, the means, and the sums of products of distances from the means, of its pixels.
 
