@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import Field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from invocupy.cli.options import Parser, path
+
+if TYPE_CHECKING:
+    from invocupy.train import Config
 
 _SMOKE = {"limit": 64, "batch_size": 16, "epochs": 1}
 _KINDS: dict[str, dict[str, Any]] = {
@@ -70,3 +74,9 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         if "overfit" in flags | settings:
             del settings["limit"]
     return settings | flags
+
+
+def tell_unused(config: Config) -> None:
+    """A line for each setting that has no effect."""
+    for line in config.unused():
+        print(f"invocupy: {line}", file=sys.stderr)

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from invocupy.cli.options import Commands, command, table, tell
-from invocupy.cli.settings import add_settings, given_settings
+from invocupy.cli.settings import add_settings, given_settings, tell_unused
 
 if TYPE_CHECKING:
     from invocupy.summary import Layer
@@ -32,6 +32,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from invocupy.train.sets import describe
 
     config = Config(**given_settings(arguments))
+    tell_unused(config)
     device = pick_device(config.device)
     about = describe(config)
     model = build(config, about).to(device)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from invocupy.cli.look import findings
 from invocupy.cli.options import Commands, command, path, tell
-from invocupy.cli.settings import add_settings, given_settings
+from invocupy.cli.settings import add_settings, given_settings, tell_unused
 from invocupy.messages import printable
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if comm.rank:
         fit(config, resume=bool(resume), comm=comm)
         return 0
+    tell_unused(config)
     plots = find_spec("matplotlib") is not None if plots is None else plots
     if plots:
         from invocupy.report import draw, load_matplotlib

@@ -34,6 +34,12 @@ from invocupy.train.fields import (
 _LONGEST = 1 << 20  # bytes of a file of settings
 _IMAGES = at_least(1, 1_000_000)
 _WHAT, _HOW = "data and model", "training"
+_ONLY = {  # the settings that only one choice uses
+    ("dataset", "folder"): ("image_size", "skip_broken"),
+    ("model", "simple"): ("layers", "head_relu", "signed", "recompute"),
+    ("model", "small"): ("spatial", "width"),
+    ("schedule", "step"): ("milestones", "drop"),
+}
 
 
 class ConfigError(ValueError):
@@ -178,6 +184,20 @@ class Config:
         folder = self.dataset == "folder"
         yield "data_dir", self.data_dir is not None or not folder, "given with the data set folder"
         yield "validation", self.overfit is None or not self.validation, "0 with overfit"
+
+    def unused(self) -> list[str]:
+        """A sentence for each setting that is not the default and has no effect with the others."""
+        found = {
+            name: f"with {of} {getattr(self, of)}: it is for {of} {choice}"
+            for (of, choice), names in _ONLY.items() if getattr(self, of) != choice
+            for name in names
+        }  # fmt: skip
+        if self.dataset == "shapes10":
+            found["data_dir"] = "with dataset shapes10, whose images are generated"
+        if not self.validation:
+            found["patience"] = "without validation"
+        changed = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        return [f"{name} has no effect {found[name]}" for name in changed if name in found]
 
     @property
     def part(self) -> int:

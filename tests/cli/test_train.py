@@ -54,6 +54,31 @@ def test_train_says_where_the_run_is_and_how_it_ended(capsys: pytest.CaptureFixt
     assert " after 1 epoch and " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("flags", "lines"), [
+    (["--width=96", "--image-size=24", "--drop=0.5", "--data-dir=x", "--patience=3"], [
+        "data_dir has no effect with dataset shapes10, whose images are generated",
+        "image_size has no effect with dataset shapes10: it is for dataset folder",
+        "width has no effect with model simple: it is for model small",
+        "drop has no effect with schedule one_cycle: it is for schedule step",
+        "patience has no effect without validation",
+    ]),
+    (["--width", "64", "--schedule", "step", "--drop", "0.5"], []),  # the default, and used
+])  # fmt: skip
+def test_settings_without_effect_are_named(
+    flags: list[str], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["summary", *flags]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "effect" in line] == [f"invocupy: {line}" for line in lines]
+
+
+def test_a_run_names_settings_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN, "--out", "a"]) == 0
+    assert "effect" not in capsys.readouterr().err
+    assert main(["train", "--resume", "a", "--epochs", "3", "--patience", "1"]) == 0
+    assert "invocupy: patience has no effect without validation\n" in capsys.readouterr().err
+
+
 def test_train_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--out", "a", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
