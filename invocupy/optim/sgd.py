@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import Array, converted, namespace, on_device, to_device
+from invocupy.arrays import Array, converted, is_cupy, namespace, on_device, to_device
 from invocupy.autograd import Tensor
 from invocupy.docstrings import documented
 from invocupy.geometry import number
@@ -167,8 +167,9 @@ class SGD:
 
         Raises
         ------
-        ValueError
-            If a gradient or velocity has another shape or dtype than its parameter.
+        TypeError, ValueError
+            If a gradient or velocity is no array of the library of its parameter, or has another
+            shape or dtype.
         """
         moving: dict[Any, list[tuple[int, float]]] = {}
         groups = iter((n, group) for n, group in enumerate(self.groups) for _ in group.params)
@@ -176,12 +177,9 @@ class SGD:
             if parameter.grad is None:
                 continue
             data = parameter.data
-            for kind, array in (("grad", parameter.grad), ("velocity", self.velocities[i])):
-                if array is not None and (array.shape, array.dtype) != (data.shape, data.dtype):
-                    raise ValueError(
-                        f"{kind} of parameter {i} must have its shape and dtype, "
-                        f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
-                    )
+            _check_fit("grad", i, parameter.grad, data)
+            if self.velocities[i] is not None:
+                _check_fit("velocity", i, self.velocities[i], data)
             decay = 0.0
             if parameter.ndim > 1 or self._of(group, "decay_biases"):
                 decay = self._of(group, "weight_decay") if self.numbers is None else 1.0
@@ -321,6 +319,21 @@ def _groups(params: Any) -> tuple[list[Group], bool]:
     return groups, True
 
 
+def _check_fit(kind: str, i: int, array: Any, data: Array) -> None:
+    """Raise an error unless ``array`` is one like ``data``, that of parameter ``i``."""
+    alike = is_cupy(array) if is_cupy(data) else isinstance(array, (np.ndarray, np.generic))
+    if not alike:
+        library = namespace(data).__name__
+        raise TypeError(
+            f"{kind} of parameter {i} must be an array of {library}, got {kind_of(array)}"
+        )
+    if (array.shape, array.dtype) != (data.shape, data.dtype):
+        raise ValueError(
+            f"{kind} of parameter {i} must have its shape and dtype, "
+            f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
+        )
+
+
 def _tensors(params: Any) -> list[Tensor]:
     """The given Tensors as a list, checked: each once, none made by an operator."""
     # A Tensor is iterable too, but only copies of its rows would be updated.
@@ -372,7 +385,7 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     ValueError
         For a limit that is not a finite number above 0.
     TypeError, ValueError
-        For ``params`` that :class:`SGD` refuses, but an empty list is allowed.
+        For ``params`` and gradients that :class:`SGD` refuses, but an empty list is allowed.
 
     >>> from invocupy import nn, optim
     >>> p = nn.Parameter(np.zeros(2))
@@ -383,7 +396,11 @@ def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
     limit = number("limit", limit, 0)
     if not limit:
         raise ValueError(f"limit must be above 0, got {limit}")
-    held = [parameter for parameter in _tensors(params) if parameter.grad is not None]
+    held = []
+    for i, parameter in enumerate(_tensors(params)):
+        if parameter.grad is not None:
+            _check_fit("grad", i, parameter.grad, parameter.data)
+            held.append(parameter)
     if not held:
         return np.zeros(())
     xp = namespace(held[0].grad)

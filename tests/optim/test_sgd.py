@@ -84,6 +84,13 @@ def test_sgd_refuses() -> None:
         p.grad = grad
         with pytest.raises(ValueError, match="grad of parameter 0 must have its shape and dtype"):
             optim.SGD([p], 0.1).step()
+    for other in ([1.0, 1.0], 1.0, Tensor(np.ones_like(p.data))):
+        p.grad = other
+        for use in (optim.SGD([p], 0.1).step, lambda: optim.clip_by_norm([p], 1.0)):
+            with pytest.raises(
+                TypeError, match="grad of parameter 0 must be an array of numpy, got"
+            ):
+                use()
     assert (p.data == 1).all()
     assert isinstance(p, Tensor)
 
