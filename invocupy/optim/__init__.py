@@ -6,8 +6,9 @@ learning rate at that step, in [0, 1].
 
 from __future__ import annotations
 
+from invocupy.optim.clipping import clip_by_norm
 from invocupy.optim.schedules import constant, cosine, one_cycle, step_decay, warm_up
-from invocupy.optim.sgd import SGD, Group, clip_by_norm
+from invocupy.optim.sgd import SGD, Group
 
 __all__ = [
     "SGD", "Group", "clip_by_norm", "constant", "cosine", "one_cycle", "step_decay", "warm_up"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from invocupy import backends
-from invocupy.arrays import Array, converted, is_cupy, namespace, on_device, to_device
+from invocupy.arrays import Array, converted, namespace, to_device
 from invocupy.autograd import Tensor
-from invocupy.docstrings import documented
 from invocupy.geometry import number
 from invocupy.messages import did_you_mean, kind_of, shown
+from invocupy.optim.params import check_fit, tensors_of
 
 _NUMBERS = "lr", "momentum", "weight_decay"
 _FLAGS = "nesterov", "decay_biases"
@@ -52,7 +52,7 @@ class Group:
         weight_decay: float | None = None, nesterov: bool | None = None,
         decay_biases: bool | None = None,
     ) -> None:  # fmt: skip
-        self.params = tuple(_tensors(params))
+        self.params = tuple(tensors_of(params))
         if not self.params:
             raise ValueError("params must hold at least one parameter, got none")
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
@@ -177,9 +177,9 @@ class SGD:
             if parameter.grad is None:
                 continue
             data = parameter.data
-            _check_fit("grad", i, parameter.grad, data)
+            check_fit("grad", i, parameter.grad, data)
             if self.velocities[i] is not None:
-                _check_fit("velocity", i, self.velocities[i], data)
+                check_fit("velocity", i, self.velocities[i], data)
             decay = 0.0
             if parameter.ndim > 1 or self._of(group, "decay_biases"):
                 decay = self._of(group, "weight_decay") if self.numbers is None else 1.0
@@ -317,101 +317,3 @@ def _groups(params: Any) -> tuple[list[Group], bool]:
                     f"{parameter.shape} is in group {first} and in group {i}"
                 )
     return groups, True
-
-
-def _check_fit(kind: str, i: int, array: Any, data: Array) -> None:
-    """Raise an error unless ``array`` is one like ``data``, that of parameter ``i``."""
-    alike = is_cupy(array) if is_cupy(data) else isinstance(array, (np.ndarray, np.generic))
-    if not alike:
-        library = namespace(data).__name__
-        raise TypeError(
-            f"{kind} of parameter {i} must be an array of {library}, got {kind_of(array)}"
-        )
-    if (array.shape, array.dtype) != (data.shape, data.dtype):
-        raise ValueError(
-            f"{kind} of parameter {i} must have its shape and dtype, "
-            f"{data.shape} {data.dtype}, got {array.shape} {array.dtype}"
-        )
-
-
-def _tensors(params: Any) -> list[Tensor]:
-    """The given Tensors as a list, checked: each once, none made by an operator."""
-    # A Tensor is iterable too, but only copies of its rows would be updated.
-    if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
-        got = "a single " + ("Tensor" if isinstance(params, Tensor) else type(params).__name__)
-    else:
-        given = list(params)
-        kinds = sorted({type(p).__name__ for p in given if not isinstance(p, Tensor)})
-        got = f"one of {kinds}" if kinds else ""
-    if got:
-        raise TypeError(
-            f"params must be an iterable of Tensors, such as model.parameters(), got {got}"
-            + ("; for groups pass sgd.params" if "'dict'" in got else "")
-            + ("; put it into a list" if got == "a single dict" else "")
-        )
-    places: dict[int, int] = {}
-    for i, parameter in enumerate(given):
-        if parameter._parents:
-            raise ValueError(
-                f"params must be Tensors that no operator made, but number {i} was computed from "
-                "others: pass those"
-            )
-        first = places.setdefault(id(parameter), i)
-        if first != i:
-            raise ValueError(
-                f"params must hold each parameter once, but number {i} is number {first} again"
-            )
-    return given
-
-
-@documented
-def clip_by_norm(params: Iterable[Tensor], limit: float) -> Array:
-    """Shrink all gradients by one factor, so that their common norm is at most ``limit``.
-
-    ``grad = grad * min(1, limit / (norm + 1e-6))`` with the norm over all gradients together, as
-    in PyTorch's ``clip_grad_norm_``; new arrays replace the old ones. The result is the norm before
-    clipping, as a float64 array () on the device of the parameters, so that nothing waits for a
-    GPU. It is 0 if there is no gradient.
-
-    Parameters
-    ----------
-    params
-        The parameters; those without a gradient are skipped.
-    limit
-        A finite number above 0.
-
-    Raises
-    ------
-    ValueError
-        For a limit that is not a finite number above 0.
-    TypeError, ValueError
-        For ``params`` and gradients that :class:`SGD` refuses, but an empty list is allowed.
-
-    >>> from invocupy import nn, optim
-    >>> p = nn.Parameter(np.zeros(2))
-    >>> p.grad = np.array([3.0, 4.0])
-    >>> float(optim.clip_by_norm([p], 1.0)), p.grad.round(3)
-    (5.0, array([0.6, 0.8]))
-    """
-    limit = number("limit", limit, 0)
-    if not limit:
-        raise ValueError(f"limit must be above 0, got {limit}")
-    held = []
-    for i, parameter in enumerate(_tensors(params)):
-        if parameter.grad is not None:
-            _check_fit("grad", i, parameter.grad, parameter.data)
-            held.append(parameter)
-    if not held:
-        return np.zeros(())
-    xp = namespace(held[0].grad)
-    with on_device(held[0].grad):
-        # Not stacked: CuPy would copy the arrays' addresses to the GPU, which no graph can record.
-        squares = xp.empty_like(held[0].grad, np.float64, shape=(len(held),))
-        for i, p in enumerate(held):
-            xp.square(p.grad, dtype=np.float64).sum(out=squares[i : i + 1].reshape(()))
-        norm: Array = xp.sqrt(squares.sum())
-        factor = xp.minimum(1.0, limit / (norm + 1e-6))
-        for parameter in held:
-            grad: Any = parameter.grad
-            parameter.grad = grad * factor.astype(grad.dtype)
-    return norm
